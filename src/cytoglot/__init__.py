@@ -1,0 +1,58 @@
+"""The language of cells: cell sentences, language models of them, and honest measurements.
+
+The public verbs are loaded on first use, so that `import cytoglot` loads neither torch nor a plotting library.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cytoglot.applications.annotation import annotate as annotate
+    from cytoglot.applications.embedding import embed as embed
+    from cytoglot.applications.generation import generate as generate
+    from cytoglot.applications.reconstruction import reconstruct as reconstruct
+    from cytoglot.benchmark.evaluate import evaluate as evaluate
+    from cytoglot.cell_model.load import load_model as load_model
+    from cytoglot.data.audit import audit as audit
+    from cytoglot.data.datasets import load_dataset as load_dataset
+    from cytoglot.data.genes import GeneVocabulary as GeneVocabulary
+    from cytoglot.data.read import read as read
+    from cytoglot.sentence.cell_sentence import CellSentences as CellSentences
+    from cytoglot.sentence.decode import decode as decode
+    from cytoglot.sentence.encode import encode as encode
+    from cytoglot.train.sft import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "CellSentences": "cytoglot.sentence.cell_sentence",
+    "GeneVocabulary": "cytoglot.data.genes",
+    "annotate": "cytoglot.applications.annotation",
+    "audit": "cytoglot.data.audit",
+    "decode": "cytoglot.sentence.decode",
+    "embed": "cytoglot.applications.embedding",
+    "encode": "cytoglot.sentence.encode",
+    "evaluate": "cytoglot.benchmark.evaluate",
+    "generate": "cytoglot.applications.generation",
+    "load_dataset": "cytoglot.data.datasets",
+    "load_model": "cytoglot.cell_model.load",
+    "read": "cytoglot.data.read",
+    "reconstruct": "cytoglot.applications.reconstruction",
+    "train": "cytoglot.train.sft",
+}
+
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'cytoglot' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # the next use is an ordinary attribute
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,51 @@
+"""What a valid answer of a language model is. Tasks speak it, `lm.constrain` enforces it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneOf:
+    """Exactly one of a closed set of texts."""
+
+    options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.options or len(set(self.options)) != len(self.options):
+            n, n_distinct = len(self.options), len(set(self.options))
+            raise ValueError(f"options must be non-empty and distinct, found {n} options, {n_distinct} distinct")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistinctWords:
+    """Between `min_words` and `max_words` words of `words`, separated by one space, none twice."""
+
+    words: tuple[str, ...]
+    min_words: int
+    max_words: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.max_words <= len(self.words):
+            found = f"{self.min_words}, {self.max_words}, {len(self.words)}"
+            raise ValueError(f"need 1 <= min_words <= max_words <= number of words, found {found}")
+        if len(set(self.words)) != len(self.words) or any(not w or w != w.strip() or " " in w for w in self.words):
+            raise ValueError("words must be distinct, non-empty and free of spaces")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A decimal number between `low` and `high`."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeText:
+    """Any text of at most `max_tokens` tokens."""
+
+    max_tokens: int = 256
+
+
+AnswerFormat = OneOf | DistinctWords | Number | FreeText

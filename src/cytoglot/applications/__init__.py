@@ -1,0 +1,1 @@
+"""AnnData in, AnnData or table out."""

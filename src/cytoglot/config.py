@@ -1,0 +1,93 @@
+"""Strict recipes: frozen pydantic models ⇄ YAML, with `a.b=value` overrides. Unknown keys are errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cytoglot.errors import InputError, nearest_names
+
+
+class Settings(BaseModel):
+    """Base of everything that a recipe can name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_recipe(model: type[S], path: str | Path | None = None, overrides: Iterable[str] = ()) -> S:
+    """Read a YAML recipe into `model`, then apply `a.b=value` overrides (values are parsed as YAML).
+
+    Raises
+    ------
+    InputError
+        The file is missing or not a YAML mapping, an override has no `=`, a key is unknown (the nearest known key is
+        named) or a value does not fit its field.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        values = _read_yaml(Path(path))
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError(_explain(model, error, path)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"recipe {path} does not exist; pass the path of a YAML file")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"recipe {path} must hold a mapping of settings, found {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"override {override!r} must look like a.b=value")
+    *parents, last = key.strip().split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise InputError(
+                f"override {override!r} goes into {parent!r}, which is a value and not a group of settings"
+            )
+        values = child
+    values[last] = yaml.safe_load(text)
+
+
+def _explain(model: type[BaseModel], error: ValidationError, path: str | Path | None) -> str:
+    where = f"recipe {path}" if path is not None else "settings"
+    parts = []
+    for fault in error.errors():
+        name = ".".join(str(p) for p in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            parts.append(
+                f"unknown key {name!r}, {nearest_names(str(fault['loc'][-1]), _known_keys(model, fault['loc'][:-1]))}"
+            )
+        else:
+            parts.append(f"{name}: {fault['msg']}, found {fault['input']!r}")
+    return f"{where}: " + "; ".join(parts)
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    for step in location:
+        field = model.model_fields.get(str(step))
+        nested = field.annotation if field is not None else None
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            model = nested
+    return list(model.model_fields)

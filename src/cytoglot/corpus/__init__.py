@@ -1,0 +1,1 @@
+"""Ranked genes and metadata on disk."""

@@ -1,0 +1,1 @@
+"""A causal language model and what one can ask of it; knows nothing of genes or cells."""

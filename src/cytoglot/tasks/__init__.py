@@ -1,0 +1,1 @@
+"""One file per question: cells ⇄ prompt and answer."""

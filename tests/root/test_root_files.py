@@ -1,0 +1,134 @@
+"""errors, extras, atomic, registry, config, manifest, answer_format: the files every stage leans on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cytoglot.answer_format import DistinctWords, OneOf
+from cytoglot.atomic import atomic_path, write_json, write_text
+from cytoglot.config import Settings, load_recipe
+from cytoglot.errors import InputError, MissingExtraError, UnknownNameError
+from cytoglot.extras import require
+from cytoglot.manifest import Manifest, fingerprint_file, fingerprint_texts
+from cytoglot.registry import Registry
+
+
+def test_import_loads_neither_torch_nor_plotting() -> None:
+    code = (
+        "import cytoglot, sys; print([m for m in ('torch','transformers','scanpy','matplotlib') if m in sys.modules])"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+def test_unknown_name_lists_the_nearest_and_reads_as_a_sentence() -> None:
+    registry: Registry[int] = Registry("task")
+    registry.register("annotation")(1)
+    with pytest.raises(UnknownNameError, match="did you mean 'annotation'") as caught:
+        registry["anotation"]
+    assert not str(caught.value).startswith("'")
+
+
+def test_a_name_is_taken_once() -> None:
+    registry: Registry[int] = Registry("task")
+    registry.register("a")(1)
+    with pytest.raises(ValueError, match="registered already"):
+        registry.register("a")(2)
+
+
+def test_missing_extra_names_the_install_command() -> None:
+    with pytest.raises(MissingExtraError, match=r"plots needs 'no_such_module'.*pip install 'cytoglot\[report\]'"):
+        require("no_such_module", extra="report", purpose="plots")
+
+
+def test_atomic_path_leaves_the_old_file_when_the_writer_fails(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    write_text(target, "old")
+
+    def interrupted() -> None:
+        with atomic_path(target) as path:
+            path.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        interrupted()
+    assert target.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_atomic_path_replaces_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    for content in ("one", "two"):
+        with atomic_path(target) as path:
+            path.mkdir()
+            (path / "x").write_text(content)
+    assert (target / "x").read_text() == "two"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_json_refuses_nan(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+class _Inner(Settings):
+    steps: int = 10
+
+
+class _Outer(Settings):
+    name: str = "x"
+    inner: _Inner = _Inner()
+
+
+def test_recipe_takes_yaml_and_overrides(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("name: y\ninner:\n  steps: 3\n")
+    assert load_recipe(_Outer, recipe, ["inner.steps=5"]) == _Outer(name="y", inner=_Inner(steps=5))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["inner.stepz=5"], "unknown key 'inner.stepz', did you mean 'steps'"),
+        (["inner.steps=many"], "inner.steps: .*found 'many'"),
+        (["steps"], "must look like a.b=value"),
+        (["name=x", "name.y=1"], "is a value and not a group"),
+    ],
+)
+def test_recipe_faults_say_what_to_do(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(_Outer, None, overrides)
+
+
+def test_recipe_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        load_recipe(_Outer, tmp_path / "none.yaml")
+
+
+def test_fingerprints_tell_order_and_boundaries_apart(tmp_path: Path) -> None:
+    assert fingerprint_texts(["ab", "c"]) != fingerprint_texts(["a", "bc"])
+    assert fingerprint_texts(["a", "b"]) != fingerprint_texts(["b", "a"])
+    (tmp_path / "f").write_text("x")
+    before = fingerprint_file(tmp_path)
+    (tmp_path / "f").write_text("y")
+    assert fingerprint_file(tmp_path) != before
+
+
+def test_manifest_round_trip() -> None:
+    manifest = Manifest(command="encode", config={"a": 1}, seeds={"s": 0}, inputs={"x": "ff"})
+    assert Manifest.from_dict(manifest.to_dict()) == manifest
+    assert "numpy" in manifest.versions
+
+
+def test_answer_formats_check_themselves() -> None:
+    with pytest.raises(ValueError, match="2 options, 1 distinct"):
+        OneOf(options=("a", "a"))
+    with pytest.raises(ValueError, match="min_words <= max_words"):
+        DistinctWords(words=("A", "B"), min_words=1, max_words=3)
+    with pytest.raises(ValueError, match="free of spaces"):
+        DistinctWords(words=("A B", "C"), min_words=1, max_words=1)
