@@ -1,0 +1,91 @@
+"""Write a cell: of a given type, or of any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from cytoglot.answer_format import DistinctWords
+from cytoglot.errors import InputError
+from cytoglot.tasks.task import AnswerSpace, CellRecord, Task, common_fields, register_task, require_metadata
+
+if TYPE_CHECKING:
+    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.sentence.parse import ParsedSentence
+
+_METRICS = ("gene_overlap", "gene_jaccard", "kendall_tau_b", "validity", "duplicate_share", "pairwise_diversity")
+
+
+class _Generation(Task["ParsedSentence"]):
+    """What conditional and unconditional generation share: the answer is a cell sentence of a stated length."""
+
+    metrics = _METRICS
+
+    def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
+        """Return the number of genes to write and the description.
+
+        The number is that of the record's genes, or its `num_genes` where a cell is still to be written.
+        """
+        num_genes = len(record.genes) or record.num_genes
+        if not num_genes:
+            raise InputError(
+                f"task {self.name!r} needs the number of genes to write for cell {record.cell_id!r}, found an empty "
+                "cell; pass num_genes, or leave out cells without expressed genes"
+            )
+        return common_fields(record) | {"num_genes": str(num_genes)}
+
+    def answer_fields(self, record: CellRecord) -> Mapping[str, str]:
+        """Return the cell sentence; an InputError if the cell is empty."""
+        if not record.genes:
+            raise InputError(
+                f"task {self.name!r} cannot learn from cell {record.cell_id!r}: it has no expressed genes; "
+                "leave out empty cells"
+            )
+        return {"cell_sentence": " ".join(record.genes)}
+
+    def answer_format(self, space: AnswerSpace) -> DistinctWords:
+        """Return exactly `n_genes` distinct genes of the vocabulary.
+
+        Raises
+        ------
+        InputError
+            `space` lacks the vocabulary or the length, or asks for more genes than the vocabulary has.
+        """
+        vocabulary = _vocabulary(self.name, space)
+        if space.n_genes is None or not 1 <= space.n_genes <= len(vocabulary):
+            raise InputError(
+                f"task {self.name!r} needs a number of genes from 1 to {len(vocabulary)} (all genes of the "
+                f"vocabulary), found {space.n_genes}"
+            )
+        return DistinctWords(words=vocabulary.symbols, min_words=space.n_genes, max_words=space.n_genes)
+
+    def parse(self, answer: str, space: AnswerSpace) -> ParsedSentence:
+        """Read the genes of an answer, with a report of what was unknown, repeated or mended."""
+        from cytoglot.sentence.parse import parse_genes
+
+        return parse_genes(answer, _vocabulary(self.name, space))
+
+
+@register_task
+class CellGeneration(_Generation):
+    """A cell type → the ranked genes of such a cell."""
+
+    name = "cell_generation"
+
+    def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
+        """Add the cell type, which must be known."""
+        cell_type = require_metadata(record, "cell_type", task=self.name)
+        return {**super().prompt_fields(record), "cell_type": cell_type}
+
+
+@register_task
+class UnconditionalGeneration(_Generation):
+    """Nothing but what is known of the sample → the ranked genes of a cell."""
+
+    name = "unconditional_generation"
+
+
+def _vocabulary(task: str, space: AnswerSpace) -> GeneVocabulary:
+    if space.vocabulary is None:
+        raise InputError(f"task {task!r} needs the gene vocabulary that its answers are made of, found none")
+    return space.vocabulary

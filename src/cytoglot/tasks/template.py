@@ -1,0 +1,195 @@
+"""Prompt templates: several ways to put one question, read from TOML, checked when read, chosen by a stable hash.
+
+Two rules keep every text of a task tokenised alike. A prompt never ends in white space and a completion starts with
+one space, so that prompt + completion has one tokenisation. Every gene is preceded by a space, in prompts and in
+completions, because tokenizers with one token per gene know a gene only with that space.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import string
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+
+from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.manifest import fingerprint_texts
+
+TERMINATOR = "."
+"""Closes every completion; the tokenizers split it from the word before it."""
+
+GENES_FIELD = "cell_sentence"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Template:
+    """One wording of a task's question."""
+
+    name: str
+    text: str
+    held_out: bool = False
+    """kept out of training, so that a test can tell understanding from recognising the wording"""
+
+    def render(self, fields: Mapping[str, str]) -> str:
+        """Return the prompt; a field of the text that is not in `fields` is a KeyError."""
+        return self.text.format_map(fields)
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """Names in braces."""
+        return frozenset(name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSet:
+    """All wordings of a task and the form of its answer."""
+
+    name: str
+    fields: tuple[str, ...]
+    """what a prompt may name"""
+    answer: str
+    """the completion without its leading space, such as `{cell_type}.`"""
+    templates: tuple[Template, ...]
+
+    def __post_init__(self) -> None:
+        _check_answer(self)
+        _check_names(self)
+        for template in self.templates:
+            _check_template(template, self)
+
+    @cached_property
+    def training(self) -> tuple[Template, ...]:
+        """Templates for training; the first is the terse one, which inference uses unless told otherwise."""
+        return tuple(t for t in self.templates if not t.held_out)
+
+    @cached_property
+    def held_out(self) -> tuple[Template, ...]:
+        """Templates that training never sees."""
+        return tuple(t for t in self.templates if t.held_out)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any wording, its order or its being held out."""
+        texts = [self.name, self.answer]
+        for t in self.templates:
+            texts += [t.name, t.text, str(t.held_out)]
+        return fingerprint_texts(texts)
+
+    def get(self, template: int | str) -> Template:
+        """Return a training template by its position, or any template by its name.
+
+        Raises
+        ------
+        UnknownNameError
+            No template has this name.
+        InputError
+            The position is not that of a training template.
+        """
+        if isinstance(template, str):
+            for candidate in self.templates:
+                if candidate.name == template:
+                    return candidate
+            raise UnknownNameError(f"template of {self.name}", template, [t.name for t in self.templates])
+        if not 0 <= template < len(self.training):
+            raise InputError(
+                f"template {template} of {self.name} does not exist; "
+                f"pass a number from 0 to {len(self.training) - 1} or the name of a template"
+            )
+        return self.training[template]
+
+    def choose(self, cell_id: str, *, seed: int = 0, epoch: int = 0, held_out: bool = False) -> Template:
+        """Return the template of a cell in an epoch: a hash of (seed, task, cell id, epoch).
+
+        It depends neither on the order of the cells nor on the number of workers. With `held_out` the choice is among
+        the held-out templates alone.
+        """
+        pool = self.held_out if held_out else self.training
+        key = "\0".join((str(seed), self.name, cell_id, str(epoch))).encode()
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        return pool[int.from_bytes(digest, "little") % len(pool)]
+
+
+def load_templates(source: str | Path) -> TemplateSet:
+    """Read a TOML file of templates; a bare name such as `"cell_generation"` is one that ships with the package.
+
+    The file holds `name`, `fields`, `answer` and one `[[prompt]]` table per wording with `name`, `text` and,
+    optionally, `held_out = true`.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is not TOML, lacks a key, has an unknown one, or a template breaks a rule: an unknown
+        field, white space at its end, genes that are not preceded by a space, fewer than one training template.
+    """
+    text = _read_text(source)
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"templates {source} are not valid TOML: {error}") from error
+    _check_keys(values, required={"name", "fields", "answer", "prompt"}, optional=set(), where=f"templates {source}")
+    prompts = []
+    for position, prompt in enumerate(values["prompt"]):
+        where = f"templates {source}, prompt {position}"
+        _check_keys(prompt, required={"name", "text"}, optional={"held_out"}, where=where)
+        prompts.append(Template(name=prompt["name"], text=prompt["text"], held_out=prompt.get("held_out", False)))
+    return TemplateSet(
+        name=values["name"], fields=tuple(values["fields"]), answer=values["answer"], templates=tuple(prompts)
+    )
+
+
+def _read_text(source: str | Path) -> str:
+    if isinstance(source, str) and source.isidentifier():
+        packaged = resources.files("cytoglot.tasks") / "templates" / f"{source}.toml"
+        if packaged.is_file():
+            return packaged.read_text(encoding="utf-8")
+    path = Path(source)
+    if not path.is_file():
+        raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")
+    return path.read_text(encoding="utf-8")
+
+
+def _check_keys(values: Mapping[str, object], *, required: set[str], optional: set[str], where: str) -> None:
+    missing, unknown = required - set(values), set(values) - required - optional
+    if missing or unknown:
+        raise InputError(
+            f"{where}: expected the keys {sorted(required)}"
+            + (f" and perhaps {sorted(optional)}" if optional else "")
+            + f"; missing {sorted(missing)}, unknown {sorted(unknown)}"
+        )
+
+
+def _check_answer(templates: TemplateSet) -> None:
+    answer = templates.answer
+    if not answer.endswith(TERMINATOR) or answer != answer.strip():
+        raise InputError(
+            f"the answer of {templates.name} must end in {TERMINATOR!r} and have no white space around it, "
+            f"found {answer!r}; the leading space is added by the task"
+        )
+
+
+def _check_names(templates: TemplateSet) -> None:
+    names = [t.name for t in templates.templates]
+    if len(set(names)) != len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise InputError(f"templates of {templates.name} need distinct names, found more than once: {twice}")
+    if all(t.held_out for t in templates.templates):
+        raise InputError(f"{templates.name} needs at least one template that is not held out, found none")
+
+
+def _check_template(template: Template, templates: TemplateSet) -> None:
+    where, text = f"template {template.name!r} of {templates.name}", template.text
+    unknown = template.fields - set(templates.fields)
+    if unknown:
+        raise InputError(f"{where} names the fields {sorted(unknown)}; known: {list(templates.fields)}")
+    if text != text.strip() or not text:
+        raise InputError(f"{where} must be non-empty and neither start nor end in white space, found {text!r}")
+    before, genes, after = text.partition("{" + GENES_FIELD + "}")
+    if genes and (not before.endswith(" ") or (after and after[0] not in f"{TERMINATOR} \n")):
+        raise InputError(
+            f"{where}: {{{GENES_FIELD}}} must stand after a space and before a full stop, a space or a line break, "
+            "so that every gene is tokenised as a word of its own"
+        )
