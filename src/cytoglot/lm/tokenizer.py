@@ -1,0 +1,242 @@
+"""Text → token ids: the hybrid tokenizer of from-scratch models, and the one place that decides about special tokens.
+
+Who adds what: `encode_prompts` puts in front of a prompt what the tokenizer itself puts there when called plainly
+(`<bos>` for our own tokenizer, Gemma and Llama; nothing for GPT-NeoX and GPT-2) and never anything behind it.
+`encode_completions` adds nothing in front and, when asked, `eos` behind. Everything else in the package calls these.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from cytoglot.errors import InputError
+
+BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
+N_BYTES = 256
+
+
+def build_tokenizer(
+    words: Sequence[str],
+    texts: Iterable[str],
+    *,
+    n_subwords: int = 768,
+    context_length: int | None = None,
+) -> PreTrainedTokenizerFast:
+    """Make a tokenizer in which every word, preceded by a space, is one token and all other text is byte-level BPE.
+
+    The words keep their order and have consecutive ids at the end of the vocabulary (see `word_token_ids`). A word
+    is read whole only behind a space: at the start of a line it falls to byte-level pieces, as does every unknown
+    word. A full stop or other punctuation behind a word is a token of its own, even though words may hold full stops,
+    hyphens and so on inside (`AC093323.3`, `HLA-DRA`). Any text comes back exactly from
+    `decode(encode(text), skip_special_tokens=True)`. Called plainly, the tokenizer adds `<bos>` in front, as Llama's
+    and Gemma's do, and nothing behind; special tokens spelled out in a text are read as special only by plain
+    calls, not by `encode_prompts`.
+
+    Parameters
+    ----------
+    words
+        Distinct, non-empty, without white space; may be empty.
+    texts
+        What byte-level BPE learns its merges from: prompts and answers. Words in it are left out before training, so
+        whole cell sentences do no harm.
+    n_subwords
+        Upper bound for the number of tokens that are neither words nor special; at least 256, one for each byte.
+    context_length
+        Stored as `model_max_length`.
+
+    Raises
+    ------
+    InputError
+        Words are empty, repeated or hold white space, or `n_subwords` is below 256.
+    """
+    _check_words(words, n_subwords)
+    splitter = _splitter(words)
+    trained = _train_bpe(_texts_without(set(words), texts), splitter, n_subwords)
+    vocabulary, merges = _with_words(trained, words)
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    backend.pre_tokenizer = splitter
+    backend.decoder = decoders.ByteLevel()
+    options = {} if context_length is None else {"model_max_length": context_length}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        add_bos_token=True,
+        clean_up_tokenization_spaces=False,
+        **options,
+    )
+
+
+def word_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> NDArray[np.int64]:
+    """Return the token id of each word as it stands behind a space, shape (n_words,).
+
+    Raises
+    ------
+    InputError
+        Some words are more than one token in this tokenizer.
+    """
+    encoded = encode_completions(tokenizer, [" " + word for word in words])
+    split = [word for word, ids in zip(words, encoded, strict=True) if len(ids) != 1]
+    if split:
+        raise InputError(
+            f"expected every word to be one token, found {len(split)} of {len(words)} that are several, such as "
+            f"{split[0]!r}; use a tokenizer built with these words"
+        )
+    return np.array([ids[0] for ids in encoded], dtype=np.int64)
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Return the token ids of each prompt, with the tokenizer's own opening tokens in front and nothing behind.
+
+    Special tokens spelled out in a text (a tissue named `<eos>`) are read as ordinary characters.
+    """
+    opening = opening_ids(tokenizer)
+    return [np.concatenate([opening, ids]) for ids in _encode_plain(tokenizer, texts)]
+
+
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, eos: bool = False
+) -> list[NDArray[np.int64]]:
+    """Return the token ids of texts that continue a prompt; `eos` ends each with the end-of-text token.
+
+    A completion starts with a space of its own. Tokenizers that put a space in front of every text (Llama 2) get it
+    without that space, so that it stands there once.
+
+    Raises
+    ------
+    InputError
+        `eos` is asked of a tokenizer that has no end-of-text token.
+    """
+    if _adds_a_space(tokenizer):
+        texts = [text.removeprefix(" ") for text in texts]
+    encoded = _encode_plain(tokenizer, texts)
+    if not eos:
+        return encoded
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-text token; set tokenizer.eos_token or pass a terminator text")
+    return [np.append(ids, np.int64(tokenizer.eos_token_id)) for ids in encoded]
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, *, eos: bool = True
+) -> tuple[NDArray[np.int64], int]:
+    """Return the ids of prompt and completion, and the number that belong to the prompt.
+
+    Both are encoded apart and joined, so that training, scoring and generation see the same boundary whatever the
+    tokenizer would have merged across it.
+    """
+    prompt_ids = encode_prompts(tokenizer, [prompt])[0]
+    completion_ids = encode_completions(tokenizer, [completion], eos=eos)[0]
+    return np.concatenate([prompt_ids, completion_ids]), len(prompt_ids)
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
+    """Return the special tokens that the tokenizer puts in front of a text when called plainly (often `<bos>`)."""
+    bare = _encode_plain(tokenizer, ["a"])[0].tolist()
+    dressed: list[int] = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for start in range(len(dressed) - len(bare) + 1):
+        if dressed[start : start + len(bare)] == bare:
+            return np.array(dressed[:start], dtype=np.int64)
+    return np.empty(0, dtype=np.int64)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return an id to fill up short rows with: the pad token, else the end-of-text token, else 0."""
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0
+
+
+def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[NDArray[np.int64]]:
+    if isinstance(texts, str):
+        raise InputError(f"expected a list of texts, found one text of {len(texts)} characters; pass [text]")
+    if len(texts) == 0:
+        return []
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
+    return [np.array(ids, dtype=np.int64) for ids in encoded]
+
+
+def _adds_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
+    first = tokenizer.convert_ids_to_tokens(_encode_plain(tokenizer, ["a"])[0].tolist())[0]
+    return first.startswith(("▁", "Ġ"))
+
+
+def _check_words(words: Sequence[str], n_subwords: int) -> None:
+    if n_subwords < N_BYTES:
+        raise InputError(f"n_subwords must be at least {N_BYTES}, one for each byte, found {n_subwords}")
+    faulty = [word for word in words if not word or re.search(r"\s", word)]
+    if faulty:
+        raise InputError(
+            f"words must be non-empty and free of white space, found {len(faulty)} others, such as {faulty[0]!r}"
+        )
+    if len(set(words)) != len(words):
+        repeated = Counter(words).most_common(1)[0][0]
+        raise InputError(f"words must be distinct, found {repeated!r} more than once; drop the repeated ones")
+
+
+def _splitter(words: Sequence[str]) -> pre_tokenizers.PreTokenizer:
+    """Cut text into pieces: a word with its space, a run of punctuation, white space.
+
+    Inside a piece, single characters that occur inside `words` (and always `.`, `-`, `_`) join letters and digits.
+    The few words of another shape (`TRB@`) get a pattern of their own, which ends where no letter or digit follows.
+    """
+    joints = sorted({"-", ".", "_"} | {c for word in words for c in word[1:-1] if not c.isalnum()})
+    usual = _pieces(_pattern(joints, ()))
+    odd = [word for word in words if len(usual.pre_tokenize_str(" " + word)) > 1]
+    return _pieces(_pattern(joints, sorted(odd, key=len, reverse=True))) if odd else usual
+
+
+def _pattern(joints: Sequence[str], odd_words: Sequence[str]) -> str:
+    joint = "".join(map(re.escape, joints))
+    word = rf"[\p{{L}}\p{{N}}]+(?:[{joint}][\p{{L}}\p{{N}}]+)*"
+    odd = rf" (?:{'|'.join(map(re.escape, odd_words))})(?![\p{{L}}\p{{N}}])|" if odd_words else ""
+    return rf"{odd} ?{word}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+
+
+def _pieces(pattern: str) -> pre_tokenizers.PreTokenizer:
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _texts_without(words: set[str], texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        yield " ".join(part for part in text.split(" ") if part.rstrip(".,;:") not in words)
+
+
+def _train_bpe(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer, n_subwords: int) -> dict[str, Any]:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = splitter
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_subwords, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
+    return model
+
+
+def _with_words(trained: dict[str, Any], words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return the vocabulary in the order special tokens, subwords, words, and the merges."""
+    to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    spelled = [to_characters(" " + word)[0][0] for word in words]
+    taken = set(spelled)
+    subwords = [piece for piece in sorted(trained["vocab"], key=trained["vocab"].get) if piece not in taken]
+    vocabulary = {piece: i for i, piece in enumerate([BOS, EOS, PAD, *subwords, *spelled])}
+    return vocabulary, [(left, right) for left, right in trained["merges"]]
