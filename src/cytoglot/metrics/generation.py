@@ -1,0 +1,232 @@
+"""How like real ones generated cell sentences are: valid, of the right type, and as varied.
+
+A sentence is a sequence of genes, highest first, as words or as ids; anything that can be compared will do. Overlap
+alone rewards the average cell: the mean profile of a type beats real cells in it. So read it beside that profile, real
+against real, and the diversity. Axes: n sentences, g genes, d dimensions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Hashable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
+from scipy.stats import kendalltau
+from sklearn.neighbors import NearestNeighbors
+
+from cytoglot.metrics.spec import metric
+
+Sentence = Sequence[Hashable] | NDArray[Any]
+Sentences = Sequence[Sentence]
+
+
+@metric(
+    "gene_overlap",
+    inputs="sentence_pair",
+    direction="higher",
+    reference="C2S: |generated ∩ reference| / |reference| on sets; longer sentences can only raise it",
+)
+def gene_overlap(generated: Sentence, reference: Sentence) -> float:
+    """Return the share of the reference's genes that were generated, order and repeats ignored; NaN if it has none."""
+    wanted = set(reference)
+    return len(wanted & set(generated)) / len(wanted) if wanted else math.nan
+
+
+@metric(
+    "gene_precision",
+    inputs="sentence_pair",
+    direction="higher",
+    reference="|generated ∩ reference| / |generated| on sets",
+)
+def gene_precision(generated: Sentence, reference: Sentence) -> float:
+    """Return the share of the distinct generated genes that the reference holds; NaN if nothing was generated."""
+    return gene_overlap(reference, generated)
+
+
+@metric(
+    "gene_jaccard",
+    inputs="sentence_pair",
+    direction="higher",
+    reference="|generated ∩ reference| / |generated ∪ reference| on sets",
+)
+def gene_jaccard(generated: Sentence, reference: Sentence) -> float:
+    """Return the Jaccard index of the two sets of genes; NaN if both are empty."""
+    first, second = set(generated), set(reference)
+    union = first | second
+    return len(first & second) / len(union) if union else math.nan
+
+
+@metric(
+    "kendall_tau_b",
+    inputs="sentence_pair",
+    direction="higher",
+    low=-1.0,
+    reference="C2S on L1000, as τ-b: genes absent from a sentence share its last rank",
+)
+def kendall_tau(
+    generated: Sentence, reference: Sentence, vocabulary: Sequence[Hashable], *, variant: Literal["a", "b"] = "b"
+) -> float:
+    """Return Kendall's τ of the ranks of all genes of the vocabulary in two sentences.
+
+    Genes absent from a sentence share the rank after its last gene; words outside the vocabulary take no rank; a
+    repeated gene has the rank of its first occurrence. The paper prints the formula of τ-a, yet says that ties are
+    handled, so τ-b is the default.
+
+    Returns
+    -------
+    float
+        NaN where τ is undefined, such as the τ-b of a sentence without genes.
+    """
+    first_g, second_g = _shared_last_ranks(generated, vocabulary), _shared_last_ranks(reference, vocabulary)
+    if len(first_g) < 2 or (variant == "b" and (len(set(first_g)) < 2 or len(set(second_g)) < 2)):
+        return math.nan
+    if variant == "b":
+        return float(kendalltau(first_g, second_g, variant="b").statistic)
+    return _tau_a(first_g, second_g)
+
+
+@metric(
+    "validity",
+    inputs="sentence",
+    direction="higher",
+    reference="share of the written words that are genes of the vocabulary, repeats counted",
+)
+def validity(words: Sentence, vocabulary: Collection[Hashable]) -> float:
+    """Return the share of words that are genes; NaN if there are no words. Pass the vocabulary as a set for speed."""
+    return sum(word in vocabulary for word in words) / len(words) if len(words) else math.nan
+
+
+@metric(
+    "duplicate_share",
+    inputs="sentence",
+    direction="lower",
+    reference="share of the written words that repeat an earlier one",
+)
+def duplicate_share(words: Sentence) -> float:
+    """Return the share of words that had been written before; NaN if there are no words."""
+    return 1 - len(set(words)) / len(words) if len(words) else math.nan
+
+
+@metric(
+    "pairwise_overlap",
+    inputs="sentences",
+    direction="lower",
+    reference="mean over pairs of 2·|A ∩ B| / (|A| + |B|): the gene overlap, for equal lengths",
+)
+def pairwise_overlap(sentences: Sentences) -> float:
+    """Return how alike the sentences of a set are: the mean of 2·|A ∩ B| / (|A| + |B|) over its pairs.
+
+    High is not bad by itself: the target is the value of as many real cells of the type.
+
+    Returns
+    -------
+    float
+        NaN with fewer than two non-empty sentences; empty ones are left out.
+    """
+    filled = [sentence for sentence in sentences if len(sentence)]
+    if len(filled) < 2:
+        return math.nan
+    overlap_nn = _dice(filled, filled)
+    return float((overlap_nn.sum() - np.trace(overlap_nn)) / (len(filled) * (len(filled) - 1)))
+
+
+@metric(
+    "pairwise_diversity",
+    inputs="sentences",
+    direction="higher",
+    reference="1 − pairwise_overlap; compare with real cells of the type, more is not better without end",
+)
+def pairwise_diversity(sentences: Sentences) -> float:
+    """Return one minus the mean overlap of the pairs of a set; 0 if all are the same genes; NaN as there."""
+    return 1 - pairwise_overlap(sentences)
+
+
+@metric(
+    "mean_overlap",
+    inputs="sentences",
+    direction="higher",
+    reference="mean over all pairs (generated, real) of 2·|A ∩ B| / (|A| + |B|)",
+)
+def mean_overlap(generated: Sentences, real: Sentences) -> float:
+    """Return the mean overlap of generated with real sentences, over all pairs; NaN if either set has none.
+
+    It has the scale of `pairwise_overlap`, so real against real is its ceiling for a sampler.
+    """
+    generated, real = [s for s in generated if len(s)], [s for s in real if len(s)]
+    return float(_dice(generated, real).mean()) if generated and real else math.nan
+
+
+def nearest_labels(reference_nd: ArrayLike, labels: ArrayLike, query_nd: ArrayLike, *, k: int = 15) -> NDArray[Any]:
+    """Return for each query the label of most of its `k` nearest references; of equally many, the nearest one's.
+
+    Euclidean distance. `k` is cut to the number of references.
+
+    Raises
+    ------
+    ValueError
+        There are no references, or the numbers of vectors and labels differ.
+    """
+    reference, labels_n = np.asarray(reference_nd, dtype=np.float64), np.asarray(labels, dtype=object)
+    if not len(reference) or len(reference) != len(labels_n):
+        raise ValueError(f"need references with one label each, found {len(reference)} and {len(labels_n)} labels")
+    codes, names = pd.factorize(labels_n)
+    neighbours = NearestNeighbors(n_neighbors=min(k, len(reference))).fit(reference)
+    code_nk = codes[neighbours.kneighbors(np.asarray(query_nd, dtype=np.float64), return_distance=False)]
+    votes_nl = (code_nk[:, :, None] == np.arange(len(names))).sum(axis=1)
+    votes_of_neighbour_nk = np.take_along_axis(votes_nl, code_nk, axis=1)
+    winner = votes_of_neighbour_nk.argmax(axis=1)  # neighbours are sorted: the first of the best is the nearest
+    return np.asarray(names)[code_nk[np.arange(len(code_nk)), winner]]
+
+
+@metric(
+    "knn_type_agreement",
+    inputs="vectors",
+    direction="higher",
+    reference="C2S: share of generated cells whose nearest real cells are mostly of the wanted type",
+)
+def knn_type_agreement(
+    real_nd: ArrayLike, real_types: ArrayLike, generated_nd: ArrayLike, wanted_types: ArrayLike, *, k: int = 15
+) -> float:
+    """Return the share of generated cells whose `k` nearest real cells are mostly of the type that was asked for.
+
+    Its ceiling is held-out real cells in the place of the generated ones. NaN without generated cells.
+    """
+    wanted = np.asarray(wanted_types, dtype=object)
+    if not len(wanted):
+        return math.nan
+    return float((nearest_labels(real_nd, real_types, generated_nd, k=k) == wanted).mean())
+
+
+def _shared_last_ranks(sentence: Sentence, vocabulary: Sequence[Hashable]) -> NDArray[np.int64]:
+    index = {gene: i for i, gene in enumerate(vocabulary)}
+    present = list(dict.fromkeys(index[gene] for gene in sentence if gene in index))
+    ranks_g = np.full(len(index), len(present) + 1, dtype=np.int64)
+    ranks_g[present] = np.arange(1, len(present) + 1)
+    return ranks_g
+
+
+def _tau_a(first_g: NDArray[np.int64], second_g: NDArray[np.int64]) -> float:
+    n_pairs = len(first_g) * (len(first_g) - 1) / 2
+    untied = [n_pairs - sum(c * (c - 1) / 2 for c in np.unique(r, return_counts=True)[1]) for r in (first_g, second_g)]
+    if 0 in untied:
+        return 0.0  # every pair is tied in one of them: none is concordant, none discordant
+    return float(kendalltau(first_g, second_g, variant="b").statistic) * math.sqrt(math.prod(untied)) / n_pairs
+
+
+def _dice(first: Sentences, second: Sentences) -> NDArray[np.float64]:
+    """Return 2·|A ∩ B| / (|A| + |B|) for all pairs; no sentence may be empty."""
+    index: dict[Hashable, int] = {}
+    first_ng, second_ng = ([sorted({index.setdefault(g, len(index)) for g in s}) for s in ss] for ss in (first, second))
+    a, b = _presence(first_ng, len(index)), _presence(second_ng, len(index))
+    sizes = np.asarray(a.sum(axis=1)) + np.asarray(b.sum(axis=1)).T
+    return np.asarray(2 * (a @ b.T).toarray() / sizes)
+
+
+def _presence(ids: list[list[int]], n_genes: int) -> csr_matrix:
+    indptr = np.cumsum([0, *map(len, ids)])
+    indices = np.concatenate([np.asarray(i, dtype=np.int64) for i in ids])
+    return csr_matrix((np.ones(len(indices)), indices, indptr), shape=(len(ids), n_genes))

@@ -1,0 +1,73 @@
+"""The registry of metrics: what every entry must state, and that tasks name existing ones."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from cytoglot.errors import UnknownNameError
+from cytoglot.metrics import MetricSpec, bootstrap, metrics
+from cytoglot.tasks import tasks
+
+RNG = np.random.default_rng(0)
+TRUTH, PREDICTED = RNG.choice(list("abc"), 50), RNG.choice(list("abc"), 50)
+PROBABILITIES = RNG.dirichlet(np.ones(3), 50)
+SENTENCES = [list(RNG.permutation(20)[:8]) for _ in range(6)]
+ARGUMENTS = {
+    "accuracy": (TRUTH, PREDICTED),
+    "macro_f1": (TRUTH, PREDICTED),
+    "balanced_accuracy": (TRUTH, PREDICTED),
+    "ece": (PROBABILITIES.max(1), TRUTH == PREDICTED),
+    "adaptive_ece": (PROBABILITIES.max(1), TRUTH == PREDICTED),
+    "brier": (TRUTH, PROBABILITIES, list("abc")),
+    "nll": (TRUTH, PROBABILITIES, list("abc")),
+    "gene_overlap": (SENTENCES[0], SENTENCES[1]),
+    "gene_precision": (SENTENCES[0], SENTENCES[1]),
+    "gene_jaccard": (SENTENCES[0], SENTENCES[1]),
+    "kendall_tau_b": (SENTENCES[0], SENTENCES[1], list(range(20))),
+    "validity": (SENTENCES[0], set(range(10))),
+    "duplicate_share": ([1, 2, 1],),
+    "pairwise_overlap": (SENTENCES,),
+    "pairwise_diversity": (SENTENCES,),
+    "mean_overlap": (SENTENCES[:3], SENTENCES[3:]),
+    "knn_type_agreement": (RNG.normal(size=(50, 2)), TRUTH, RNG.normal(size=(50, 2)), PREDICTED),
+}
+
+
+@pytest.mark.parametrize("name", list(metrics))
+def test_a_metric_stays_in_its_range_and_its_additive_form_agrees(name: str) -> None:
+    spec = metrics[name]
+    value = spec.function(*ARGUMENTS[name])
+    assert spec.name == name
+    assert spec.contains(value)
+    assert not math.isnan(value)
+    assert spec.best in (spec.low, spec.high)
+    assert spec.reference
+    if spec.statistic is not None:
+        interval = bootstrap(spec.statistic(*ARGUMENTS[name]), n_resamples=50)
+        assert interval.value == pytest.approx(value)
+        assert interval.low <= interval.high
+
+
+def test_tasks_name_metrics_that_exist() -> None:
+    assert all(name in metrics for task in tasks.values() for name in task.metrics)
+
+
+def test_an_unknown_metric_is_answered_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown metric 'macrof1'; did you mean 'macro_f1'"):
+        metrics["macrof1"]
+
+
+def test_a_range_must_not_be_empty() -> None:
+    with pytest.raises(ValueError, match=r"metric 'm': the range needs low < high, found 1 and 0"):
+        MetricSpec(name="m", function=len, inputs="labels", low=1, high=0, direction="higher", reference="r")
+
+
+def test_the_range_takes_nan_and_refuses_what_lies_outside() -> None:
+    spec = metrics["brier"]
+    assert spec.contains(math.nan)
+    assert spec.contains(2.0)
+    assert not spec.contains(2.1)
+    assert spec.best == 0
