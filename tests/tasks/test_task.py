@@ -70,6 +70,15 @@ def test_prompt_and_example_agree(task: Task) -> None:
     assert task.prompt(RECORD) == task.example(RECORD, template=0).prompt
 
 
+def test_an_example_needs_just_the_metadata_that_the_task_states(task: Task) -> None:
+    needed = {key: RECORD.metadata[key] for key in task.required_metadata}
+    task.example(CellRecord(genes=GENES, metadata=needed, cell_id="c"))
+    for key in needed:
+        rest = {k: v for k, v in needed.items() if k != key}
+        with pytest.raises(InputError, match=f"needs the {key} of cell 'c'"):
+            task.example(CellRecord(genes=GENES, metadata=rest, cell_id="c"))
+
+
 def test_an_unknown_task_is_answered_with_the_nearest() -> None:
     with pytest.raises(
         UnknownNameError, match=r"unknown task 'cell_type_anotation'; did you mean 'cell_type_annotation'"

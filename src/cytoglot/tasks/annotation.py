@@ -38,6 +38,8 @@ class CellTypeAnnotation(Task[ParsedLabel]):
     """The ranked genes of a cell → its cell type."""
 
     name = "cell_type_annotation"
+    required_metadata = ("cell_type",)
+    closed_answer = True
     metrics = ("accuracy", "macro_f1", "balanced_accuracy", "ece", "brier")
 
     def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:

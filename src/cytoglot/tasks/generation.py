@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 from cytoglot.answer_format import DistinctWords
 from cytoglot.errors import InputError
+from cytoglot.sentence.parse import ParsedSentence, parse_genes
 from cytoglot.tasks.task import AnswerSpace, CellRecord, Task, common_fields, register_task, require_metadata
 
 if TYPE_CHECKING:
     from cytoglot.data.genes import GeneVocabulary
-    from cytoglot.sentence.parse import ParsedSentence
 
 _METRICS = ("gene_overlap", "gene_jaccard", "kendall_tau_b", "validity", "duplicate_share", "pairwise_diversity")
 
 
-class _Generation(Task["ParsedSentence"]):
+class _Generation(Task[ParsedSentence]):
     """What conditional and unconditional generation share: the answer is a cell sentence of a stated length."""
 
     metrics = _METRICS
@@ -61,8 +61,6 @@ class _Generation(Task["ParsedSentence"]):
 
     def parse(self, answer: str, space: AnswerSpace) -> ParsedSentence:
         """Read the genes of an answer, with a report of what was unknown, repeated or mended."""
-        from cytoglot.sentence.parse import parse_genes
-
         return parse_genes(answer, _vocabulary(self.name, space))
 
 
@@ -71,6 +69,7 @@ class CellGeneration(_Generation):
     """A cell type → the ranked genes of such a cell."""
 
     name = "cell_generation"
+    required_metadata = ("cell_type",)
 
     def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
         """Add the cell type, which must be known."""

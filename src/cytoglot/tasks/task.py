@@ -83,6 +83,10 @@ class Task(ABC, Generic[Value]):
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     """registered names of the metrics that judge the task's answers"""
+    required_metadata: ClassVar[tuple[str, ...]] = ()
+    """what must be known of a cell to make an example of it"""
+    closed_answer: ClassVar[bool] = False
+    """whether the answer is one of a closed set of labels"""
 
     def __init__(self, templates: TemplateSet | None = None) -> None:
         self._given_templates = templates
