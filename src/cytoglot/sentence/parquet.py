@@ -1,0 +1,169 @@
+"""Cell sentences ⇄ Parquet: ragged gene ids as a list column, everything else that defines them in the metadata."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cytoglot.atomic import atomic_path
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.errors import InputError
+from cytoglot.manifest import Manifest
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, gene_id_dtype
+
+FORMAT_VERSION = 1
+METADATA_KEY = b"cytoglot"
+#: Cells of a row group: 2,000 genes each are 32 MB of ids and 110 MB of text, far below Arrow's 2 GiB for a column.
+ROW_GROUP_CELLS = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceHeader:
+    """What the metadata of a file of sentences says."""
+
+    vocabulary: GeneVocabulary
+    settings: RankSettings
+    tie_rates: NDArray[np.float32] | None = None
+    manifest: Manifest | None = None
+
+    def to_json(self) -> bytes:
+        """Return compact JSON; float32 rates go as base64, exact to the last bit."""
+        record = {
+            "format_version": FORMAT_VERSION,
+            "vocabulary": self.vocabulary.to_dict(),
+            "settings": self.settings.to_dict(),
+            "tie_rates": None if self.tie_rates is None else _to_base64(self.tie_rates),
+            "manifest": None if self.manifest is None else self.manifest.to_dict(),
+        }
+        return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> SentenceHeader:
+        """Read what `to_json` wrote; a newer format is refused."""
+        record = json.loads(text)
+        if record["format_version"] > FORMAT_VERSION:
+            raise InputError(
+                f"sentences of format {record['format_version']} need a newer cytoglot; this one reads up to "
+                f"{FORMAT_VERSION}"
+            )
+        rates, manifest = record["tie_rates"], record["manifest"]
+        return cls(
+            vocabulary=GeneVocabulary.from_dict(record["vocabulary"]),
+            settings=RankSettings(**record["settings"]),
+            tie_rates=None if rates is None else _from_base64(rates),
+            manifest=None if manifest is None else Manifest.from_dict(manifest),
+        )
+
+    def schema(self, *, text: bool) -> pa.Schema:
+        """Return the Arrow schema of the file."""
+        word = pa.from_numpy_dtype(gene_id_dtype(len(self.vocabulary)))
+        fields = [("cell_id", pa.string()), ("gene_ids", pa.list_(pa.field("element", word, nullable=False)))]
+        fields += [("sentence", pa.string())] if text else []
+        fields += [("n_expressed", pa.int32())]
+        return pa.schema(fields, metadata={METADATA_KEY: self.to_json()})
+
+
+def header_of(sentences: CellSentences) -> SentenceHeader:
+    """Return what the metadata of these sentences says."""
+    return SentenceHeader(
+        vocabulary=sentences.vocabulary,
+        settings=sentences.settings,
+        tie_rates=sentences.tie_rates,
+        manifest=sentences.manifest,
+    )
+
+
+def write_sentences(sentences: CellSentences, path: str | Path, *, text: bool) -> None:
+    """Write `sentences` in row groups, atomically; with `text`, memory for the text of one row group at a time."""
+    schema = header_of(sentences).schema(text=text)
+    with atomic_path(path) as partial, open_writer(partial, schema) as writer:
+        for start in range(0, len(sentences), ROW_GROUP_CELLS):
+            writer.write_table(record_table(sentences[start : start + ROW_GROUP_CELLS], schema))
+
+
+def open_writer(path: str | Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Return a writer with our settings; ids are nearly random, so a dictionary or statistics would only cost time."""
+    return pq.ParquetWriter(
+        path, schema, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+    )
+
+
+def record_table(sentences: CellSentences, schema: pa.Schema) -> pa.Table:
+    """Return the rows of a file; at most 2 GiB of words or text."""
+    columns: list[pa.Array] = [pa.array(sentences.cell_ids, pa.string())]
+    offsets = pa.array(sentences.offsets.astype(np.int32))
+    columns.append(pa.ListArray.from_arrays(offsets, pa.array(sentences.gene_ids), type=schema.field("gene_ids").type))
+    if "sentence" in schema.names:
+        columns.append(sentences.text())
+    columns.append(pa.array(sentences.n_expressed))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def read_header(path: str | Path) -> SentenceHeader:
+    """Return vocabulary, settings and manifest of a file without reading its sentences."""
+    return SentenceHeader.from_json(_metadata(_open(path), path))
+
+
+def read_sentences(path: str | Path) -> CellSentences:
+    """Read every cell; a `sentence` column is not read, it follows from the ids."""
+    file = _open(path)
+    header = SentenceHeader.from_json(_metadata(file, path))
+    lengths, gene_ids, cell_ids, n_expressed = [], [], [], []
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["cell_id", "gene_ids", "n_expressed"]).combine_chunks()
+        ids = table["gene_ids"].combine_chunks()
+        lengths.append(np.diff(ids.offsets.to_numpy()))
+        gene_ids.append(ids.flatten().to_numpy())
+        cell_ids.append(table["cell_id"].to_numpy())
+        n_expressed.append(table["n_expressed"].to_numpy())
+    dtype = gene_id_dtype(len(header.vocabulary))
+    offsets = np.concatenate([np.zeros(1, np.int64), *lengths])
+    return CellSentences(
+        cell_ids=_joined(cell_ids, np.dtype(object)),
+        offsets=np.cumsum(offsets),
+        gene_ids=_joined(gene_ids, dtype),
+        n_expressed=_joined(n_expressed, np.dtype(np.int32)),
+        vocabulary=header.vocabulary,
+        settings=header.settings,
+        tie_rates=header.tie_rates,
+        manifest=header.manifest,
+    )
+
+
+def _open(path: str | Path) -> pq.ParquetFile:
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; expected a Parquet file written by `cytoglot encode`")
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a readable Parquet file: {error}") from error
+
+
+def _metadata(file: pq.ParquetFile, path: str | Path) -> bytes:
+    metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
+    if METADATA_KEY not in metadata:
+        raise InputError(
+            f"{path} holds columns {file.schema_arrow.names} but no cytoglot metadata; expected a file written by "
+            "`cytoglot encode` or CellSentences.to_parquet"
+        )
+    return metadata[METADATA_KEY]
+
+
+def _joined(parts: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    return np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def _to_base64(values: NDArray[np.float32]) -> str:
+    return base64.b64encode(values.astype("<f4").tobytes()).decode()
+
+
+def _from_base64(text: str) -> NDArray[np.float32]:
+    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)
