@@ -49,6 +49,22 @@ class LanguageModel:
         """Width of the output layer."""
         return int(self.model.config.get_text_config().vocab_size)
 
+    @property
+    def body(self) -> torch.nn.Module:
+        """The model without its output layer; returns hidden states."""
+        return self.model.get_decoder()
+
+    @property
+    def attention_window(self) -> int | None:
+        """Shortest span that some layer's attention is limited to, None when every layer sees the whole text."""
+        config = self.model.config.get_text_config()
+        slides = getattr(config, "use_sliding_window", True)
+        spans = (
+            getattr(config, "sliding_window", None) if slides else None,
+            getattr(config, "attention_chunk_size", None),
+        )
+        return min((int(span) for span in spans if span), default=None)
+
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Run a block without dropout and without a gradient graph; the model's mode is as before afterwards."""
@@ -208,7 +224,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _why_not(name_or_folder: str | Path, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
+    reason = " ".join(str(error).split())[:500]
     if Path(name_or_folder).expanduser().is_dir():
         return f"the model in {name_or_folder} cannot be loaded: {reason}"
     return (

@@ -198,10 +198,9 @@ def _start_as_pool(
     first = int(settings.word_constant > 0)
     pooled = _pooled_size(embedding_wd, texts, slice(first, first + n_vector_columns))
     rotation, _ = torch.linalg.qr(torch.randn(settings.hidden_size, settings.hidden_size))
-    value = rotation.clone()
-    value[:, :first] = 0
+    rotation[:, :first] = 0
     attention = model.model.layers[settings.pool_layer].self_attn
-    attention.v_proj.weight.copy_(value)
+    attention.v_proj.weight.copy_(rotation)
     attention.o_proj.weight.copy_(rotation.T * (settings.pool_gain / pooled))
 
 
