@@ -1,0 +1,251 @@
+"""Sampling: the right distribution, the same sample in any batch, nothing invalid."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from transformers import LogitsProcessorList, TopPLogitsWarper
+
+from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
+from cytoglot.errors import InputError
+from cytoglot.lm import generate
+from cytoglot.lm.constrain import constrain
+from cytoglot.lm.generate import generate_answers, sample_answers
+from cytoglot.lm.load import LanguageModel
+from cytoglot.lm.sampling import Sampling, TokenSampler, keep_top_p
+from cytoglot.lm.score import score_answers_naive
+
+FAMILIES = ("llama", "neox", "gpt2", "gemma3", "mistral", "bloom", "mamba")
+
+
+def genes(words: tuple[str, ...], few: int = 3, many: int = 8) -> DistinctWords:
+    return DistinctWords(words=words, min_words=few, max_words=many)
+
+
+@pytest.fixture
+def lm(scratch_lm: LanguageModel) -> LanguageModel:
+    return scratch_lm
+
+
+@pytest.mark.parametrize("which", ["scratch_lm", "hub_like_lm"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_no_word_is_invalid_or_repeated_however_wild_the_sampling(which, temperature, words, prompts, request):
+    lm = request.getfixturevalue(which)
+    answers = generate_answers(lm, prompts, genes(words, 4, len(words)), seed=0, n_samples=20, temperature=temperature)
+    assert [len(samples) for samples in answers] == [20] * len(prompts)
+    for text in (text for samples in answers for text in samples):
+        chosen = text.split(" ")
+        assert set(chosen) <= set(words)
+        assert len(set(chosen)) == len(chosen) >= 4
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sample_is_the_same_in_any_batch(family, make_lm, word_tokenizer, words, prompts):
+    lm = make_lm(family, word_tokenizer)
+    many = [prompts[i % len(prompts)] for i in range(13)]
+    options = {"seed": 3, "n_samples": 5}
+    alone = generate_answers(lm, many, genes(words), batch_size=1, **options)
+    assert len({text for samples in alone for text in samples}) > 40
+    for batch_size in (7, 64):
+        assert generate_answers(lm, many, genes(words), batch_size=batch_size, **options) == alone
+
+
+def test_a_sample_depends_on_seed_key_and_number_alone(lm, words, prompts):
+    options = {"seed": 3, "n_samples": 4}
+    keys = [f"cell {i}" for i in range(len(prompts))]
+    answers = generate_answers(lm, prompts, genes(words), keys=keys, **options)
+    backwards = generate_answers(lm, prompts[::-1], genes(words), keys=keys[::-1], **options)
+    assert backwards[::-1] == answers
+    assert generate_answers(lm, prompts[2:3], genes(words), keys=keys[2:3], **options) == answers[2:3]
+    assert generate_answers(lm, prompts, genes(words), keys=keys, seed=3, n_samples=2) == [a[:2] for a in answers]
+    assert generate_answers(lm, prompts, genes(words), keys=keys, seed=4, n_samples=4) != answers
+    same_prompt = generate_answers(lm, [prompts[0]] * 2, genes(words), **options)
+    assert same_prompt[0] != same_prompt[1], "by default each place in the list has noise of its own"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_answers_are_those_of_transformers(family, make_lm, word_tokenizer, words, prompts):
+    lm = make_lm(family, word_tokenizer)
+    for answer_format in (genes(words), OneOf(options=("B cell", "NK cell", "NK")), FreeText(max_tokens=9)):
+        constraint = constrain(answer_format, lm.tokenizer)
+        ours = generate_answers(lm, prompts, answer_format, seed=0, temperature=0)
+        for prompt, answers in zip(prompts, ours, strict=True):
+            inputs = lm.tokenizer([prompt], return_tensors="pt")
+            n_prompt = inputs["input_ids"].shape[1]
+            ids = lm.model.generate(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                do_sample=False,
+                max_new_tokens=constraint.max_tokens(),
+                pad_token_id=lm.pad_id,
+                logits_processor=LogitsProcessorList([constraint.processor(prompt_length=n_prompt)]),
+            )
+            assert constraint.read(ids[:, n_prompt:]) == answers
+
+
+def test_samples_have_the_probabilities_of_the_model(lm, prompts, labels):
+    options = tuple(label.strip().removesuffix(".") for label in labels)
+    scores = score_answers_naive(lm, prompts[:1], [f" {option}." for option in options])[0]
+    n_samples = 4000
+    # Masking renormalises token by token, so compare with sampling that does the same by hand.
+    answers = sample_answers(
+        lm, prompts[:1], OneOf(options=options), sampling=Sampling(seed=1), n_samples=n_samples, batch_size=n_samples
+    )[0]
+    expected = {answer.text: math.exp(sum(answer.token_log_probs)) for answer in answers}
+    seen = Counter(answer.text for answer in answers)
+    assert sum(expected.values()) > 0.95
+    for text, probability in expected.items():
+        spread = math.sqrt(probability * (1 - probability) / n_samples)
+        assert abs(seen[text] / n_samples - probability) < 4.5 * spread + 1e-9
+    # What the mask gives is at least what the model gives, since it only takes other tokens away.
+    for text, probability in expected.items():
+        assert math.log(probability) >= scores[options.index(text)] - 1e-4
+
+
+def test_log_probs_of_free_text_are_those_of_the_model(lm, prompts):
+    answer = sample_answers(lm, prompts[:1], FreeText(max_tokens=6), sampling=Sampling(seed=2, temperature=2.0))[0][0]
+    inputs = lm.tokenizer([prompts[0]], return_tensors="pt")["input_ids"]
+    sampler = TokenSampler(Sampling(seed=2, temperature=2.0), ["0\0" + "0"])
+    n_tokens = len(lm.tokenizer)
+    for log_prob in answer.token_log_probs:
+        with torch.inference_mode():
+            logits = lm.model(input_ids=inputs).logits[:, -1]
+        token = sampler.choose(logits, torch.ones((1, n_tokens), dtype=torch.bool))
+        assert logits.log_softmax(dim=1)[0, token] == pytest.approx(log_prob, abs=1e-4)
+        inputs = torch.cat([inputs, token[:, None]], dim=1)
+
+
+@pytest.mark.parametrize("which", ["scratch_lm", "hub_like_lm"])
+def test_log_probs_of_words_add_up(which, words, prompts, request):
+    lm = request.getfixturevalue(which)
+    samples = sample_answers(lm, prompts, genes(words, 2, 6), sampling=Sampling(seed=5), n_samples=3)
+    for answer in (answer for of_prompt in samples for answer in of_prompt):
+        assert len(answer.word_log_probs) == len(answer.text.split(" "))
+        assert sum(answer.word_log_probs) >= sum(answer.token_log_probs) - 1e-6, "the closing costs the rest"
+        assert max(answer.token_log_probs) <= 0
+    text_only = generate_answers(lm, prompts, genes(words, 2, 6), seed=5, n_samples=3)
+    assert text_only == [[answer.text for answer in of_prompt] for of_prompt in samples]
+
+
+def test_each_prompt_may_have_its_own_format(lm, words, prompts):
+    formats: list[AnswerFormat] = [
+        genes(words, 2, 2),
+        OneOf(options=("B cell", "NK cell")),
+        genes(words, 7, 7),
+        Number(low=0, high=9),
+        genes(words, 1, 12),
+    ]
+    answers = generate_answers(lm, prompts, formats, seed=6, n_samples=3)
+    apart = [
+        generate_answers(lm, [prompt], one, seed=6, n_samples=3, keys=[str(i)])[0]
+        for i, (prompt, one) in enumerate(zip(prompts, formats, strict=True))
+    ]
+    assert answers == apart
+    assert {len(text.split(" ")) for text in answers[0]} == {2}
+    assert {len(text.split(" ")) for text in answers[2]} == {7}
+    assert set(answers[1]) <= {"B cell", "NK cell"}
+    assert all(0 <= float(text) <= 9 for text in answers[3])
+
+
+def test_a_prompt_is_read_once_for_all_its_samples(lm, words, prompts, monkeypatch):
+    read = []
+    original = generate._read_prompts
+
+    def count(lm, prompt_ids):
+        read.extend(ids.tobytes() for ids in prompt_ids)
+        return original(lm, prompt_ids)
+
+    monkeypatch.setattr(generate, "_read_prompts", count)
+    generate_answers(lm, [*prompts, *prompts], genes(words), seed=0, n_samples=5, batch_size=4)
+    assert len(read) == len(set(read)) == len(prompts)
+
+
+def test_answers_end_before_the_context_is_full(lm, words):
+    prompt = "ACTB" + " B2M" * 252  # with <bos>, 256 - 3 or so
+    n_prompt = len(lm.tokenizer(prompt)["input_ids"])
+    left = 256 - n_prompt
+    shortened = prompt.removesuffix(" B2M" * (8 - left)) if left < 8 else prompt
+    left = 256 - len(lm.tokenizer(shortened)["input_ids"])
+    assert left == 8
+    answers = generate_answers(lm, [shortened], genes(words, 2, 12), seed=0, n_samples=30)[0]
+    assert max(len(text.split(" ")) for text in answers) == left - 2, "room for the terminator and end of text"
+    with pytest.raises(InputError, match=r"prompt 0 has 248 tokens and its answer may need 9 for 7 words, together"):
+        generate_answers(lm, [shortened], genes(words, 7, 12), seed=0)
+
+
+def test_top_p_keeps_what_transformers_keeps():
+    logits = torch.from_numpy(np.random.default_rng(0).normal(0, 3, (20, 50)).astype(np.float32))
+    for top_p in (0.01, 0.3, 0.9, 0.999):
+        expected = TopPLogitsWarper(top_p)(torch.zeros((20, 1), dtype=torch.int64), logits)
+        assert torch.equal(keep_top_p(logits, top_p), expected)
+
+
+def test_noise_draws_by_probability():
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05, 0.0]])).repeat(500, 1)
+    allowed = torch.tensor([True, False, True, True, True])[None].repeat(500, 1)
+    sampler = TokenSampler(Sampling(seed=1), [str(i) for i in range(500)])
+    drawn = np.bincount(np.concatenate([sampler.choose(logits, allowed).numpy() for _ in range(40)]), minlength=5)
+    expected = np.array([0.5, 0, 0.15, 0.05, 0]) / 0.7
+    assert drawn / 20_000 == pytest.approx(expected, abs=4.5 * math.sqrt(0.25 / 20_000))
+    assert drawn[1] == drawn[4] == 0
+
+
+def test_lower_temperature_and_top_p_are_tamer(lm, words, prompts):
+    def diversity(**options: float) -> int:
+        samples = generate_answers(lm, prompts[:1], genes(words, 3, 3), seed=0, n_samples=100, **options)[0]
+        return len(set(samples))
+
+    assert diversity(temperature=5.0) > diversity() > diversity(temperature=0.3) > diversity(temperature=0) == 1
+    assert diversity(top_p=0.5) < diversity()
+    assert diversity(top_p=1e-9) == 1
+
+
+def test_the_model_is_left_as_it_was(lm, words, prompts):
+    lm.model.train()
+    try:
+        generate_answers(lm, prompts[:1], genes(words), seed=0)
+        assert lm.model.training
+    finally:
+        lm.model.eval()
+
+
+def test_no_prompts_give_no_answers(lm, words):
+    assert generate_answers(lm, [], genes(words), seed=0) == []
+
+
+def test_bad_input_is_refused(lm, hub_like_lm, words, prompts):
+    for options, message in (
+        ({"temperature": -1}, r"temperature must be 0 .* found -1"),
+        ({"temperature": float("nan")}, r"found nan"),
+        ({"top_p": 0}, r"top_p must be above 0 and at most 1, found 0"),
+        ({"n_samples": 0}, r"n_samples and batch_size must be at least 1, found 0 and 64"),
+        ({"batch_size": 0}, r"found 1 and 0"),
+        ({"keys": ["a"]}, r"one key for each prompt, found 5 prompts, 5 formats and 1 keys"),
+    ):
+        with pytest.raises(InputError, match=message):
+            generate_answers(lm, prompts, genes(words), seed=0, **options)
+    with pytest.raises(InputError, match="found 5 prompts, 2 formats and 5 keys"):
+        generate_answers(lm, prompts, [genes(words)] * 2, seed=0)
+    with pytest.raises(InputError, match="prompt 0 is empty and the tokenizer puts no opening token"):
+        generate_answers(hub_like_lm, [""], genes(words), seed=0)
+    with pytest.raises(InputError, match=r"has 302 tokens and its answer may need 5 .*context of 256"):
+        generate_answers(lm, [" B2M" * 301], genes(words), seed=0)
+    with pytest.raises(InputError, match=r"found one text of 5 characters; pass \[text\]"):
+        generate_answers(lm, "Cell?", genes(words), seed=0)
+
+
+def test_a_broken_model_is_named(lm, words, prompts):
+    weight = lm.model.lm_head.weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[0, 0] = float("nan")
+        with pytest.raises(InputError, match="logits that are not finite"):
+            generate_answers(lm, prompts, genes(words), seed=0)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
