@@ -1,0 +1,296 @@
+"""In what state a matrix is, decided by test; and from counts or logs to log-normalised values.
+
+Axes: n cells, g genes. Matrices are cells × genes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from cytoglot.errors import InputError
+
+StateKind = Literal["counts", "log1p", "nonnegative", "signed"]
+
+_BLOCK = 1 << 22
+"""values looked at in one go, so that a check never makes a copy of the matrix"""
+_SCALE_CELLS = 400
+"""cells, evenly spaced, on which the scale of non-integers is decided"""
+_BASES = (None, math.e, 10.0, 2.0)
+_BASE_NAMES = {math.e: "natural", 10.0: "base 10", 2.0: "base 2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixState:
+    """What the values of a matrix are. The ranking of a cell's genes is the same for counts and for their logs."""
+
+    kind: StateKind
+    log_base: float | None = None
+    """base b where the values are log_b(1 + x), else None"""
+    target_sum: float | None = None
+    """sum of each cell before the logarithm where it is constant; None where it is not, as after a choice of genes"""
+    n_cells_checked: int = 0
+    note: str = ""
+    """more about the values, for `description`"""
+
+    @property
+    def description(self) -> str:
+        """State in words: `log1p (natural), likely target sum 10,000`."""
+        kind = {
+            "counts": "integer counts",
+            "log1p": f"log1p ({_BASE_NAMES.get(self.log_base or 0, f'base {self.log_base}')})",
+            "nonnegative": "non-negative values",
+            "signed": "signed values (scaled, centred or differences)",
+        }[self.kind]
+        target = ""
+        if self.target_sum is not None:
+            target = f"{'likely target sum' if self.kind == 'log1p' else 'each cell sums to'} {self.target_sum:,.10g}"
+        return ", ".join(part for part in (kind, target, self.note) if part)
+
+
+def matrix_state(
+    matrix: Any, *, cell_names: Sequence[str] | None = None, gene_names: Sequence[str] | None = None
+) -> MatrixState:
+    """Test whether `matrix` holds integer counts, log1p values, other non-negative values or signed ones.
+
+    Sparse (any format) or dense, any integer, float or boolean type; not changed and not copied. Signs, NaN and whole
+    numbers are tested on every value. The scale of values that are not whole is tested on up to 400 cells, evenly
+    spaced: the base (e, 10 or 2) is the one for which b**x − 1 sums to the same total in every cell (within 0.1 %, for
+    99 % of the cells), or, as genes may have been chosen after normalising, is a whole multiple of one unit per cell
+    (at least 80 % of the distinct values; a wrong base reaches about 10 %). A matrix of zeros, or without cells, counts
+    as counts.
+
+    Raises
+    ------
+    InputError
+        A value is NaN or infinite; the message names the cell and the gene (by position without the names).
+    """
+    matrix = _readable(matrix)
+    n_cells = int(matrix.shape[0])
+    low, high, whole = _range_and_wholeness(matrix)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise InputError(_fault_message(matrix, cell_names, gene_names, negative=False))
+    if low < 0:
+        note = _fault_message(matrix, cell_names, gene_names, negative=True)
+        note = note.removeprefix("expected finite, non-negative values, ")
+        return MatrixState(kind="signed", n_cells_checked=n_cells, note=("whole numbers, " if whole else "") + note)
+    if whole:
+        note = "all zero" if high == 0 else "no value above 1" if high == 1 else ""
+        return MatrixState(kind="counts", n_cells_checked=n_cells, note=note)
+    base, target, note = _scale(matrix)
+    kind: StateKind = "nonnegative" if base is None else "log1p"
+    return MatrixState(kind=kind, log_base=base, target_sum=target, n_cells_checked=n_cells, note=note)
+
+
+def check_values(
+    matrix: Any,
+    *,
+    cell_names: Sequence[str] | None = None,
+    gene_names: Sequence[str] | None = None,
+    what: str = "the matrix",
+) -> None:
+    """Raise `InputError` naming the first cell and gene of a value that is NaN, infinite or negative."""
+    matrix = _readable(matrix)
+    if matrix.dtype.kind in "bu":
+        return
+    values = list(_values(matrix))
+    if all(block.min() >= 0 and block.max() < np.inf for block in values if block.size):  # NaN fails both
+        return
+    raise InputError(f"{_fault_message(matrix, cell_names, gene_names, negative=None)} of {what}")
+
+
+def normalize_log(matrix_ng: Any, *, target_sum: float = 1e4, base: float = 10.0) -> sparse.csr_matrix:
+    """Return log_base(1 + counts · target_sum / total of the cell) as a new CSR float32; cells of total 0 stay 0.
+
+    Base 10 and 10⁴ are the scale of the Cell2Sentence papers :cite:p:`levine2024cell2sentence`; scanpy's is base e.
+    Linear values that are not whole (expected counts, averages) are accepted as well as counts. Stored zeros are
+    dropped.
+
+    Raises
+    ------
+    InputError
+        A value is NaN, infinite or negative.
+    """
+    check_values(matrix_ng)
+    csr = _float_csr(matrix_ng)
+    totals = np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel()
+    factor = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
+    return _log_scaled(csr, factor, base)
+
+
+def log_normalised(
+    matrix: Any, state: MatrixState, *, target_sum: float = 1e4, base: float = math.e
+) -> sparse.csr_matrix:
+    """Return log_base(1 + x) with cells of sum `target_sum`, from counts, linear values or log1p, as a new CSR float32.
+
+    Log values are brought to `base`, and to `target_sum` where their own is known; after a choice of genes it is not,
+    and their scale is kept. Non-negative values of unknown scale are taken as linear.
+
+    Raises
+    ------
+    InputError
+        `state` is signed, or a value is NaN, infinite or negative.
+    """
+    if state.kind == "signed":
+        raise InputError(
+            f"expected counts or log1p values, found {state.description}; pass the layer that holds counts or logs"
+        )
+    if state.kind != "log1p":
+        return normalize_log(matrix, target_sum=target_sum, base=base)
+    check_values(matrix)
+    csr = _float_csr(matrix)
+    csr.data = np.expm1(csr.data * np.float32(math.log(state.log_base or math.e)))
+    scale = 1.0 if state.target_sum is None else target_sum / state.target_sum
+    return _log_scaled(csr, np.full(csr.shape[0], scale), base)
+
+
+def is_sparse(matrix: Any) -> bool:
+    """Whether `matrix` is a scipy sparse matrix or array, of any format."""
+    return bool(sparse.issparse(matrix))
+
+
+def _readable(matrix: Any) -> Any:
+    """A CSR, CSC or 2-D array; other sparse formats become CSR."""
+    if is_sparse(matrix):
+        return matrix if matrix.format in ("csr", "csc") else matrix.tocsr()
+    array = np.asarray(matrix)
+    if array.ndim != 2:
+        raise InputError(f"expected a matrix of cells × genes, found an array of shape {array.shape}")
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"expected numbers, found values of type {array.dtype}")
+    return array
+
+
+def _values(matrix: Any) -> Iterator[NDArray]:
+    """The stored values in blocks of at most about 4 million."""
+    if is_sparse(matrix):
+        for start in range(0, matrix.data.size, _BLOCK):
+            yield matrix.data[start : start + _BLOCK]
+    else:
+        n_rows = max(1, _BLOCK // max(1, matrix.shape[1]))
+        for start in range(0, matrix.shape[0], n_rows):
+            yield matrix[start : start + n_rows].ravel()
+
+
+def _range_and_wholeness(matrix: Any) -> tuple[float, float, bool]:
+    """Smallest and largest stored value (0 where nothing is stored; NaN if any is) and whether all are whole."""
+    lows, highs, whole = [0.0], [0.0], True
+    for block in _values(matrix):
+        if block.size:
+            lows.append(float(block.min()))
+            highs.append(float(block.max()))
+            if whole and block.dtype.kind == "f":
+                with np.errstate(invalid="ignore"):
+                    whole = bool(np.array_equal(block, np.rint(block)))
+    return float(np.min(lows)), float(np.max(highs)), whole
+
+
+def _fault_message(
+    matrix: Any, cell_names: Sequence[str] | None, gene_names: Sequence[str] | None, *, negative: bool | None
+) -> str:
+    """Words for the first value that is not finite (`negative` False), is negative (True), or either (None)."""
+    csr = matrix if not is_sparse(matrix) or matrix.format == "csr" else matrix.tocsr()
+    for start in range(0, csr.shape[0], 1000):
+        block = csr[start : start + 1000]
+        coo = block.tocoo() if is_sparse(block) else None
+        values = coo.data if coo is not None else block.ravel()
+        faulty = ~np.isfinite(values) if negative is False else values < 0 if negative else ~(values >= 0)
+        if negative is None:
+            faulty |= np.isinf(values)
+        if faulty.any():
+            at = int(np.flatnonzero(faulty)[0])
+            row, column = (coo.row[at], coo.col[at]) if coo is not None else divmod(at, block.shape[1])
+            cell = _named("cell", start + int(row), cell_names)
+            gene = _named("gene", int(column), gene_names)
+            return f"expected finite, non-negative values, found {values[at]:g} in {cell}, {gene}"
+    return "expected finite, non-negative values"  # unreachable: called only when a fault was seen
+
+
+def _named(what: str, position: int, names: Sequence[str] | None) -> str:
+    return f"{what} {position}" if names is None else f"{what} {str(names[position])!r} (number {position})"
+
+
+def _scale(matrix: Any) -> tuple[float | None, float | None, str]:
+    """Log base (None: none), likely target sum (None: not constant) and a note, for values that are not all whole."""
+    cells = _sample_cells(matrix)
+    largest = max((x.max() for x in cells), default=0.0)
+    bases = [base for base in _BASES if base is None or largest < 50]  # e^50 is no expression value
+    found = _constant_totals(cells, bases)
+    if found is not None:
+        return found[0], found[1], ""
+    base_found, is_multiple = _multiples_of_a_unit(cells, bases)
+    if not is_multiple:
+        return None, None, "neither counts nor log1p of normalised counts" if largest < 50 else ""
+    return base_found, None, "counts divided by a size factor" if base_found is None else "target sum not to be told"
+
+
+def _sample_cells(matrix: Any) -> list[NDArray[np.float64]]:
+    """The non-zero values of up to 400 evenly spaced cells that have any."""
+    n_cells = matrix.shape[0]
+    rows = np.unique(np.linspace(0, n_cells - 1, min(n_cells, _SCALE_CELLS)).astype(np.int64))
+    sample = sparse.csr_matrix(matrix[rows])
+    cells = np.split(sample.data.astype(np.float64), sample.indptr[1:-1])
+    return [x[x > 0] for x in cells if (x > 0).any()]
+
+
+def _linear(x: NDArray[np.float64], base: float | None) -> NDArray[np.float64]:
+    return x if base is None else np.expm1(x * math.log(base))
+
+
+def _constant_totals(cells: list[NDArray[np.float64]], bases: list[float | None]) -> tuple[float | None, float] | None:
+    """The base for which the cells' totals agree best, and the total; None where no base makes them agree."""
+    telling = [x for x in cells if x.size >= 5]  # cells of a few values agree by chance
+    if len(telling) < 3:
+        return None
+    best, best_spread, best_total = None, 1e-3, None
+    for base in bases:
+        totals = np.array([_linear(x, base).sum() for x in telling])
+        middle = float(np.median(totals))
+        spread = float(np.quantile(np.abs(totals - middle), 0.99) / middle)
+        if spread < best_spread:
+            best, best_spread, best_total = base, spread, middle
+    return None if best_total is None else (best, float(f"{best_total:.4g}"))
+
+
+def _multiples_of_a_unit(cells: list[NDArray[np.float64]], bases: list[float | None]) -> tuple[float | None, bool]:
+    """The base for which most values of a cell are whole multiples of a unit, and whether enough are."""
+    best, best_share = None, 0.8
+    for base in bases:
+        near = [_whole_ratios(_linear(x, base)) for x in cells]
+        n_ratios = sum(n for _, n in near)
+        share = sum(n_whole for n_whole, _ in near) / max(n_ratios, 1)
+        if n_ratios >= 20 and share > best_share:
+            best, best_share = base, share
+    return best, best_share > 0.8
+
+
+def _whole_ratios(y: NDArray[np.float64]) -> tuple[int, int]:
+    """How many of the distinct ratios to the cell's unit are whole, and how many were looked at.
+
+    The unit is the smallest value, or a half or third of it: the smallest count of a cell of few genes may be 2 or 3.
+    Ratios above 100 are left out, because float32 logs do not keep them apart.
+    """
+    ratios = np.unique(np.round(y / y.min(), 3))
+    ratios = ratios[(ratios > 1.2) & (ratios < 100)]
+    whole = [int((np.abs(ratios * d - np.rint(ratios * d)) < 0.02).sum()) for d in (1, 2, 3)]
+    return max(whole), int(ratios.size)
+
+
+def _float_csr(matrix: Any) -> sparse.csr_matrix:
+    """A float32 CSR of its own, whatever came in."""
+    return sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+
+
+def _log_scaled(csr: sparse.csr_matrix, factor_n: NDArray[np.float64], base: float) -> sparse.csr_matrix:
+    """log_base(1 + row · factor), in the memory of `csr`, which must be the caller's own."""
+    csr.data *= np.repeat(factor_n.astype(np.float32), np.diff(csr.indptr))
+    np.log1p(csr.data, out=csr.data)
+    csr.data /= np.float32(math.log(base))
+    csr.eliminate_zeros()
+    return csr
