@@ -129,8 +129,9 @@ def _read(path: Path) -> AnnData:
 
         return read(path)
     with warnings.catch_warnings():
-        # the file that scanpy ships was written by an old anndata, which is of no consequence to the reader
+        # the file that scanpy ships was written by an old anndata, which the reader mends by itself
         warnings.simplefilter("ignore", category=anndata.OldFormatWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning, message="Moving element")
         return anndata.read_h5ad(path)
 
 
