@@ -12,6 +12,7 @@ from cytoglot.lm.tokenizer import (
     build_tokenizer,
     encode_completions,
     encode_pair,
+    encode_pairs,
     encode_prompts,
     opening_ids,
     padding_id,
@@ -139,6 +140,14 @@ def test_a_pair_is_prompt_then_completion_then_eos(word_tokenizer, byte_tokenize
         assert tokenizer.decode(ids[n_prompt:-1]) == " B cell."
         assert ids[-1] == tokenizer.eos_token_id
         assert encode_pair(tokenizer, "Type:", " B cell.", eos=False)[0].tolist() == ids[:-1].tolist()
+
+
+def test_many_pairs_are_encoded_as_one_by_one(word_tokenizer, prompts, labels):
+    many = encode_pairs(word_tokenizer, prompts, labels[: len(prompts)])
+    for (ids, n_prompt), prompt, label in zip(many, prompts, labels, strict=False):
+        alone, n_alone = encode_pair(word_tokenizer, prompt, label)
+        assert (ids.tolist(), n_prompt) == (alone.tolist(), n_alone)
+    assert encode_pairs(word_tokenizer, [], []) == []
 
 
 def test_the_boundary_holds_where_the_tokenizer_would_merge_across_it(byte_tokenizer):

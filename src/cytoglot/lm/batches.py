@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cytoglot.errors import InputError
 from cytoglot.lm.load import LanguageModel
 
-DEFAULT_BATCH_TOKENS = {"cpu": 4096, "cuda": 65_536, "mps": 8192}
+DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 
 
 def length_batches(

@@ -127,17 +127,23 @@ def encode_completions(
     return [np.append(ids, np.int64(tokenizer.eos_token_id)) for ids in encoded]
 
 
-def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, *, eos: bool = True
-) -> tuple[NDArray[np.int64], int]:
-    """Return the ids of prompt and completion, and the number that belong to the prompt.
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str], *, eos: bool = True
+) -> list[tuple[NDArray[np.int64], int]]:
+    """Return for each prompt with its completion the ids of both, and the number that belong to the prompt.
 
     Both are encoded apart and joined, so that training, scoring and generation see the same boundary whatever the
     tokenizer would have merged across it.
     """
-    prompt_ids = encode_prompts(tokenizer, [prompt])[0]
-    completion_ids = encode_completions(tokenizer, [completion], eos=eos)[0]
-    return np.concatenate([prompt_ids, completion_ids]), len(prompt_ids)
+    encoded = zip(encode_prompts(tokenizer, prompts), encode_completions(tokenizer, completions, eos=eos), strict=True)
+    return [(np.concatenate([prompt, completion]), len(prompt)) for prompt, completion in encoded]
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, *, eos: bool = True
+) -> tuple[NDArray[np.int64], int]:
+    """Return `encode_pairs` of one prompt and completion."""
+    return encode_pairs(tokenizer, [prompt], [completion], eos=eos)[0]
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
