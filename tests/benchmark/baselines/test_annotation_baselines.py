@@ -1,0 +1,193 @@
+"""Annotation baselines: one contract for all that are registered, and equality with scikit-learn used by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy.sparse import csr_matrix
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+
+from cytoglot.benchmark.baselines import BASELINES, Baseline
+from cytoglot.benchmark.baselines.base import choose, validation_part
+from cytoglot.benchmark.baselines.logistic_regression import LogisticRegressionBaseline
+from cytoglot.benchmark.baselines.majority import Majority
+from cytoglot.benchmark.baselines.nearest_neighbours import NearestNeighbours
+from cytoglot.data.synthetic import make_cells
+from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
+
+CELLS = make_cells(n_cells=240, n_genes=120, n_types=3, seed=1)
+LABELS = CELLS.obs["cell_type"].astype(str).to_numpy(dtype=object)
+TRAIN, VALIDATION, TEST = CELLS[:140], CELLS[140:180], CELLS[180:]
+TRAIN_LABELS, VALIDATION_LABELS, TEST_LABELS = LABELS[:140], LABELS[140:180], LABELS[180:]
+
+
+@pytest.fixture(params=list(BASELINES))
+def make(request: pytest.FixtureRequest) -> type[Baseline]:
+    return BASELINES[request.param]
+
+
+def fitted(make: type[Baseline], seed: int = 0) -> Baseline:
+    return make(seed=seed).fit(TRAIN, TRAIN_LABELS, VALIDATION, VALIDATION_LABELS)
+
+
+def ln_cp10k(adata: AnnData) -> csr_matrix:
+    counts = np.asarray(adata.X.todense(), dtype=np.float64)
+    return csr_matrix(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4).astype(np.float32))
+
+
+def test_probabilities_are_those_of_the_sorted_training_labels(make: type[Baseline]) -> None:
+    baseline = fitted(make)
+    probabilities = baseline.predict_proba(TEST)
+    assert baseline.labels == tuple(sorted(set(TRAIN_LABELS)))
+    assert probabilities.shape == (TEST.n_obs, 3)
+    assert probabilities.dtype == np.float64
+    assert (probabilities >= 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
+
+
+def test_the_order_of_cells_and_genes_does_not_matter_to_a_cell(make: type[Baseline]) -> None:
+    baseline = fitted(make)
+    rng = np.random.default_rng(0)
+    cells, genes = rng.permutation(TEST.n_obs), rng.permutation(TEST.n_vars)
+    shuffled = baseline.predict_proba(TEST[cells][:, genes])
+    np.testing.assert_allclose(shuffled, baseline.predict_proba(TEST)[cells], atol=1e-5)
+
+
+def test_input_is_untouched_and_the_same_seed_gives_the_same_answer(make: type[Baseline]) -> None:
+    train, test = TRAIN.copy(), TEST.copy()
+    first = make(seed=3).fit(train, TRAIN_LABELS).predict_proba(test)
+    second = make(seed=3).fit(train, TRAIN_LABELS).predict_proba(test)
+    np.testing.assert_array_equal(first, second)
+    assert (train.X != TRAIN.X).nnz == 0
+    assert (test.X != TEST.X).nnz == 0
+
+
+def test_log_values_give_what_counts_give(make: type[Baseline]) -> None:
+    train, validation, test = (AnnData(ln_cp10k(part), var=part.var) for part in (TRAIN, VALIDATION, TEST))
+    logs = make().fit(train, TRAIN_LABELS, validation, VALIDATION_LABELS)
+    np.testing.assert_allclose(logs.predict_proba(test), fitted(make).predict_proba(TEST), atol=2e-3)
+
+
+def test_no_query_cells_give_no_rows(make: type[Baseline]) -> None:
+    assert fitted(make).predict_proba(TEST[:0]).shape == (0, 3)
+
+
+def test_an_empty_validation_set_is_as_good_as_none(make: type[Baseline]) -> None:
+    first = make().fit(TRAIN, TRAIN_LABELS).predict_proba(TEST)
+    second = make().fit(TRAIN, TRAIN_LABELS, VALIDATION[:0], VALIDATION_LABELS[:0]).predict_proba(TEST)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_validation_label_that_training_never_saw_is_no_fault(make: type[Baseline]) -> None:
+    baseline = make().fit(TRAIN, TRAIN_LABELS, VALIDATION, ["new type", *VALIDATION_LABELS[1:]])
+    assert "new type" not in baseline.labels
+
+
+def test_labels_must_be_given_for_every_cell(make: type[Baseline]) -> None:
+    with pytest.raises(InputError, match=r"one label per cell, found 139 labels for 140 cells"):
+        make().fit(TRAIN, TRAIN_LABELS[1:])
+    with pytest.raises(InputError, match=r"1 of 140 cells have no label; leave them out"):
+        make().fit(TRAIN, [None, *TRAIN_LABELS[1:]])
+    with pytest.raises(InputError, match=r"1 of 140 cells have no label"):
+        make().fit(TRAIN, [float("nan"), *TRAIN_LABELS[1:]])
+
+
+@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbours])
+def test_query_cells_without_a_training_gene_are_refused(make: type[Baseline]) -> None:
+    name = CELLS.var_names[-1]
+    with pytest.raises(VocabularyMismatchError, match=f"1 of the 120 genes .* not in these cells, such as '{name}'"):
+        fitted(make).predict_proba(TEST[:, :-1])
+
+
+@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbours])
+def test_methods_that_look_at_genes_beat_the_majority_and_lose_to_chance_on_shuffled_labels(
+    make: type[Baseline],
+) -> None:
+    def accuracy(baseline: Baseline) -> float:
+        predicted = np.array(baseline.labels, dtype=object)[baseline.predict_proba(TEST).argmax(axis=1)]
+        return float((predicted == TEST_LABELS).mean())
+
+    assert accuracy(fitted(make)) > accuracy(fitted(Majority)) + 0.4
+    shuffled = np.random.default_rng(0).permutation(TRAIN_LABELS)
+    assert accuracy(make().fit(TRAIN, shuffled)) < 0.6
+
+
+def test_majority_is_the_frequency_of_the_training_labels() -> None:
+    majority = Majority().fit(CELLS[:5], ["b", "a", "b", "b", "c"])
+    assert majority.labels == ("a", "b", "c")
+    np.testing.assert_allclose(majority.predict_proba(CELLS[:2]), [[0.2, 0.6, 0.2]] * 2)
+    with pytest.raises(InputError, match=r"needs labelled training cells, found none"):
+        Majority().fit(CELLS[:0], [])
+
+
+def test_logistic_regression_is_that_of_scikit_learn_on_ln_cp10k() -> None:
+    ours = LogisticRegressionBaseline(strengths=(0.1,), max_iter=2000)
+    ours.fit(TRAIN, TRAIN_LABELS, VALIDATION, VALIDATION_LABELS)
+    x, query = ln_cp10k(TRAIN), ln_cp10k(TEST)
+    if ours.chosen["standardised"]:
+        deviation = x.toarray().std(axis=0)
+        scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6)
+        x, query = x.multiply(scale).tocsr(), query.multiply(scale).tocsr()
+    theirs = LogisticRegression(C=0.1, max_iter=2000).fit(x, TRAIN_LABELS.astype(str))
+    np.testing.assert_allclose(ours.predict_proba(TEST), theirs.predict_proba(query), atol=5e-3)
+
+
+def test_every_step_of_the_path_is_kept_as_it_was_fitted() -> None:
+    baseline = LogisticRegressionBaseline(strengths=(10.0, 0.001))
+    baseline.fit(TRAIN, TRAIN_LABELS)
+    cells = baseline._genes.labelled(TRAIN, TRAIN_LABELS)
+    weak, strong = baseline._path(cells, False, (0.001, 10.0))
+    assert np.abs(weak.weights.coef_).max() < np.abs(strong.weights.coef_).max() / 5
+
+
+def test_nearest_neighbours_are_those_of_scikit_learn_on_components() -> None:
+    ours = fitted(NearestNeighbours)
+    x, query = ln_cp10k(TRAIN).toarray(), ln_cp10k(TEST).toarray()
+    pca = PCA(50, svd_solver="full").fit(x)
+    theirs = KNeighborsClassifier(int(ours.chosen["k"])).fit(pca.transform(x), TRAIN_LABELS.astype(str))
+    assert ours.chosen["n_components"] == 50
+    same = (ours.predict_proba(TEST) == theirs.predict_proba(pca.transform(query))).all(axis=1)
+    assert same.mean() > 0.95  # equal distances aside
+
+
+def test_what_is_chosen_follows_the_validation_cells() -> None:
+    rng = np.random.default_rng(4)
+    x = csr_matrix(rng.poisson(5, (60, 30)))
+    adata = AnnData(x.astype(np.float32))
+    labels = np.array(["a"] * 45 + ["b"] * 15, dtype=object)
+    own = NearestNeighbours(n_neighbours=(30, 1)).fit(adata, labels, adata, labels)  # one's own nearest is oneself
+    assert own.chosen["k"] == 1
+    most = NearestNeighbours(n_neighbours=(1, 30)).fit(adata, labels, adata[:45], labels[:45])
+    assert most.chosen["k"] == 1
+
+
+def test_the_best_candidate_wins_and_a_tie_goes_to_the_likelier_then_the_first() -> None:
+    truth, labels = np.array(["a", "b"], dtype=object), ["a", "b"]
+    right = {"bold": [[0.9, 0.1], [0.1, 0.9]], "shy": [[0.6, 0.4], [0.4, 0.6]], "wrong": [[0.1, 0.9], [0.9, 0.1]]}
+    predict = lambda name: np.array(right[name])  # noqa: E731
+    assert choose(["wrong", "shy", "bold"], predict, truth, labels) == "bold"
+    assert choose(["wrong", "shy"], predict, truth, labels) == "shy"
+    assert choose(["wrong", "shy"], predict, truth[:0], labels) == "wrong"
+
+
+def test_a_fifth_is_held_back_unless_a_label_would_be_lost() -> None:
+    baseline = LogisticRegressionBaseline().fit(TRAIN, TRAIN_LABELS)
+    cells = baseline._genes.labelled(TRAIN, TRAIN_LABELS)
+    none = cells.take(np.arange(0))
+    fitted_on, chosen_on = validation_part(cells, none, seed=0)
+    assert (len(fitted_on), len(chosen_on)) == (112, 28)
+    alone = baseline._genes.labelled(TRAIN[:5], ["a", "b", "c", "d", "e"])
+    fitted_on, chosen_on = validation_part(alone, none, seed=0)
+    assert (len(fitted_on), len(chosen_on)) == (5, 0)
+
+
+def test_too_little_to_learn_from_is_refused() -> None:
+    with pytest.raises(InputError, match=r"needs at least two labels, found only 'a'"):
+        LogisticRegressionBaseline().fit(TRAIN[:4], ["a"] * 4)
+    with pytest.raises(InputError, match=r"at least 3 cells and 3 genes, found \(2, 120\)"):
+        NearestNeighbours().fit(TRAIN[:2], ["a", "b"])
+    with pytest.raises(UnknownNameError, match=r"unknown baseline 'logistic'; did you mean 'logistic_regression'"):
+        BASELINES["logistic"]
