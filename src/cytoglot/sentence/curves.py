@@ -1,0 +1,272 @@
+"""The shapes of rank curves: polynomials, one line per gene, and monotone steps.
+
+Expression is y = log10(1 + counts per 10,000), x = log10(rank) with rank 1 for the most expressed gene, l = log10 of
+the number of genes that the cell expresses. Every curve but `peer_line` is never below the smallest expression seen in
+training (an expressed gene has at least one count, so 0 would be wrong) and stays level beyond the ranks and lengths
+seen there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from cytoglot.errors import InputError
+from cytoglot.sentence.rank_sums import term_values
+
+CurveKind = Literal[
+    "peer_line",
+    "line",
+    "isotonic",
+    "gene_lines",
+    "line_length",
+    "cubic_length",
+    "isotonic_length",
+    "gene_lines_length",
+]
+#: In the order of the result tables; `peer_line` is a reference to compare with and not meant for use.
+CURVE_KINDS: tuple[CurveKind, ...] = get_args(CurveKind)
+
+POLYNOMIAL_TERMS: dict[str, tuple[str, ...]] = {
+    "peer_line": ("1", "x"),
+    "line": ("1", "x"),
+    "line_length": ("1", "x", "l", "xl"),
+    "cubic_length": ("1", "x", "x2", "x3", "l", "xl"),
+}
+#: The curve of all genes that the lines of single genes are drawn towards.
+GENE_LINE_BASES: dict[str, CurveKind] = {"gene_lines": "line", "gene_lines_length": "cubic_length"}
+
+
+class RankCurve(Protocol):
+    """What turns ranks into expression."""
+
+    @property
+    def kind(self) -> CurveKind:
+        """Return the name of the kind of curve."""
+        ...
+
+    @property
+    def vocabulary_fingerprint(self) -> str | None:
+        """Return the vocabulary whose gene ids the curve knows, None where it treats all genes alike."""
+        ...
+
+    def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
+        """Return y for aligned flat arrays of 1-based ranks, gene ids and lengths of the cells.
+
+        Raises
+        ------
+        InputError
+            A rank is below 1.
+        """
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values that `rank_curve_from_dict` reads back without any loss."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolynomialCurve:
+    """One curve for all genes, linear in its coefficients.
+
+    `line` is the original's global line a + b·x :cite:p:`levine2024cell2sentence`, fitted on all ranks; `line_length`
+    lets both a and b depend on l; `cubic_length` is a + b·x + c·x² + d·x³ + e·l + f·x·l, held level where it would
+    rise with the rank. `peer_line` is fitted and used as that paper's code does: ranks below 1,000 only, never clipped.
+    """
+
+    kind: CurveKind
+    coefficients: tuple[float, ...]
+    """in the order of the kind's terms"""
+    floor: float | None
+    """smallest value returned; None: none"""
+    max_rank: int
+    length_range: tuple[float, float]
+    n_pairs: int
+    """training pairs that the fit rests on"""
+    vocabulary_fingerprint: None = None
+
+    def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
+        """Return y; see the protocol."""
+        value = self.unfloored(ranks, n_expressed)
+        return (value if self.floor is None else np.maximum(value, self.floor)).astype(np.float32)
+
+    def unfloored(self, ranks: ArrayLike, n_expressed: ArrayLike) -> NDArray[np.float64]:
+        """Return y before the floor."""
+        rank, length = _checked_ranks(ranks), np.asarray(n_expressed, dtype=np.float64)
+        if self.kind == "peer_line":
+            return self._at(np.log10(rank), np.zeros_like(length))
+        x = np.log10(np.minimum(rank, self.max_rank))
+        length = np.log10(np.clip(length, *self.length_range))
+        value = self._at(x, length)
+        return np.minimum(value, self._lowest_before(x, length)) if self.kind == "cubic_length" else value
+
+    def _at(self, x: NDArray[np.float64], length: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = term_values(x, length)
+        terms = zip(self.coefficients, POLYNOMIAL_TERMS[self.kind], strict=True)
+        return np.sum([c * values[term] for c, term in terms], axis=0)
+
+    def _lowest_before(self, x: NDArray[np.float64], length: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the lowest value of the cubic at rank 1 and at its minimum, if that lies between rank 1 and x."""
+        _, slope, quadratic, cubic, _, slope_length = self.coefficients
+        turn = _minimum_of_cubic(slope + slope_length * length, 2 * quadratic, 3 * cubic)
+        at_first = self._at(np.zeros_like(x), length)
+        passed = (turn > 0) & (turn < x)
+        return np.where(passed, np.minimum(at_first, self._at(np.where(passed, turn, 0.0), length)), at_first)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "kind": self.kind,
+            "coefficients": dict(zip(POLYNOMIAL_TERMS[self.kind], self.coefficients, strict=True)),
+            "floor": self.floor,
+            "max_rank": self.max_rank,
+            "length_range": list(self.length_range),
+            "n_pairs": self.n_pairs,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> PolynomialCurve:
+        """Read what `to_dict` wrote."""
+        kind: CurveKind = value["kind"]
+        return cls(
+            kind=kind,
+            coefficients=tuple(value["coefficients"][term] for term in POLYNOMIAL_TERMS[kind]),
+            floor=value["floor"],
+            max_rank=value["max_rank"],
+            length_range=(value["length_range"][0], value["length_range"][1]),
+            n_pairs=value["n_pairs"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GeneLines:
+    """One line per gene, drawn towards the curve of all genes where the gene was seen rarely.
+
+    y = base(x, l) + offset_g + slope_g · (x - centre), the offsets and slopes by ridge regression on what the base
+    leaves over: the HVG paper's equation 1 (y = a_g + b_g·x) with shrinkage, which it does not have. A gene never seen
+    has offset and slope 0. `gene_lines` has `line` as its base, `gene_lines_length` has `cubic_length`.
+    """
+
+    kind: CurveKind
+    base: PolynomialCurve
+    offset_g: NDArray[np.float64]
+    slope_g: NDArray[np.float64]
+    centre: float
+    strength: tuple[float, float]
+    """of the shrinkage of offsets and slopes: pseudo-observations that say 0"""
+    vocabulary_fingerprint: str
+
+    def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
+        """Return y; see the protocol."""
+        x = np.log10(np.minimum(_checked_ranks(ranks), self.base.max_rank)) - self.centre
+        value = self.base.unfloored(ranks, n_expressed) + self.offset_g[gene_ids] + self.slope_g[gene_ids] * x
+        return np.maximum(value, self.base.floor or 0.0).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; two numbers per gene of the vocabulary."""
+        return {
+            "kind": self.kind,
+            "base": self.base.to_dict(),
+            "offsets": self.offset_g.tolist(),
+            "slopes": self.slope_g.tolist(),
+            "centre": self.centre,
+            "strength": list(self.strength),
+            "vocabulary": self.vocabulary_fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> GeneLines:
+        """Read what `to_dict` wrote."""
+        return cls(
+            kind=value["kind"],
+            base=PolynomialCurve.from_dict(value["base"]),
+            offset_g=np.asarray(value["offsets"], dtype=np.float64),
+            slope_g=np.asarray(value["slopes"], dtype=np.float64),
+            centre=value["centre"],
+            strength=(value["strength"][0], value["strength"][1]),
+            vocabulary_fingerprint=value["vocabulary"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsotonicCurve:
+    """The best curve that never rises with the rank: steps, each the mean of the training values of its ranks.
+
+    `isotonic_length` has one such curve per group of sentences of like length (at most 8, each holding the same number
+    of pairs) and goes from one to the next in a straight line of l.
+    """
+
+    kind: CurveKind
+    lengths: tuple[float, ...]
+    """mean l of each group, rising"""
+    last_ranks: tuple[tuple[int, ...], ...]
+    """last rank of each step, per group"""
+    values: tuple[tuple[float, ...], ...]
+    """y of each step, per group"""
+    n_pairs: int
+    vocabulary_fingerprint: None = None
+
+    def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
+        """Return y; see the protocol."""
+        table_kr = self._table_kr
+        rank = np.minimum(_checked_ranks(ranks).astype(np.int64), table_kr.shape[1]) - 1
+        if len(self.lengths) == 1:
+            return table_kr[0, rank]
+        length = np.log10(np.maximum(np.asarray(n_expressed, dtype=np.float64), 1.0))
+        place = np.interp(length, self.lengths, np.arange(len(self.lengths)))
+        lower = np.minimum(place.astype(np.int64), len(self.lengths) - 2)
+        weight = (place - lower).astype(np.float32)
+        return (1 - weight) * table_kr[lower, rank] + weight * table_kr[lower + 1, rank]
+
+    @cached_property
+    def _table_kr(self) -> NDArray[np.float32]:
+        rank = np.arange(1, max(steps[-1] for steps in self.last_ranks) + 1)
+        step = [np.minimum(np.searchsorted(s, rank), len(s) - 1) for s in self.last_ranks]
+        return np.stack([np.asarray(v, dtype=np.float32)[s] for v, s in zip(self.values, step, strict=True)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "kind": self.kind,
+            "lengths": list(self.lengths),
+            "last_ranks": [list(steps) for steps in self.last_ranks],
+            "values": [list(steps) for steps in self.values],
+            "n_pairs": self.n_pairs,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> IsotonicCurve:
+        """Read what `to_dict` wrote."""
+        return cls(
+            kind=value["kind"],
+            lengths=tuple(value["lengths"]),
+            last_ranks=tuple(tuple(steps) for steps in value["last_ranks"]),
+            values=tuple(tuple(steps) for steps in value["values"]),
+            n_pairs=value["n_pairs"],
+        )
+
+
+def _checked_ranks(ranks: ArrayLike) -> NDArray[np.float64]:
+    rank = np.asarray(ranks, dtype=np.float64)
+    if rank.size and not rank.min() >= 1:
+        raise InputError(f"ranks start at 1 for the most expressed gene, found {rank.min():g}")
+    return rank
+
+
+def _minimum_of_cubic(constant: NDArray[np.float64], linear: float, quadratic: float) -> NDArray[np.float64]:
+    """Return where a cubic with the derivative constant + linear·x + quadratic·x² has its minimum, -1 for nowhere."""
+    discriminant = linear**2 - 4 * quadratic * constant
+    root = np.sqrt(np.maximum(discriminant, 0.0))
+    if linear > 0:
+        turn = -2 * constant / (linear + root)
+    elif quadratic != 0:
+        with np.errstate(over="ignore"):  # hardly cubic at all: its minimum lies at infinity
+            turn = (root - linear) / (2 * quadratic)
+    else:
+        return np.full_like(root, -1.0)
+    return np.where(discriminant > 0, turn, -1.0)
