@@ -15,9 +15,10 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase, PreTraine
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
 from cytoglot.errors import InputError
-from cytoglot.lm.constrain import AnswerConstraint, AnswerState, constrain
+from cytoglot.lm.answer_constraint import AnswerConstraint, AnswerState
+from cytoglot.lm.constrain import constrain
 from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.number_grammar import NumberGrammar
+from cytoglot.lm.number_answer import NumberGrammar
 from cytoglot.lm.tokenizer import build_tokenizer, encode_completions
 from cytoglot.lm.word_trie import build_trie
 

@@ -25,7 +25,8 @@ from transformers import Cache
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.errors import InputError
-from cytoglot.lm.constrain import AnswerConstraint, constrain
+from cytoglot.lm.answer_constraint import AnswerConstraint
+from cytoglot.lm.constrain import constrain
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.sampling import Sampling, TokenSampler
 from cytoglot.lm.tokenizer import encode_prompts
