@@ -1,0 +1,150 @@
+"""Write new cells: every word a gene of the vocabulary, none twice, and back to expression through the rank curve."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cytoglot.answer_format import DistinctWords
+from cytoglot.cell_model.load import CellModel
+from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.lm.generate import generate_answers
+from cytoglot.sentence.decode import decode, decode_texts
+from cytoglot.tasks.task import CellRecord, Task, tasks
+from cytoglot.tasks.template import TERMINATOR
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+def generate(
+    model: CellModel,
+    cell_type: str | None = None,
+    *,
+    n: int,
+    n_genes: int | None = None,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    context: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> AnnData:
+    """Return `n` new cells as an AnnData over the model's genes.
+
+    `X` holds reconstructed expression, log10(1 + counts per 10,000), CSR float32; `layers["rank"]` the rank of each
+    gene in its sentence (1 = first, 0 = absent), CSR int32; `obs` the cell type asked for and the sentence.
+
+    Parameters
+    ----------
+    cell_type
+        One of the model's labels; None writes cells of any type.
+    n_genes
+        Words of each sentence. By default drawn for each cell from the lengths of the type's training cells.
+    temperature, top_p
+        Of the sampling; temperature 0 always takes the likeliest word (then all cells of one length are equal).
+    seed
+        Cell i depends on the seed and on i, not on `n` or on batches.
+
+    Raises
+    ------
+    UnknownNameError
+        The model has no such label (the nearest ones are listed).
+    InputError
+        `n` or `n_genes` is not positive, or asks for more genes than the vocabulary has.
+    """
+    _check(model, cell_type, n, n_genes)
+    lengths = np.full(n, n_genes) if n_genes is not None else draw_lengths(model, cell_type, n, seed=seed)
+    texts = _write(model, cell_type, lengths, temperature, top_p, context=context, seed=seed)
+    n_expressed = np.maximum(1, np.round(lengths * model.spec.expressed_per_word)).astype(np.int32)
+    adata = decode(
+        texts,
+        vocabulary=model.spec.vocabulary,
+        rank_curve=model.rank_curve,
+        cell_ids=[f"generated_{i}" for i in range(n)],
+        n_expressed=n_expressed,
+    )
+    if adata.obs[["n_unknown", "n_duplicates"]].to_numpy().any():
+        raise AssertionError("constrained generation wrote an invalid or repeated gene")
+    adata.obs["cell_type"] = pd.Categorical([cell_type or "any"] * n)
+    adata.obs["cell_sentence"] = [text.strip().removesuffix(TERMINATOR).strip() for text in texts]
+    adata.uns["cytoglot"]["generation"] = {"cell_type": cell_type or "", "temperature": temperature, "top_p": top_p}
+    logger.info("generated %d cells of %s", n, cell_type or "any type")
+    return adata
+
+
+def generate_words(
+    model: CellModel,
+    cell_type: str | None,
+    lengths: NDArray[np.integer],
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    context: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> list[NDArray[np.int64]]:
+    """Return the gene ids of one new sentence per length, highest first."""
+    texts = _write(
+        model, cell_type, np.asarray(lengths, dtype=np.int64), temperature, top_p, context=context, seed=seed
+    )
+    sentences, _ = decode_texts(texts, model.spec.vocabulary)
+    return [s.astype(np.int64) for s in np.split(sentences.gene_ids, sentences.offsets[1:-1])]
+
+
+def draw_lengths(model: CellModel, cell_type: str | None, n: int, *, seed: int) -> NDArray[np.int64]:
+    """Draw sentence lengths from the quantiles of the training cells of a type (of all types, by their frequency)."""
+    rng = np.random.default_rng([seed, 5])
+    if not model.spec.words_per_label:
+        raise InputError("this model does not know the lengths of its training sentences; pass n_genes")
+    names = list(model.spec.words_per_label)
+    counts = dict(zip(model.spec.labels, model.spec.label_counts, strict=True))
+    weights = np.array([counts.get(name, 0) for name in names], dtype=float)
+    drawn = [cell_type] * n if cell_type is not None else rng.choice(names, size=n, p=weights / weights.sum()).tolist()
+    quantiles = np.array([model.spec.words_per_label[name] for name in drawn], dtype=float)
+    places = rng.uniform(0.05, 0.95, size=n)
+    lengths = [
+        np.interp(place, [0.05, 0.25, 0.5, 0.75, 0.95], row) for place, row in zip(places, quantiles, strict=True)
+    ]
+    return np.clip(np.round(lengths), 1, len(model.spec.vocabulary)).astype(np.int64)
+
+
+def _check(model: CellModel, cell_type: str | None, n: int, n_genes: int | None) -> None:
+    if cell_type is not None and cell_type not in model.spec.labels:
+        raise UnknownNameError("cell type of this model", cell_type, model.spec.labels)
+    if n < 1:
+        raise InputError(f"the number of cells to generate must be at least 1, found {n}")
+    if n_genes is not None and not 1 <= n_genes <= len(model.spec.vocabulary):
+        raise InputError(
+            f"n_genes must be between 1 and {len(model.spec.vocabulary)} (the vocabulary), found {n_genes}"
+        )
+
+
+def _write(
+    model: CellModel,
+    cell_type: str | None,
+    lengths: NDArray[np.int64],
+    temperature: float,
+    top_p: float,
+    *,
+    context: Mapping[str, str] | None,
+    seed: int,
+) -> list[str]:
+    """A cell's number is the key of its noise, so a cell does not depend on its companions."""
+    task: Task = tasks["unconditional_generation" if cell_type is None else "cell_generation"]
+    metadata = {**model.spec.context, **(context or {})} | ({} if cell_type is None else {"cell_type": cell_type})
+    words = model.spec.vocabulary.symbols
+    answers = generate_answers(
+        model.lm,
+        [task.prompt(CellRecord(num_genes=int(length), metadata=metadata)) for length in lengths],
+        [DistinctWords(words=words, min_words=int(length), max_words=int(length)) for length in lengths],
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        keys=[str(i) for i in range(len(lengths))],
+    )
+    return [text for (text, *_) in answers]

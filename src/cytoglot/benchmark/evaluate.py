@@ -1,0 +1,357 @@
+"""Judge a trained model on cells that it never saw, beside baselines fitted on the same training cells.
+
+The folder that is written holds everything the report needs; nothing in it is computed again.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cytoglot.applications.annotation import label_probabilities
+from cytoglot.atomic import atomic_path, write_json
+from cytoglot.benchmark.baselines import BASELINES, Baseline
+from cytoglot.benchmark.generation import evaluate_generation
+from cytoglot.benchmark.maps import two_maps
+from cytoglot.benchmark.probe import linear_probe
+from cytoglot.benchmark.reconstruction import curve_on_cells
+from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
+from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.spec import TRAINING_FILE, load_split
+from cytoglot.config import Settings
+from cytoglot.data.datasets import resolve_source
+from cytoglot.data.read import read
+from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
+from cytoglot.data.schema import labels as read_labels
+from cytoglot.data.splits import Split, leakage_report
+from cytoglot.errors import InputError
+from cytoglot.manifest import Manifest
+from cytoglot.metrics.classification import calibration_bins, confusion, per_class
+from cytoglot.metrics.uncertainty import resampling_unit
+from cytoglot.train.recipe import TrainRecipe
+from cytoglot.train.sft import train
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluateSettings(Settings):
+    """What is measured."""
+
+    control: bool = True
+    """retrain the model on shuffled labels, with the same recipe; it must reach chance"""
+    generation: bool = True
+    """compare generated with real cells"""
+    probe: bool = True
+    """a linear classifier on the embeddings"""
+    max_generated: int = 20
+    """generated cells of each type at most"""
+    maps: bool = True
+    """two-dimensional maps of the test cells (needs the report extra)"""
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """What was measured and where it lies."""
+
+    folder: Path
+    results: list[ResultRow]
+    messages: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The cells of one evaluation: training cells for the baselines, validation cells for their choices, test cells."""
+
+    adata: AnnData
+    labels: NDArray[np.object_]
+    train: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    test: NDArray[np.int64]
+    split: Split
+    unit: str
+    groups: NDArray[np.object_] | None
+    """resampling unit of each test cell"""
+
+
+def evaluate(
+    source: AnnData | str | Path,
+    model: CellModel | str | Path,
+    *,
+    label: str | None = None,
+    out: str | Path,
+    settings: EvaluateSettings | None = None,
+    layer: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Evaluation:
+    """Evaluate `model` on the test cells of its own split and write the evaluation folder.
+
+    Parameters
+    ----------
+    source
+        The file that the model was trained from (its training cells fit the baselines, its test cells are judged).
+        Cells that the model's split does not know are test cells too, as long as none is a training cell.
+    label
+        Column of the true cell types; by default the one the model was trained on.
+
+    Raises
+    ------
+    InputError
+        There is no test cell with a label (every cell was used for training or validation), or the model has no split.
+    """
+    settings = settings or EvaluateSettings()
+    model = load_model(model, device=device) if isinstance(model, (str, Path)) else model
+    adata = read(resolve_source(source), layer=layer) if isinstance(source, (str, Path)) else read(source, layer=layer)
+    held_out = held_out_cells(adata, model, label=label)
+    work = _Work(model=model, held_out=held_out, settings=settings, seed=seed)
+    folder = Path(out)
+    with atomic_path(folder) as partial:
+        partial.mkdir()
+        work.run(partial, control_folder=folder.parent / f".{folder.name}.control")
+    return Evaluation(folder=folder, results=work.rows, messages=work.messages)
+
+
+def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None) -> HeldOut:
+    """Sort the cells of a file by the split of the model; cells without a label are left out."""
+    column = label or model.spec.label_column
+    if column is None:
+        raise InputError("this model was not trained on a label column; pass --label")
+    if model.folder is None or (split := load_split(model.folder)) is None:
+        raise InputError("this model has no stored split, so training cells cannot be told from others")
+    series = read_labels(adata.obs, column)
+    labels = np.array([None if pd.isna(value) else str(value) for value in series], dtype=object)
+    part = split.part_of(adata.obs_names)
+    known = np.array([value is not None for value in labels])
+    test = np.flatnonzero(known & np.isin(part, ["test", ""]))
+    if len(test) == 0:
+        raise InputError(
+            f"no cell to evaluate on: {int(known.sum())} of {adata.n_obs} cells have a label, and all of these were "
+            "used for training or validation; pass held-out cells"
+        )
+    unit, groups = _unit(adata.obs.iloc[test])
+    return HeldOut(
+        adata=adata,
+        labels=labels,
+        train=np.flatnonzero(known & (part == "train")),
+        validation=np.flatnonzero(known & (part == "validation")),
+        test=test,
+        split=split,
+        unit=unit,
+        groups=groups,
+    )
+
+
+def _unit(obs: pd.DataFrame) -> tuple[str, NDArray[np.object_] | None]:
+    """Donors or batches where there are at least five among the test cells, else cells."""
+    fields = recognise_obs(obs)
+    columns = {fields[name]: group_values(obs, fields[name]).to_numpy() for name in GROUP_FIELDS if name in fields}
+    return resampling_unit(columns)
+
+
+class _Work:
+    """One evaluation, step by step; each step writes its own file."""
+
+    def __init__(self, *, model: CellModel, held_out: HeldOut, settings: EvaluateSettings, seed: int) -> None:
+        self.model, self.held_out, self.settings, self.seed = model, held_out, settings, seed
+        self.rows: list[ResultRow] = []
+        self.messages: list[str] = []
+        self.timings: dict[str, float] = {}
+        self.sentences, self.overlap = model.sentences(held_out.adata)
+        self.truth = held_out.labels[held_out.test]
+
+    def run(self, folder: Path, *, control_folder: Path) -> None:
+        """Do everything and write it into `folder`."""
+        predictions = self._predictions(control_folder)
+        ours = predictions[0]
+        self._annotation_rows(predictions)
+        self._write_predictions(folder, predictions)
+        if self.settings.generation and len(self.held_out.train):
+            self._generation(folder)
+        self._reconstruction(folder)
+        if self.settings.maps:
+            self._maps(folder)
+        self._write_cards(folder, ours)
+
+    def _predictions(self, control_folder: Path) -> list[Prediction]:
+        """Our own first, then the linear probe, the baselines and the control."""
+        held = self.held_out
+        predictions = []
+        with self._timed("annotation by scoring"):
+            beliefs = label_probabilities(self.model, self.sentences[held.test])
+            predictions.append(
+                Prediction(method="cytoglot", labels=beliefs.labels, probability_nk=beliefs.probability_nk)
+            )
+        with self._timed("embedding"):
+            self.embedding_nd = self.model.embeddings(self.sentences)
+        if len(held.train) == 0:
+            self.messages.append("baselines and controls are not shown: the file holds no training cell of the model")
+            return predictions
+        if self.settings.probe:
+            with self._timed("linear probe"):
+                predictions.append(self._probe())
+        for name, baseline in BASELINES.items():
+            with self._timed(name):
+                predictions.append(self._baseline(name, baseline))
+        if self.settings.control:
+            with self._timed("control: retraining on shuffled labels"):
+                predictions.append(self._control(control_folder))
+        return predictions
+
+    def _probe(self) -> Prediction:
+        held = self.held_out
+        labels, probability_nk = linear_probe(
+            self.embedding_nd, held.labels, train=held.train, validation=held.validation, test=held.test, seed=self.seed
+        )
+        return Prediction(method="cytoglot linear probe", labels=labels, probability_nk=probability_nk)
+
+    def _baseline(self, name: str, make: type[Baseline]) -> Prediction:
+        held = self.held_out
+        train, validation = (held.adata[rows] for rows in (held.train, held.validation))
+        fitted = make(seed=self.seed).fit(
+            train,
+            held.labels[held.train],
+            validation if len(held.validation) else None,
+            held.labels[held.validation],
+        )
+        logger.info("%s: chosen on validation cells: %s", name, dict(fitted.chosen) or "nothing")
+        return Prediction(
+            method=name, labels=tuple(fitted.labels), probability_nk=fitted.predict_proba(held.adata[held.test])
+        )
+
+    def _control(self, folder: Path) -> Prediction:
+        recipe = TrainRecipe.model_validate(
+            self.model.spec.manifest["config"]["recipe"] | {"control": "shuffled_labels"}
+        )
+        held = self.held_out
+        control = train(
+            held.adata,
+            label=str(self.model.spec.label_column),
+            out=folder,
+            recipe=recipe,
+            split=held.split,
+            seed=self.seed,
+            device=str(self.model.lm.device),
+            overwrite=True,
+        )
+        sentences, _ = control.sentences(held.adata[held.test])
+        beliefs = label_probabilities(control, sentences)
+        shutil.rmtree(folder, ignore_errors=True)
+        return Prediction(
+            method="control: shuffled labels", labels=beliefs.labels, probability_nk=beliefs.probability_nk
+        )
+
+    def _annotation_rows(self, predictions: list[Prediction]) -> None:
+        held = self.held_out
+        options: dict[str, Any] = {"groups": held.groups, "unit": held.unit, "seed": self.seed}
+        self.rows += annotation_rows(self.truth, predictions, **options)
+        for ours in predictions[:2] if self.settings.probe and len(predictions) > 1 else predictions[:1]:
+            others = [p for p in predictions if not p.method.startswith("cytoglot")]
+            self.rows += difference_rows(self.truth, ours, others, **options)
+
+    def _write_predictions(self, folder: Path, predictions: list[Prediction]) -> None:
+        ours = predictions[0]
+        held = self.held_out
+        table = pd.DataFrame({"cell_id": held.adata.obs_names[held.test].astype(str), "truth": self.truth})
+        if held.groups is not None:
+            table["unit"] = held.groups
+        for prediction in predictions:
+            table[f"predicted: {prediction.method}"] = prediction.predicted
+            table[f"confidence: {prediction.method}"] = prediction.confidence
+        table.to_parquet(folder / "predictions.parquet", index=False)
+        matrix = confusion(self.truth, ours.predicted)
+        write_json(folder / "confusion.json", {"labels": list(matrix.labels), "counts": matrix.counts.tolist()})
+        write_json(
+            folder / "per_class.json",
+            [{"method": p.method, **asdict(s)} for p in predictions for s in per_class(self.truth, p.predicted)],
+        )
+        bins = calibration_bins(ours.confidence, self.truth == ours.predicted)
+        write_json(
+            folder / "calibration.json",
+            [
+                {"bin_low": b.low, "bin_high": b.high, "confidence": b.confidence, "accuracy": b.accuracy, "n": b.n}
+                for b in bins
+            ],
+        )
+
+    def _generation(self, folder: Path) -> None:
+        held = self.held_out
+        with self._timed("generation"):
+            result = evaluate_generation(
+                self.model,
+                self.sentences[held.train],
+                held.labels[held.train],
+                self.sentences[held.test],
+                self.truth,
+                max_cells=self.settings.max_generated,
+                seed=self.seed,
+            )
+        self.rows += result.rows
+        write_json(folder / "generation.json", {"per_type": result.per_type, "generated_vs_real_2d": result.points})
+
+    def _reconstruction(self, folder: Path) -> None:
+        """The model's own rank curve, on the held-out cells."""
+        with self._timed("reconstruction"):
+            rows, content = curve_on_cells(
+                self.model, self.held_out.adata, self.sentences, self.held_out.test, seed=self.seed
+            )
+        self.rows += rows
+        write_json(folder / "reconstruction.json", content)
+
+    def _maps(self, folder: Path) -> None:
+        with self._timed("maps"):
+            table = two_maps(
+                self.embedding_nd, self.held_out.adata, self.held_out.test, self.held_out.labels, seed=self.seed
+            )
+        table.to_parquet(folder / "embedding_2d.parquet", index=False)
+
+    def _write_cards(self, folder: Path, ours: Prediction) -> None:
+        held, spec = self.held_out, self.model.spec
+        card = {
+            "n_cells": held.adata.n_obs,
+            "n_genes": held.adata.n_vars,
+            "matrix": dict(held.adata.uns["cytoglot"]["matrix"]),
+            "n_train": len(held.train),
+            "n_validation": len(held.validation),
+            "n_test": len(held.test),
+            "split_by": held.split.by,
+            "unit": held.unit,
+            "labels": {name: int((held.labels == name).sum()) for name in sorted(set(held.labels) - {None})},
+            "labels_unseen_in_training": sorted(set(self.truth) - set(spec.labels)),
+            "vocabulary": str(self.overlap),
+            "leakage": leakage_report(held.adata.obs, held.split),
+            "calibration": asdict(spec.calibration),
+            "messages": self.messages,
+        }
+        write_json(folder / "data_card.json", card)
+        write_json(folder / "results.json", {"results": as_dicts(self.rows), "meta": {"method": ours.method}})
+        write_json(folder / "timings.json", {name: round(seconds, 3) for name, seconds in self.timings.items()})
+        training = Path(str(self.model.folder)) / TRAINING_FILE
+        if training.is_file():
+            (folder / "training.json").write_bytes(training.read_bytes())
+        manifest = Manifest(
+            command="evaluate",
+            config={"settings": self.settings.model_dump(), "model": dict(spec.manifest)},
+            seeds={"seed": self.seed},
+            inputs={"vocabulary": spec.vocabulary.fingerprint},
+        )
+        write_json(folder / "manifest.json", manifest.to_dict())
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - started
+        logger.info("%s: %.1f s", name, self.timings[name])

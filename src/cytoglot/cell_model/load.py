@@ -1,0 +1,222 @@
+"""A language model and what it knows of cells, as one object: cells in, prompts and scores out.
+
+Axes: n cells, k labels, d embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytoglot.cell_model.spec import SPEC_FILE, Calibration, CellModelSpec
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.read import stream_adata
+from cytoglot.errors import InputError, VocabularyMismatchError
+from cytoglot.lm.embed import embed_texts
+from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
+from cytoglot.lm.score import score_answers
+from cytoglot.sentence.augment import answering_view
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
+from cytoglot.tasks.annotation import CellTypeAnnotation
+from cytoglot.tasks.task import CellRecord, Task, tasks
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+MIN_OVERLAP = 0.3
+"""A query that has fewer than this share of the model's genes is refused unless the caller lowers it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocabularyOverlap:
+    """How a query's genes and a model's genes meet."""
+
+    n_model: int
+    n_query: int
+    n_shared: int
+
+    @property
+    def share_of_model(self) -> float:
+        """Share of the model's genes that the query has."""
+        return self.n_shared / self.n_model if self.n_model else 0.0
+
+    @property
+    def share_out_of_vocabulary(self) -> float:
+        """Share of the query's genes that the model does not know."""
+        return 1 - self.n_shared / self.n_query if self.n_query else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_shared} of the model's {self.n_model} genes are in the query ({self.share_of_model:.0%}); "
+            f"{self.share_out_of_vocabulary:.0%} of the query's {self.n_query} genes are outside of the vocabulary"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellModel:
+    """What the applications work on."""
+
+    lm: LanguageModel
+    spec: CellModelSpec
+    folder: Path | None = None
+
+    @property
+    def rank_curve(self) -> RankCurve:
+        """The curve from ranks to expression, fitted on training cells.
+
+        Raises
+        ------
+        InputError
+            The model has none (a checkpoint that was not trained here).
+        """
+        if self.spec.rank_curve is None:
+            raise InputError("this model has no rank curve; fit one with `cytoglot reconstruct` on your own cells")
+        return rank_curve_from_dict(self.spec.rank_curve)
+
+    def with_calibration(self, calibration: Calibration) -> CellModel:
+        """Return the model with another temperature and threshold."""
+        return replace(self, spec=replace(self.spec, calibration=calibration))
+
+    def sentences(
+        self, adata: AnnData, *, layer: str | None = None, min_overlap: float = MIN_OVERLAP
+    ) -> tuple[CellSentences, VocabularyOverlap]:
+        """Rank the cells of `adata` over the model's genes, as in training; labels are neither needed nor read.
+
+        Raises
+        ------
+        VocabularyMismatchError
+            The query has fewer than `min_overlap` of the model's genes.
+        InputError
+            As for `cytoglot.read`.
+        """
+        with stream_adata(adata, layer=layer) as stream:
+            overlap = self._overlap(stream.vocabulary, min_overlap)
+            sentences = encode_stream(
+                stream, genes=self.spec.vocabulary, settings=self.spec.ranking, tie_rates=self.spec.tie_rates_g
+            )
+        logger.info("%s", overlap)
+        return sentences, overlap
+
+    def _overlap(self, query: GeneVocabulary, min_overlap: float) -> VocabularyOverlap:
+        known = self.spec.vocabulary
+        n_shared = int((query.index_of(known.symbols) >= 0).sum())
+        overlap = VocabularyOverlap(n_model=len(known), n_query=len(query), n_shared=n_shared)
+        if overlap.share_of_model < min_overlap or n_shared == 0:
+            raise VocabularyMismatchError(
+                f"{overlap}; at least {min_overlap:.0%} of the model's genes are needed: the model knows "
+                f"{_examples(known.symbols)}, the query has {_examples(query.symbols)}; "
+                "pass data with the same kind of gene names and of the same species"
+            )
+        return overlap
+
+    def records(
+        self, sentences: CellSentences, *, context: Mapping[str, str] | None = None, view: int = 0
+    ) -> Iterator[CellRecord]:
+        """Yield one record per cell, without a label; `context` is added to the model's own."""
+        metadata = {**self.spec.context, **(context or {})}
+        words = sentences.vocabulary.names
+        for i, cell_id in enumerate(sentences.cell_ids):
+            gene_ids: NDArray[Any] = sentences.ids(i)
+            gene_ids = answering_view(gene_ids, cell_id=str(cell_id), view=view, settings=self.spec.augment)
+            yield CellRecord(cell_id=str(cell_id), genes=tuple(words[gene_ids].tolist()), metadata=metadata)
+
+    def prompts(
+        self,
+        sentences: CellSentences,
+        *,
+        task: str = "cell_type_annotation",
+        context: Mapping[str, str] | None = None,
+        view: int = 0,
+        template: int | str = 0,
+    ) -> list[str]:
+        """Return the task's prompt for each cell."""
+        chosen: Task = tasks[task]
+        return [chosen.prompt(r, template=template) for r in self.records(sentences, context=context, view=view)]
+
+    def label_scores(
+        self,
+        sentences: CellSentences,
+        *,
+        labels: Sequence[str] | None = None,
+        views: int | None = None,
+        context: Mapping[str, str] | None = None,
+        template: int | str = 0,
+    ) -> NDArray[np.float64]:
+        """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalised over the labels."""
+        annotation = tasks["cell_type_annotation"]
+        assert isinstance(annotation, CellTypeAnnotation)
+        answers = annotation.label_completions(self.spec.labels if labels is None else labels)
+        n_views = self.spec.views if views is None else views
+        total = np.zeros((len(sentences), len(answers)))
+        for view in range(n_views):
+            prompts = self.prompts(sentences, context=context, view=view, template=template)
+            total += score_answers(self.lm, prompts, answers)
+        return total / n_views
+
+    def embeddings(self, sentences: CellSentences, *, context: Mapping[str, str] | None = None) -> NDArray[np.float32]:
+        """Return the mean last hidden state of each cell's prompt, shape (n, d)."""
+        return embed_texts(self.lm, self.prompts(sentences, context=context))
+
+
+def load_model(
+    name_or_folder: str | Path,
+    *,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+) -> CellModel:
+    """Load a model folder that `cytoglot.train` wrote.
+
+    Raises
+    ------
+    InputError
+        The folder is missing, holds no `cytoglot.json` (the message says how to use such a checkpoint), or its
+        weights cannot be read.
+    """
+    folder = Path(name_or_folder)
+    spec = CellModelSpec.load(folder)
+    return CellModel(lm=load_language_model(folder, device=device, dtype=dtype), spec=spec, folder=folder)
+
+
+def load_checkpoint(
+    name_or_folder: str | Path,
+    vocabulary: GeneVocabulary,
+    *,
+    labels: Sequence[str],
+    context: Mapping[str, str] | None = None,
+    top_genes: int = 200,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    revision: str | None = None,
+) -> CellModel:
+    """Load any causal language model as an annotator of the given labels, without training.
+
+    Cells are ranked over the query's own genes, ties in their order; probabilities are not calibrated.
+    """
+    lm = load_language_model(name_or_folder, device=device, dtype=dtype, revision=revision)
+    spec = CellModelSpec(
+        vocabulary=vocabulary,
+        ranking=RankSettings(top_genes=top_genes, ties="order"),
+        labels=tuple(labels),
+        label_counts=(0,) * len(labels),
+        context=dict(context or {}),
+        tasks=("cell_type_annotation",),
+    )
+    return CellModel(lm=lm, spec=spec, folder=None)
+
+
+def is_model_folder(name_or_folder: str | Path) -> bool:
+    """Return whether the folder holds a `cytoglot.json`."""
+    return (Path(name_or_folder) / SPEC_FILE).is_file()
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + ", …"

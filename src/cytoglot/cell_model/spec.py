@@ -1,0 +1,159 @@
+"""`cytoglot.json`: what a language model needs to speak of cells, and the split that it was trained with.
+
+The model folder is an ordinary Hugging Face folder; these two files lie beside the weights. No torch here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytoglot.atomic import write_json
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.splits import Split
+from cytoglot.errors import InputError
+from cytoglot.sentence.augment import AugmentSettings
+from cytoglot.sentence.cell_sentence import RankSettings
+
+SPEC_FILE = "cytoglot.json"
+SPLIT_FILE = "split.json"
+TRAINING_FILE = "training.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was fitted on validation cells and never on test cells."""
+
+    temperature: float = 1.0
+    """log-likelihoods are divided by it before they become probabilities"""
+    threshold: float = 0.0
+    """a cell whose best label has a lower probability is left unassigned"""
+    n_validation: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellModelSpec:
+    """The content of `cytoglot.json`."""
+
+    vocabulary: GeneVocabulary
+    """the genes that a sentence may hold, in the order of the vocabulary (highly variable ones, or all)"""
+    ranking: RankSettings
+    tie_rates: tuple[float, ...] | None = None
+    """detection rate of each gene of the vocabulary among training cells"""
+    rank_curve: Mapping[str, Any] | None = None
+    label_column: str | None = None
+    labels: tuple[str, ...] = ()
+    label_counts: tuple[int, ...] = ()
+    """training cells of each label"""
+    label_ontology_ids: Mapping[str, str] = field(default_factory=dict)
+    words_per_label: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """label → sentence lengths at the 5 %, 25 %, 50 %, 75 % and 95 % quantiles of its training cells"""
+    expressed_per_word: float = 1.0
+    """expressed genes of a cell per word of its sentence, a mean over training cells (the rank curve asks for it)"""
+    context: Mapping[str, str] = field(default_factory=dict)
+    """metadata that every prompt states, such as organism and tissue"""
+    tasks: tuple[str, ...] = ()
+    views: int = 1
+    """views of a cell averaged when annotating"""
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    """how far those views stray"""
+    calibration: Calibration = field(default_factory=Calibration)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != len(self.label_counts):
+            raise ValueError(f"{len(self.labels)} labels but {len(self.label_counts)} counts")
+        if self.tie_rates is not None and len(self.tie_rates) != len(self.vocabulary):
+            raise ValueError(f"{len(self.tie_rates)} tie rates for {len(self.vocabulary)} genes")
+
+    @property
+    def tie_rates_g(self) -> NDArray[np.float32] | None:
+        """Detection rates as an array of shape (n_genes,), or None."""
+        return None if self.tie_rates is None else np.asarray(self.tie_rates, dtype=np.float32)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `cytoglot.json` into `folder`, atomically."""
+        value = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _OBJECTS}
+        value |= {
+            "vocabulary": self.vocabulary.to_dict(),
+            "vocabulary_fingerprint": self.vocabulary.fingerprint,
+            "ranking": asdict(self.ranking),
+            "calibration": asdict(self.calibration),
+            "augment": self.augment.model_dump(),
+        }
+        write_json(Path(folder) / SPEC_FILE, value)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> CellModelSpec:
+        """Read `cytoglot.json` from `folder`.
+
+        Raises
+        ------
+        InputError
+            The folder or the file is missing, the file is of a newer format, or its vocabulary was changed by hand.
+        """
+        value = _read_json(Path(folder))
+        fingerprint = value.pop("vocabulary_fingerprint", None)
+        vocabulary = GeneVocabulary.from_dict(value.pop("vocabulary"))
+        if fingerprint != vocabulary.fingerprint:
+            raise InputError(
+                f"{folder}/{SPEC_FILE}: the gene vocabulary does not match its fingerprint {fingerprint}; "
+                "the file was edited or damaged, copy the model folder again"
+            )
+        return cls(
+            vocabulary=vocabulary,
+            ranking=RankSettings(**value.pop("ranking")),
+            calibration=Calibration(**value.pop("calibration")),
+            augment=AugmentSettings(**value.pop("augment")),
+            **_with_tuples(value),
+        )
+
+
+_OBJECTS = {"vocabulary", "ranking", "calibration", "augment"}
+_TUPLES = {"tie_rates", "labels", "label_counts", "tasks"}
+
+
+def _with_tuples(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows lists only."""
+    lists = {name: tuple(v) for name, v in value.items() if name in _TUPLES and v is not None}
+    words = {label: tuple(quantiles) for label, quantiles in value["words_per_label"].items()}
+    return value | lists | {"words_per_label": words}
+
+
+def _read_json(folder: Path) -> dict[str, Any]:
+    path = folder / SPEC_FILE
+    if not folder.is_dir():
+        raise InputError(f"model folder {folder} does not exist; pass the folder that `cytoglot train -o` wrote")
+    if not path.is_file():
+        unfinished = (
+            " (its training was not finished: run the same `cytoglot train` again)"
+            if (folder / ".work").is_dir()
+            else ""
+        )
+        raise InputError(f"{folder} holds no {SPEC_FILE}, so it is not a cytoglot model folder{unfinished}")
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    version = value.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path} has format version {version}, this cytoglot reads {FORMAT_VERSION}; update cytoglot")
+    return value
+
+
+def save_split(split: Split, folder: str | Path) -> None:
+    """Write the split by cell id beside the model."""
+    write_json(Path(folder) / SPLIT_FILE, split.to_dict())
+
+
+def load_split(folder: str | Path) -> Split | None:
+    """Read the split of a model folder, or None for a model without one (a released checkpoint)."""
+    path = Path(folder) / SPLIT_FILE
+    if not path.is_file():
+        return None
+    return Split.from_dict(json.loads(path.read_text(encoding="utf-8")))

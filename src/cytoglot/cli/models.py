@@ -1,0 +1,169 @@
+"""train, evaluate, report, demo: a model, its judgement, and the page that shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cytoglot.cli.output import Device, DryRun, Json, Layer, Overwrite, Seed, Threads, quiet_for_json, show
+from cytoglot.errors import InputError
+
+if TYPE_CHECKING:
+    from cytoglot.train.recipe import TrainRecipe
+
+Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
+Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("train")(train_command)
+    app.command("evaluate")(evaluate_command)
+    app.command("report")(report_command)
+    app.command("demo")(demo_command)
+    app.command("doctor")(doctor_command)
+
+
+def train_command(
+    source: Annotated[str, typer.Argument(help="AnnData file or data set name.")],
+    label: Annotated[str, typer.Option("--label", help="Column of obs with the cell types.")],
+    output: Folder,
+    split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
+    recipe: Recipe = None,
+    settings: Set = None,
+    layer: Layer = None,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train a language model of the cells; the same command resumes an unfinished folder."""
+    from cytoglot.config import load_recipe
+    from cytoglot.train.recipe import TrainRecipe
+    from cytoglot.train.sft import train
+
+    quiet_for_json(as_json=json)
+    chosen = load_recipe(TrainRecipe, recipe, settings or [])
+    if dry_run:
+        show(_forecast_training(source, chosen, layer=layer), as_json=json)
+        return
+    model = train(
+        source,
+        label=label,
+        out=output,
+        recipe=chosen,
+        split_by=split_by,
+        layer=layer,
+        seed=seed,
+        device=device,
+        threads=threads,
+        overwrite=overwrite,
+    )
+    calibration = model.spec.calibration
+    show(
+        {
+            "model": output,
+            "labels": len(model.spec.labels),
+            "genes": len(model.spec.vocabulary),
+            "parameters": sum(p.numel() for p in model.lm.model.parameters()),
+            "temperature": calibration.temperature,
+            "threshold": calibration.threshold,
+            "validation_cells": calibration.n_validation,
+        },
+        as_json=json,
+    )
+
+
+def evaluate_command(
+    source: Annotated[str, typer.Argument(help="AnnData file or data set name.")],
+    model: Annotated[Path, typer.Option("--model", help="Model folder.")],
+    output: Folder,
+    label: Annotated[str | None, typer.Option("--label", help="Column of the true cell types.")] = None,
+    settings: Set = None,
+    layer: Layer = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Judge a model on its held-out cells, beside baselines and controls."""
+    from cytoglot.benchmark.evaluate import EvaluateSettings, evaluate
+    from cytoglot.benchmark.results import as_dicts
+    from cytoglot.config import load_recipe
+    from cytoglot.lm.load import set_threads
+
+    quiet_for_json(as_json=json)
+    set_threads(threads)
+    chosen = load_recipe(EvaluateSettings, None, settings or [])
+    if dry_run:
+        show(_forecast_evaluation(model, control=chosen.control), as_json=json)
+        return
+    result = evaluate(source, model, label=label, out=output, settings=chosen, layer=layer, seed=seed, device=device)
+    show({"results": as_dicts(result.results), "messages": result.messages, "output": output}, as_json=json)
+
+
+def report_command(
+    folder: Annotated[Path, typer.Argument(help="Folder that evaluate wrote.")],
+    json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """Write one self-contained HTML page about an evaluation (nothing is random: the seed changes nothing)."""
+    from cytoglot.report.html import write_report
+
+    quiet_for_json(as_json=json)
+    show({"html": write_report(folder)}, as_json=json)
+
+
+def demo_command(
+    output: Folder = Path("demo_output"),
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Do the whole way on the data set that ships inside scanpy: train, judge, report."""
+    from cytoglot.cli.demo import run_demo
+
+    quiet_for_json(as_json=json)
+    show(run_demo(output, overwrite=overwrite, device=device, threads=threads, seed=seed, as_json=json), as_json=json)
+
+
+def doctor_command(json: Json = False, seed: Seed = 0) -> None:
+    """Print versions, extras, devices and threads, and what is missing for what."""
+    from cytoglot.cli.doctor import examine
+
+    show(examine(), as_json=json)
+
+
+def _forecast_training(source: str, recipe: TrainRecipe, *, layer: str | None) -> dict[str, Any]:
+    """Count tokens from the sentences of the file and time a few steps' worth of a forward and backward pass."""
+    from cytoglot.data.datasets import resolve_source
+    from cytoglot.data.read import read
+    from cytoglot.train.forecast import forecast_training
+
+    if recipe.model.base is not None:
+        raise InputError("--dry-run times models from nothing only; leave out model.base, or start the run and stop it")
+    return forecast_training(read(resolve_source(source), layer=layer), recipe) | {"dry_run": True}
+
+
+def _forecast_evaluation(model: Path, *, control: bool) -> dict[str, Any]:
+    import json
+
+    from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec
+
+    spec = CellModelSpec.load(model)
+    history = json.loads((model / TRAINING_FILE).read_text(encoding="utf-8"))["history"]
+    seconds = float(history[-1]["seconds"]) if history else 0.0
+    return {
+        "labels": len(spec.labels),
+        "control_seconds": round(seconds if control else 0.0, 1),
+        "disk_mb": 5,
+        "dry_run": True,
+    }

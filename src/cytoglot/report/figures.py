@@ -1,0 +1,187 @@
+"""The figures of the report, each from one file of an evaluation folder, as SVG text to put into the page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cytoglot.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GRID, ACCENT, SECOND, MUTED = "#1d2733", "#e3e8ee", "#0f766e", "#c2410c", "#8a97a6"
+PALETTE = (
+    "#0f766e", "#c2410c", "#4338ca", "#b45309", "#be185d", "#15803d", "#0369a1", "#7c3aed", "#a16207", "#475569",
+    "#0891b2", "#dc2626", "#65a30d", "#9333ea", "#db2777", "#92400e",
+)  # fmt: skip
+
+
+@contextmanager
+def _canvas(width: float, height: float, n_axes: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+    """Yield a figure outside of pyplot's global state, so that nothing of the caller's is touched."""
+    require("matplotlib", extra="report", purpose="a report")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = np.atleast_1d(figure.subplots(1, n_axes)).tolist()
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(MUTED)
+        ax.tick_params(colors=INK, labelsize=9)
+        ax.set_axisbelow(True)
+    yield figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def training_curve(rows: list[dict[str, Any]]) -> str:
+    """Loss of training and validation examples against optimiser steps."""
+    table = pd.DataFrame(rows)
+    with _canvas(6.4, 3.4) as (figure, (ax,)):
+        for column, colour, label in (
+            ("train_loss", MUTED, "training examples"),
+            ("validation_loss", ACCENT, "validation cells, label only"),
+        ):
+            known = table.dropna(subset=[column])
+            marker = "o" if column == "validation_loss" else None
+            ax.plot(known["step"], known[column].astype(float), color=colour, label=label, lw=1.8, marker=marker, ms=4)
+        ax.set(xlabel="step", ylabel="loss per example (nats)", ylim=(0, None))
+        ax.grid(color=GRID)
+        ax.legend(frameon=False, fontsize=9)
+        return _svg(figure)
+
+
+def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
+    """Share of each true type that was given each label."""
+    counts_kk = np.array(counts, dtype=float)
+    share_kk = counts_kk / np.maximum(counts_kk.sum(axis=1, keepdims=True), 1)
+    n = len(labels)
+    size = min(9.0, 2.6 + 0.42 * n)
+    with _canvas(size, size) as (figure, (ax,)):
+        ax.imshow(share_kk, cmap="BuGn", vmin=0, vmax=1)
+        ax.set_xticks(range(n), labels, rotation=90)
+        ax.set_yticks(range(n), labels)
+        ax.set(xlabel="predicted", ylabel="truth")
+        for i, j in zip(*np.nonzero(counts_kk), strict=True):
+            colour = "white" if share_kk[i, j] > 0.6 else INK
+            ax.text(j, i, f"{int(counts_kk[i, j])}", ha="center", va="center", fontsize=8, color=colour)
+        return _svg(figure)
+
+
+def calibration(bins: list[dict[str, float]]) -> str:
+    """Share of right answers against confidence; the diagonal is honest."""
+    table = pd.DataFrame(bins)
+    with _canvas(4.2, 4.0) as (figure, (ax,)):
+        ax.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
+        sizes = 20 + 180 * table["n"] / table["n"].max()
+        ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=ACCENT, alpha=0.85, edgecolor="white")
+        ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="share of right answers")
+        ax.grid(color=GRID)
+        return _svg(figure)
+
+
+def two_maps(table: pd.DataFrame) -> str:
+    """UMAP of the model's embeddings beside UMAP of a PCA, coloured by the true type."""
+    names = sorted(table["truth"].unique())
+    with _canvas(9.6, 4.6, n_axes=2) as (figure, axes):
+        for ax, (x, y, title) in zip(
+            axes,
+            (("umap_x", "umap_y", "cytoglot embeddings"), ("pca_umap_x", "pca_umap_y", "PCA of log counts")),
+            strict=True,
+        ):
+            for i, name in enumerate(names):
+                cells = table[table["truth"] == name]
+                ax.scatter(cells[x], cells[y], s=_dot(len(table)), color=_colour(i), label=name, linewidths=0)
+            _bare(ax, title)
+        _legend_below(figure, axes[0], len(names))
+        return _svg(figure)
+
+
+def reconstruction(points: dict[str, list[float]]) -> str:
+    """Expression against log-rank, and observed against reconstructed expression, of held-out cells."""
+    with _canvas(9.6, 4.0, n_axes=2) as (figure, (left, right)):
+        options: dict[str, Any] = {"gridsize": 40, "mincnt": 1, "bins": "log", "linewidths": 0.1}
+        left.hexbin(points["log_rank"], points["expression"], cmap="BuGn", **options)
+        order = np.argsort(points["log_rank"])
+        left.scatter(
+            np.array(points["log_rank"])[order], np.array(points["predicted"])[order], s=3, color=SECOND, alpha=0.25,
+            linewidths=0, label="rank curve",
+        )  # fmt: skip
+        left.set(xlabel="log10(rank)", ylabel="log10(1 + counts per 10,000)")
+        left.legend(frameon=False, fontsize=9, markerscale=3)
+        right.hexbin(points["observed"], points["predicted"], cmap="BuGn", **options)
+        top = max(*points["observed"], *points["predicted"], 1e-9)
+        right.plot([0, top], [0, top], color=MUTED, lw=1, ls="--")
+        right.set(xlabel="observed", ylabel="reconstructed from the rank")
+        return _svg(figure)
+
+
+def generated_cells(points: list[dict[str, Any]]) -> str:
+    """Generated (crosses) and held-out cells (dots) in the space of real training cells."""
+    table = pd.DataFrame(points)
+    names = sorted(table["cell_type"].unique())
+    with _canvas(6.6, 4.8) as (figure, (ax,)):
+        for i, name in enumerate(names):
+            cells = table[table["cell_type"] == name]
+            real, new = cells[cells["method"] == "held_out_cells"], cells[cells["method"] == "cytoglot"]
+            ax.scatter(real["x"], real["y"], s=14, color=_colour(i), alpha=0.45, linewidths=0, label=name)
+            ax.scatter(new["x"], new["y"], s=22, color=_colour(i), marker="x", linewidths=1.1)
+        ax.set(xlabel="component 1", ylabel="component 2")
+        ax.grid(color=GRID)
+        _legend_below(figure, ax, len(names))
+        return _svg(figure)
+
+
+def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
+    """One metric of every method with its 95 % interval, best on top."""
+    shown = [row for row in rows if row["metric"] == metric and row["value"] is not None]
+    shown.sort(key=lambda row: row["value"])
+    with _canvas(6.6, 0.6 + 0.42 * len(shown)) as (figure, (ax,)):
+        for y, row in enumerate(shown):
+            ours = row["method"].startswith("cytoglot")
+            ax.barh(y, row["value"], color=ACCENT if ours else MUTED, height=0.62, alpha=0.9 if ours else 0.6)
+            if row["low"] is not None:
+                ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
+            ax.text(1.03, y, f"{row['value']:.3f}", va="center", fontsize=9, color=INK)
+        ax.set_yticks(range(len(shown)), [row["method"].replace("_", " ") for row in shown])
+        ax.set(xlim=(0, 1.14), xlabel=metric.replace("_", " "))
+        ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        return _svg(figure)
+
+
+def _colour(i: int) -> str:
+    return PALETTE[i % len(PALETTE)]
+
+
+def _dot(n: int) -> float:
+    return float(np.clip(6000 / max(n, 1), 4, 22))
+
+
+def _bare(ax: Axes, title: str) -> None:
+    ax.set_title(title, fontsize=11, color=INK)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.spines[:].set_visible(False)
+
+
+def _legend_below(figure: Figure, ax: Axes, n: int) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=min(3, max(1, n)), frameon=False, fontsize=8, markerscale=1.5
+    )

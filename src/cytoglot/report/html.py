@@ -1,0 +1,141 @@
+"""One self-contained HTML page about an evaluation: figures inside, no network, readable on a phone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cytoglot.atomic import write_text
+from cytoglot.errors import InputError
+from cytoglot.extras import require
+from cytoglot.report import figures
+
+PAGE = "report.html"
+_METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "ece": "ECE",
+    "brier": "Brier",
+    "mean_overlap": "overlap with held-out cells",
+    "knn_type_agreement": "kNN type agreement",
+    "validity": "valid genes",
+    "duplicate_share": "repeated genes",
+    "pairwise_diversity": "diversity",
+    "diversity_ratio_to_real": "diversity ÷ real",
+    "r2_expressed": "R² (expressed genes)",
+}
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` into a folder that `cytoglot evaluate` wrote, and return its path.
+
+    Parts of which the folder has no file are left out of the page.
+
+    Raises
+    ------
+    InputError
+        The folder is missing, or is not one that `evaluate` wrote.
+    """
+    folder = Path(folder)
+    if not (folder / "results.json").is_file():
+        what = "does not exist" if not folder.is_dir() else "holds no results.json"
+        raise InputError(f"{folder} {what}; pass the folder that `cytoglot evaluate -o` wrote")
+    jinja2 = require("jinja2", extra="report", purpose="a report")
+    loader = jinja2.PackageLoader("cytoglot.report", "templates")
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = _number
+    page = environment.get_template("report.html").render(**_content(folder))
+    write_text(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    rows = _read(folder, "results.json")["results"]
+    annotation = [row for row in rows if row["task"] == "annotation"]
+    content: dict[str, Any] = {
+        "card": _read(folder, "data_card.json"),
+        "annotation": _by_method([row for row in annotation if not row["metric"].endswith("_difference")]),
+        "differences": [_difference(row) for row in annotation if row["metric"].endswith("_difference")],
+        "generation": _by_method([row for row in rows if row["task"] == "generation"]),
+        "reconstruction_rows": [row for row in rows if row["task"] == "reconstruction"],
+        "per_class": [row for row in _read(folder, "per_class.json") or [] if row["method"] == "cytoglot"],
+        "timings": _read(folder, "timings.json") or {},
+        "manifest": json.dumps(_read(folder, "manifest.json"), indent=2, ensure_ascii=False),
+        "bars": {m: figures.method_bars(annotation, m) for m in ("accuracy", "macro_f1")} if annotation else {},
+        "figures": _figures(folder),
+    }
+    content["verdicts"] = _verdicts(content["differences"])
+    return content
+
+
+def _figures(folder: Path) -> dict[str, str]:
+    """Draw what there is a file for."""
+    drawn = {}
+    training = _read(folder, "training.json")
+    if training and training["history"]:
+        drawn["training"] = figures.training_curve(training["history"])
+    if confusion := _read(folder, "confusion.json"):
+        drawn["confusion"] = figures.confusion_matrix(confusion["labels"], confusion["counts"])
+    if bins := _read(folder, "calibration.json"):
+        drawn["calibration"] = figures.calibration(bins)
+    if (folder / "embedding_2d.parquet").is_file():
+        drawn["maps"] = figures.two_maps(pd.read_parquet(folder / "embedding_2d.parquet"))
+    if (content := _read(folder, "reconstruction.json")) and content["points"]["observed"]:
+        drawn["reconstruction"] = figures.reconstruction(content["points"])
+    if (content := _read(folder, "generation.json")) and content["generated_vs_real_2d"]:
+        drawn["generation"] = figures.generated_cells(content["generated_vs_real_2d"])
+    return drawn
+
+
+def _by_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return {"metrics": names, "methods": [{"method", "cells": [row or None]}], "unit", "n"}."""
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found = {(row["method"], row["metric"]): row for row in rows}
+    return {
+        "metrics": [_METRIC_NAMES.get(metric, metric.replace("_", " ")) for metric in metrics],
+        "methods": [
+            {
+                "method": name.replace("_", " "),
+                "ours": name.startswith("cytoglot"),
+                "cells": [found.get((name, m)) for m in metrics],
+            }
+            for name in methods
+        ],
+        "unit": rows[0]["unit"] if rows else "",
+        "n": rows[0]["n"] if rows else 0,
+    }
+
+
+def _difference(row: dict[str, Any]) -> dict[str, Any]:
+    ours, _, other = row["method"].partition(" - ")
+    metric = row["metric"].removesuffix("_difference")
+    return {**row, "ours": ours, "other": other.replace("_", " "), "metric": _METRIC_NAMES.get(metric, metric)}
+
+
+def _verdicts(differences: list[dict[str, Any]]) -> list[str]:
+    """Say in words, for accuracy, whether the model beats each other method."""
+    lines = []
+    for row in differences:
+        if row["ours"] != "cytoglot" or row["metric"] != "accuracy" or row["low"] is None:
+            continue
+        points = 100 * row["value"]
+        interval = f"{points:+.1f} points, 95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+        verdict = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not distinguishable from"
+        lines.append(f"{verdict} {row['other']} ({interval})")
+    return lines
+
+
+def _read(folder: Path, name: str) -> Any:
+    path = folder / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,317 @@
+"""Train a language model of cells: one call from an AnnData file to a model folder.
+
+The folder is unfinished while it holds `.work`; the same call then goes on from the last checkpoint and ends with the
+same weights as an unbroken run. `cytoglot.json` is written last.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+
+from cytoglot.atomic import write_json
+from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, Calibration, CellModelSpec, save_split
+from cytoglot.config import load_recipe
+from cytoglot.data.datasets import resolve_source
+from cytoglot.data.ontology import map_labels
+from cytoglot.data.read import read
+from cytoglot.data.splits import Split
+from cytoglot.errors import InputError
+from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, set_threads
+from cytoglot.lm.scratch import scratch_model
+from cytoglot.lm.tokenizer import build_tokenizer, padding_id
+from cytoglot.manifest import Manifest, fingerprint_texts
+from cytoglot.sentence.rank_curve import fit_rank_curve
+from cytoglot.tasks.task import tasks
+from cytoglot.train.calibrate import calibrate
+from cytoglot.train.callbacks import History, WeightAverage
+from cytoglot.train.examples import Examples, collate, plan_training, plan_validation
+from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells, word_quantiles
+from cytoglot.train.recipe import TrainRecipe
+from cytoglot.train.trainer import AnswerTrainer, optimiser_and_schedule
+from cytoglot.train.word_vectors import co_expression_vectors
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+WORK = ".work"
+_MAX_VALIDATION_CELLS = 1000
+
+
+def train(
+    source: AnnData | str | Path,
+    *,
+    label: str,
+    out: str | Path,
+    recipe: TrainRecipe | str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    split_by: str = "auto",
+    split: Split | None = None,
+    layer: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> CellModel:
+    """Train on the labelled cells of `source` and return the finished model, also saved in `out`.
+
+    Parameters
+    ----------
+    source
+        An AnnData as `cytoglot.read` returns it, a file, or the name of a data set.
+    label
+        Column of `obs` with the cell types. Cells without one train the generation tasks only.
+    out
+        The model folder. A finished one is loaded and returned unless `overwrite`; an unfinished one is resumed.
+    recipe, overrides
+        A `TrainRecipe`, or a YAML file, with `a.b=value` replacements.
+    split_by, split
+        How cells are divided into training, validation and test cells (`cytoglot.data.splits.split_cells`), or a
+        division made elsewhere. Test cells are never read; validation cells end the training and set temperature and
+        threshold.
+
+    Raises
+    ------
+    InputError
+        The source or the label column cannot be used, or `out` holds a run with other settings, or other files.
+    """
+    settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
+    folder = Path(out)
+    adata = read(resolve_source(source), layer=layer) if isinstance(source, (str, Path)) else _as_read(source, layer)
+    manifest = _manifest(adata, source, settings, label=label, split_by=split_by, split=split, seed=seed)
+    if _is_finished(folder, overwrite=overwrite):
+        logger.info("%s is finished already; pass overwrite to train it again", folder)
+        return load_model(folder, device=device)
+    set_threads(threads)
+    _open_work(folder, manifest, overwrite=overwrite)
+    prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
+    for message in prepared.messages:
+        logger.info("%s", message)
+    lm, history = _fit(prepared, settings, folder, seed=seed, device=device)
+    return _finish(folder, lm, prepared, settings, manifest, history, label=label)
+
+
+def _as_read(adata: AnnData, layer: str | None) -> AnnData:
+    if "matrix" in adata.uns.get("cytoglot", {}) and layer is None:
+        return adata
+    return read(adata, layer=layer)
+
+
+def _manifest(
+    adata: AnnData, source: object, recipe: TrainRecipe, *, label: str, split_by: str, split: Split | None, seed: int
+) -> Manifest:
+    """Two runs are the same run when config and inputs of their manifests are equal."""
+    cells = fingerprint_texts([*adata.obs_names, *adata.var_names, str(adata.X.sum())])
+    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict(), sort_keys=True)])
+    return Manifest(
+        command="train",
+        config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided},
+        seeds={"seed": seed},
+        inputs={"cells": cells, "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData"},
+    )
+
+
+def _is_finished(folder: Path, *, overwrite: bool) -> bool:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; pass a folder for the model")
+    return (folder / SPEC_FILE).is_file() and not (folder / WORK).is_dir() and not overwrite
+
+
+def _open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
+    """Make the work folder, or check that the one that is there belongs to the same run."""
+    started = folder / WORK / "manifest.json"
+    if overwrite and ((folder / SPEC_FILE).is_file() or (folder / WORK).is_dir()):
+        shutil.rmtree(folder)
+    if started.is_file():
+        before = Manifest.from_dict(json.loads(started.read_text(encoding="utf-8")))
+        changed = [k for k in ("config", "seeds", "inputs") if getattr(before, k) != getattr(manifest, k)]
+        if changed:
+            raise InputError(
+                f"{folder} holds an unfinished run with other {' and '.join(changed)}; "
+                "pass the same settings to resume it, or --overwrite to start anew"
+            )
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty and holds no run of cytoglot; pass another folder for the model")
+    write_json(started, manifest.to_dict())
+
+
+def _fit(
+    prepared: PreparedCells, recipe: TrainRecipe, folder: Path, *, seed: int, device: str
+) -> tuple[LanguageModel, History]:
+    """Build or load the model and train it, from the last whole checkpoint if there is one."""
+    lm = _start_model(prepared, recipe, seed=seed, device=device)
+    max_tokens = lm.context_length or 1 << 30
+    make = partial(Examples, prepared, tokenizer=lm.tokenizer, recipe=recipe, seed=seed, max_tokens=max_tokens)
+    optim = recipe.optim
+    n_examples = optim.steps * optim.batch_size
+    history = History()
+    average = WeightAverage(lm.model, decay=optim.weight_average, patience=optim.patience)
+    validation = make(plan=plan_validation(prepared, max_cells=_MAX_VALIDATION_CELLS, seed=seed), augmented=False)
+    trainer = AnswerTrainer(
+        model=lm.model,
+        args=_training_arguments(folder / WORK, recipe, lm, seed=seed, validates=len(validation) > 0),
+        data_collator=partial(collate, pad_token_id=padding_id(lm.tokenizer)),
+        train_dataset=make(plan=plan_training(prepared, recipe, n_examples=n_examples, seed=seed), augmented=True),
+        eval_dataset=validation if len(validation) else None,
+        optimizers=optimiser_and_schedule(lm.model, optim, from_nothing=recipe.model.base is None),
+        average=average,
+        history=history,
+    )
+    checkpoint = _last_checkpoint(folder / WORK)
+    if checkpoint is not None:
+        logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
+        average.restore(checkpoint)
+        history.restore(checkpoint)
+    lm.model.train()
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    average.keep_best()
+    lm.model.eval()
+    return lm, history
+
+
+def _training_arguments(
+    work: Path, recipe: TrainRecipe, lm: LanguageModel, *, seed: int, validates: bool
+) -> TrainingArguments:
+    optim = recipe.optim
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=optim.steps,
+        per_device_train_batch_size=optim.batch_size,
+        per_device_eval_batch_size=optim.batch_size * 2,
+        max_grad_norm=optim.max_grad_norm,
+        bf16=optim.bf16,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=optim.evaluate_every,
+        save_strategy="steps",
+        save_steps=optim.evaluate_every,
+        save_total_limit=2,
+        logging_steps=max(1, min(10, optim.steps // 10)),
+        train_sampling_strategy="sequential",  # the order of the examples is part of the plan
+        remove_unused_columns=False,
+        label_names=["weights"],
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        log_level="error",
+        report_to="none",
+        seed=seed,
+        use_cpu=lm.device.type == "cpu",
+        dataloader_pin_memory=lm.device.type == "cuda",
+    )
+
+
+def _last_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole (the trainer state is its last file)."""
+    found = [
+        p for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and (p / "history.json").is_file()
+    ]
+    return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+
+
+def _start_model(prepared: PreparedCells, recipe: TrainRecipe, *, seed: int, device: str) -> LanguageModel:
+    if recipe.model.base is not None:
+        return load_language_model(recipe.model.base, device=device, dtype="float32", revision=recipe.model.revision)
+    sentences = prepared.sentences
+    tokenizer = _tokenizer(prepared, recipe)
+    rows = prepared.rows("train", labelled=False)
+    vectors = None
+    if recipe.model.word_vectors == "co_expression":
+        use_g = np.bincount(sentences[rows].gene_ids, minlength=len(sentences.vocabulary)).astype(float)
+        rank = min(recipe.model.word_vector_rank, recipe.model.scratch.hidden_size - 1)
+        vectors = co_expression_vectors(prepared.log_ng[rows], use_g, rank=rank, seed=seed)
+    some = np.random.default_rng([seed, 4]).permutation(rows)[:1000]
+    texts = [sentences.ids(int(i)) for i in some]
+    model = scratch_model(
+        tokenizer,
+        recipe.model.scratch,
+        seed=seed,
+        words=sentences.vocabulary.symbols,
+        word_vectors=vectors,
+        word_texts=texts,
+    )
+    target = choose_device(device)
+    return LanguageModel(model=model.to(target), tokenizer=tokenizer, device=target)
+
+
+def _tokenizer(prepared: PreparedCells, recipe: TrainRecipe) -> PreTrainedTokenizerBase:
+    """Byte-level pieces are learned from all wordings of all tasks and from the labels."""
+    texts = [template.text for name in recipe.tasks.model_dump() for template in tasks[name].templates.training]
+    texts += [f" {label}." for label in label_table(prepared)] * 20  # labels are few beside the wordings
+    texts += [" ".join(recipe.context.values())]
+    return build_tokenizer(
+        prepared.sentences.vocabulary.symbols, texts, context_length=recipe.model.scratch.context_length
+    )
+
+
+def _finish(
+    folder: Path,
+    lm: LanguageModel,
+    prepared: PreparedCells,
+    recipe: TrainRecipe,
+    manifest: Manifest,
+    history: History,
+    *,
+    label: str,
+) -> CellModel:
+    """Fit what needs the finished model, write everything, the spec last, and remove the work folder."""
+    started = time.perf_counter()
+    spec = _spec(prepared, recipe, manifest, label=label)
+    model = CellModel(lm=lm, spec=spec, folder=folder)
+    model = model.with_calibration(_calibration(model, prepared))
+    lm.model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    save_split(prepared.split, folder)
+    write_json(folder / TRAINING_FILE, {"history": history.rows, "messages": list(prepared.messages)})
+    model.spec.save(folder)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    logger.info("wrote %s (calibration and saving took %.1f s)", folder, time.perf_counter() - started)
+    return model
+
+
+def _calibration(model: CellModel, prepared: PreparedCells) -> Calibration:
+    rows = prepared.rows("validation", labelled=True)
+    if len(rows) == 0:
+        return Calibration()
+    scores_nk = model.label_scores(prepared.sentences[rows])
+    truth = np.array([model.spec.labels.index(x) if x in model.spec.labels else -1 for x in prepared.labels[rows]])
+    return calibrate(scores_nk, truth)
+
+
+def _spec(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, label: str) -> CellModelSpec:
+    rows = prepared.rows("train", labelled=False)
+    table = label_table(prepared)
+    mapped = map_labels(list(table))
+    curve = fit_rank_curve("cubic_length", prepared.sentences[rows], prepared.log_ng[rows])
+    return CellModelSpec(
+        vocabulary=prepared.sentences.vocabulary,
+        ranking=prepared.sentences.settings,
+        tie_rates=tuple(float(rate) for rate in prepared.tie_rates),
+        rank_curve=curve.to_dict(),
+        label_column=label,
+        labels=tuple(table),
+        label_counts=tuple(table.values()),
+        label_ontology_ids={name: term for name, term in mapped.ids.items() if term is not None},
+        words_per_label=word_quantiles(prepared),
+        expressed_per_word=_expressed_per_word(prepared, rows),
+        context=recipe.context,
+        tasks=tuple(name for name, share in recipe.tasks.model_dump().items() if share > 0),
+        augment=recipe.augment,
+        views=recipe.views,
+        manifest=manifest.to_dict(),
+    )
+
+
+def _expressed_per_word(prepared: PreparedCells, rows: np.ndarray[Any, np.dtype[np.int64]]) -> float:
+    words = int(prepared.sentences.lengths[rows].sum())
+    return float(prepared.sentences.n_expressed[rows].sum() / words) if words else 1.0
