@@ -1,4 +1,4 @@
-"""Masks over the next token: what they admit, and that they cost little."""
+"""Masks over the next token: what they admit, under our engine and under transformers.generate."""
 
 from __future__ import annotations
 
@@ -297,7 +297,6 @@ FORMATS: tuple[AnswerFormat, ...] = (
 )
 
 
-@pytest.mark.filterwarnings("ignore:.*generation flags are not valid.*")
 @pytest.mark.parametrize("answer_format", FORMATS, ids=lambda one: type(one).__name__)
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "temperature": 5.0}, {"num_beams": 3}], ids=str)
 @pytest.mark.parametrize("which", ["scratch_lm", "hub_like_lm"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 
@@ -18,8 +19,9 @@ from cytoglot.lm.generate import generate_answers, sample_answers
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.sampling import Sampling, TokenSampler, keep_top_p
 from cytoglot.lm.score import score_answers_naive
+from cytoglot.lm.tokenizer import build_tokenizer
 
-FAMILIES = ("llama", "neox", "gpt2", "gemma3", "mistral", "bloom", "mamba")
+FAMILIES = ("llama", "neox", "gpt2", "gemma2", "gemma3", "mistral", "bloom", "mamba")
 
 
 def genes(words: tuple[str, ...], few: int = 3, many: int = 8) -> DistinctWords:
@@ -165,16 +167,43 @@ def test_a_prompt_is_read_once_for_all_its_samples(lm, words, prompts, monkeypat
 
 
 def test_answers_end_before_the_context_is_full(lm, words):
-    prompt = "ACTB" + " B2M" * 252  # with <bos>, 256 - 3 or so
-    n_prompt = len(lm.tokenizer(prompt)["input_ids"])
-    left = 256 - n_prompt
-    shortened = prompt.removesuffix(" B2M" * (8 - left)) if left < 8 else prompt
-    left = 256 - len(lm.tokenizer(shortened)["input_ids"])
-    assert left == 8
-    answers = generate_answers(lm, [shortened], genes(words, 2, 12), seed=0, n_samples=30)[0]
-    assert max(len(text.split(" ")) for text in answers) == left - 2, "room for the terminator and end of text"
+    prompt = " B2M" * 247  # 248 tokens with <bos>, 8 fewer than the context
+    answers = generate_answers(lm, [prompt], genes(words, 2, 12), seed=0, n_samples=30)[0]
+    assert max(len(text.split(" ")) for text in answers) == 6, "room for the terminator and end of text"
     with pytest.raises(InputError, match=r"prompt 0 has 248 tokens and its answer may need 9 for 7 words, together"):
-        generate_answers(lm, [shortened], genes(words, 7, 12), seed=0)
+        generate_answers(lm, [prompt], genes(words, 7, 12), seed=0)
+
+
+def test_long_answers_over_a_real_size_of_vocabulary_are_valid(make_lm, byte_tokenizer, prompts):
+    """A wild model, 400 names that begin each other or hold the terminator, a quarter of them asked for."""
+    names = tuple(
+        f"{stem}{number}{end}" for stem in ("CD", "AC0", "HLA-D") for number in range(67) for end in ("", ".1")
+    )
+    whole = build_tokenizer(names, prompts, n_subwords=300)
+    for lm in (make_lm("neox", byte_tokenizer), make_lm("llama", whole)):
+        answers = generate_answers(lm, ["Cell?", "Genes:"], genes(names, 20, 100), seed=1, n_samples=4, temperature=5.0)
+        for text in (text for samples in answers for text in samples):
+            chosen = text.split(" ")
+            assert set(chosen) <= set(names)
+            assert 20 <= len(set(chosen)) == len(chosen) <= 100
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_valid_answers(words, prompts, scratch_lm):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    on_gpu = LanguageModel(
+        model=copy.deepcopy(scratch_lm.model).to("cuda"), tokenizer=scratch_lm.tokenizer, device=torch.device("cuda")
+    )
+    for answer_format in (
+        genes(words),
+        OneOf(options=("B cell", "NK cell")),
+        Number(low=0, high=9),
+        FreeText(max_tokens=5),
+    ):
+        samples = sample_answers(on_gpu, prompts, answer_format, sampling=Sampling(seed=0), n_samples=8)
+        if isinstance(answer_format, DistinctWords):
+            assert all(set(answer.text.split(" ")) <= set(words) for of_prompt in samples for answer in of_prompt)
 
 
 def test_top_p_keeps_what_transformers_keeps():
