@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,9 +41,10 @@ def test_draws_are_distinct_genes_of_the_type_of_the_wanted_length() -> None:
     assert [list(w) for w in drawn] == [list(w) for w in again]
 
 
-def test_the_first_gene_is_drawn_with_a_chance_proportional_to_its_mean() -> None:
+def test_the_first_gene_is_drawn_with_a_chance_proportional_to_that_power_of_its_mean() -> None:
     profile = TypeProfile.fit(sentences([0, 1, 2], [0, 2, 1]), ["a", "a"])
-    mean = profile.mean_lg[0]
+    profile = replace(profile, sharpness_l=np.array([1.4]))
+    mean = profile.mean_lg[0] ** 1.4
     first = [words[0] for words in profile.draw("a", [1] * 4000, np.random.default_rng(1))]
     np.testing.assert_allclose(np.bincount(first, minlength=5) / 4000, mean / mean.sum(), atol=0.03)
 
@@ -63,6 +66,18 @@ def test_the_top_beats_draws_and_real_cells_in_overlap_and_has_no_diversity() ->
     assert pairwise_diversity(top) == pytest.approx(0)
     assert mean_overlap(drawn, held_out) == pytest.approx(mean_overlap(real, held_out), abs=0.06)
     assert pairwise_diversity(drawn) > 0.2
+
+
+def test_draws_are_about_as_diverse_as_the_cells_they_were_fitted_to() -> None:
+    rng = np.random.default_rng(2)
+    share = rng.dirichlet(np.full(300, 0.3))
+    cells = [list(np.argsort(-rng.multinomial(2000, share), kind="stable")[:40]) for _ in range(120)]
+    profile = TypeProfile.fit(sentences(*cells[:60], n_genes=300), ["a"] * 60)
+    assert 1 < profile.sharpness_l[0] <= 2
+    real = pairwise_diversity(cells[60:])
+    assert pairwise_diversity(profile.draw("a", [40] * 60, rng)) == pytest.approx(real, rel=0.25)
+    plain = replace(profile, sharpness_l=np.ones(1))
+    assert pairwise_diversity(plain.draw("a", [40] * 60, rng)) > 1.2 * real
 
 
 def test_unknown_types_and_missing_labels_are_refused() -> None:

@@ -72,7 +72,7 @@ class LogisticRegressionBaseline:
         self,
         *,
         seed: int = 0,
-        strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0),
+        strengths: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0),
         max_iter: int = 200,
     ) -> None:
         self.seed = seed
