@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cytoglot.corpus import import_c2s, read_c2s
+from cytoglot.corpus.import_c2s import import_c2s, read_c2s
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences
 
