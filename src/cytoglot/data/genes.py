@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cytoglot.data.normalize import is_sparse
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.manifest import fingerprint_texts
 
@@ -177,23 +178,29 @@ class GeneReport:
             (self.source != "var_names", f"gene names taken from {self.source}"),
             (
                 self.n_duplicate_columns,
-                f"{self.n_duplicate_columns} columns repeat the name of another ({_some(self.duplicates)}): {done}",
+                f"{_n(self.n_duplicate_columns, 'duplicated column')} ({_some(self.duplicates)}): {done}",
             ),
             (
                 self.case_collisions,
-                f"{len(self.case_collisions)} groups of names differ in case alone "
+                f"{_n(len(self.case_collisions), 'group')} of names that differ in case alone "
                 f"({_some([' / '.join(group) for group in self.case_collisions])}): kept as separate genes",
             ),
             (
                 self.suffixed,
-                f"{len(self.suffixed)} names look like renamed duplicates ({_some(self.suffixed)}): "
-                "kept as separate genes; give the original names to have them summed",
+                f"{_n(len(self.suffixed), 'name')} like that of a renamed duplicate ({_some(self.suffixed)}): "
+                "kept as separate genes, as the original names are not there",
             ),
-            (self.n_dropped, f"{self.n_dropped} columns without a name dropped"),
-            (self.n_other_modality, f"{self.n_other_modality} columns that are not gene expression dropped"),
-            (self.n_versions_stripped, f"version suffix stripped from {self.n_versions_stripped} Ensembl ids"),
-            (self.n_without_symbol, f"{self.n_without_symbol} genes without a symbol kept under their identifier"),
-            (self.n_white_space, f"white space in {self.n_white_space} gene names replaced by '_'"),
+            (self.n_dropped, f"{_n(self.n_dropped, 'column')} without a name dropped"),
+            (
+                self.n_other_modality,
+                f"{_n(self.n_other_modality, 'column')} of other features than gene expression dropped",
+            ),
+            (self.n_versions_stripped, f"version suffix stripped from {_n(self.n_versions_stripped, 'Ensembl id')}"),
+            (
+                self.n_without_symbol,
+                f"{_n(self.n_without_symbol, 'gene')} without a symbol kept under their identifier",
+            ),
+            (self.n_white_space, f"white space in {_n(self.n_white_space, 'gene name')} replaced by '_'"),
         ]
         return [message for found, message in findings if found]
 
@@ -291,15 +298,16 @@ def collapse_columns(matrix: Any, column_gene: NDArray[np.int32], n_genes: int) 
     int32 (uint32 for unsigned) and float16 becomes float32, so that sums do not overflow. Column indices come out
     sorted.
     """
-    csr: Any = matrix if getattr(matrix, "format", "") == "csr" else sparse.csr_matrix(matrix)
+    csr: Any = matrix if is_sparse(matrix) and matrix.format == "csr" else sparse.csr_matrix(matrix)
     if csr.shape[1] != len(column_gene):
         raise ValueError(f"the matrix has {csr.shape[1]} columns, column_gene has {len(column_gene)} entries")
     data = csr.data.astype(_wide(csr.dtype), copy=False)
     if n_genes == len(column_gene) and (column_gene == np.arange(n_genes)).all():
-        if csr.has_sorted_indices and isinstance(csr, sparse.csr_matrix) and data is csr.data:
+        if csr.has_canonical_format and isinstance(csr, sparse.csr_matrix) and data is csr.data:
             return csr
-        result = sparse.csr_matrix((data, csr.indices, csr.indptr), shape=csr.shape)
-        return result if result.has_sorted_indices else result.sorted_indices()
+        result = sparse.csr_matrix((data, csr.indices, csr.indptr), shape=csr.shape, copy=data is csr.data)
+        result.sum_duplicates()
+        return result
     genes = column_gene.astype(csr.indices.dtype)[csr.indices]
     indptr = csr.indptr
     kept = genes >= 0
@@ -407,6 +415,10 @@ def _wide(dtype: np.dtype) -> np.dtype:
     if dtype.kind == "u" and dtype.itemsize < 4:
         return np.dtype(np.uint32)
     return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def _n(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _some(names: Sequence[str], n: int = 3) -> str:

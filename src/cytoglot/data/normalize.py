@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
 from cytoglot.errors import InputError
 
+Names = Sequence[str] | pd.Index
 StateKind = Literal["counts", "log1p", "nonnegative", "signed"]
+
+EXPECTED = "expected finite, non-negative values, "
+"""how the message about a faulty value starts"""
 
 _BLOCK = 1 << 22
 """values looked at in one go, so that a check never makes a copy of the matrix"""
@@ -54,9 +59,7 @@ class MatrixState:
         return ", ".join(part for part in (kind, target, self.note) if part)
 
 
-def matrix_state(
-    matrix: Any, *, cell_names: Sequence[str] | None = None, gene_names: Sequence[str] | None = None
-) -> MatrixState:
+def matrix_state(matrix: Any, *, cell_names: Names | None = None, gene_names: Names | None = None) -> MatrixState:
     """Test whether `matrix` holds integer counts, log1p values, other non-negative values or signed ones.
 
     Sparse (any format) or dense, any integer, float or boolean type; not changed and not copied. Signs, NaN and whole
@@ -78,7 +81,7 @@ def matrix_state(
         raise InputError(_fault_message(matrix, cell_names, gene_names, negative=False))
     if low < 0:
         note = _fault_message(matrix, cell_names, gene_names, negative=True)
-        note = note.removeprefix("expected finite, non-negative values, ")
+        note = note.removeprefix(EXPECTED)
         return MatrixState(kind="signed", n_cells_checked=n_cells, note=("whole numbers, " if whole else "") + note)
     if whole:
         note = "all zero" if high == 0 else "no value above 1" if high == 1 else ""
@@ -91,8 +94,8 @@ def matrix_state(
 def check_values(
     matrix: Any,
     *,
-    cell_names: Sequence[str] | None = None,
-    gene_names: Sequence[str] | None = None,
+    cell_names: Names | None = None,
+    gene_names: Names | None = None,
     what: str = "the matrix",
 ) -> None:
     """Raise `InputError` naming the first cell and gene of a value that is NaN, infinite or negative."""
@@ -191,9 +194,7 @@ def _range_and_wholeness(matrix: Any) -> tuple[float, float, bool]:
     return float(np.min(lows)), float(np.max(highs)), whole
 
 
-def _fault_message(
-    matrix: Any, cell_names: Sequence[str] | None, gene_names: Sequence[str] | None, *, negative: bool | None
-) -> str:
+def _fault_message(matrix: Any, cell_names: Names | None, gene_names: Names | None, *, negative: bool | None) -> str:
     """Words for the first value that is not finite (`negative` False), is negative (True), or either (None)."""
     csr = matrix if not is_sparse(matrix) or matrix.format == "csr" else matrix.tocsr()
     for start in range(0, csr.shape[0], 1000):
@@ -208,11 +209,11 @@ def _fault_message(
             row, column = (coo.row[at], coo.col[at]) if coo is not None else divmod(at, block.shape[1])
             cell = _named("cell", start + int(row), cell_names)
             gene = _named("gene", int(column), gene_names)
-            return f"expected finite, non-negative values, found {values[at]:g} in {cell}, {gene}"
-    return "expected finite, non-negative values"  # unreachable: called only when a fault was seen
+            return f"{EXPECTED}found {values[at]:g} in {cell}, {gene}"
+    return EXPECTED  # unreachable: called only when a fault was seen
 
 
-def _named(what: str, position: int, names: Sequence[str] | None) -> str:
+def _named(what: str, position: int, names: Names | None) -> str:
     return f"{what} {position}" if names is None else f"{what} {str(names[position])!r} (number {position})"
 
 
