@@ -73,7 +73,7 @@ def _identical_cells(
 ) -> tuple[dict[str, int], list[list[str]]]:
     if matrix.shape[0] != len(obs):
         raise InputError(f"matrix must have one row per cell: {len(obs)} cells, found {matrix.shape[0]} rows")
-    hashes = _row_hashes(matrix)
+    hashes = row_hashes(matrix)
     frame = pd.DataFrame({"cell": obs.index.astype(str), "part": part, "hash": hashes})
     frame = frame[(frame["hash"] != b"") & (frame["part"] != "")]
     counts, examples = {}, []
@@ -85,7 +85,7 @@ def _identical_cells(
     return counts, examples[:20]
 
 
-def _row_hashes(matrix: Any) -> list[bytes]:
+def row_hashes(matrix: Any) -> list[bytes]:
     """Return a hash of the non-zero genes and values of each row, b"" for a row without any."""
     csr = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
     csr.sum_duplicates()  # sorts the columns too
