@@ -5,6 +5,7 @@ What a file is is told by its content, not by its name. Anything that cannot be 
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 import zlib
@@ -18,6 +19,7 @@ import anndata
 import h5py
 import pandas as pd
 import zarr
+from anndata import AnnData
 
 from cytoglot.data.matrix_choice import Candidate, candidates_of
 from cytoglot.data.tenx import find_mtx_files, is_tenx_h5, open_mtx, open_tenx_h5
@@ -181,13 +183,18 @@ def _open_legacy(path: Path) -> CellStore:
         warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique", category=UserWarning)
         adata = anndata.read_h5ad(path)
     logger.info("%s was written by anndata before 0.7 and is read into memory whole", path)
+    return store_of(adata, path)
+
+
+def store_of(adata: AnnData, path: Path = Path("AnnData")) -> CellStore:
+    """Return an AnnData as a store; matrices are not copied, `obsm` and `uns` are when they are read."""
     return CellStore(
         path=path,
         obs=adata.obs,
         candidates=candidates_of(adata),
         close=lambda: None,
-        read_obsm=lambda: dict(adata.obsm),
-        read_uns=lambda: dict(adata.uns),
+        read_obsm=lambda: {name: values.copy() for name, values in adata.obsm.items()},
+        read_uns=lambda: copy.deepcopy(dict(adata.uns)),
     )
 
 

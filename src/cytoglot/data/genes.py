@@ -18,6 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cytoglot.data.gene_columns import ensembl_share, has_name, name_columns
 from cytoglot.data.normalize import is_sparse
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.manifest import fingerprint_texts
@@ -25,26 +26,7 @@ from cytoglot.manifest import fingerprint_texts
 Namespace = Literal["symbol", "ensembl"]
 Duplicates = Literal["sum", "first", "error"]
 
-#: columns of `var` that hold symbols, best first, compared in lower case: CELLxGENE, scanpy, Seurat, monocle, biomaRt.
-SYMBOL_COLUMNS = (
-    "feature_name",
-    "gene_symbols",
-    "gene_symbol",
-    "gene_name",
-    "gene_names",
-    "symbol",
-    "symbols",
-    "hgnc_symbol",
-    "mgi_symbol",
-    "external_gene_name",
-    "gene_short_name",
-    "genesymbol",
-    "genename",
-)
-
-_ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d{11})(\.\d+)?(_PAR_Y)?$")
 _SUFFIX = re.compile(r"^(.+)[-.]\d+$")
-_NO_NAME = frozenset({"", "nan", "none", "na", "<na>"})
 
 
 @dataclass(frozen=True)
@@ -238,8 +220,8 @@ def resolve_genes(
     """Decide which gene each row of `var` (a column of the matrix) is, symbols preferred.
 
     Names come from `gene_column` when given; else from `var_names`, unless most of these are Ensembl ids or plain
-    numbers and one of `SYMBOL_COLUMNS` is there. Ensembl ids lose their version suffix. `mapping` (identifier or old
-    name → symbol) is applied last, with and without the version; a name it lacks is kept, a name mapped to an empty
+    numbers and one of `gene_columns.SYMBOL_COLUMNS` is there. Ensembl ids lose their version. `mapping` (identifier or
+    old name → symbol) is applied last, with and without the version; a name it lacks is kept, a name mapped to an empty
     text is dropped. Genes are in the order of their first column. Names that differ in case alone stay separate genes.
     Where `feature_types` marks some rows as "Gene Expression", the other rows are dropped.
 
@@ -250,12 +232,9 @@ def resolve_genes(
     UnknownNameError
         There is no column `gene_column`.
     """
-    names, source, counts = _names_of(var, gene_column)
-    if mapping is not None:
-        names, counts["n_without_symbol"] = _mapped(names, mapping)
-    names, counts["n_white_space"] = _without_white_space(names)
-    is_gene = _is_gene_expression(var)
-    named = np.array([name.lower() not in _NO_NAME for name in names], dtype=bool)
+    columns = name_columns(var, gene_column=gene_column, mapping=mapping)
+    names, source, is_gene = columns.names, columns.source, columns.is_gene
+    named = np.array([has_name(name) for name in names], dtype=bool)
     kept = np.flatnonzero(is_gene & named)
     if not kept.size:
         raise InputError(
@@ -284,7 +263,9 @@ def resolve_genes(
         suffixed=_suffixed(symbols),
         n_dropped=int((is_gene & ~named).sum()),
         n_other_modality=int((~is_gene).sum()),
-        **counts,
+        n_versions_stripped=columns.n_versions_stripped,
+        n_without_symbol=columns.n_without_symbol,
+        n_white_space=columns.n_white_space,
     )
     vocabulary = GeneVocabulary(symbols, "ensembl" if ensembl_share(symbols) > 0.5 else "symbol")
     return ResolvedGenes(vocabulary=vocabulary, column_gene=column_gene, report=report)
@@ -317,77 +298,6 @@ def collapse_columns(matrix: Any, column_gene: NDArray[np.int32], n_genes: int) 
     collapsed = sparse.csr_matrix((data, genes, indptr), shape=(csr.shape[0], n_genes), copy=data is csr.data)
     collapsed.sum_duplicates()
     return collapsed
-
-
-def ensembl_share(names: Sequence[str]) -> float:
-    """Return the share of `names` that are Ensembl gene ids of any species, 0 for no names."""
-    return sum(_ENSEMBL.match(name) is not None for name in names) / max(len(names), 1)
-
-
-def strip_version(name: str) -> str:
-    """Return an Ensembl id without its version (`ENSG00000141510.17` → `ENSG00000141510`), other names unchanged."""
-    match = _ENSEMBL.match(name)
-    return match.group(1) + (match.group(3) or "") if match else name
-
-
-def _names_of(var: pd.DataFrame, gene_column: str | None) -> tuple[list[str], str, dict[str, int]]:
-    """Names, where they come from, and the counts for the report."""
-    if gene_column is not None and gene_column not in var.columns:
-        raise UnknownNameError("column of var", gene_column, [str(c) for c in var.columns])
-    index = [str(name).strip() for name in var.index]
-    column = gene_column if gene_column is not None else _symbol_column(var, index)
-    identifiers = [strip_version(name) for name in index]
-    if column is None:
-        n_stripped = sum(a != b for a, b in zip(identifiers, index, strict=True))
-        return identifiers, "var_names", {"n_versions_stripped": n_stripped, "n_without_symbol": 0}
-    given = _texts(var[column])
-    names = [strip_version(name) for name in given]
-    n_stripped = sum(a != b for a, b in zip(names, given, strict=True))
-    missing = [name.lower() in _NO_NAME for name in names]
-    if gene_column is None:
-        # CELLxGENE itself names a gene without symbol by its id, so falling back keeps the column in the same way.
-        names = [i if gone else name for i, gone, name in zip(identifiers, missing, names, strict=True)]
-    n_without = sum(missing) if gene_column is None else 0
-    return names, f"var[{column!r}]", {"n_versions_stripped": n_stripped, "n_without_symbol": n_without}
-
-
-def _symbol_column(var: pd.DataFrame, index: list[str]) -> str | None:
-    """Name of the column of symbols to be preferred to the index, None when the index should be used."""
-    n_numbers = sum(name.isdigit() for name in index)
-    if ensembl_share(index) <= 0.5 and n_numbers <= len(index) / 2:
-        return None
-    by_name = {str(column).lower(): str(column) for column in reversed(var.columns)}
-    for wanted in SYMBOL_COLUMNS:
-        if wanted in by_name and ensembl_share(_texts(var[by_name[wanted]])) <= 0.5:
-            return by_name[wanted]
-    return None
-
-
-def _texts(values: pd.Series) -> list[str]:
-    missing = values.isna().to_numpy()
-    return ["" if gone else str(v).strip() for v, gone in zip(values.astype(object), missing, strict=True)]
-
-
-def _mapped(names: list[str], mapping: Mapping[str, str]) -> tuple[list[str], int]:
-    """Names after the mapping, and how many it lacks."""
-    plain = {strip_version(str(key)): value for key, value in mapping.items()}
-    mapped = [plain.get(name) if name in plain else name for name in names]
-    texts = ["" if name is None or name != name else str(name).strip() for name in mapped]
-    return texts, sum(name not in plain for name in names)
-
-
-def _without_white_space(names: list[str]) -> tuple[list[str], int]:
-    clean = ["_".join(name.split()) for name in names]
-    return clean, sum(a != b for a, b in zip(clean, names, strict=True))
-
-
-def _is_gene_expression(var: pd.DataFrame) -> NDArray[np.bool_]:
-    for column in ("feature_types", "feature_type"):
-        if column in var.columns:
-            is_gene = (var[column].astype(str) == "Gene Expression").to_numpy(dtype=bool)
-            if is_gene.any():  # CELLxGENE keeps biotypes in a column of this name
-                return is_gene
-    return np.ones(len(var), dtype=bool)
 
 
 def _repeats(codes: NDArray[np.int64]) -> NDArray[np.bool_]:

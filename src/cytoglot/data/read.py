@@ -18,19 +18,20 @@ from anndata import AnnData
 from scipy import sparse
 
 from cytoglot.data.cell_rows import cell_rows
-from cytoglot.data.formats import CellStore, open_store, readable
+from cytoglot.data.formats import CellStore, open_store, readable, store_of
 from cytoglot.data.genes import Duplicates, collapse_columns
 from cytoglot.data.matrix_choice import ChosenMatrix, Selection, Verdict, choose_matrix, select, verdict_on
+from cytoglot.data.normalize import MatrixState
 from cytoglot.data.stream import CellStream, open_cells, stream_adata
 from cytoglot.errors import InputError
 
-__all__ = ["CellStream", "ChosenMatrix", "choose_matrix", "open_cells", "read", "stream_adata"]
+__all__ = ["CellStream", "ChosenMatrix", "choose_matrix", "matrix_state_of", "open_cells", "read", "stream_adata"]
 
 logger = logging.getLogger(__name__)
 
 
 def read(
-    path: str | Path,
+    source: AnnData | str | Path,
     *,
     layer: str | None = None,
     backed: bool = False,
@@ -38,7 +39,7 @@ def read(
     gene_mapping: Mapping[str, str] | None = None,
     duplicates: Duplicates = "sum",
 ) -> AnnData:
-    """Read an h5ad, a zarr folder, a 10x HDF5 file or a 10x folder as cells × unique genes.
+    """Read an h5ad, a zarr folder, a 10x HDF5 file, a 10x folder or an AnnData as cells × unique genes.
 
     `X` is one matrix of the file: `layer` ("X", "raw" or the name of a layer) when given; else the first of the layers
     named for counts (`counts`, `raw_counts`, `umi`, …), `raw.X` and `X` that holds integer counts; else the first of
@@ -66,7 +67,7 @@ def read(
     started = time.perf_counter()
     choice = _Choice(layer=layer, gene_column=gene_column, gene_mapping=gene_mapping, duplicates=duplicates)
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(path))
+        store = stack.enter_context(store_of(source) if isinstance(source, AnnData) else open_store(source))
         with readable(store.path):
             selection, matrix = (_on_disk if backed else _in_memory)(store, choice)
             obsm, uns = store.read_obsm(), store.read_uns()
@@ -76,7 +77,9 @@ def read(
     earlier = uns.get("cytoglot")
     adata.uns["cytoglot"] = {**(earlier if isinstance(earlier, dict) else {}), "matrix": _record(selection)}
     seconds = time.perf_counter() - started
-    logger.info("%s: %s; %d cells × %d genes, %.1f s", path, selection.message, adata.n_obs, adata.n_vars, seconds)
+    logger.info(
+        "%s: %s; %d cells × %d genes, %.1f s", store.path, selection.message, adata.n_obs, adata.n_vars, seconds
+    )
     return adata
 
 
@@ -111,7 +114,8 @@ def _in_memory(store: CellStore, choice: _Choice) -> tuple[Selection, sparse.csr
         loaded[candidate.source] = matrix
         known[candidate.source] = verdict_on(matrix, cell_names=store.obs.index, gene_names=candidate.var.index)
     matrix = loaded[selection.candidate.source]
-    return selection, collapse_columns(matrix, selection.genes.column_gene, len(selection.genes.vocabulary))
+    collapsed = collapse_columns(matrix, selection.genes.column_gene, len(selection.genes.vocabulary))
+    return selection, collapsed.copy() if collapsed is selection.candidate.matrix else collapsed
 
 
 def _on_disk(store: CellStore, choice: _Choice) -> tuple[Selection, Any]:
@@ -149,3 +153,24 @@ def _record(selection: Selection) -> dict[str, str | float]:
     }
     scale = {"log_base": state.log_base, "target_sum": state.target_sum}
     return record | {name: value for name, value in scale.items() if value is not None}
+
+
+def matrix_state_of(adata: AnnData) -> MatrixState:
+    """Return the state of `adata.X` as `read` recorded it.
+
+    Raises
+    ------
+    InputError
+        `adata` does not come from `read`.
+    """
+    record = adata.uns.get("cytoglot", {}).get("matrix")
+    if record is None:
+        raise InputError(
+            "this AnnData was not read by cytoglot, so the state of X is unknown; pass cytoglot.read(adata)"
+        )
+    return MatrixState(
+        kind=record["state"],
+        log_base=record.get("log_base"),
+        target_sum=record.get("target_sum"),
+        n_cells_checked=adata.n_obs,
+    )
