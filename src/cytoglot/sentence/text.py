@@ -1,4 +1,4 @@
-"""Gene ids → Arrow strings: the bytes of all sentences are laid down by one compiled loop."""
+"""Gene ids → Arrow strings: compiled loops lay down the bytes of all sentences, in parallel over cells."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from cytoglot.sentence.threads import for_each_run
+
 #: Arrow's `string` counts bytes in int32.
 _LARGEST_STRING_ARRAY = (1 << 31) - 1
+#: Bytes copied at once, one vector register; longer words are copied byte by byte.
+_WIDTH = 16
 
 
 def join_words(
@@ -25,46 +29,62 @@ def join_words(
     """
     word_bytes, word_starts = _word_table(words, delimiter)
     delimiter_bytes = len(delimiter.encode())
-    text_offsets = _text_offsets(offsets, gene_ids, word_starts, delimiter_bytes)
+    text_offsets = np.zeros(len(offsets), np.int64)
+
+    def measure(begin: int, end: int) -> None:
+        _measure_text(
+            offsets[begin : end + 1], gene_ids, word_starts, delimiter_bytes, text_offsets[begin + 1 : end + 1]
+        )
+
+    for_each_run(offsets, measure)
+    np.cumsum(text_offsets, out=text_offsets)
     text = np.empty(int(text_offsets[-1]), np.uint8)
-    _write_text(offsets, gene_ids, word_bytes, word_starts, delimiter_bytes, text_offsets, text)
-    if len(text) <= _LARGEST_STRING_ARRAY:
-        kind, text_offsets = pa.string(), text_offsets.astype(np.int32)
-    else:
-        kind = pa.large_string()
-    return pa.Array.from_buffers(kind, len(offsets) - 1, [None, pa.py_buffer(text_offsets), pa.py_buffer(text)])
+
+    def write(begin: int, end: int) -> None:
+        _write_text(offsets[begin : end + 1], gene_ids, word_bytes, word_starts, text_offsets[begin : end + 1], text)
+
+    for_each_run(offsets, write)
+    return _arrow_strings(text_offsets, text)
+
+
+def _arrow_strings(text_offsets: NDArray[np.int64], text: NDArray[np.uint8]) -> pa.StringArray | pa.LargeStringArray:
+    is_large = len(text) > _LARGEST_STRING_ARRAY
+    offsets = text_offsets if is_large else text_offsets.astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
+    return pa.Array.from_buffers(pa.large_string() if is_large else pa.string(), len(offsets) - 1, buffers)
 
 
 def _word_table(words: Sequence[str], delimiter: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the bytes of every word with the delimiter before it, and where each starts."""
-    table = [(delimiter + word).encode() for word in words]
+    """Return the bytes of every word with the delimiter after it, and where each starts."""
+    table = [(word + delimiter).encode() for word in words]
     starts = np.zeros(len(table) + 1, np.int64)
     np.cumsum([len(word) for word in table], out=starts[1:])
-    return np.frombuffer(b"".join(table), np.uint8), starts
+    return np.frombuffer(bytearray(b"".join(table) + bytes(_WIDTH)), np.uint8), starts
 
 
-@numba.njit(cache=True, nogil=True)
-def _text_offsets(offsets, gene_ids, word_starts, delimiter_bytes):  # type: ignore[no-untyped-def]
-    text_offsets = np.zeros(len(offsets), np.int64)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _measure_text(offsets, gene_ids, word_starts, delimiter_bytes, text_lengths):  # type: ignore[no-untyped-def]
     for cell in range(len(offsets) - 1):
         n_bytes = 0
         for position in range(offsets[cell], offsets[cell + 1]):
             gene = gene_ids[position]
             n_bytes += word_starts[gene + 1] - word_starts[gene]
-        if offsets[cell + 1] > offsets[cell]:
-            n_bytes -= delimiter_bytes  # none before the first word
-        text_offsets[cell + 1] = text_offsets[cell] + n_bytes
-    return text_offsets
+        text_lengths[cell] = max(n_bytes - delimiter_bytes, 0)  # none after the last word
 
 
-@numba.njit(cache=True, nogil=True)
-def _write_text(offsets, gene_ids, word_bytes, word_starts, delimiter_bytes, text_offsets, text):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _write_text(offsets, gene_ids, word_bytes, word_starts, text_offsets, text):  # type: ignore[no-untyped-def]
+    """Write every word with a delimiter; the next word, or the next cell, overwrites what was written too much."""
+    limit = text_offsets[len(text_offsets) - 1]  # beyond it another thread writes
     for cell in range(len(offsets) - 1):
-        end = text_offsets[cell]
-        skipped = delimiter_bytes
+        place = text_offsets[cell]
         for position in range(offsets[cell], offsets[cell + 1]):
-            gene = gene_ids[position]
-            for byte in range(word_starts[gene] + skipped, word_starts[gene + 1]):
-                text[end] = word_bytes[byte]
-                end += 1
-            skipped = 0
+            start = word_starts[gene_ids[position]]
+            n_bytes = word_starts[gene_ids[position] + 1] - start
+            if n_bytes <= _WIDTH and place + _WIDTH <= limit:
+                for byte in range(_WIDTH):
+                    text[place + byte] = word_bytes[start + byte]
+            else:
+                for byte in range(min(n_bytes, limit - place)):
+                    text[place + byte] = word_bytes[start + byte]
+            place += n_bytes
