@@ -61,8 +61,9 @@ def assign_groups(table: pd.DataFrame, shares: NDArray[np.float64], seed: int) -
     """Share out groups so that each part gets its share of every label and of all cells; no part stays empty.
 
     Greedy: groups go from large to small, in `N_GREEDY_ORDERS` seeded jitters of that order, each to the part where it
-    lowers the cost most; the cheapest outcome wins. Cost: mean over labels, and the total as one more, of the
-    chi-square distance between what the parts hold and their shares.
+    lowers the unevenness most; the cheapest outcome wins. Unevenness is the chi-square distance between the shares
+    asked for and those of a label that the parts hold; the cost is its mean over labels, and the total as one more,
+    plus 1 for each part that lacks the label: a part without it says nothing about it.
     """
     counts = table.to_numpy(dtype=np.float64)
     counts = np.column_stack([counts, counts.sum(axis=1)])
@@ -94,5 +95,6 @@ def _greedy(
         assigned[group] = chosen
         held[chosen] += counts[group]
         n_left -= 1
-    cost = float((((held - shares[:, None]) ** 2) / shares[:, None]).sum(axis=0).mean())
-    return assigned, cost
+    unevenness = (((held - shares[:, None]) ** 2) / shares[:, None]).sum(axis=0)
+    absent = (held == 0).sum(axis=0)
+    return assigned, float((unevenness + absent).mean())

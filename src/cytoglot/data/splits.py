@@ -135,7 +135,7 @@ def split_cells(
     fractions
         Of training, validation and test cells; sums to 1, validation and test may be 0.
     seed
-        Another seed gives another split, as far as the groups leave a choice.
+        Another seed gives other cells; with few groups the evenest choice is often the same (use `folds` for more).
 
     Raises
     ------
