@@ -161,6 +161,8 @@ def test_a_curve_with_lines_for_other_genes_is_refused():
         slope_g=np.zeros(5),
         centre=1.0,
         strength=(1, 1),
+        floor=0.1,
+        max_rank=100,
         vocabulary_fingerprint="0" * 16,
     )
     with pytest.raises(VocabularyMismatchError, match="fitted for the genes of vocabulary 0000000000000000"):

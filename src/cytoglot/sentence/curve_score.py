@@ -13,6 +13,8 @@ from typing import Literal, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from cytoglot.sentence.curves import CurveKind
+
 Scope = Literal["expressed", "all"]
 SCOPES: tuple[Scope, ...] = ("expressed", "all")
 
@@ -20,7 +22,7 @@ SCOPES: tuple[Scope, ...] = ("expressed", "all")
 class CurveScore(TypedDict):
     """One row of the reconstruction table."""
 
-    curve: str
+    curve: CurveKind
     genes: str
     """the sentences: "full" or "hvg" """
     scope: Scope
@@ -89,16 +91,16 @@ class CurveScorer:
     `spearman_share` of the cells (1: all).
     """
 
-    def __init__(self, curves: Sequence[str], *, spearman_share: float = 1.0) -> None:
+    def __init__(self, curves: Sequence[CurveKind], *, spearman_share: float = 1.0) -> None:
         self._share = spearman_share
         self._words = {curve: _Moments() for curve in curves}
         self._missed = _Moments()
         self._n_zero_pairs = self._kept_zero_pairs = 0
         self._kept_observed: list[NDArray[np.float32]] = []
         self._kept_missed: list[NDArray[np.float32]] = []
-        self._kept: dict[str, list[NDArray[np.float32]]] = {curve: [] for curve in curves}
+        self._kept: dict[CurveKind, list[NDArray[np.float32]]] = {curve: [] for curve in curves}
 
-    def add(self, cells: ScoredCells, predicted: Mapping[str, NDArray[np.float32]]) -> None:
+    def add(self, cells: ScoredCells, predicted: Mapping[CurveKind, NDArray[np.float32]]) -> None:
         """Add a chunk; `predicted` holds the expression of every word by curve."""
         n_cells = len(cells.chance_n)
         words_n, missed_n = (np.bincount(rows, minlength=n_cells) for rows in (cells.rows, cells.missed_rows))

@@ -39,7 +39,7 @@ POLYNOMIAL_TERMS: dict[str, tuple[str, ...]] = {
     "cubic_length": ("1", "x", "x2", "x3", "l", "xl"),
 }
 #: The curve of all genes that the lines of single genes are drawn towards.
-GENE_LINE_BASES: dict[str, CurveKind] = {"gene_lines": "line", "gene_lines_length": "cubic_length"}
+GENE_LINE_BASES: dict[str, CurveKind] = {"gene_lines": "line", "gene_lines_length": "isotonic_length"}
 
 
 class RankCurve(Protocol):
@@ -82,8 +82,8 @@ class PolynomialCurve:
     kind: CurveKind
     coefficients: tuple[float, ...]
     """in the order of the kind's terms"""
-    floor: float | None
-    """smallest value returned; None: none"""
+    floor: float
+    """smallest value returned, but for `peer_line`"""
     max_rank: int
     length_range: tuple[float, float]
     n_pairs: int
@@ -92,18 +92,15 @@ class PolynomialCurve:
 
     def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
         """Return y; see the protocol."""
-        value = self.unfloored(ranks, n_expressed)
-        return (value if self.floor is None else np.maximum(value, self.floor)).astype(np.float32)
-
-    def unfloored(self, ranks: ArrayLike, n_expressed: ArrayLike) -> NDArray[np.float64]:
-        """Return y before the floor."""
         rank, length = _checked_ranks(ranks), np.asarray(n_expressed, dtype=np.float64)
         if self.kind == "peer_line":
-            return self._at(np.log10(rank), np.zeros_like(length))
+            return self._at(np.log10(rank), np.zeros_like(length)).astype(np.float32)
         x = np.log10(np.minimum(rank, self.max_rank))
         length = np.log10(np.clip(length, *self.length_range))
         value = self._at(x, length)
-        return np.minimum(value, self._lowest_before(x, length)) if self.kind == "cubic_length" else value
+        if self.kind == "cubic_length":
+            value = np.minimum(value, self._lowest_before(x, length))
+        return np.maximum(value, self.floor).astype(np.float32)
 
     def _at(self, x: NDArray[np.float64], length: NDArray[np.float64]) -> NDArray[np.float64]:
         values = term_values(x, length)
@@ -140,56 +137,6 @@ class PolynomialCurve:
             max_rank=value["max_rank"],
             length_range=(value["length_range"][0], value["length_range"][1]),
             n_pairs=value["n_pairs"],
-        )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class GeneLines:
-    """One line per gene, drawn towards the curve of all genes where the gene was seen rarely.
-
-    y = base(x, l) + offset_g + slope_g · (x - centre), the offsets and slopes by ridge regression on what the base
-    leaves over: the HVG paper's equation 1 (y = a_g + b_g·x) with shrinkage, which it does not have. A gene never seen
-    has offset and slope 0. `gene_lines` has `line` as its base, `gene_lines_length` has `cubic_length`.
-    """
-
-    kind: CurveKind
-    base: PolynomialCurve
-    offset_g: NDArray[np.float64]
-    slope_g: NDArray[np.float64]
-    centre: float
-    strength: tuple[float, float]
-    """of the shrinkage of offsets and slopes: pseudo-observations that say 0"""
-    vocabulary_fingerprint: str
-
-    def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
-        """Return y; see the protocol."""
-        x = np.log10(np.minimum(_checked_ranks(ranks), self.base.max_rank)) - self.centre
-        value = self.base.unfloored(ranks, n_expressed) + self.offset_g[gene_ids] + self.slope_g[gene_ids] * x
-        return np.maximum(value, self.base.floor or 0.0).astype(np.float32)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values; two numbers per gene of the vocabulary."""
-        return {
-            "kind": self.kind,
-            "base": self.base.to_dict(),
-            "offsets": self.offset_g.tolist(),
-            "slopes": self.slope_g.tolist(),
-            "centre": self.centre,
-            "strength": list(self.strength),
-            "vocabulary": self.vocabulary_fingerprint,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> GeneLines:
-        """Read what `to_dict` wrote."""
-        return cls(
-            kind=value["kind"],
-            base=PolynomialCurve.from_dict(value["base"]),
-            offset_g=np.asarray(value["offsets"], dtype=np.float64),
-            slope_g=np.asarray(value["slopes"], dtype=np.float64),
-            centre=value["centre"],
-            strength=(value["strength"][0], value["strength"][1]),
-            vocabulary_fingerprint=value["vocabulary"],
         )
 
 
@@ -248,6 +195,64 @@ class IsotonicCurve:
             last_ranks=tuple(tuple(steps) for steps in value["last_ranks"]),
             values=tuple(tuple(steps) for steps in value["values"]),
             n_pairs=value["n_pairs"],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GeneLines:
+    """One line per gene, drawn towards the curve of all genes where the gene was seen rarely.
+
+    y = base(x, l) + offset_g + slope_g · (x - centre), the offsets and slopes by ridge regression on what the base
+    leaves over: the HVG paper's equation 1 (y = a_g + b_g·x) with shrinkage, which it does not have. A gene never seen
+    has offset and slope 0. `gene_lines` has `line` as its base, `gene_lines_length` has `isotonic_length`.
+    """
+
+    kind: CurveKind
+    base: PolynomialCurve | IsotonicCurve
+    offset_g: NDArray[np.float64]
+    slope_g: NDArray[np.float64]
+    centre: float
+    strength: tuple[float, float]
+    """of the shrinkage of offsets and slopes: pseudo-observations that say 0"""
+    floor: float
+    max_rank: int
+    vocabulary_fingerprint: str
+
+    def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
+        """Return y; see the protocol."""
+        x = np.log10(np.minimum(_checked_ranks(ranks), self.max_rank)) - self.centre
+        line = self.offset_g[gene_ids] + self.slope_g[gene_ids] * x
+        return np.maximum(self.base.predict(ranks, gene_ids, n_expressed) + line, self.floor).astype(np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; two numbers per gene of the vocabulary."""
+        return {
+            "kind": self.kind,
+            "base": self.base.to_dict(),
+            "offsets": self.offset_g.tolist(),
+            "slopes": self.slope_g.tolist(),
+            "centre": self.centre,
+            "strength": list(self.strength),
+            "floor": self.floor,
+            "max_rank": self.max_rank,
+            "vocabulary": self.vocabulary_fingerprint,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> GeneLines:
+        """Read what `to_dict` wrote."""
+        base: Mapping[str, Any] = value["base"]
+        polynomial = base["kind"] in POLYNOMIAL_TERMS
+        return cls(
+            kind=value["kind"],
+            base=PolynomialCurve.from_dict(base) if polynomial else IsotonicCurve.from_dict(base),
+            offset_g=np.asarray(value["offsets"], dtype=np.float64),
+            slope_g=np.asarray(value["slopes"], dtype=np.float64),
+            centre=value["centre"],
+            strength=(value["strength"][0], value["strength"][1]),
+            floor=value["floor"],
+            max_rank=value["max_rank"],
+            vocabulary_fingerprint=value["vocabulary"],
         )
 
 

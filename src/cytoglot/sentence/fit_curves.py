@@ -7,15 +7,13 @@ from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
 from cytoglot.sentence.curves import (
-    GENE_LINE_BASES,
     POLYNOMIAL_TERMS,
     CurveKind,
     GeneLines,
     IsotonicCurve,
     PolynomialCurve,
-    RankCurve,
 )
-from cytoglot.sentence.rank_sums import TERMS, RankSums
+from cytoglot.sentence.rank_sums import TERMS, RankSums, ResidualSums
 
 #: The reference implementation fits where log10(1 + 0-based rank) < 3.
 _PEER_MAX_RANK = 999
@@ -28,19 +26,49 @@ _N_LENGTH_GROUPS, _MIN_PAIRS = 8, 2_000
 _DECIMALS = 6
 
 
-def curve_from_sums(kind: CurveKind, parts: tuple[RankSums, RankSums], vocabulary_fingerprint: str) -> RankCurve:
-    """Return the curve of one kind that the sums of the training cells give; see `rank_sums.collect_sums`."""
-    sums = parts[0] + parts[1]
+def fit_curve(kind: CurveKind, sums: RankSums) -> PolynomialCurve | IsotonicCurve:
+    """Return the curve of all genes that the sums of the training cells give.
+
+    Raises
+    ------
+    InputError
+        Nothing was summed.
+    """
     if sums.n_pairs == 0:
         raise InputError("a rank curve needs expressed genes, found none in the training cells; pass non-empty cells")
-    if kind in POLYNOMIAL_TERMS:
-        return fit_polynomial(kind, sums)
-    if kind in GENE_LINE_BASES:
-        return _fit_gene_lines(kind, parts, vocabulary_fingerprint)
-    return _fit_isotonic(kind, sums)
+    return _fit_polynomial(kind, sums) if kind in POLYNOMIAL_TERMS else _fit_isotonic(kind, sums)
 
 
-def fit_polynomial(kind: CurveKind, sums: RankSums) -> PolynomialCurve:
+def fit_gene_lines(
+    kind: CurveKind,
+    base: PolynomialCurve | IsotonicCurve,
+    sums: RankSums,
+    residuals: tuple[ResidualSums, ResidualSums],
+    vocabulary_fingerprint: str,
+) -> GeneLines:
+    """Return the line of every gene around a base fitted from `sums`.
+
+    The two strengths of the shrinkage, of offsets and of slopes, are those which, with lines fitted on the first part
+    of the residuals, leave the least squared error on the second; the lines are then fitted on both.
+    """
+    first, second = (part.sums_kg for part in residuals)
+    spread = max(sums.variance_x, 1e-6)
+    strength = _choose_strength(first, second, spread)
+    offset_g, slope_g = _shrunk_lines(first + second, spread, strength)
+    return GeneLines(
+        kind=kind,
+        base=base,
+        offset_g=np.round(offset_g, _DECIMALS),
+        slope_g=np.round(slope_g, _DECIMALS),
+        centre=residuals[0].centre,
+        strength=strength,
+        floor=sums.smallest,
+        max_rank=sums.max_rank,
+        vocabulary_fingerprint=vocabulary_fingerprint,
+    )
+
+
+def _fit_polynomial(kind: CurveKind, sums: RankSums) -> PolynomialCurve:
     """Return the least-squares fit over all summed pairs (`peer_line`: those of its ranks)."""
     n_pairs = sums.n_pairs
     if kind == "peer_line":
@@ -53,7 +81,7 @@ def fit_polynomial(kind: CurveKind, sums: RankSums) -> PolynomialCurve:
     return PolynomialCurve(
         kind=kind,
         coefficients=tuple(_solve(products, targets).tolist()),
-        floor=None if kind == "peer_line" else sums.smallest,
+        floor=sums.smallest,
         max_rank=sums.max_rank,
         length_range=(sums.shortest, sums.longest),
         n_pairs=n_pairs,
@@ -67,67 +95,34 @@ def _solve(products: NDArray[np.float64], targets: NDArray[np.float64]) -> NDArr
     return np.asarray(solution / scale)
 
 
-def _fit_gene_lines(kind: CurveKind, parts: tuple[RankSums, RankSums], vocabulary_fingerprint: str) -> GeneLines:
-    strength = _choose_strength(GENE_LINE_BASES[kind], parts)
-    sums = parts[0] + parts[1]
-    base = fit_polynomial(GENE_LINE_BASES[kind], sums)
-    centre, spread = _centre_and_spread(sums)
-    offset_g, slope_g = _shrunk_lines(_residual_sums(base, sums, centre), spread, strength)
-    return GeneLines(
-        kind=kind,
-        base=base,
-        offset_g=np.round(offset_g, _DECIMALS),
-        slope_g=np.round(slope_g, _DECIMALS),
-        centre=centre,
-        strength=strength,
-        vocabulary_fingerprint=vocabulary_fingerprint,
-    )
-
-
-def _choose_strength(base_kind: CurveKind, parts: tuple[RankSums, RankSums]) -> tuple[float, float]:
-    """Return the pair of strengths that, fitted on the first part, leaves the least squared error on the second."""
-    first, second = parts
-    if first.n_pairs == 0 or second.n_pairs == 0:
+def _choose_strength(
+    first_kg: NDArray[np.float64], second_kg: NDArray[np.float64], spread: float
+) -> tuple[float, float]:
+    if not first_kg[0].any() or not second_kg[0].any():
         return _DEFAULT_STRENGTH
-    base = fit_polynomial(base_kind, first)
-    centre, spread = _centre_and_spread(first)
-    fitted, judged = _residual_sums(base, first, centre), _residual_sums(base, second, centre)
     errors = {
-        (a, b): _excess_error(judged, *_shrunk_lines(fitted, spread, (a, b))) for a in _STRENGTHS for b in _STRENGTHS
+        (a, b): _excess_error(second_kg, *_shrunk_lines(first_kg, spread, (a, b)))
+        for a in _STRENGTHS
+        for b in _STRENGTHS
     }
     return min(errors, key=lambda pair: errors[pair])
 
 
-def _centre_and_spread(sums: RankSums) -> tuple[float, float]:
-    n, x, x2 = (float(sums.gene_sum(term).sum()) for term in ("1", "x", "x2"))
-    return x / n, max(x2 / n - (x / n) ** 2, 1e-6)
-
-
-def _residual_sums(base: PolynomialCurve, sums: RankSums, centre: float) -> tuple[NDArray[np.float64], ...]:
-    """Return per gene n, ΣX, ΣX², Σr and ΣXr, with X = x - centre and r = y - base."""
-    n, x, x2 = (sums.gene_sum(term) for term in ("1", "x", "x2"))
-    r, xr = sums.gene_sum("y").copy(), sums.gene_sum("y", times_x=True).copy()
-    for coefficient, term in zip(base.coefficients, POLYNOMIAL_TERMS[base.kind], strict=True):
-        r -= coefficient * sums.gene_sum(term)
-        xr -= coefficient * sums.gene_sum(term, times_x=True)
-    return n, x - centre * n, x2 - 2 * centre * x + centre**2 * n, r, xr - centre * r
-
-
 def _shrunk_lines(
-    residual_sums: tuple[NDArray[np.float64], ...], spread: float, strength: tuple[float, float]
+    residual_kg: NDArray[np.float64], spread: float, strength: tuple[float, float]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the ridge offsets and slopes of all genes: the 2 x 2 normal equations, solved by hand."""
-    n, x, x2, r, xr = residual_sums
+    n, x, x2, r, xr = residual_kg
     n_shrunk, x2_shrunk = n + strength[0], x2 + strength[1] * spread
     determinant = n_shrunk * x2_shrunk - x * x
     return (r * x2_shrunk - x * xr) / determinant, (n_shrunk * xr - x * r) / determinant
 
 
 def _excess_error(
-    residual_sums: tuple[NDArray[np.float64], ...], offset_g: NDArray[np.float64], slope_g: NDArray[np.float64]
+    residual_kg: NDArray[np.float64], offset_g: NDArray[np.float64], slope_g: NDArray[np.float64]
 ) -> float:
     """Return the squared error of the lines, less that of the base alone."""
-    n, x, x2, r, xr = residual_sums
+    n, x, x2, r, xr = residual_kg
     quadratic = offset_g**2 * n + 2 * offset_g * slope_g * x + slope_g**2 * x2
     return float(np.sum(quadratic - 2 * (offset_g * r + slope_g * xr)))
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from cytoglot.data.genes import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.curve_score import CurveScore, CurveScorer, ScoredCells
@@ -26,18 +27,22 @@ from cytoglot.sentence.curves import (
     PolynomialCurve,
     RankCurve,
 )
-from cytoglot.sentence.fit_curves import curve_from_sums
+from cytoglot.sentence.fit_curves import fit_curve, fit_gene_lines
 from cytoglot.sentence.rank_sums import (
     RankSums,
+    ResidualSums,
     canonical,
-    collect_sums,
     expressed_of_words,
+    expression_of_words,
     hash_uniform,
     positions_in,
+    word_blocks,
 )
 
 __all__ = [
     "CURVE_KINDS",
+    "DEFAULT_CURVE",
+    "CurveFitter",
     "CurveKind",
     "CurveScore",
     "GeneLines",
@@ -52,8 +57,12 @@ __all__ = [
     "scored_cells",
 ]
 
+#: The best on held-out cells and batches of every data set measured, see docs/results.md.
+DEFAULT_CURVE: CurveKind = "gene_lines_length"
 #: More words than this are sampled, by whole cells, for Spearman's coefficient.
 SPEARMAN_WORDS = 2_000_000
+#: The strength of shrinkage is chosen on the other training cells.
+_FITTED_SHARE = 0.8
 
 
 def fit_rank_curve(kind: CurveKind, sentences: CellSentences, expression: csr_matrix, *, seed: int = 0) -> RankCurve:
@@ -64,7 +73,7 @@ def fit_rank_curve(kind: CurveKind, sentences: CellSentences, expression: csr_ma
 def fit_rank_curves(
     kinds: Sequence[CurveKind], sentences: CellSentences, expression: csr_matrix, *, seed: int = 0
 ) -> dict[CurveKind, RankCurve]:
-    """Return curves of several kinds, fitted in one pass over these (training) cells.
+    """Return curves of several kinds, fitted on these (training) cells.
 
     Ties in a sentence are taken in its order. Zeros take no part. The strength of the shrinkage of `gene_lines*` is
     chosen on a fifth of the cells, drawn by `seed` and cell id, and the lines are then fitted on all of them.
@@ -78,13 +87,68 @@ def fit_rank_curves(
     InputError
         A sentence holds a gene that is 0 in the matrix, or there is no expressed gene at all.
     """
-    for kind in kinds:
-        if kind not in CURVE_KINDS:
-            raise UnknownNameError("rank curve", kind, CURVE_KINDS)
-    n_genes = len(sentences.vocabulary)
-    parts = RankSums(n_genes), RankSums(n_genes)
-    collect_sums(sentences, expression, parts, seed=seed)
-    return {kind: curve_from_sums(kind, parts, sentences.vocabulary.fingerprint) for kind in kinds}
+    fitter = CurveFitter(kinds, sentences.vocabulary, seed=seed)
+    fitter.add(sentences, expression)
+    if fitter.needs_second_reading:
+        fitter.start_second_reading()
+        fitter.add(sentences, expression)
+    return fitter.curves()
+
+
+class CurveFitter:
+    """Fits curves to training cells that come in chunks, in any order.
+
+    `add` all of them; where `needs_second_reading`, call `start_second_reading` and `add` all of them again; then take
+    the `curves`.
+    """
+
+    def __init__(self, kinds: Sequence[CurveKind], vocabulary: GeneVocabulary, *, seed: int = 0) -> None:
+        for kind in kinds:
+            if kind not in CURVE_KINDS:
+                raise UnknownNameError("rank curve", kind, CURVE_KINDS)
+        self._kinds, self._vocabulary, self._seed = tuple(kinds), vocabulary, seed
+        self._sums = RankSums()
+        self._bases: dict[CurveKind, PolynomialCurve | IsotonicCurve] = {}
+        self._residuals: dict[CurveKind, tuple[ResidualSums, ResidualSums]] = {}
+
+    @property
+    def needs_second_reading(self) -> bool:
+        """Return whether a kind has lines per gene, which are fitted to what its base leaves over."""
+        return any(kind in GENE_LINE_BASES for kind in self._kinds)
+
+    @property
+    def n_words(self) -> int:
+        """Return the number of words of all cells."""
+        return self._sums.n_pairs
+
+    def add(self, sentences: CellSentences, expression: csr_matrix) -> None:
+        """Add a chunk of cells; `fit_rank_curves` says what is raised."""
+        observed, ranks = expression_of_words(sentences, expression), sentences.ranks()
+        if not self._bases:
+            self._sums.add(ranks, expressed_of_words(sentences), observed)
+            return
+        second = hash_uniform(sentences.cell_ids, self._seed)[sentences.cells()] >= _FITTED_SHARE
+        for kind, base in self._bases.items():
+            residual = observed - predict_words(base, sentences)
+            for sums, chosen in zip(self._residuals[kind], (~second, second), strict=True):
+                sums.add(ranks[chosen], sentences.gene_ids[chosen], residual[chosen])
+
+    def start_second_reading(self) -> None:
+        """Fit the bases of the lines per gene."""
+        n_genes, centre = len(self._vocabulary), self._sums.mean_x
+        for kind in self._kinds:
+            if kind in GENE_LINE_BASES:
+                self._bases[kind] = fit_curve(GENE_LINE_BASES[kind], self._sums)
+                self._residuals[kind] = ResidualSums(n_genes, centre=centre), ResidualSums(n_genes, centre=centre)
+
+    def curves(self) -> dict[CurveKind, RankCurve]:
+        """Return the fitted curves."""
+        return {kind: self._curve(kind) for kind in self._kinds}
+
+    def _curve(self, kind: CurveKind) -> RankCurve:
+        if kind not in GENE_LINE_BASES:
+            return fit_curve(kind, self._sums)
+        return fit_gene_lines(kind, self._bases[kind], self._sums, self._residuals[kind], self._vocabulary.fingerprint)
 
 
 def rank_curve_from_dict(value: Mapping[str, Any]) -> RankCurve:
@@ -121,7 +185,11 @@ def predict_words(curve: RankCurve, sentences: CellSentences) -> NDArray[np.floa
             f"{sentences.vocabulary.fingerprint} ({len(sentences.vocabulary)} genes); use the curve of the same model, "
             f"or a curve without lines per gene"
         )
-    return curve.predict(sentences.ranks(), sentences.gene_ids, expressed_of_words(sentences))
+    ranks, n_expressed = sentences.ranks(), expressed_of_words(sentences)
+    value = np.empty(len(ranks), dtype=np.float32)
+    for block in word_blocks(len(ranks)):
+        value[block] = curve.predict(ranks[block], sentences.gene_ids[block], n_expressed[block])
+    return value
 
 
 def evaluate_curve(

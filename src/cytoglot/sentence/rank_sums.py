@@ -1,4 +1,4 @@
-"""The sums from which every rank curve is fitted, gathered in one pass over the cells, chunk by chunk.
+"""The sums from which rank curves are fitted, gathered chunk by chunk.
 
 Notation: x = log10(rank), rank 1 for the most expressed gene; l = log10(number of expressed genes of the cell);
 y = log10(1 + counts per 10,000). Memory depends on the numbers of genes and ranks, never on the number of cells.
@@ -7,6 +7,7 @@ y = log10(1 + counts per 10,000). Memory depends on the numbers of genes and ran
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,28 +18,23 @@ from cytoglot.sentence.cell_sentence import CellSentences
 
 #: Monomials of x and l that the polynomial curves are made of.
 TERMS = ("1", "x", "x2", "x3", "l", "xl")
-#: Per-gene sums: the monomials above times 1 and times x, and y times both.
-_GENE_TERMS = ("1", "x", "x2", "x3", "x4", "l", "xl", "x2l", "y", "xy")
-_TIMES_X = {"1": "x", "x": "x2", "x2": "x3", "x3": "x4", "l": "xl", "xl": "x2l", "y": "xy"}
 #: Sentences are binned by length on this many bins per factor of ten.
 _BINS_PER_DECADE = 20
+_BLOCK_WORDS = 500_000
 
 
 class RankSums:
-    """Sums over (cell, gene) pairs of expressed genes.
+    """Sums over (cell, gene) pairs of expressed genes, for the curves of all genes.
 
     Attributes
     ----------
-    gene_sums_kg
-        Σ of each `_GENE_TERMS` per gene, float64.
     term_products
         Σ f fᵀ over `TERMS`, (6, 6), and `term_targets`, Σ f y, (6,).
     n_br, y_br
         Number of pairs and Σ y by bin of the sentence's length and by rank (column 0 is rank 1).
     """
 
-    def __init__(self, n_genes: int) -> None:
-        self.gene_sums_kg = np.zeros((len(_GENE_TERMS), n_genes))
+    def __init__(self) -> None:
         self.term_products = np.zeros((len(TERMS), len(TERMS)))
         self.term_targets = np.zeros(len(TERMS))
         self.n_br = np.zeros((1, 1), dtype=np.int64)
@@ -57,32 +53,32 @@ class RankSums:
         seen = np.flatnonzero(self.n_br.sum(axis=0))
         return int(seen[-1]) + 1 if seen.size else 0
 
-    def gene_sum(self, term: str, *, times_x: bool = False) -> NDArray[np.float64]:
-        """Return Σ term (times x) of every gene, (g,)."""
-        return self.gene_sums_kg[_GENE_TERMS.index(_TIMES_X[term] if times_x else term)]
+    @property
+    def mean_x(self) -> float:
+        """Return the mean of x over all pairs."""
+        return float(self.term_products[0, 1] / max(self.n_pairs, 1))
 
-    def add(
-        self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike, expression: NDArray[np.floating]
-    ) -> None:
-        """Add pairs; four aligned flat arrays, `n_expressed` being that of the pair's cell."""
+    @property
+    def variance_x(self) -> float:
+        """Return the variance of x over all pairs."""
+        return float(self.term_products[1, 1] / max(self.n_pairs, 1) - self.mean_x**2)
+
+    def add(self, ranks: ArrayLike, n_expressed: ArrayLike, expression: NDArray[np.floating]) -> None:
+        """Add pairs; three aligned flat arrays, `n_expressed` being that of the pair's cell."""
         rank, n_genes = np.asarray(ranks, dtype=np.int64), np.asarray(n_expressed, dtype=np.int64)
-        y = np.asarray(expression, dtype=np.float64)
-        if not y.size:
-            return
-        x, length = np.log10(rank), np.log10(n_genes)
+        for block in word_blocks(rank.size):
+            self._add_block(rank[block], n_genes[block], expression[block].astype(np.float64))
+
+    def _add_block(self, rank: NDArray[np.int64], n_expressed: NDArray[np.int64], y: NDArray[np.float64]) -> None:
+        x, length = np.log10(rank), np.log10(n_expressed)
         terms = term_values(x, length)
-        self._add_per_gene({**terms, "x4": x**4, "x2l": x * x * length, "y": y, "xy": x * y}, gene_ids)
         f = np.stack([terms[term] for term in TERMS], axis=1)
         self.term_products += f.T @ f
         self.term_targets += f.T @ y
         self._add_per_rank(rank, length, y)
         self.smallest = min(self.smallest, float(y.min()))
-        self.shortest, self.longest = min(self.shortest, float(n_genes.min())), max(self.longest, float(n_genes.max()))
-
-    def _add_per_gene(self, values: dict[str, NDArray[np.float64]], gene_ids: NDArray[np.integer]) -> None:
-        n_genes = self.gene_sums_kg.shape[1]
-        for k, term in enumerate(_GENE_TERMS):
-            self.gene_sums_kg[k] += np.bincount(gene_ids, weights=values[term], minlength=n_genes)
+        self.shortest = min(self.shortest, float(n_expressed.min()))
+        self.longest = max(self.longest, float(n_expressed.max()))
 
     def _add_per_rank(self, rank: NDArray[np.int64], length: NDArray[np.float64], y: NDArray[np.float64]) -> None:
         bins = (length * _BINS_PER_DECADE).astype(np.int64)
@@ -98,23 +94,33 @@ class RankSums:
             self.n_br = np.pad(self.n_br, ((0, missing[0]), (0, missing[1])))
             self.y_br = np.pad(self.y_br, ((0, missing[0]), (0, missing[1])))
 
-    def __add__(self, other: RankSums) -> RankSums:
-        total = RankSums(self.gene_sums_kg.shape[1])
-        for part in (self, other):
-            total._grow(*part.n_br.shape)
-            n_bins, n_ranks = part.n_br.shape
-            total.n_br[:n_bins, :n_ranks] += part.n_br
-            total.y_br[:n_bins, :n_ranks] += part.y_br
-            total.gene_sums_kg += part.gene_sums_kg
-            total.term_products += part.term_products
-            total.term_targets += part.term_targets
-            total.smallest = min(total.smallest, part.smallest)
-            total.shortest, total.longest = min(total.shortest, part.shortest), max(total.longest, part.longest)
-        return total
-
     def length_of_bins(self) -> NDArray[np.float64]:
         """Return l at the middle of each bin of lengths."""
         return (np.arange(self.n_br.shape[0]) + 0.5) / _BINS_PER_DECADE
+
+
+class ResidualSums:
+    """Sums per gene of what a curve of all genes leaves over, r, for the line of each gene.
+
+    `sums_kg` holds, per gene, n, ΣX, ΣX², Σr and ΣXr with X = x - `centre`; (5, g).
+    """
+
+    def __init__(self, n_genes: int, *, centre: float) -> None:
+        self.centre = centre
+        self.sums_kg = np.zeros((5, n_genes))
+
+    def add(self, ranks: NDArray[np.integer], gene_ids: NDArray[np.integer], residual: NDArray[np.floating]) -> None:
+        """Add pairs; three aligned flat arrays."""
+        n_genes = self.sums_kg.shape[1]
+        for block in word_blocks(ranks.size):
+            x, r = np.log10(ranks[block]) - self.centre, residual[block].astype(np.float64)
+            for k, values in enumerate((np.ones_like(x), x, x * x, r, x * r)):
+                self.sums_kg[k] += np.bincount(gene_ids[block], weights=values, minlength=n_genes)
+
+
+def word_blocks(n_words: int) -> Iterator[slice]:
+    """Return slices that cover `n_words` words, small enough that twenty temporary columns stay under 100 MB."""
+    return (slice(start, start + _BLOCK_WORDS) for start in range(0, n_words, _BLOCK_WORDS))
 
 
 def term_values(x: NDArray[np.float64], length: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
@@ -163,13 +169,8 @@ def canonical(log_matrix: csr_matrix) -> csr_matrix:
     return matrix
 
 
-def collect_sums(
-    sentences: CellSentences, log_matrix: csr_matrix, into: tuple[RankSums, RankSums], *, seed: int = 0
-) -> None:
-    """Add a chunk of training cells to `into`: four fifths of the cells to the first, the rest to the second.
-
-    A cell's side depends on the seed and its id alone. Curves are fitted on the sum of both; the strength of the
-    shrinkage is chosen on the second with curves fitted on the first.
+def expression_of_words(sentences: CellSentences, log_matrix: csr_matrix) -> NDArray[np.float32]:
+    """Return the expression of every word, (w,).
 
     Raises
     ------
@@ -178,18 +179,15 @@ def collect_sums(
     """
     log_matrix = canonical(log_matrix)
     position = positions_in(sentences, log_matrix)
-    rows, ranks, n_expressed = sentences.cells(), sentences.ranks(), expressed_of_words(sentences)
     if (position < 0).any():
         word = int(np.flatnonzero(position < 0)[0])
-        gene, cell = sentences.vocabulary.symbols[int(sentences.gene_ids[word])], sentences.cell_ids[rows[word]]
+        gene = sentences.vocabulary.symbols[int(sentences.gene_ids[word])]
+        cell = sentences.cell_ids[sentences.cells()[word]]
         raise InputError(
             f"expected the expression of the cells that the sentences were made from, found {gene} of cell {cell!r} "
             f"to be 0 in the matrix but in the sentence; pass matching rows"
         )
-    y = log_matrix.data[position]
-    second = hash_uniform(sentences.cell_ids, seed)[rows] >= 0.8
-    for sums, chosen in zip(into, (~second, second), strict=True):
-        sums.add(ranks[chosen], sentences.gene_ids[chosen], n_expressed[chosen], y[chosen])
+    return np.asarray(log_matrix.data[position], dtype=np.float32)
 
 
 def hash_uniform(cell_ids: ArrayLike, seed: int) -> NDArray[np.float64]:
