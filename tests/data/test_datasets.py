@@ -162,7 +162,13 @@ def test_an_archive_that_is_none_or_leaves_its_folder_is_refused(tmp_path):
 def test_a_registered_download_goes_to_its_own_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("CYTOGLOT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "datasets", module.Registry("data set"))
-    archive = make_archive(tmp_path / "toy.tar.gz", {"inner/matrix.mtx": b"1"})
+    matrix = b"%%MatrixMarket matrix coordinate integer general\n3 2 3\n1 1 4\n3 1 1\n2 2 7\n"
+    members = {
+        "inner/matrix.mtx": matrix,
+        "inner/genes.tsv": b"ENSG1\tCD3E\nENSG2\tLYZ\nENSG3\tNKG7\n",
+        "inner/barcodes.tsv": b"AAA-1\nCCC-1\n",
+    }
+    archive = make_archive(tmp_path / "toy.tar.gz", members)
     module._register_download(
         "toy",
         url=archive.as_uri(),
@@ -174,7 +180,10 @@ def test_a_registered_download_goes_to_its_own_cache_folder(tmp_path, monkeypatc
     )
     path = find_dataset("toy").path()
     assert path == tmp_path / "cache" / "toy" / "unpacked" / "inner"
-    assert (path / "matrix.mtx").read_bytes() == b"1"
+    assert (path / "matrix.mtx").read_bytes() == matrix
+    adata = load_dataset("toy")
+    assert adata.X.toarray().tolist() == [[4, 0, 1], [0, 7, 0]]
+    assert list(adata.var_names) == ["CD3E", "LYZ", "NKG7"]
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cytoglot import extras
 from cytoglot.data.download import cache_folder, fetch, unpack
+from cytoglot.data.read import read
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.registry import Registry
 
@@ -125,8 +126,6 @@ def _read(path: Path) -> AnnData:
     import anndata
 
     if path.suffix != ".h5ad":
-        from cytoglot.data.read import read
-
         return read(path)
     with warnings.catch_warnings():
         # the file that scanpy ships was written by an old anndata, which the reader mends by itself
