@@ -19,7 +19,22 @@ from cytoglot.sentence.encode import detection_rates, encode, encode_matrix
 from cytoglot.sentence.kernels import hash_texts, mixed
 
 TIES: tuple[TieRule, ...] = ("order", "random", "rare_first", "common_first")
-DTYPES = "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float16 float32 float64 >f4 >i8".split()
+DTYPES = [
+    "bool",
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float16",
+    "float32",
+    "float64",
+    ">f4",
+    ">i8",
+]
 
 
 def vocabulary(n_genes: int) -> GeneVocabulary:
@@ -212,7 +227,7 @@ def test_unsorted_and_repeated_columns_and_stored_zeros_change_nothing(ties: Tie
         stored = slice(unsorted.indptr[row], unsorted.indptr[row + 1])
         order = rng.permutation(stored.stop - stored.start)
         unsorted.indices[stored], unsorted.data[stored] = unsorted.indices[stored][order], unsorted.data[stored][order]
-    zeros = sp.csr_matrix((np.where(counts_ng == 0, 1, 2).astype(np.float32)))
+    zeros = sp.csr_matrix(np.where(counts_ng == 0, 1, 2).astype(np.float32))
     zeros.data = counts_ng.ravel().copy()  # all are stored now
     halves = sp.csr_matrix(
         (np.repeat(repeated.data / 2, 2), np.repeat(repeated.indices, 2), repeated.indptr * 2), shape=repeated.shape

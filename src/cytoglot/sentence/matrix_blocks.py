@@ -43,8 +43,12 @@ def csr_blocks(matrix: Any) -> Iterator[sp.csr_matrix]:
     if np.dtype(matrix.dtype).kind not in "buif":
         raise InputError(f"expression must be integers, floats or booleans, found {matrix.dtype}; convert it first")
     if sp.issparse(matrix):
-        return _csc_blocks(matrix) if matrix.format == "csc" else _csr_views(matrix.tocsr())  # itself if CSR already
+        return _sparse_blocks(matrix)
     return _dask_blocks(matrix) if type(matrix).__module__.split(".")[0] == "dask" else _sliced_blocks(matrix)
+
+
+def _sparse_blocks(matrix: Any) -> Iterator[sp.csr_matrix]:
+    return _csc_blocks(matrix) if matrix.format == "csc" else _csr_views(matrix.tocsr())  # itself if CSR already
 
 
 def _csr_views(matrix: Any) -> Iterator[sp.csr_matrix]:

@@ -1,0 +1,280 @@
+"""A file of cells of any size → a Parquet file of cell sentences, in chunks, through kills and full disks.
+
+Chunks are read and ranked in one thread and written in another. Each finished chunk is also kept as a part, so that the
+same command after a kill goes on where it stopped and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.stream import CellStream, open_cells
+from cytoglot.errors import InputError
+from cytoglot.manifest import Manifest, fingerprint_bytes
+from cytoglot.progress import progress_bar
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.cell_source import CellSource, open_source
+from cytoglot.sentence.encode import TieRates, ranker_for, restrict, tie_rates_for
+from cytoglot.sentence.parquet import FORMAT_VERSION, SentenceHeader, open_writer, record_table
+from cytoglot.sentence.ranker import RankedBlock, Ranker
+from cytoglot.sentence.unfinished import UnfinishedOutput
+
+logger = logging.getLogger(__name__)
+
+#: Stored values of a chunk: 130 MB of float32 with their columns; two chunks are in memory at a time.
+_CHUNK_VALUES = 1 << 24
+_CHUNK_CELLS = 8192
+_PROBE_CELLS = 128
+_EVERY_GENE = RankSettings()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSummary:
+    """What `encode_file` wrote."""
+
+    cells: int
+    genes: int
+    """genes of the vocabulary"""
+    empty_cells: int
+    output: str
+    resumed_cells: int = 0
+    """cells whose sentences an earlier, interrupted run had made"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def encode_file(
+    path: str | Path,
+    out: str | Path,
+    *,
+    settings: RankSettings = _EVERY_GENE,
+    genes: GeneVocabulary | Sequence[str] | None = None,
+    hvg: int | None = None,
+    layer: str | None = None,
+    chunk_cells: int | None = None,
+    text: bool = False,
+    tie_rates: TieRates | None = None,
+) -> EncodeSummary:
+    """Write the cell sentences of a file as Parquet; the columns are those of `CellSentences.to_parquet`.
+
+    Parameters
+    ----------
+    path
+        Whatever `cytoglot.read` takes.
+    out
+        The Parquet file; an older one is replaced when the new one is whole, and not before.
+    settings, genes, layer, tie_rates
+        As in `cytoglot.encode`.
+    hvg
+        Make sentences of this many highly variable genes; choosing them needs the whole matrix in memory.
+    chunk_cells
+        Cells that are in memory at a time, twice; None: 8,192, fewer where cells express many genes.
+    text
+        Write a column `sentence` too.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read or ranked, both `genes` and `hvg` are given, the disk is full, or another process is
+        writing the same output. Nothing half-written is left under the name `out`.
+
+    Notes
+    -----
+    Memory is bounded by the chunk, apart from `obs` (under 1 GB with the default). The same input and settings give the
+    same bytes, interrupted or not.
+    """
+    started = time.perf_counter()
+    path, out = Path(path), Path(out)
+    if genes is not None and hvg is not None:
+        raise InputError(f"pass either genes or hvg, found {len(genes)} genes and hvg={hvg}")
+    genes = _highly_variable(path, hvg, layer) if hvg is not None else genes
+    with open_cells(path, layer=layer) as stream:
+        chunk_cells = _fitting_chunk(stream) if chunk_cells is None else chunk_cells
+        with open_source(stream, layer=layer, chunk_cells=chunk_cells) as cells:
+            vocabulary, _ = restrict(cells.vocabulary, genes)
+            manifest = _manifest(path, settings, vocabulary, hvg=hvg, layer=layer, tie_rates=tie_rates)
+            with UnfinishedOutput(out, _key(manifest, chunk_cells)).opened() as unfinished:
+                ranker = _ranker(cells, genes, settings, tie_rates, unfinished)
+                header = SentenceHeader(
+                    vocabulary=vocabulary, settings=settings, tie_rates=ranker.tie_rates, manifest=manifest
+                )
+                summary = _write_all(cells, ranker, header, unfinished, chunk_cells=chunk_cells, text=text)
+    logger.info("%s: %d cells in %.1f s; %s", out, summary.cells, time.perf_counter() - started, cells.message)
+    return summary
+
+
+def _highly_variable(path: Path, n_genes: int, layer: str | None) -> list[str]:
+    from cytoglot.data.hvg import select_hvg
+    from cytoglot.data.read import read
+
+    return select_hvg(read(path, layer=layer), n_top=n_genes)
+
+
+def _fitting_chunk(stream: CellStream) -> int:
+    """Return the cells of a chunk, judged by a few cells at the start, in the middle and at the end."""
+    values_per_cell = 1.0
+    for first in {0, stream.n_cells // 2, max(stream.n_cells - _PROBE_CELLS, 0)}:
+        _, block = next(stream.chunks(_PROBE_CELLS, first_cell=first), (None, None))
+        if block is not None:
+            values_per_cell = max(values_per_cell, block.nnz / block.shape[0])
+    return int(np.clip(_CHUNK_VALUES // values_per_cell, _PROBE_CELLS, _CHUNK_CELLS))
+
+
+def _manifest(
+    path: Path,
+    settings: RankSettings,
+    vocabulary: GeneVocabulary,
+    *,
+    hvg: int | None,
+    layer: str | None,
+    tie_rates: TieRates | None,
+) -> Manifest:
+    rates = tie_rates_for(vocabulary, tie_rates) if settings.needs_tie_rates else None
+    config = {
+        **settings.to_dict(),
+        "hvg": hvg,
+        "layer": layer,
+        "vocabulary": vocabulary.fingerprint,
+        "tie_rates": None if rates is None else fingerprint_bytes([np.asarray(rates, np.float32).tobytes()]),
+    }
+    # no time of creation: it would be the only difference between two runs
+    return Manifest(command="encode", config=config, inputs={path.name: fingerprint_of(path)}, created="")
+
+
+def fingerprint_of(path: Path, *, n_blocks: int = 64, block_bytes: int = 1 << 16) -> str:
+    """Fingerprint a file of any size by its size and up to `n_blocks` evenly spaced blocks; a folder by every file's.
+
+    Reads 4 MB at most of a file, where the fingerprint of all of its bytes would take longer than the encoding.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    if len(files) > n_blocks:  # zarr has a file for each chunk
+        described = (f"{f.relative_to(path)} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)
+        return fingerprint_bytes(described)
+    return fingerprint_bytes(block for file in files for block in _blocks(file, n_blocks, block_bytes))
+
+
+def _blocks(file: Path, n_blocks: int, block_bytes: int) -> Iterator[bytes]:
+    size = file.stat().st_size
+    yield f"{file.name if size == 0 else size}".encode()
+    with file.open("rb") as handle:
+        for start in np.linspace(0, max(size - block_bytes, 0), n_blocks).astype(np.int64).tolist():
+            handle.seek(start)
+            yield handle.read(block_bytes)
+
+
+def _key(manifest: Manifest, chunk_cells: int) -> str:
+    """Return what tells parts apart: any change in it makes them worthless."""
+    decisive = [FORMAT_VERSION, chunk_cells, manifest.config, manifest.inputs, manifest.versions.get("cytoglot")]
+    return fingerprint_bytes(repr(item).encode() for item in decisive)
+
+
+def _ranker(
+    cells: CellSource,
+    genes: GeneVocabulary | Sequence[str] | None,
+    settings: RankSettings,
+    tie_rates: TieRates | None,
+    unfinished: UnfinishedOutput,
+) -> Ranker:
+    known = unfinished.read_rates() if tie_rates is None else tie_rates
+    ranker = ranker_for(cells, genes=genes, settings=settings, tie_rates=known)
+    if known is None and ranker.tie_rates is not None:
+        unfinished.write_rates(ranker.tie_rates)
+    return ranker
+
+
+def _write_all(
+    cells: CellSource,
+    ranker: Ranker,
+    header: SentenceHeader,
+    unfinished: UnfinishedOutput,
+    *,
+    chunk_cells: int,
+    text: bool,
+) -> EncodeSummary:
+    n_cells, n_old, n_done, n_empty = len(cells.cell_ids), unfinished.n_parts(), 0, 0
+    n_resumed = min(n_old * chunk_cells, n_cells)
+    if n_resumed:
+        logger.info("%d of %d cells are kept from an interrupted run", n_resumed, n_cells)
+    schema = header.schema(text=text)
+    with (
+        progress_bar(total=n_cells, description="encode", unit="cell") as bar,
+        open_writer(unfinished.partial, schema) as writer,
+        _one_behind() as in_background,
+    ):
+        for number, block in enumerate(_ranked_chunks(cells, ranker, unfinished, n_old, n_resumed)):
+            ids = cells.cell_ids[n_done : n_done + len(block.lengths)]
+            if number >= n_old and chunk_cells < n_cells:
+                in_background(unfinished.write_part, number, block)
+            in_background(_write_row_group, writer, schema, _sentences_of(block, ids, header))
+            n_done += len(ids)
+            n_empty += int(np.count_nonzero(block.lengths == 0))
+            bar.update(len(ids))
+    unfinished.finish()
+    return EncodeSummary(
+        cells=n_done,
+        genes=len(header.vocabulary),
+        empty_cells=n_empty,
+        output=str(unfinished.output),
+        resumed_cells=n_resumed,
+    )
+
+
+def _ranked_chunks(
+    cells: CellSource, ranker: Ranker, unfinished: UnfinishedOutput, n_old: int, n_resumed: int
+) -> Iterator[RankedBlock]:
+    for number in range(n_old):
+        yield unfinished.read_part(number)
+    first = n_resumed
+    for block in cells.blocks(first):
+        yield ranker.rank(block, cells.cell_ids[first : first + block.shape[0]])
+        first += block.shape[0]
+
+
+def _sentences_of(block: RankedBlock, cell_ids: NDArray[np.object_], header: SentenceHeader) -> CellSentences:
+    return CellSentences(
+        cell_ids=cell_ids,
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(block.lengths)]),
+        gene_ids=block.gene_ids,
+        n_expressed=block.n_expressed,
+        vocabulary=header.vocabulary,
+        settings=header.settings,
+        tie_rates=header.tie_rates,
+    )
+
+
+def _write_row_group(writer: pq.ParquetWriter, schema: pa.Schema, sentences: CellSentences) -> None:
+    writer.write_table(record_table(sentences, schema), row_group_size=max(len(sentences), 1))
+
+
+@contextmanager
+def _one_behind() -> Iterator[Any]:
+    """Yield a function that runs calls in one other thread, in order, waiting while two are under way.
+
+    An error of a call is raised by the next one, or at the end.
+    """
+    pending: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def run(work: Any, *arguments: Any) -> None:
+            while len(pending) > 1:
+                pending.pop(0).result()
+            pending.append(pool.submit(work, *arguments))
+
+        yield run
+        for future in pending:
+            future.result()

@@ -1,0 +1,287 @@
+"""Files of any size → Parquet: the same as in memory, and whole or absent whatever happens on the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import scipy.sparse as sp
+from anndata import AnnData
+
+from cytoglot.errors import InputError
+from cytoglot.sentence import encode_file as module
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.encode import detection_rates, encode
+from cytoglot.sentence.encode_file import EncodeSummary, encode_file, fingerprint_of
+from cytoglot.sentence.unfinished import UnfinishedOutput
+
+
+def cells(n_cells: int = 100, n_genes: int = 60, form: Any = sp.csr_matrix) -> AnnData:
+    rng = np.random.default_rng(0)
+    counts_ng = rng.poisson(rng.gamma(0.4, 2.0, (n_cells, n_genes))).astype(np.float32)
+    counts_ng[[3, 50]] = 0
+    obs = pd.DataFrame(index=[f"cell_{cell}" for cell in range(n_cells)])
+    return AnnData(form(counts_ng), obs=obs, var=pd.DataFrame(index=[f"GENE{gene}" for gene in range(n_genes)]))
+
+
+@pytest.fixture
+def h5ad(tmp_path: Path) -> Path:
+    cells().write_h5ad(tmp_path / "cells.h5ad")
+    return tmp_path / "cells.h5ad"
+
+
+def left_over(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name != "cells.h5ad")
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+@pytest.mark.parametrize("ties", ["order", "random", "rare_first", "common_first"])
+def test_a_file_gives_what_memory_gives(tmp_path: Path, form: Any, ties: Any) -> None:
+    adata = cells(form=form)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    settings = RankSettings(top_genes=9, ties=ties, seed=5)
+    summary = encode_file(tmp_path / "cells.h5ad", tmp_path / "s.parquet", settings=settings, chunk_cells=17)
+    assert summary == EncodeSummary(cells=100, genes=60, empty_cells=2, output=str(tmp_path / "s.parquet"))
+    found = CellSentences.from_parquet(tmp_path / "s.parquet")
+    expected = encode(adata, top_genes=9, ties=ties, seed=5)
+    assert list(found) == list(expected)
+    assert found.cell_ids.tolist() == adata.obs_names.tolist()
+    assert found.n_expressed.tolist() == expected.n_expressed.tolist()
+    assert found.settings == settings
+    if settings.needs_tie_rates:
+        np.testing.assert_array_equal(found.tie_rates, detection_rates(adata.X))
+    assert pq.ParquetFile(tmp_path / "s.parquet").num_row_groups == 6
+    assert left_over(tmp_path) == ["s.parquet"]
+
+
+def test_text_genes_and_rates_reach_the_file(h5ad: Path, tmp_path: Path) -> None:
+    genes = ["GENE5", "GENE2", "GENE40"]
+    rates = {"GENE5": 0.5, "GENE2": 0.1, "GENE40": 0.25}
+    settings = RankSettings(ties="rare_first")
+    encode_file(h5ad, tmp_path / "s.parquet", genes=genes, tie_rates=rates, settings=settings, text=True)
+    found = CellSentences.from_parquet(tmp_path / "s.parquet")
+    assert found.vocabulary.symbols == tuple(genes)
+    assert found.tie_rates.tolist() == np.float32([0.5, 0.1, 0.25]).tolist()
+    assert list(found) == list(encode(cells(), genes=genes, tie_rates=rates, ties="rare_first"))
+    assert pq.read_table(tmp_path / "s.parquet")["sentence"].to_pylist() == [" ".join(words) for words in found]
+    assert found.manifest.inputs == {"cells.h5ad": fingerprint_of(h5ad)}
+    assert found.manifest.config["ties"] == "rare_first"
+
+
+def test_the_same_file_gives_the_same_bytes_over_an_older_output(h5ad: Path, tmp_path: Path) -> None:
+    out = tmp_path / "s.parquet"
+    out.write_text("older")
+    encode_file(h5ad, out, chunk_cells=30)
+    first = out.read_bytes()
+    encode_file(h5ad, out, chunk_cells=30)
+    assert out.read_bytes() == first
+
+
+def test_chunks_shrink_where_cells_express_many_genes(
+    h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_CHUNK_VALUES", 1)
+    monkeypatch.setattr(module, "_PROBE_CELLS", 10)
+    encode_file(h5ad, tmp_path / "s.parquet")
+    assert pq.ParquetFile(tmp_path / "s.parquet").num_row_groups == 10
+
+
+def test_a_file_without_cells_gives_a_file_without_sentences(tmp_path: Path) -> None:
+    cells()[:0].copy().write_h5ad(tmp_path / "cells.h5ad")
+    try:
+        summary = encode_file(tmp_path / "cells.h5ad", tmp_path / "s.parquet")
+    except InputError:
+        assert left_over(tmp_path) == []  # the reader may refuse an empty file; then nothing is left
+        return
+    assert summary.cells == 0
+    assert list(CellSentences.from_parquet(tmp_path / "s.parquet")) == []
+
+
+# Faults
+
+
+def test_genes_and_hvg_exclude_each_other(h5ad: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="pass either genes or hvg, found 1 genes and hvg=5"):
+        encode_file(h5ad, tmp_path / "s.parquet", genes=["GENE1"], hvg=5)
+
+
+def test_a_bad_value_in_a_late_chunk_leaves_nothing(
+    h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cytoglot.data.matrix_choice.sample_positions", lambda n: np.arange(20))
+    with h5py.File(h5ad, "r+") as file:
+        file["X/data"][file["X/indptr"][90]] = -1.0
+    with pytest.raises(InputError, match=r"cell_90.*GENE"):
+        encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=20)
+    assert left_over(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["part", "row group", "end"])
+def test_a_full_disk_leaves_no_output_and_the_same_command_goes_on(
+    h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    encode_file(h5ad, tmp_path / "expected.parquet", chunk_cells=10)
+    expected = (tmp_path / "expected.parquet").read_bytes()
+    (tmp_path / "expected.parquet").unlink()
+    out = tmp_path / "s.parquet"
+    out.write_text("older")
+    calls = 0
+
+    def full(*arguments: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4 or place == "end":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(*arguments, **options)
+
+    owner, name = {
+        "part": (UnfinishedOutput, "write_part"),
+        "row group": (pq.ParquetWriter, "write_table"),
+        "end": (UnfinishedOutput, "finish"),
+    }[place]
+    original = getattr(owner, name)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(
+            InputError, match=r"no space left for .*s.parquet; free some and run the same command again"
+        ):
+            encode_file(h5ad, out, chunk_cells=10)
+    assert out.read_text() == "older"
+    (work,) = [p for p in tmp_path.iterdir() if p.is_dir()]
+    assert not list(work.glob("*.parquet"))
+    summary = encode_file(h5ad, out, chunk_cells=10)
+    assert summary.resumed_cells >= {"part": 30, "row group": 40, "end": 100}[place]
+    assert out.read_bytes() == expected
+    assert left_over(tmp_path) == ["s.parquet"]
+
+
+def test_other_errors_of_the_system_pass_through(h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(UnfinishedOutput, "write_part", denied)
+    with pytest.raises(PermissionError):
+        encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10)
+
+
+def test_parts_of_another_input_are_not_used_and_are_deleted(
+    h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UnfinishedOutput, "finish", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10)
+    with h5py.File(h5ad, "r+") as file:
+        file["X/data"][0] = 99.0
+    summary = encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10)
+    assert summary.resumed_cells == 0
+    assert left_over(tmp_path) == ["s.parquet"]
+
+
+def test_two_processes_do_not_write_one_output(h5ad: Path, tmp_path: Path) -> None:
+    other = UnfinishedOutput(tmp_path / "s.parquet", "other")
+    mine = UnfinishedOutput(tmp_path / "s.parquet", "mine")
+    with other.opened(), mine.opened():
+        assert other.folder.is_dir()  # held by a process: not stale
+        twin = UnfinishedOutput(tmp_path / "s.parquet", "mine")
+        with pytest.raises(InputError, match=r"another process is writing .*s.parquet"), twin.opened():
+            pass
+
+
+def test_rates_found_before_an_interrupt_are_not_counted_again(
+    h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    settings = RankSettings(ties="common_first")
+    encode_file(h5ad, tmp_path / "expected.parquet", settings=settings, chunk_cells=10)
+    with monkeypatch.context() as patch:
+        patch.setattr(UnfinishedOutput, "write_part", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            encode_file(h5ad, tmp_path / "s.parquet", settings=settings, chunk_cells=10)
+    monkeypatch.setattr("cytoglot.sentence.encode.rates_of_blocks", interrupted)
+    encode_file(h5ad, tmp_path / "s.parquet", settings=settings, chunk_cells=10)
+    assert (tmp_path / "s.parquet").read_bytes() == (tmp_path / "expected.parquet").read_bytes()
+
+
+KILLED = """
+    import os, signal, sys
+    import pyarrow.parquet as pq
+    from cytoglot.sentence import unfinished
+    from cytoglot.sentence.encode_file import encode_file
+
+    place, calls = sys.argv[3], 0
+    def killing(original, before):
+        def call(*arguments, **options):
+            global calls
+            calls += 1
+            if before and calls == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            original(*arguments, **options)
+            if not before and calls == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return call
+    Output = unfinished.UnfinishedOutput
+    if place == "within a part":
+        unfinished.os = None
+        import cytoglot.atomic as atomic
+        atomic._flush = killing(atomic._flush, True)
+    elif place == "after a part":
+        Output.write_part = killing(Output.write_part, False)
+    elif place == "within a row group":
+        pq.ParquetWriter.write_table = killing(pq.ParquetWriter.write_table, False)
+    elif place == "before the rename":
+        calls = 3
+        Output.finish = killing(Output.finish, True)
+    encode_file(sys.argv[1], sys.argv[2], chunk_cells=10, text=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "after a part",
+        pytest.param("within a part", marks=pytest.mark.slow),
+        pytest.param("within a row group", marks=pytest.mark.slow),
+        pytest.param("before the rename", marks=pytest.mark.slow),
+    ],
+)
+def test_the_same_command_after_a_kill_ends_with_the_same_bytes(h5ad: Path, tmp_path: Path, place: str) -> None:
+    encode_file(h5ad, tmp_path / "expected.parquet", chunk_cells=10, text=True)
+    out = tmp_path / "s.parquet"
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(h5ad), str(out), place]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not out.exists()
+    summary = encode_file(h5ad, out, chunk_cells=10, text=True)
+    assert summary.resumed_cells >= 30
+    assert out.read_bytes() == (tmp_path / "expected.parquet").read_bytes()
+    assert left_over(tmp_path) == ["expected.parquet", "s.parquet"]
+
+
+def test_the_fingerprint_of_a_file_sees_any_sampled_change(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1000))
+    first = fingerprint_of(path)
+    path.write_bytes(bytes(999) + b"x")
+    assert fingerprint_of(path) != first
+    path.write_bytes(b"")
+    assert len(fingerprint_of(path)) == 16
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a").write_bytes(b"1")
+    assert len(fingerprint_of(tmp_path / "folder")) == 16
