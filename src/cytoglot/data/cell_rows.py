@@ -139,6 +139,8 @@ class SpilledRows(_Rows):
 
     def add(self, rows: NDArray, columns: NDArray, values: NDArray) -> None:
         """Append values, in any order of rows; those of one cell keep the order in which they came."""
+        if not values.size:
+            return
         buckets = (rows // self._cells_per_bucket).astype(np.uint16)
         order = np.argsort(buckets, kind="stable")
         records = np.empty(order.size, dtype=self._record)
@@ -205,7 +207,7 @@ class DiskCsc:
 
     def sample(self, cells: NDArray[np.int64]) -> sparse.csr_matrix:
         """Return those cells, in one pass over the file."""
-        position = np.full(self.shape[0], -1, dtype=np.int64)
+        position = np.full(self.shape[0], -1, dtype=np.int32)
         position[cells] = np.arange(cells.size)
         rows, columns, values = [], [], [np.empty(0, dtype=self._data.dtype)]
         for block_rows, block_columns, block_values in self._blocks():
@@ -213,7 +215,7 @@ class DiskCsc:
             rows.append(position[block_rows[wanted]])
             columns.append(block_columns[wanted])
             values.append(block_values[wanted])
-        empty = np.empty(0, dtype=np.int64)
+        empty = np.empty(0, dtype=np.int32)
         coordinates = (np.concatenate([empty, *rows]), np.concatenate([empty, *columns]))
         return sparse.csr_matrix((np.concatenate(values), coordinates), shape=(cells.size, self.shape[1]))
 

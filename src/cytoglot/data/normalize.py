@@ -102,8 +102,7 @@ def check_values(
     matrix = _readable(matrix)
     if matrix.dtype.kind in "bu":
         return
-    values = list(_values(matrix))
-    if all(block.min() >= 0 and block.max() < np.inf for block in values if block.size):  # NaN fails both
+    if all(block.min() >= 0 and block.max() < np.inf for block in _values(matrix) if block.size):  # NaN fails both
         return
     raise InputError(f"{_fault_message(matrix, cell_names, gene_names, negative=None)} of {what}")
 
@@ -228,7 +227,7 @@ def _scale(matrix: Any) -> tuple[float | None, float | None, str]:
     base_found, is_multiple = _multiples_of_a_unit(cells, bases)
     if not is_multiple:
         return None, None, "neither counts nor log1p of normalised counts" if largest < 50 else ""
-    return base_found, None, "counts divided by a size factor" if base_found is None else "target sum not to be told"
+    return base_found, None, "multiples of a unit in each cell" if base_found is None else "target sum not to be told"
 
 
 def _sample_cells(matrix: Any) -> list[NDArray[np.float64]]:
@@ -260,15 +259,13 @@ def _constant_totals(cells: list[NDArray[np.float64]], bases: list[float | None]
 
 
 def _multiples_of_a_unit(cells: list[NDArray[np.float64]], bases: list[float | None]) -> tuple[float | None, bool]:
-    """The base for which most values of a cell are whole multiples of a unit, and whether enough are."""
-    best, best_share = None, 0.8
-    for base in bases:
+    """The first base for which most values of a cell are whole multiples of a unit, and whether there is one."""
+    for base in bases:  # no logarithm first: 2**n - 1 of whole numbers n is whole as well
         near = [_whole_ratios(_linear(x, base)) for x in cells]
         n_ratios = sum(n for _, n in near)
-        share = sum(n_whole for n_whole, _ in near) / max(n_ratios, 1)
-        if n_ratios >= 20 and share > best_share:
-            best, best_share = base, share
-    return best, best_share > 0.8
+        if n_ratios >= 20 and sum(n_whole for n_whole, _ in near) > 0.8 * n_ratios:
+            return base, True
+    return None, False
 
 
 def _whole_ratios(y: NDArray[np.float64]) -> tuple[int, int]:
