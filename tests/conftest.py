@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +15,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from cytoglot.cell_model.load import CellModel
+    from cytoglot.train.recipe import TrainRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -38,3 +47,93 @@ def data_path() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def cells() -> AnnData:
+    """240 synthetic cells of three types and six donors; tests that change them copy them first."""
+    from cytoglot.data.synthetic import make_cells
+
+    return make_cells(n_cells=240, n_genes=120, n_types=3, n_donors=6, seed=1)
+
+
+@pytest.fixture(scope="session")
+def cells_file(cells: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same cells as a file."""
+    path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
+    cells.write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> TrainRecipe:
+    """One small layer, forty steps: trains in seconds."""
+    from cytoglot.lm.scratch import ScratchSettings
+    from cytoglot.train.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
+
+    scratch = ScratchSettings(hidden_size=32, n_layers=1, n_heads=2, feed_forward=64, context_length=512)
+    return TrainRecipe(
+        sentence=SentenceRecipe(top_genes=40, hvg=None),
+        model=ModelRecipe(scratch=scratch, word_vector_rank=16),
+        optim=OptimRecipe(steps=40, batch_size=16, learning_rate=5e-3, evaluate_every=10, patience=None),
+        views=1,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> CellModel:
+    """A model of `cells`, trained once per session; its folder is `tiny_model.folder`, not to be changed."""
+    from cytoglot.train.sft import train
+
+    folder = tmp_path_factory.mktemp("tiny_model") / "model"
+    return train(cells, label="cell_type", out=folder, recipe=tiny_recipe, seed=3, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tiny_model: CellModel) -> Path:
+    """The folder of `tiny_model`."""
+    assert tiny_model.folder is not None
+    return tiny_model.folder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind on its streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The one JSON object on stdout of a command that succeeded."""
+        assert self.code == 0, self.err
+        assert self.out.count("\n") == 1, f"expected one line on stdout, found: {self.out}"
+        value = json.loads(self.out)
+        assert isinstance(value, dict)
+        return value
+
+    @property
+    def refusal(self) -> str:
+        """The one line that tells a user what is wrong with the input."""
+        assert self.code == 2, f"exit code {self.code}: {self.err}"
+        assert self.out == ""
+        (line,) = self.err.splitlines()
+        assert line.startswith("cytoglot: ")
+        assert "Traceback" not in line
+        assert "internal error" not in line
+        return line.removeprefix("cytoglot: ")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command line in this process, as `cytoglot ARGUMENTS` would."""
+    from cytoglot.cli.main import run
+
+    def call(*arguments: str | Path) -> Outcome:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return call

@@ -36,6 +36,8 @@ class Calibration:
     threshold: float = 0.0
     """a cell whose best label has a lower probability is left unassigned"""
     n_validation: int = 0
+    validation_loss: float = 0.0
+    """negative log-likelihood of the true label at this temperature, nats per cell"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +141,10 @@ def _read_json(folder: Path) -> dict[str, Any]:
             else ""
         )
         raise InputError(f"{folder} holds no {SPEC_FILE}, so it is not a cytoglot model folder{unfinished}")
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
     version = value.get("format_version")
     if version != FORMAT_VERSION:
         raise InputError(f"{path} has format version {version}, this cytoglot reads {FORMAT_VERSION}; update cytoglot")

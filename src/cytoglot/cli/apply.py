@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from cytoglot.cli.cells import Source, whole_file
 from cytoglot.cli.output import (
     Context,
     Device,
@@ -40,7 +41,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def annotate_command(
-    source: Annotated[str, typer.Argument(help="AnnData file or data set name.")],
+    source: Source,
     model: Model,
     output: Output,
     labels: Annotated[Path | None, typer.Option("--labels", help="Closed set of labels, one per line.")] = None,
@@ -62,16 +63,19 @@ def annotate_command(
 
     _prepare(output, threads, json)
     given = _read_labels(labels)
-    adata = _read(source, layer)
-    cell_model = _model(model, adata, given, parse_context(context), device)
+    metadata = parse_context(context)
+    adata = whole_file(source, layer=layer)
+    cell_model = _annotator(model, adata, given, context=metadata, layer=layer, device=device)
     if dry_run:
-        _forecast(cell_model, adata, output, passes=views or cell_model.spec.views, as_json=json)
+        passes = views or cell_model.spec.views
+        show(_forecast(cell_model, adata, layer, passes=passes) | {"output": output}, as_json=json)
         return
     result = annotate(
         adata,
         cell_model,
         labels=given,
-        context=parse_context(context),
+        context=metadata,
+        layer=layer,
         threshold=threshold,
         views=views,
         top_k=top_k,
@@ -96,10 +100,13 @@ def annotate_command(
 
 
 def embed_command(
-    source: Annotated[str, typer.Argument(help="AnnData file or data set name.")],
+    source: Source,
     model: Model,
     output: Output,
     key_added: Annotated[str, typer.Option("--key-added", help="Name in obsm.")] = "X_cytoglot",
+    checkpoint: Annotated[
+        bool, typer.Option("--checkpoint", help="The model has no cytoglot.json: rank the file's own genes.")
+    ] = False,
     context: Context = None,
     layer: Layer = None,
     min_overlap: MinOverlap = 0.3,
@@ -113,13 +120,15 @@ def embed_command(
     from cytoglot.applications.embedding import embed
 
     _prepare(output, threads, json)
-    adata = _read(source, layer)
-    cell_model = _model(model, adata, (), parse_context(context), device)
+    metadata = parse_context(context)
+    adata = whole_file(source, layer=layer)
+    labels = () if checkpoint else None
+    cell_model = _annotator(model, adata, labels, context=metadata, layer=layer, device=device)
     if dry_run:
-        _forecast(cell_model, adata, output, passes=1, as_json=json)
+        show(_forecast(cell_model, adata, layer, passes=1) | {"output": output}, as_json=json)
         return
     result = embed(
-        adata, cell_model, context=parse_context(context), key_added=key_added, min_overlap=min_overlap, copy=False
+        adata, cell_model, layer=layer, context=metadata, key_added=key_added, min_overlap=min_overlap, copy=False
     )
     _write(result, output)
     show(
@@ -154,10 +163,10 @@ def generate_command(
     from cytoglot.cell_model.load import load_model
 
     _prepare(output, threads, json)
+    metadata = parse_context(context)
     cell_model = load_model(model, device=device)
     if dry_run:
-        words = n_genes or int(max((q[2] for q in cell_model.spec.words_per_label.values()), default=100))
-        show({"cells": n, "tokens": n * words, "output": output, "dry_run": True}, as_json=json)
+        show(_forecast_generation(cell_model, cell_type, n, n_genes) | {"output": output}, as_json=json)
         return
     result = generate(
         cell_model,
@@ -166,7 +175,7 @@ def generate_command(
         n_genes=n_genes,
         temperature=temperature,
         top_p=top_p,
-        context=parse_context(context),
+        context=metadata,
         seed=seed,
     )
     _write(result, output)
@@ -175,8 +184,8 @@ def generate_command(
         {
             "cells": result.n_obs,
             "cell_type": cell_type or "any",
-            "invalid_genes": 0,
-            "repeated_genes": 0,
+            "invalid_genes": int(result.obs["n_unknown"].sum()),
+            "repeated_genes": int(result.obs["n_duplicates"].sum()),
             "mean_genes": sum(lengths) / len(lengths),
             "first_genes": result.obs["cell_sentence"].iloc[0].split()[:10],
             "output": output,
@@ -185,7 +194,7 @@ def generate_command(
     )
 
 
-def _prepare(output: Path, threads: int | None, as_json: bool) -> None:  # noqa: FBT001
+def _prepare(output: Path, threads: int | None, as_json: bool) -> None:
     from cytoglot.lm.load import set_threads
 
     check_output(output, suffixes=(".h5ad",))
@@ -193,23 +202,23 @@ def _prepare(output: Path, threads: int | None, as_json: bool) -> None:  # noqa:
     set_threads(threads)
 
 
-def _read(source: str, layer: str | None) -> AnnData:
-    from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.read import read
-
-    return read(resolve_source(source), layer=layer)
-
-
-def _model(
-    name: str, adata: AnnData, labels: tuple[str, ...] | None, context: dict[str, str], device: str
+def _annotator(
+    name: str,
+    adata: AnnData,
+    labels: tuple[str, ...] | None,
+    *,
+    context: dict[str, str],
+    layer: str | None,
+    device: str,
 ) -> CellModel:
     """Load a model folder of ours, or any checkpoint when labels are given."""
     from cytoglot.cell_model.load import is_model_folder, load_checkpoint, load_model
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.read import stream_adata
 
     if labels is None or is_model_folder(name):
         return load_model(name, device=device)
-    vocabulary = GeneVocabulary(symbols=tuple(adata.var_names.astype(str)))
+    with stream_adata(adata, layer=layer) as stream:
+        vocabulary = stream.vocabulary
     return load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
 
 
@@ -241,22 +250,45 @@ def _write(adata: AnnData, output: Path) -> None:
         adata.write_h5ad(path, compression="gzip")
 
 
-def _forecast(model: CellModel, adata: AnnData, output: Path, *, passes: int, as_json: bool) -> None:
+def _forecast(model: CellModel, adata: AnnData, layer: str | None, *, passes: int) -> dict[str, Any]:
     """Measure the model on a few cells and multiply."""
     import time
 
     some = adata[: min(32, adata.n_obs)]
     started = time.perf_counter()
-    sentences, overlap = model.sentences(some)
+    sentences, overlap = model.sentences(some, layer=layer)
     model.embeddings(sentences)
     per_cell = (time.perf_counter() - started) / max(some.n_obs, 1)
-    result: dict[str, Any] = {
+    cells_mb = adata.n_obs * float(sentences.n_expressed.mean() if len(sentences) else 0) * 12 / 1e6
+    weights_mb = sum(p.numel() * p.element_size() for p in model.lm.model.parameters()) / 1e6
+    return {
         "cells": adata.n_obs,
         "seconds": round(per_cell * adata.n_obs * passes, 1),
-        "memory_mb": round(sum(p.numel() for p in model.lm.model.parameters()) * 4 / 1e6 + adata.X.data.nbytes / 1e6),
-        "disk_mb": round(adata.X.data.nbytes / 3e6, 1),
+        "memory_mb": round(weights_mb + 2 * cells_mb + 600),
+        "disk_mb": round(cells_mb / 3, 1),
         "overlap": str(overlap),
-        "output": output,
         "dry_run": True,
     }
-    show(result, as_json=as_json)
+
+
+def _forecast_generation(model: CellModel, cell_type: str | None, n: int, n_genes: int | None) -> dict[str, Any]:
+    """Write a few short cells and multiply by the number of words; batches make a long run faster than this."""
+    import time
+
+    from cytoglot.applications.generation import draw_lengths, generate
+
+    some, words = min(n, 8), 8
+    generate(model, cell_type, n=1, n_genes=1)  # warms up, and refuses an unknown type
+    n_words = n * n_genes if n_genes is not None else int(draw_lengths(model, cell_type, n, seed=0).sum())
+    started = time.perf_counter()
+    generate(model, cell_type, n=some, n_genes=min(words, len(model.spec.vocabulary)))
+    per_word = (time.perf_counter() - started) / (some * words)
+    weights_mb = sum(p.numel() * p.element_size() for p in model.lm.model.parameters()) / 1e6
+    return {
+        "cells": n,
+        "words": n_words,
+        "seconds": round(per_word * n_words, 1),
+        "memory_mb": round(weights_mb + 800),
+        "disk_mb": round(n_words * 12 / 1e6, 2),
+        "dry_run": True,
+    }

@@ -8,17 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from cytoglot.cli.output import DryRun, Json, Layer, Seed, Threads, check_output, quiet_for_json, show
+from cytoglot.cli.cells import Source, open_source
+from cytoglot.cli.output import (
+    Device,
+    DryRun,
+    Json,
+    Layer,
+    Seed,
+    Threads,
+    check_output,
+    check_output_folder,
+    quiet_for_json,
+    show,
+)
 from cytoglot.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     import numpy as np
+    from anndata import AnnData
     from numpy.typing import NDArray
 
-    from cytoglot.sentence.cell_sentence import TieRule
+    from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 
 TIE_RULES = ("order", "random", "rare_first", "common_first")
-Source = Annotated[str, typer.Argument(help="AnnData file or data set name.")]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -52,69 +64,83 @@ def encode_command(
     source: Source,
     output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write.")],
     top_genes: Annotated[int | None, typer.Option("--top-genes", min=1, help="Words of a sentence at most.")] = None,
-    hvg: Annotated[int | None, typer.Option("--hvg", min=1, help="Rank only this many highly variable genes.")] = None,
+    hvg: Annotated[
+        int | None,
+        typer.Option(
+            "--hvg", min=1, help="Rank only this many highly variable genes, chosen on all cells of the file."
+        ),
+    ] = None,
     layer: Layer = None,
     ties: Annotated[str | None, typer.Option("--ties", help=", ".join(TIE_RULES))] = None,
     tie_rates: Annotated[
         Path | None, typer.Option("--tie-rates", help="Model folder or encoded Parquet whose rates order the ties.")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Write the sentences as text too.")] = False,
-    chunk_cells: Annotated[int, typer.Option("--chunk-cells", min=1, help="Cells in memory at a time.")] = 20_000,
+    chunk_cells: Annotated[int | None, typer.Option("--chunk-cells", min=1, help="Cells in memory at a time.")] = None,
+    device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Turn cells into ranked genes; memory is bounded by the chunk, a killed run goes on where it stopped."""
+    """Turn cells into ranked genes; memory is bounded by the chunk, a killed run goes on where it stopped.
+
+    No model runs here: --device is taken for the sake of scripts and changes nothing.
+    """
     from cytoglot.data.datasets import resolve_source
     from cytoglot.sentence.cell_sentence import RankSettings
-    from cytoglot.sentence.encode_file import encode_file
 
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".parquet",))
     _set_numba_threads(threads)
-    path = resolve_source(source)
     settings = RankSettings(top_genes=top_genes, ties=_tie_rule(ties), seed=seed)
+    rates = _tie_rates(tie_rates)
     if dry_run:
-        show(_forecast(path, layer, top_genes, text=text) | {"output": output, "dry_run": True}, as_json=json)
+        show(_forecast(source, layer, settings, text=text) | {"output": output, "dry_run": True}, as_json=json)
         return
-    summary = encode_file(
-        path,
-        output,
-        settings=settings,
-        genes=_highly_variable(path, hvg, layer),
-        tie_rates=_tie_rates(tie_rates),
-        layer=layer,
-        chunk_cells=chunk_cells,
-        text=text,
-    )
-    show(
-        {
-            "cells": summary.cells,
-            "genes": summary.genes,
-            "empty_cells": summary.empty_cells,
-            "output": output,
-        },
-        as_json=json,
-    )
+    found = resolve_source(source)
+    if isinstance(found, Path):
+        from cytoglot.sentence.encode_file import encode_file
+
+        summary = encode_file(
+            found,
+            output,
+            settings=settings,
+            hvg=hvg,
+            tie_rates=rates,
+            layer=layer,
+            chunk_cells=chunk_cells,
+            text=text,
+        )
+        counts = {"cells": summary.cells, "genes": summary.genes, "empty_cells": summary.empty_cells}
+    else:
+        counts = _encode_in_memory(found, output, settings, hvg=hvg, tie_rates=rates, layer=layer, text=text)
+    show(counts | {"output": output}, as_json=json)
 
 
 def decode_command(
     source: Annotated[Path, typer.Argument(help="Encoded Parquet, or a text file with one sentence per line.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="AnnData file to write.")],
     model: Annotated[Path | None, typer.Option("--model", help="Model folder: its vocabulary and rank curve.")] = None,
+    curves: Annotated[
+        Path | None, typer.Option("--curves", help="Folder of `cytoglot reconstruct`: its genes and rank curves.")
+    ] = None,
+    curve: Annotated[str, typer.Option("--curve", help="Kind of curve taken from --curves.")] = "cubic_length",
     repeated: Annotated[str, typer.Option("--repeated", help="Repeated genes: mean or first position.")] = "mean",
     json: Json = False,
     seed: Seed = 0,
 ) -> None:
     """Turn sentences back into expression through a rank curve (nothing is random: the seed changes nothing)."""
-    from cytoglot.applications.reconstruction import decode_file
+    from cytoglot.applications.decoding import decode_file
 
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".h5ad",))
     if repeated not in {"mean", "first"}:
         raise InputError(f"--repeated must be mean or first, found {repeated!r}")
-    show(decode_file(source, output, model=model, repeated=cast("Any", repeated)), as_json=json)
+    summary = decode_file(
+        source, output, model=model, curves=curves, curve=curve, repeated="first" if repeated == "first" else "mean"
+    )
+    show(asdict(summary), as_json=json)
 
 
 def reconstruct_command(
@@ -126,14 +152,29 @@ def reconstruct_command(
     label: Annotated[str | None, typer.Option("--label", help="Column that the split is stratified by.")] = None,
     split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
     layer: Layer = None,
+    device: Device = "auto",
+    threads: Threads = None,
     seed: Seed = 0,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Fit rank curves on training cells, judge them on held-out cells, draw both plots."""
+    """Fit rank curves on training cells, judge them on held-out cells, draw both plots.
+
+    No model runs here: --device is taken for the sake of scripts and changes nothing.
+    """
     from cytoglot.applications.reconstruction import reconstruct
     from cytoglot.data.datasets import resolve_source
+    from cytoglot.sentence.cell_sentence import RankSettings
 
     quiet_for_json(as_json=json)
+    check_output_folder(output, written_by="reconstruct", mark="curves.json")
+    _set_numba_threads(threads)
+    if dry_run:
+        forecast = _forecast(source, layer, RankSettings(), text=False)
+        # two passes over the file, each encodes and fits or scores; plots and tables are all that is written
+        forecast |= {"seconds": round(8 * forecast["seconds"] + 10, 1), "disk_mb": 2.0}
+        show(forecast | {"output": output, "dry_run": True}, as_json=json)
+        return
     result = reconstruct(
         resolve_source(source), hvg=hvg, out=output, label=label, split_by=split_by, layer=layer, seed=seed
     )
@@ -155,10 +196,10 @@ def import_c2s_command(
 
 
 def _tie_rule(name: str | None) -> TieRule:
-    from cytoglot.sentence.cell_sentence import DEFAULT_TIES
+    from cytoglot.sentence.cell_sentence import RankSettings
 
     if name is None:
-        return DEFAULT_TIES
+        return RankSettings().ties
     if name not in TIE_RULES:
         raise UnknownNameError("tie rule", name, TIE_RULES)
     return cast("TieRule", name)
@@ -171,14 +212,33 @@ def _set_numba_threads(threads: int | None) -> None:
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
 
 
-def _highly_variable(path: Path, hvg: int | None, layer: str | None) -> list[str] | None:
-    """Chosen on all cells of the file: for sentences that train a model, `cytoglot train` chooses on training cells."""
-    if hvg is None:
-        return None
+def _encode_in_memory(
+    adata: AnnData,
+    output: Path,
+    settings: RankSettings,
+    *,
+    hvg: int | None,
+    tie_rates: dict[str, float] | None,
+    layer: str | None,
+    text: bool,
+) -> dict[str, int]:
+    """A data set of the registry is small and comes loaded, with its labels."""
     from cytoglot.data.hvg import select_hvg
     from cytoglot.data.read import read
+    from cytoglot.sentence.encode import encode
 
-    return select_hvg(read(path, layer=layer), n_top=hvg)
+    genes = None if hvg is None else select_hvg(read(adata, layer=layer), n_top=hvg)
+    sentences = encode(
+        adata,
+        genes=genes,
+        top_genes=settings.top_genes,
+        ties=settings.ties,
+        seed=settings.seed,
+        layer=layer,
+        tie_rates=tie_rates,
+    )
+    sentences.to_parquet(output, text=text)
+    return {"cells": len(sentences), "genes": len(sentences.vocabulary), "empty_cells": sentences.n_empty}
 
 
 def _tie_rates(path: Path | None) -> dict[str, float] | None:
@@ -201,25 +261,24 @@ def _tie_rates(path: Path | None) -> dict[str, float] | None:
     return dict(zip(names, rates.tolist(), strict=True))
 
 
-def _forecast(path: Path, layer: str | None, top_genes: int | None, *, text: bool) -> dict[str, Any]:
+def _forecast(source: str, layer: str | None, settings: RankSettings, *, text: bool) -> dict[str, Any]:
     """Encode a first chunk and multiply."""
     import time
 
-    from cytoglot.data.read import open_cells
-    from cytoglot.sentence.cell_sentence import RankSettings
-    from cytoglot.sentence.encode import encode_matrix
+    from cytoglot.sentence.encode import detection_rates, encode_matrix
 
-    with open_cells(path, layer=layer) as cells:
+    with open_source(source, layer=layer) as cells:
         _, chunk = next(cells.chunks(2000))
-        encode_matrix(chunk, cells.vocabulary, settings=RankSettings(top_genes=top_genes))  # compiles
+        rates = detection_rates(chunk) if settings.needs_tie_rates else None
+        encode_matrix(chunk, cells.vocabulary, settings=settings, tie_rates=rates)  # compiles
         started = time.perf_counter()
-        sentences = encode_matrix(chunk, cells.vocabulary, settings=RankSettings(top_genes=top_genes))
-        seconds = time.perf_counter() - started
-        per_cell = len(sentences.gene_ids) / max(len(sentences), 1)
+        sentences = encode_matrix(chunk, cells.vocabulary, settings=settings, tie_rates=rates)
+        seconds = (time.perf_counter() - started) / max(len(sentences), 1)
+        words = len(sentences.gene_ids) / max(len(sentences), 1)
         return {
             "cells": cells.n_cells,
             "genes": len(cells.vocabulary),
-            "seconds": round((seconds / max(len(sentences), 1)) * cells.n_cells * (4 if text else 2) + 2, 1),
+            "seconds": round(seconds * cells.n_cells * (4 if text else 2) + 2, 1),
             "memory_mb": round(300 + 20_000 * chunk.nnz / max(chunk.shape[0], 1) * 12 / 1e6),
-            "disk_mb": round(cells.n_cells * per_cell * (4.5 if text else 1.6) / 1e6, 1),
+            "disk_mb": round(cells.n_cells * words * (4.5 if text else 1.6) / 1e6, 1),
         }

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 import traceback
+import warnings
 
-import click
 import typer
 
 from cytoglot.cli import apply, data, models
-from cytoglot.cli.output import Failure
 from cytoglot.errors import InputError, MissingExtraError
+from cytoglot.extras import EXTRAS
 
 app = typer.Typer(
     name="cytoglot",
     help="The language of cells: cell sentences, language models of them, honest measurements.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -25,35 +25,58 @@ app = typer.Typer(
 for module in (data, models, apply):
     module.add_commands(app)
 
+# Typer brings its own copy of click since 0.20, so the base of what it raises is found from what it exports.
+_UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_NOISY = ("transformers", "accelerate", "matplotlib", "numba", "fontTools", "httpx")
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 on success, 2 on a user's mistake, 1 on a failure of the machine or of ours."""
+    # Busy waiting makes two processes on two cores ten times slower than one; see docs/results.md.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
+    for noisy in _NOISY:
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if not os.environ.get("CYTOGLOT_DEBUG"):
+        # Advice for programmers of other packages; what matters to users is logged or raised.
+        warnings.filterwarnings("ignore")
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback is shown unless CYTOGLOT_DEBUG is set."""
-    # Busy waiting makes two processes on two cores ten times slower than one; see docs/results.md.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    for noisy in ("transformers", "accelerate", "matplotlib", "numba", "fontTools", "httpx"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(arguments, standalone_mode=False)
+        code = app(given or ["--help"], standalone_mode=False)
     except (InputError, MissingExtraError) as error:
-        return _fail(error, 2)
-    except click.ClickException as error:
-        return _fail(error, 2, text=error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+        return _fail(error, 1 if _is_full_disk(error.__cause__) else 2)
+    except (typer.Abort, KeyboardInterrupt):
         return _fail(None, 130, text="interrupted; the same command goes on where it stopped, where it can")
+    except ModuleNotFoundError as error:
+        return _fail(error, 2, text=_missing_extra(error))
     except OSError as error:
         return _fail(error, 1, text=f"{type(error).__name__}: {error}")
-    except Failure as failure:
-        return failure.code
+    except MemoryError as error:
+        return _fail(error, 1, text=f"out of memory: {error}; --dry-run forecasts what a command needs")
     except Exception as error:  # noqa: BLE001 - the last line of defence: a fault of ours, told in one line
+        if isinstance(error, _UsageFault):
+            return _fail(error, 2, text=error.format_message())  # type: ignore[attr-defined]
         return _fail(error, 1, text=f"internal error, {type(error).__name__}: {error} (CYTOGLOT_DEBUG=1 shows where)")
     return int(code or 0)
+
+
+def _is_full_disk(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _missing_extra(error: ModuleNotFoundError) -> str:
+    """Name the extra that brings an absent module."""
+    name = (error.name or "").split(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if name in modules), None)
+    if extra is None:
+        return f"the module {error.name!r} is not installed; reinstall cytoglot"
+    return f"this command needs {name!r}, which is not installed; run: pip install 'cytoglot[{extra}]'"
 
 
 def _fail(error: BaseException | None, code: int, *, text: str | None = None) -> int:

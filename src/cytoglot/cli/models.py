@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytoglot.cli.output import Device, DryRun, Json, Layer, Overwrite, Seed, Threads, quiet_for_json, show
+from cytoglot.cli.cells import Source
+from cytoglot.cli.output import (
+    Device,
+    DryRun,
+    Json,
+    Layer,
+    Overwrite,
+    Seed,
+    Threads,
+    check_output_folder,
+    quiet_for_json,
+    show,
+)
 from cytoglot.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +40,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def train_command(
-    source: Annotated[str, typer.Argument(help="AnnData file or data set name.")],
+    source: Source,
     label: Annotated[str, typer.Option("--label", help="Column of obs with the cell types.")],
     output: Folder,
     split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
@@ -80,7 +92,7 @@ def train_command(
 
 
 def evaluate_command(
-    source: Annotated[str, typer.Argument(help="AnnData file or data set name.")],
+    source: Source,
     model: Annotated[Path, typer.Option("--model", help="Model folder.")],
     output: Folder,
     label: Annotated[str | None, typer.Option("--label", help="Column of the true cell types.")] = None,
@@ -99,6 +111,7 @@ def evaluate_command(
     from cytoglot.lm.load import set_threads
 
     quiet_for_json(as_json=json)
+    check_output_folder(output, written_by="evaluate", mark="results.json")
     set_threads(threads)
     chosen = load_recipe(EvaluateSettings, None, settings or [])
     if dry_run:

@@ -24,14 +24,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output 
 Context = Annotated[str | None, typer.Option("--context", help='Metadata for prompts, "organism=human, tissue=blood".')]
 
 
-class Failure(Exception):  # noqa: N818 - an exit code on its way out, not an error
-    """A command that has said what is wrong and ends with a code."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
 def show(result: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a result: one JSON object, or lines of "name: value" and tables for lists of rows."""
     if as_json:
@@ -79,6 +71,23 @@ def check_output(path: Path, *, suffixes: tuple[str, ...]) -> None:
         raise InputError(f"the output must end in {' or '.join(suffixes)}, found {path.name!r}")
     if path.is_dir():
         raise InputError(f"the output {path} is a folder; pass a file name ending in {suffixes[0]}")
+
+
+def check_output_folder(folder: Path, *, written_by: str, mark: str) -> None:
+    """Refuse to write into a folder that holds other things than an earlier result of the same command.
+
+    Raises
+    ------
+    InputError
+        The folder is a file, or is not empty and lacks the `mark` that the command writes.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; pass a folder to write")
+    if folder.is_dir() and not (folder / mark).is_file() and any(folder.iterdir()):
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+        raise InputError(
+            f"{folder} holds other things than a result of `cytoglot {written_by}` ({held}); pass another folder"
+        )
 
 
 def quiet_for_json(*, as_json: bool) -> None:

@@ -1,0 +1,142 @@
+"""Files of sentences back to files of expression: encoded Parquet or plain text in, AnnData out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cytoglot.atomic import atomic_path
+from cytoglot.cell_model.spec import CellModelSpec
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.sentence.decode import decode
+from cytoglot.sentence.parse import Repeated
+from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
+
+CURVES_FILE = "rank_curves.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSummary:
+    """What `decode_file` wrote."""
+
+    cells: int
+    genes: int
+    empty_cells: int
+    values: str
+    """what X holds"""
+    unknown_words: int
+    """of a text: words that name no gene"""
+    repeated_genes: int
+    """of a text: words that name a gene again"""
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Language:
+    """Genes and curve to decode with; both may come with the sentences or not at all."""
+
+    vocabulary: GeneVocabulary | None = None
+    rank_curve: RankCurve | None = None
+
+
+def decode_file(
+    source: str | Path,
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    curves: str | Path | None = None,
+    curve: str = "cubic_length",
+    repeated: Repeated = "mean",
+) -> DecodeSummary:
+    """Write the cells that a file of sentences describes, as `cytoglot.decode` does, atomically.
+
+    Parameters
+    ----------
+    source
+        Parquet of `cytoglot encode`, or a UTF-8 text file with one sentence per line (an empty line is an empty cell).
+    model
+        Model folder: its genes read a text, its rank curve gives the expression.
+    curves, curve
+        Folder that `cytoglot reconstruct` wrote, and the kind of curve to take from it. Without a model or curves X
+        holds ranks.
+
+    Raises
+    ------
+    InputError
+        A file is missing or damaged, both `model` and `curves` are given, or a text comes without either.
+    """
+    source = Path(source)
+    if model is not None and curves is not None:
+        raise InputError("expected a model or a folder of curves, found both; pass one of them")
+    is_table = source.suffix == ".parquet"
+    sentences = CellSentences.from_parquet(source) if is_table else None
+    language = _language(model, curves, curve, genes=None if sentences is None else sentences.vocabulary)
+    if sentences is not None:
+        adata = decode(sentences, rank_curve=language.rank_curve, repeated=repeated)
+    elif language.vocabulary is None:
+        raise InputError(
+            f"{source} is read as text, which names its genes only by their words; pass --model or --curves, "
+            "or a .parquet file that `cytoglot encode` wrote"
+        )
+    else:
+        adata = decode(
+            _lines(source), vocabulary=language.vocabulary, rank_curve=language.rank_curve, repeated=repeated
+        )
+    with atomic_path(out) as path:
+        adata.write_h5ad(path, compression="gzip")
+    faults = {name: int(adata.obs[name].sum()) if name in adata.obs else 0 for name in ("n_unknown", "n_duplicates")}
+    return DecodeSummary(
+        cells=adata.n_obs,
+        genes=adata.n_vars,
+        empty_cells=int((adata.obs["n_genes"] == 0).sum()),
+        values="rank (1 = highest)" if language.rank_curve is None else "log10(1 + counts per 10,000)",
+        unknown_words=faults["n_unknown"],
+        repeated_genes=faults["n_duplicates"],
+        output=str(out),
+    )
+
+
+def _language(
+    model: str | Path | None, curves: str | Path | None, curve: str, *, genes: GeneVocabulary | None
+) -> _Language:
+    if model is not None:
+        spec = CellModelSpec.load(model)
+        stored = spec.rank_curve
+        return _Language(
+            vocabulary=spec.vocabulary, rank_curve=None if stored is None else rank_curve_from_dict(stored)
+        )
+    if curves is None:
+        return _Language()
+    fitted = _fitted_curves(Path(curves), genes)
+    if curve not in fitted["curves"]:
+        raise UnknownNameError("rank curve", curve, fitted["curves"])
+    return _Language(
+        vocabulary=GeneVocabulary.from_dict(fitted["vocabulary"]),
+        rank_curve=rank_curve_from_dict(fitted["curves"][curve]),
+    )
+
+
+def _fitted_curves(folder: Path, genes: GeneVocabulary | None) -> dict[str, Any]:
+    """Return the curves of the sentences that have these genes, else those of full sentences."""
+    path = folder / CURVES_FILE
+    if not path.is_file():
+        raise InputError(f"{folder} holds no {CURVES_FILE}; pass the folder that `cytoglot reconstruct -o` wrote")
+    by_sentences: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    if genes is not None:
+        for fitted in by_sentences.values():
+            if GeneVocabulary.from_dict(fitted["vocabulary"]).fingerprint == genes.fingerprint:
+                return fitted
+    return by_sentences["full"]
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; pass a .parquet file of `cytoglot encode`, or a text file")
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error}); pass a text file with one sentence per line") from error
