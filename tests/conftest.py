@@ -81,6 +81,22 @@ def tiny_recipe() -> TrainRecipe:
 
 
 @pytest.fixture(scope="session")
+def tiny_cli(tiny_recipe: TrainRecipe) -> list[str]:
+    """`tiny_recipe` as options of `cytoglot train`."""
+
+    def settings(values: dict[str, Any], prefix: str = "") -> list[str]:
+        found = []
+        for name, value in values.items():
+            if isinstance(value, dict):
+                found += settings(value, f"{prefix}{name}.")
+            else:
+                found += ["--set", f"{prefix}{name}={json.dumps(value)}"]
+        return found
+
+    return settings(tiny_recipe.model_dump(mode="json", exclude_unset=True))
+
+
+@pytest.fixture(scope="session")
 def tiny_model(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> CellModel:
     """A model of `cells`, trained once per session; its folder is `tiny_model.folder`, not to be changed."""
     from cytoglot.train.sft import train

@@ -68,7 +68,7 @@ def annotate_command(
     cell_model = _annotator(model, adata, given, context=metadata, layer=layer, device=device)
     if dry_run:
         passes = views or cell_model.spec.views
-        show(_forecast(cell_model, adata, layer, passes=passes) | {"output": output}, as_json=json)
+        show(forecast_cells(cell_model, adata, layer, passes=passes) | {"output": output}, as_json=json)
         return
     result = annotate(
         adata,
@@ -125,7 +125,7 @@ def embed_command(
     labels = () if checkpoint else None
     cell_model = _annotator(model, adata, labels, context=metadata, layer=layer, device=device)
     if dry_run:
-        show(_forecast(cell_model, adata, layer, passes=1) | {"output": output}, as_json=json)
+        show(forecast_cells(cell_model, adata, layer, passes=1) | {"output": output}, as_json=json)
         return
     result = embed(
         adata, cell_model, layer=layer, context=metadata, key_added=key_added, min_overlap=min_overlap, copy=False
@@ -250,7 +250,7 @@ def _write(adata: AnnData, output: Path) -> None:
         adata.write_h5ad(path, compression="gzip")
 
 
-def _forecast(model: CellModel, adata: AnnData, layer: str | None, *, passes: int) -> dict[str, Any]:
+def forecast_cells(model: CellModel, adata: AnnData, layer: str | None, *, passes: int) -> dict[str, Any]:
     """Measure the model on a few cells and multiply."""
     import time
 

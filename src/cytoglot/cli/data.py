@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cytoglot.sentence.cell_sentence import RankSettings, TieRule
+
+logger = logging.getLogger(__name__)
 
 TIE_RULES = ("order", "random", "rare_first", "common_first")
 
@@ -106,6 +109,7 @@ def encode_command(
             found,
             output,
             settings=settings,
+            genes=_genes_of(rates) if hvg is None else None,
             hvg=hvg,
             tie_rates=rates,
             layer=layer,
@@ -227,7 +231,7 @@ def _encode_in_memory(
     from cytoglot.data.read import read
     from cytoglot.sentence.encode import encode
 
-    genes = None if hvg is None else select_hvg(read(adata, layer=layer), n_top=hvg)
+    genes = _genes_of(tie_rates) if hvg is None else select_hvg(read(adata, layer=layer), n_top=hvg)
     sentences = encode(
         adata,
         genes=genes,
@@ -259,6 +263,14 @@ def _tie_rates(path: Path | None) -> dict[str, float] | None:
     if rates is None:
         raise InputError(f"--tie-rates {path} holds no tie rates; encode it with --ties rare_first or common_first")
     return dict(zip(names, rates.tolist(), strict=True))
+
+
+def _genes_of(tie_rates: dict[str, float] | None) -> list[str] | None:
+    """A gene without a rate has no place among its equals, so sentences are made of the genes that have one."""
+    if tie_rates is None:
+        return None
+    logger.info("sentences are made of the %d genes that have a tie rate", len(tie_rates))
+    return list(tie_rates)
 
 
 def _forecast(source: str, layer: str | None, settings: RankSettings, *, text: bool) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from cytoglot.cli.output import (
 from cytoglot.errors import InputError
 
 if TYPE_CHECKING:
+    from cytoglot.benchmark.evaluate import EvaluateSettings
     from cytoglot.train.recipe import TrainRecipe
 
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings.")]
@@ -115,7 +116,8 @@ def evaluate_command(
     set_threads(threads)
     chosen = load_recipe(EvaluateSettings, None, settings or [])
     if dry_run:
-        show(_forecast_evaluation(model, control=chosen.control), as_json=json)
+        forecast = _forecast_evaluation(source, model, chosen, layer=layer, device=device)
+        show(forecast | {"output": output}, as_json=json)
         return
     result = evaluate(source, model, label=label, out=output, settings=chosen, layer=layer, seed=seed, device=device)
     show({"results": as_dicts(result.results), "messages": result.messages, "output": output}, as_json=json)
@@ -166,17 +168,25 @@ def _forecast_training(source: str, recipe: TrainRecipe, *, layer: str | None) -
     return forecast_training(read(resolve_source(source), layer=layer), recipe) | {"dry_run": True}
 
 
-def _forecast_evaluation(model: Path, *, control: bool) -> dict[str, Any]:
+def _forecast_evaluation(
+    source: str, model: Path, settings: EvaluateSettings, *, layer: str | None, device: str
+) -> dict[str, Any]:
+    """The model's own time on a few cells, and for the control the time that its training took."""
     import json
 
-    from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec
+    from cytoglot.cell_model.load import load_model
+    from cytoglot.cell_model.spec import TRAINING_FILE
+    from cytoglot.cli.apply import forecast_cells
+    from cytoglot.cli.cells import whole_file
 
-    spec = CellModelSpec.load(model)
-    history = json.loads((model / TRAINING_FILE).read_text(encoding="utf-8"))["history"]
-    seconds = float(history[-1]["seconds"]) if history else 0.0
-    return {
-        "labels": len(spec.labels),
-        "control_seconds": round(seconds if control else 0.0, 1),
-        "disk_mb": 5,
-        "dry_run": True,
+    loaded = load_model(model, device=device)
+    forecast = forecast_cells(loaded, whole_file(source, layer=layer), layer, passes=loaded.spec.views + 1)
+    training = model / TRAINING_FILE
+    history = json.loads(training.read_text(encoding="utf-8"))["history"] if training.is_file() else []
+    control = float(history[-1]["seconds"]) if history and settings.control else 0.0
+    rest = 20.0 + (15.0 if settings.maps else 0.0) + (10.0 if settings.generation else 0.0)
+    return forecast | {
+        "seconds": round(forecast["seconds"] + control + rest, 1),
+        "control_seconds": round(control, 1),
+        "disk_mb": 5.0,
     }
