@@ -306,6 +306,27 @@ class TestRefused:
         ):
             read(path)
 
+    @pytest.mark.parametrize("version", [2, 3])
+    def test_a_zarr_that_lost_a_chunk(self, version: int, tmp_path: Path) -> None:
+        path = zarr(make_cells(n_cells=60, n_genes=80), tmp_path / "a.zarr", version=version)
+        chunk = path / "X" / "indices" / ("0" if version == 2 else "c/0")
+        chunk.unlink()
+        for reader in (read, open_cells):
+            with pytest.raises(InputError, match=r"expected 1 chunks of /X/indices, found 0"):
+                reader(path)
+
+    def test_a_zarr_of_one_gene_lacks_its_chunk_of_zeros_rightly(self, tmp_path: Path) -> None:
+        adata = AnnData(X=sparse.csr_matrix(np.ones((3, 1), dtype=np.int32)))
+        assert read(zarr(adata, tmp_path / "a.zarr", version=3)).X.toarray().tolist() == [[1], [1], [1]]
+
+    @pytest.mark.parametrize("name", ["zarr.json", "X/zarr.json", "obs/zarr.json"])
+    def test_a_zarr_with_damaged_metadata(self, name: str, cells: AnnData, tmp_path: Path) -> None:
+        path = zarr(cells, tmp_path / "a.zarr", version=3)
+        for file in {path / name, path / "zarr.json"}:  # the root holds a copy of all metadata
+            file.write_text(file.read_text()[:40])
+        with pytest.raises(InputError, match=r"a.zarr cannot be read, it is truncated or damaged"):
+            read(path)
+
     def test_hdf5_without_cells(self, tmp_path: Path) -> None:
         with h5py.File(tmp_path / "a.h5", "w") as handle:
             handle["weights"] = [1.0]

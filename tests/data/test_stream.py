@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tracemalloc
 from pathlib import Path
 
@@ -187,3 +188,14 @@ def test_memory_is_bounded_by_the_chunk(layout: str, tmp_path: Path, monkeypatch
     tracemalloc.stop()
     assert total == pytest.approx(float(counts.sum()))
     assert peak < 0.4 * matrix_bytes
+
+
+def test_a_full_disk_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = FORMATS["h5ad_csc"](cells_with_duplicates(), tmp_path)
+    monkeypatch.setattr(SpilledRows, "add", full)
+    with open_cells(path) as stream, pytest.raises(OSError, match="No space left on device") as caught:
+        stacked(stream, 5)
+    assert not isinstance(caught.value, InputError)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -271,7 +272,22 @@ def sparse_group_rows(
     """Return the reader of an HDF5 or zarr group with `data`, `indices` and `indptr`, `layout` "csr" or "csc"."""
     arrays = {name: group[name] for name in ("data", "indices", "indptr")}
     shape = (int(shape[0]), int(shape[1]))
+    _check_chunks(arrays, n_major=shape[0] if layout == "csr" else shape[1])
     return DiskCsr(**arrays, shape=shape) if layout == "csr" else DiskCsc(**arrays, shape=shape, folder=spill_folder)
+
+
+def _check_chunks(arrays: dict[str, Any], *, n_major: int) -> None:
+    """Refuse a sparse zarr with lost chunk files, which zarr reads as zeros without a word.
+
+    Chunks of zeros are not written, so a chunk may rightly be absent where no row has two values: all are of column 0.
+    """
+    for name in ("data", "indices"):
+        array = arrays[name]
+        if isinstance(array, zarr.Array) and array.shape[0] > n_major and array.nchunks_initialized < array.nchunks:
+            raise InputError(
+                f"the sparse matrix is damaged: expected {array.nchunks} chunks of {array.name}, found "
+                f"{array.nchunks_initialized}; copy or download the folder again"
+            )
 
 
 def _check_indptr(indptr: NDArray[np.int64], n_major: int, n_values: int, what: str) -> None:

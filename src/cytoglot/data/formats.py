@@ -6,6 +6,7 @@ What a file is is told by its content, not by its name. Anything that cannot be 
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 import warnings
 import zlib
@@ -79,13 +80,17 @@ def readable(path: Path) -> Iterator[None]:
     """Turn what the file libraries raise about a damaged file into an `InputError` that names the file."""
     try:
         yield
-    except (OSError, KeyError, EOFError, UnicodeDecodeError, zlib.error, RuntimeError) as error:
-        if isinstance(error, InputError | PermissionError) or (isinstance(error, OSError) and error.errno == 28):
-            raise  # ENOSPC is not a fault of the input
+    except (OSError, KeyError, ValueError, EOFError, zlib.error, RuntimeError) as error:
+        if isinstance(error, InputError | PermissionError | BlockingIOError) or _is_disk_full(error):
+            raise
         raise InputError(
             f"{path} cannot be read, it is truncated or damaged ({type(error).__name__}: {error}); "
             "write or download it again"
         ) from error
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
 
 
 def _open(path: Path, spill_folder: Path | None) -> CellStore:

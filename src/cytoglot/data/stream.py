@@ -75,6 +75,7 @@ class CellStream:
             names = self.obs.index[cells]
             check_values(block, cell_names=names, gene_names=gene_names, what=self.source)
             yield cells, collapse_columns(block, self.genes.column_gene, len(self.vocabulary))
+            del block  # else two chunks are in memory while the next is read
 
     def close(self) -> None:
         """Close the file and delete temporary files; the stream cannot be read afterwards."""
