@@ -49,12 +49,30 @@ def data_path() -> Callable[[str], Path]:
     return find
 
 
-@pytest.fixture(scope="session")
-def cells() -> AnnData:
-    """240 synthetic cells of three types and six donors; tests that change them copy them first."""
+def marked_cells() -> AnnData:
+    """Return the cells of the fixture; for subprocesses, which have no fixtures."""
+    import numpy as np
+    from scipy.sparse import csr_matrix
+
     from cytoglot.data.synthetic import make_cells
 
-    return make_cells(n_cells=240, n_genes=120, n_types=3, n_donors=6, seed=1)
+    adata = make_cells(n_cells=240, n_genes=120, n_types=3, n_donors=6, expressed=24, seed=1)
+    counts_ng, rng = adata.X.toarray(), np.random.default_rng(0)
+    types = adata.obs["cell_type"].cat.codes.to_numpy()
+    for number in range(3):
+        mean_n1 = np.where(types == number, 2.0, 0.05)[:, None]
+        counts_ng[:, 12 * number : 12 * (number + 1)] = rng.poisson(mean_n1, size=(adata.n_obs, 12))
+    adata.X = csr_matrix(counts_ng)
+    return adata
+
+
+@pytest.fixture(scope="session")
+def cells() -> AnnData:
+    """240 synthetic cells of three types and six donors; tests that change them copy them first.
+
+    Twelve genes are markers of each type, so that a model can tell the types after a few seconds of training.
+    """
+    return marked_cells()
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +85,7 @@ def cells_file(cells: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="session")
 def tiny_recipe() -> TrainRecipe:
-    """One small layer, forty steps: trains in seconds."""
+    """One small layer, a hundred steps: trains in seconds."""
     from cytoglot.lm.scratch import ScratchSettings
     from cytoglot.train.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
 
@@ -75,7 +93,9 @@ def tiny_recipe() -> TrainRecipe:
     return TrainRecipe(
         sentence=SentenceRecipe(top_genes=40, hvg=None),
         model=ModelRecipe(scratch=scratch, word_vector_rank=16),
-        optim=OptimRecipe(steps=40, batch_size=16, learning_rate=5e-3, evaluate_every=10, patience=None),
+        optim=OptimRecipe(
+            steps=100, batch_size=16, learning_rate=1e-2, weight_average=0.8, evaluate_every=25, patience=None
+        ),
         views=1,
     )
 

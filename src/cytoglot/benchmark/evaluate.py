@@ -114,7 +114,7 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     model = load_model(model, device=device) if isinstance(model, (str, Path)) else model
-    adata = read(resolve_source(source), layer=layer) if isinstance(source, (str, Path)) else read(source, layer=layer)
+    adata = read(resolve_source(source) if isinstance(source, (str, Path)) else source, layer=layer)
     held_out = held_out_cells(adata, model, label=label)
     work = _Work(model=model, held_out=held_out, settings=settings, seed=seed)
     folder = Path(out)
@@ -291,9 +291,9 @@ class _Work:
         with self._timed("generation"):
             result = evaluate_generation(
                 self.model,
-                self.sentences[held.train],
+                self.model.cut(self.sentences[held.train]),
                 held.labels[held.train],
-                self.sentences[held.test],
+                self.model.cut(self.sentences[held.test]),
                 self.truth,
                 max_cells=self.settings.max_generated,
                 seed=self.seed,

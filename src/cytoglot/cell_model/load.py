@@ -23,6 +23,7 @@ from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
 from cytoglot.lm.score import score_answers
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.encode import encode
 from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
 from cytoglot.tasks.annotation import CellTypeAnnotation
 from cytoglot.tasks.task import CellRecord, Task, tasks
@@ -69,6 +70,10 @@ class CellModel:
     spec: CellModelSpec
     folder: Path | None = None
 
+    def cut(self, sentences: CellSentences) -> CellSentences:
+        """Return the sentences at the length that the model reads and writes."""
+        return sentences if self.spec.ranking.top_genes is None else sentences.truncate(self.spec.ranking.top_genes)
+
     @property
     def rank_curve(self) -> RankCurve:
         """The curve from ranks to expression, fitted on training cells.
@@ -91,6 +96,8 @@ class CellModel:
     ) -> tuple[CellSentences, VocabularyOverlap]:
         """Rank the cells of `adata` over the model's genes, as in training; labels are neither needed nor read.
 
+        The sentences are whole: `records` cuts them off at the model's length, after a view has dropped its genes.
+
         Raises
         ------
         VocabularyMismatchError
@@ -100,8 +107,13 @@ class CellModel:
         """
         with stream_adata(adata, layer=layer) as stream:
             overlap = self._overlap(stream.vocabulary, min_overlap)
-            sentences = encode_stream(
-                stream, genes=self.spec.vocabulary, settings=self.spec.ranking, tie_rates=self.spec.tie_rates_g
+            ranking = self.spec.ranking
+            sentences = encode(
+                stream,
+                genes=self.spec.vocabulary,
+                ties=ranking.ties,
+                seed=ranking.seed,
+                tie_rates=self.spec.tie_rates_g,
             )
         logger.info("%s", overlap)
         return sentences, overlap
@@ -127,7 +139,8 @@ class CellModel:
         for i, cell_id in enumerate(sentences.cell_ids):
             gene_ids: NDArray[Any] = sentences.ids(i)
             gene_ids = answering_view(gene_ids, cell_id=str(cell_id), view=view, settings=self.spec.augment)
-            yield CellRecord(cell_id=str(cell_id), genes=tuple(words[gene_ids].tolist()), metadata=metadata)
+            genes = tuple(words[gene_ids[: self.spec.ranking.top_genes]].tolist())
+            yield CellRecord(cell_id=str(cell_id), genes=genes, metadata=metadata)
 
     def prompts(
         self,

@@ -46,4 +46,6 @@ def calibrate(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> C
     right = probability_nk.argmax(axis=1) == truth_n
     confidence = probability_nk.max(axis=1)[right]
     threshold = float(np.quantile(confidence, 1 - KEPT_SHARE)) if len(confidence) else 0.0
-    return Calibration(temperature=temperature, threshold=threshold, n_validation=len(truth_n))
+    return Calibration(
+        temperature=temperature, threshold=threshold, n_validation=len(truth_n), validation_loss=float(best.fun)
+    )

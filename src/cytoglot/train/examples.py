@@ -68,6 +68,7 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
             rng = np.random.default_rng([self._seed, index])
             gene_ids = training_view(gene_ids, rng, self._recipe.augment)
             template = None if rng.random() < self._recipe.paraphrase_share else 0
+        gene_ids = gene_ids[: self._prepared.top_genes]
         return self._tokens(name, row, gene_ids, template, index)
 
     def _tokens(
@@ -115,7 +116,7 @@ def plan_training(prepared: PreparedCells, recipe: TrainRecipe, *, n_examples: i
     for name in names:
         places = np.flatnonzero(task == name)
         row[places] = _passes(_usable_rows(prepared, str(name)), len(places), rng)
-    order = _by_length(prepared.sentences.lengths[row], recipe.optim.batch_size, rng)
+    order = _by_length(prepared.n_words[row], recipe.optim.batch_size, rng)
     return ExamplePlan(task=task[order], row=row[order])
 
 
@@ -124,7 +125,7 @@ def plan_validation(prepared: PreparedCells, *, max_cells: int, seed: int) -> Ex
     rows = prepared.rows("validation", labelled=True)
     if len(rows) > max_cells:
         rows = np.sort(np.random.default_rng([seed, 3]).choice(rows, max_cells, replace=False))
-    rows = rows[np.argsort(prepared.sentences.lengths[rows], kind="stable")]
+    rows = rows[np.argsort(prepared.n_words[rows], kind="stable")]
     return ExamplePlan(task=np.full(len(rows), "cell_type_annotation", dtype=object), row=rows)
 
 

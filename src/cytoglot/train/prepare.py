@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,9 @@ from scipy.sparse import csr_matrix
 
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
-from cytoglot.data.normalize import MatrixState, log_normalised
+from cytoglot.data.normalize import log_normalised
 from cytoglot.data.qc import quality_control
+from cytoglot.data.read import matrix_state_of
 from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.splits import Split, split_cells
 from cytoglot.errors import InputError
@@ -34,7 +35,9 @@ class PreparedCells:
     """Cells ready to be turned into examples. Axes: n cells, g genes of the sentence vocabulary."""
 
     sentences: CellSentences
-    """all cells, ranked over the sentence vocabulary"""
+    """all cells, ranked over the sentence vocabulary; whole, since views drop genes before a sentence is cut off"""
+    top_genes: int | None
+    """where a sentence is cut off"""
     labels: NDArray[np.object_]
     """(n,) cell type, None where unknown"""
     part: NDArray[np.object_]
@@ -46,6 +49,11 @@ class PreparedCells:
     """(g,) detection rate among training cells"""
     messages: tuple[str, ...]
     """what was removed, fitted or decided, for the log and the report"""
+
+    @property
+    def n_words(self) -> NDArray[np.int64]:
+        """(n,) words of each cell's sentence once it is cut off."""
+        return np.minimum(self.sentences.lengths, self.top_genes or np.iinfo(np.int64).max)
 
     def rows(self, part: str, *, labelled: bool) -> NDArray[np.int64]:
         """Return the rows of the cells of a part, with a label only or all of them."""
@@ -84,13 +92,14 @@ def prepare_cells(
     columns = adata.var_names.get_indexer(list(genes))
     counts_ng = csr_matrix(adata.X)[:, columns]
     tie_rates = detection_rates(counts_ng[train])
-    settings = RankSettings(top_genes=recipe.sentence.top_genes, ties=recipe.sentence.ties, seed=seed)
+    settings = RankSettings(ties=recipe.sentence.ties, seed=seed)
     sentences = encode_matrix(counts_ng, vocabulary, cell_ids=adata.obs_names, settings=settings, tie_rates=tie_rates)
     messages.append(
         f"{len(vocabulary)} genes in the sentence vocabulary; {sentences.n_empty} cells have an empty sentence"
     )
     return PreparedCells(
         sentences=sentences,
+        top_genes=recipe.sentence.top_genes,
         labels=_training_labels(labels, train, recipe, seed),
         part=_parts(adata.obs_names, split),
         split=split,
@@ -108,14 +117,6 @@ def choose_genes(train_cells: AnnData, recipe: TrainRecipe) -> list[str]:
         return [str(name) for name in names[seen]]
     chosen = set(select_hvg(train_cells, n_top=recipe.sentence.hvg, flavor=recipe.sentence.hvg_flavor))
     return [str(name) for name in names if name in chosen]
-
-
-def matrix_state_of(adata: AnnData) -> MatrixState:
-    """Return the state of `adata.X` that `cytoglot.data.read.read` recorded."""
-    state = adata.uns["cytoglot"]["matrix"]
-    return MatrixState(
-        kind=state["state"], log_base=state["log_base"], target_sum=state["target_sum"], n_cells_checked=adata.n_obs
-    )
 
 
 def _log10_cp10k(adata: AnnData, columns: NDArray[np.intp]) -> csr_matrix:
@@ -149,13 +150,8 @@ def label_table(prepared: PreparedCells) -> Mapping[str, int]:
 def word_quantiles(prepared: PreparedCells) -> dict[str, tuple[int, ...]]:
     """Return label → sentence lengths at the 5, 25, 50, 75 and 95 % quantiles of its training cells."""
     rows = prepared.rows("train", labelled=True)
-    lengths, labels = prepared.sentences.lengths[rows], prepared.labels[rows]
+    lengths, labels = prepared.n_words[rows], prepared.labels[rows]
     return {
         str(name): tuple(int(q) for q in np.quantile(lengths[labels == name], [0.05, 0.25, 0.5, 0.75, 0.95]))
         for name in sorted(set(labels))
     }
-
-
-def with_top_genes(settings: RankSettings, top_genes: int | None) -> RankSettings:
-    """Return the settings with another length."""
-    return replace(settings, top_genes=top_genes)

@@ -20,7 +20,7 @@ class SentenceRecipe(Settings):
     """words of a sentence at most; None for all expressed genes"""
     hvg: int | None = Field(default=2000, gt=0)
     """sentences hold only this many highly variable genes, chosen on training cells; None for all genes"""
-    hvg_flavor: Literal["seurat", "cell_ranger", "seurat_v3", "pearson_residuals"] = "seurat"
+    hvg_flavor: Literal["pearson_residuals", "seurat", "cell_ranger", "seurat_v3"] = "pearson_residuals"
     """scanpy's method of choosing them"""
     ties: TieRule = "rare_first"
     """order of equally expressed genes; docs/results.md has the measurement behind the default"""
@@ -33,7 +33,7 @@ class ModelRecipe(Settings):
     """a Hugging Face model by name or folder; None for a model from nothing"""
     revision: str | None = None
     """the revision of a model on the hub"""
-    scratch: ScratchSettings = ScratchSettings()
+    scratch: ScratchSettings = ScratchSettings(n_layers=1)
     """the model from nothing"""
     word_vectors: Literal["co_expression", "random"] = "co_expression"
     """gene vectors of a model from nothing start from the singular vectors of the training cells, or at random"""
@@ -61,7 +61,7 @@ class OptimRecipe(Settings):
     """examples per step and device"""
     learning_rate: float = Field(default=2e-3, gt=0)
     """peak learning rate, reached after the warm-up, then a cosine down to nothing"""
-    word_learning_rate_ratio: float = Field(default=0.3, ge=0)
+    word_learning_rate_ratio: float = Field(default=1.0, ge=0)
     """learning rate of the input vectors relative to the rest (a model from nothing only)"""
     weight_decay: float = Field(default=0.05, ge=0)
     """decoupled weight decay of all but vectors and norms"""
@@ -100,8 +100,8 @@ class TrainRecipe(Settings):
     """views of a sentence"""
     optim: OptimRecipe = OptimRecipe()
     """how it learns"""
-    views: int = Field(default=8, gt=0)
-    """views averaged when annotating"""
+    views: int = Field(default=6, gt=0)
+    """views averaged when annotating, if that lowers the validation loss; else one"""
     context: dict[str, str] = Field(default_factory=dict)
     """metadata stated in every prompt, such as organism: human"""
     control: Literal["none", "shuffled_labels"] = "none"

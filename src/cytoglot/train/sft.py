@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,14 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.load import CellModel, load_model
-from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, Calibration, CellModelSpec, save_split
+from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, CellModelSpec, save_split
 from cytoglot.config import load_recipe
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.ontology import map_labels
 from cytoglot.data.read import read
 from cytoglot.data.splits import Split
 from cytoglot.errors import InputError
-from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, set_threads
+from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, own_progress_only, set_threads
 from cytoglot.lm.scratch import scratch_model
 from cytoglot.lm.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest, fingerprint_texts
@@ -88,24 +89,19 @@ def train(
     """
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
     folder = Path(out)
-    adata = read(resolve_source(source), layer=layer) if isinstance(source, (str, Path)) else _as_read(source, layer)
+    adata = read(resolve_source(source) if isinstance(source, (str, Path)) else source, layer=layer)
     manifest = _manifest(adata, source, settings, label=label, split_by=split_by, split=split, seed=seed)
-    if _is_finished(folder, overwrite=overwrite):
+    _check_folder(folder, manifest, overwrite=overwrite)
+    if _is_finished(folder) and not overwrite:
         logger.info("%s is finished already; pass overwrite to train it again", folder)
         return load_model(folder, device=device)
     set_threads(threads)
-    _open_work(folder, manifest, overwrite=overwrite)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
+    _open_work(folder, manifest, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
     for message in prepared.messages:
         logger.info("%s", message)
     lm, history = _fit(prepared, settings, folder, seed=seed, device=device)
     return _finish(folder, lm, prepared, settings, manifest, history, label=label)
-
-
-def _as_read(adata: AnnData, layer: str | None) -> AnnData:
-    if "matrix" in adata.uns.get("cytoglot", {}) and layer is None:
-        return adata
-    return read(adata, layer=layer)
 
 
 def _manifest(
@@ -122,29 +118,39 @@ def _manifest(
     )
 
 
-def _is_finished(folder: Path, *, overwrite: bool) -> bool:
+def _is_finished(folder: Path) -> bool:
+    return (folder / SPEC_FILE).is_file() and not (folder / WORK).is_dir()
+
+
+def _check_folder(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
+    """Refuse a folder of other things, and without `overwrite` a folder of another run."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; pass a folder for the model")
-    return (folder / SPEC_FILE).is_file() and not (folder / WORK).is_dir() and not overwrite
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    started = folder / WORK / "manifest.json"
+    if not _is_finished(folder) and not started.is_file():
+        raise InputError(f"{folder} is not empty and holds no run of cytoglot; pass another folder for the model")
+    if overwrite:
+        return
+    finished = _is_finished(folder)
+    before = CellModelSpec.load(folder).manifest if finished else json.loads(started.read_text(encoding="utf-8"))
+    after = manifest.to_dict()
+    changed = [name for name in ("config", "seeds", "inputs") if before.get(name) != after[name]]
+    if changed:
+        state, aim = ("a finished model", "to load it") if finished else ("an unfinished run", "to resume it")
+        raise InputError(
+            f"{folder} holds {state} with other {' and '.join(changed)}; "
+            f"pass the same settings {aim}, or --overwrite to start anew"
+        )
 
 
 def _open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
-    """Make the work folder, or check that the one that is there belongs to the same run."""
-    started = folder / WORK / "manifest.json"
-    if overwrite and ((folder / SPEC_FILE).is_file() or (folder / WORK).is_dir()):
+    """Make the work folder, which marks the run as unfinished, or go on with the one that is there."""
+    if overwrite and folder.is_dir():
         shutil.rmtree(folder)
-    if started.is_file():
-        before = Manifest.from_dict(json.loads(started.read_text(encoding="utf-8")))
-        changed = [k for k in ("config", "seeds", "inputs") if getattr(before, k) != getattr(manifest, k)]
-        if changed:
-            raise InputError(
-                f"{folder} holds an unfinished run with other {' and '.join(changed)}; "
-                "pass the same settings to resume it, or --overwrite to start anew"
-            )
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run of cytoglot; pass another folder for the model")
-    write_json(started, manifest.to_dict())
+    if not (folder / WORK / "manifest.json").is_file():
+        write_json(folder / WORK / "manifest.json", manifest.to_dict())
 
 
 def _fit(
@@ -175,7 +181,8 @@ def _fit(
         average.restore(checkpoint)
         history.restore(checkpoint)
     lm.model.train()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    with own_progress_only():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     average.keep_best()
     lm.model.eval()
     return lm, history
@@ -227,11 +234,10 @@ def _start_model(prepared: PreparedCells, recipe: TrainRecipe, *, seed: int, dev
     rows = prepared.rows("train", labelled=False)
     vectors = None
     if recipe.model.word_vectors == "co_expression":
-        use_g = np.bincount(sentences[rows].gene_ids, minlength=len(sentences.vocabulary)).astype(float)
         rank = min(recipe.model.word_vector_rank, recipe.model.scratch.hidden_size - 1)
-        vectors = co_expression_vectors(prepared.log_ng[rows], use_g, rank=rank, seed=seed)
+        vectors = co_expression_vectors(prepared.log_ng[rows], rank=rank, seed=seed)
     some = np.random.default_rng([seed, 4]).permutation(rows)[:1000]
-    texts = [sentences.ids(int(i)) for i in some]
+    texts = [sentences.ids(int(i))[: prepared.top_genes] for i in some]
     model = scratch_model(
         tokenizer,
         recipe.model.scratch,
@@ -268,9 +274,10 @@ def _finish(
     started = time.perf_counter()
     spec = _spec(prepared, recipe, manifest, label=label)
     model = CellModel(lm=lm, spec=spec, folder=folder)
-    model = model.with_calibration(_calibration(model, prepared))
-    lm.model.save_pretrained(folder)
-    lm.tokenizer.save_pretrained(folder)
+    model = _calibrated(model, prepared)
+    with own_progress_only():
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
     save_split(prepared.split, folder)
     write_json(folder / TRAINING_FILE, {"history": history.rows, "messages": list(prepared.messages)})
     model.spec.save(folder)
@@ -279,23 +286,29 @@ def _finish(
     return model
 
 
-def _calibration(model: CellModel, prepared: PreparedCells) -> Calibration:
+def _calibrated(model: CellModel, prepared: PreparedCells) -> CellModel:
+    """Choose between one view and the recipe's number by the validation loss, then keep temperature and threshold."""
     rows = prepared.rows("validation", labelled=True)
     if len(rows) == 0:
-        return Calibration()
-    scores_nk = model.label_scores(prepared.sentences[rows])
+        return model
     truth = np.array([model.spec.labels.index(x) if x in model.spec.labels else -1 for x in prepared.labels[rows]])
-    return calibrate(scores_nk, truth)
+    fitted = {}
+    for views in sorted({1, model.spec.views}):
+        scores_nk = model.label_scores(prepared.sentences[rows], views=views)
+        fitted[views] = calibrate(scores_nk, truth)
+        logger.info("%d views: validation loss %.4f at its best temperature", views, fitted[views].validation_loss)
+    best = min(fitted, key=lambda views: fitted[views].validation_loss)
+    return replace(model, spec=replace(model.spec, views=best, calibration=fitted[best]))
 
 
 def _spec(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, label: str) -> CellModelSpec:
     rows = prepared.rows("train", labelled=False)
     table = label_table(prepared)
     mapped = map_labels(list(table))
-    curve = fit_rank_curve("cubic_length", prepared.sentences[rows], prepared.log_ng[rows])
+    curve = fit_rank_curve("cubic_length", prepared.sentences[rows], prepared.log_ng[rows], seed=prepared.split.seed)
     return CellModelSpec(
         vocabulary=prepared.sentences.vocabulary,
-        ranking=prepared.sentences.settings,
+        ranking=replace(prepared.sentences.settings, top_genes=prepared.top_genes),
         tie_rates=tuple(float(rate) for rate in prepared.tie_rates),
         rank_curve=curve.to_dict(),
         label_column=label,
@@ -313,5 +326,5 @@ def _spec(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, l
 
 
 def _expressed_per_word(prepared: PreparedCells, rows: np.ndarray[Any, np.dtype[np.int64]]) -> float:
-    words = int(prepared.sentences.lengths[rows].sum())
+    words = int(prepared.n_words[rows].sum())
     return float(prepared.sentences.n_expressed[rows].sum() / words) if words else 1.0

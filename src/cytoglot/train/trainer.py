@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import Trainer, get_cosine_schedule_with_warmup
+from transformers import PrinterCallback, Trainer, get_cosine_schedule_with_warmup
 
 from cytoglot.train.callbacks import History, WeightAverage
 from cytoglot.train.recipe import OptimRecipe
@@ -21,6 +21,7 @@ class AnswerTrainer(Trainer):
 
     def __init__(self, *, average: WeightAverage, history: History, **kwargs: Any) -> None:
         super().__init__(callbacks=[average, history], **kwargs)
+        self.remove_callback(PrinterCallback)  # the bar and the history say it all
         self._average, self._history = average, history
 
     def compute_loss(
