@@ -57,7 +57,7 @@ __all__ = [
     "scored_cells",
 ]
 
-#: The best on held-out cells and batches of every data set measured, see docs/results.md.
+#: The best on held-out cells of pbmc3k and on each held-out batch of cellbench (full and HVG): docs/results.md.
 DEFAULT_CURVE: CurveKind = "gene_lines_length"
 #: More words than this are sampled, by whole cells, for Spearman's coefficient.
 SPEARMAN_WORDS = 2_000_000
