@@ -84,7 +84,7 @@ def reconstruct(
     kinds: Sequence[CurveKind] = CURVE_KINDS,
     layer: str | None = None,
     seed: int = 0,
-    chunk_cells: int = 2048,
+    chunk_cells: int = 1024,
 ) -> ReconstructionResult:
     """Return rank curves of several kinds and how well each gives the expression back.
 
