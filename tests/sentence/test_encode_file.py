@@ -108,6 +108,20 @@ def test_a_file_without_cells_gives_a_file_without_sentences(tmp_path: Path) -> 
     assert list(CellSentences.from_parquet(tmp_path / "s.parquet")) == []
 
 
+def test_highly_variable_genes_are_chosen_from_the_file(
+    h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_genes(adata: AnnData, *, n_top: int) -> list[str]:
+        assert adata.shape == (100, 60)
+        return list(adata.var_names[:n_top])
+
+    monkeypatch.setattr("cytoglot.data.hvg.select_hvg", first_genes)
+    summary = encode_file(h5ad, tmp_path / "s.parquet", hvg=7)
+    assert summary.genes == 7
+    found = CellSentences.from_parquet(tmp_path / "s.parquet")
+    assert found.vocabulary.symbols == tuple(f"GENE{gene}" for gene in range(7))
+
+
 # Faults
 
 

@@ -131,7 +131,7 @@ def encode_matrix(
     ranker = Ranker(vocabulary, settings, tie_rates=tie_rates_for(vocabulary, tie_rates))
     blocks = csr_blocks(matrix)
     n_cells = matrix.shape[0]
-    ids = np.arange(n_cells).astype(str).astype(object) if cell_ids is None else np.asarray(cell_ids, dtype=object)
+    ids = np.array([str(name) for name in (range(n_cells) if cell_ids is None else cell_ids)], dtype=object)
     if ids.shape != (n_cells,):
         raise InputError(f"expected one cell id for each of {n_cells} rows, found {ids.shape}")
     return _sentences(ranker, blocks, ids)

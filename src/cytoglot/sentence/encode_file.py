@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,8 +35,8 @@ from cytoglot.sentence.unfinished import UnfinishedOutput
 
 logger = logging.getLogger(__name__)
 
-#: Stored values of a chunk: 130 MB of float32 with their columns; two chunks are in memory at a time.
-_CHUNK_VALUES = 1 << 24
+#: Stored values of a chunk: 67 MB of float32 with their columns, as much again for text; two are in memory at a time.
+_CHUNK_VALUES = 1 << 23
 _CHUNK_CELLS = 8192
 _PROBE_CELLS = 128
 _EVERY_GENE = RankSettings()
@@ -268,7 +269,8 @@ def _one_behind() -> Iterator[Any]:
     An error of a call is raised by the next one, or at the end.
     """
     pending: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as pool:
+    # the number of threads that numba may use is each thread's own
+    with ThreadPoolExecutor(1, initializer=numba.set_num_threads, initargs=(numba.get_num_threads(),)) as pool:
 
         def run(work: Any, *arguments: Any) -> None:
             while len(pending) > 1:
