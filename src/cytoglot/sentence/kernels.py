@@ -110,12 +110,10 @@ def rank_rows(
             kept_keys, kept, spare_keys, spare = _sort_by_tie(
                 kept_keys, kept, spare_keys, spare, n_kept, 32, tie_bits, bins
             )
+        start, end = starts[row], starts[row] + n_wanted
         kept_keys, kept, spare_keys, spare = _sort_by_key(
-            kept_keys, kept, spare_keys, spare, n_kept, low, high, shift, bins
+            kept_keys, kept, spare_keys, spare, n_kept, low, high, shift, bins, ranked[start:end]
         )
-        start = starts[row]
-        for position in range(n_wanted):
-            ranked[start + position] = kept[position] & np.uint64(0xFFFFFFFF)
         lengths[row] = n_wanted
 
 
@@ -245,14 +243,15 @@ def _sort_by_tie(keys, words, spare_keys, spare, n, first_bit, n_bits, bins):
 
 
 @numba.njit(**_options)
-def _sort_by_key(keys, words, spare_keys, spare, n, low, high, shift, bins):
-    """Sort by key, falling and stable; bits below `shift` are the same in all keys."""
+def _sort_by_key(keys, words, spare_keys, spare, n, low, high, shift, bins, genes):
+    """Write the genes of the words by key, falling and stable, as many as fit into `genes`.
+
+    Bits of keys below `shift` are all alike. Returns the arrays, which it uses up.
+    """
     top = np.uint64(high) >> shift
     span = top - (np.uint64(low) >> shift)
     n_bits = _bit_length(span)
-    if n_bits == 0:
-        return keys, words, spare_keys, spare
-    n_passes = (n_bits + _MAX_DIGIT_BITS - 1) // _MAX_DIGIT_BITS
+    n_passes = max((n_bits + _MAX_DIGIT_BITS - 1) // _MAX_DIGIT_BITS, 1)
     width = (n_bits + n_passes - 1) // n_passes
     mask = np.uint64((1 << width) - 1)
     for number in range(n_passes):
@@ -262,12 +261,16 @@ def _sort_by_key(keys, words, spare_keys, spare, n, low, high, shift, bins):
         for position in range(n):
             bins[np.int64(((top - (np.uint64(keys[position]) >> shift)) >> digit_shift) & mask)] += 1
         _to_starts(bins, n_bins)
+        is_last = number == n_passes - 1
         for position in range(n):
             digit = np.int64(((top - (np.uint64(keys[position]) >> shift)) >> digit_shift) & mask)
             place = bins[digit]
             bins[digit] = place + 1
-            spare_keys[place] = keys[position]
-            spare[place] = words[position]
+            if not is_last:
+                spare_keys[place] = keys[position]
+                spare[place] = words[position]
+            elif place < len(genes):
+                genes[place] = words[position] & np.uint64(0xFFFFFFFF)
         keys, spare_keys = spare_keys, keys
         words, spare = spare, words
     return keys, words, spare_keys, spare
