@@ -6,10 +6,11 @@ Axes: n cells, k labels, d embedding dimensions.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,10 +151,38 @@ class CellModel:
         context: Mapping[str, str] | None = None,
         view: int = 0,
         template: int | str = 0,
+        n_reserved: int = 1,
     ) -> list[str]:
-        """Return the task's prompt for each cell."""
+        """Return the task's prompt for each cell.
+
+        A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
+        are left for an answer.
+        """
         chosen: Task = tasks[task]
-        return [chosen.prompt(r, template=template) for r in self.records(sentences, context=context, view=view)]
+        records = list(self.records(sentences, context=context, view=view))
+        prompts = [chosen.prompt(record, template=template) for record in records]
+        room = None if self.lm.context_length is None else self.lm.context_length - n_reserved
+        # A token has a byte at least, so most models need no counting.
+        if room is None or max((len(prompt.encode()) for prompt in prompts), default=0) <= room:
+            return prompts
+        n_tokens = [len(ids) for ids in self.lm.tokenizer(prompts)["input_ids"]]
+        n_long = sum(n > room for n in n_tokens)
+        if n_long:
+            logger.info("%d of %d sentences are cut to the model's context of %d tokens", n_long, len(prompts), room)
+        return [
+            prompt if n <= room else self._shortened(record, chosen, template, room)
+            for prompt, record, n in zip(prompts, records, n_tokens, strict=True)
+        ]
+
+    def _shortened(self, record: CellRecord, task: Task, template: int | str, room: int) -> str:
+        """Drop genes from the end, a guess at a time, until the prompt fits."""
+        while True:
+            prompt = task.prompt(record, template=template)
+            n_tokens = len(self.lm.tokenizer(prompt)["input_ids"])
+            if n_tokens <= room or not record.genes:
+                return prompt
+            n_dropped = math.ceil((n_tokens - room) * len(record.genes) / n_tokens)
+            record = replace(record, genes=record.genes[: len(record.genes) - n_dropped])
 
     def label_scores(
         self,
@@ -170,8 +199,9 @@ class CellModel:
         answers = annotation.label_completions(self.spec.labels if labels is None else labels)
         n_views = self.spec.views if views is None else views
         total = np.zeros((len(sentences), len(answers)))
+        n_reserved = 2 + max(len(ids) for ids in self.lm.tokenizer(list(answers))["input_ids"])
         for view in range(n_views):
-            prompts = self.prompts(sentences, context=context, view=view, template=template)
+            prompts = self.prompts(sentences, context=context, view=view, template=template, n_reserved=n_reserved)
             total += score_answers(self.lm, prompts, answers)
         return total / n_views
 
