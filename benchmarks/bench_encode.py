@@ -213,7 +213,6 @@ def measure_in_memory(path: str) -> dict[str, Any]:
         )
     peaks = {"top200": {"beside_matrix_mb": memory_mb() - before_mb, "output_mb": output_mb(sentences)}}
     encode["full"], sentences = seconds(lambda: encode_matrix(matrix, vocabulary))
-    sentences = encode_matrix(matrix, vocabulary)
     peaks["full"] = {"beside_matrix_mb": memory_mb() - before_mb, "output_mb": output_mb(sentences)}
     encode["full with text"], text = seconds(lambda: encode_matrix(matrix, vocabulary).text())
     assert len(text) == shape[0]
