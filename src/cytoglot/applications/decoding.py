@@ -14,7 +14,7 @@ from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.decode import decode
 from cytoglot.sentence.parse import Repeated
-from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
+from cytoglot.sentence.rank_curve import DEFAULT_CURVE, RankCurve, rank_curve_from_dict
 
 CURVES_FILE = "rank_curves.json"
 
@@ -49,7 +49,7 @@ def decode_file(
     *,
     model: str | Path | None = None,
     curves: str | Path | None = None,
-    curve: str = "cubic_length",
+    curve: str = DEFAULT_CURVE,
     repeated: Repeated = "mean",
 ) -> DecodeSummary:
     """Write the cells that a file of sentences describes, as `cytoglot.decode` does, atomically.

@@ -129,7 +129,7 @@ def decode_command(
     curves: Annotated[
         Path | None, typer.Option("--curves", help="Folder of `cytoglot reconstruct`: its genes and rank curves.")
     ] = None,
-    curve: Annotated[str, typer.Option("--curve", help="Kind of curve taken from --curves.")] = "cubic_length",
+    curve: Annotated[str, typer.Option("--curve", help="Kind of curve taken from --curves.")] = "gene_lines_length",
     repeated: Annotated[str, typer.Option("--repeated", help="Repeated genes: mean or first position.")] = "mean",
     json: Json = False,
     seed: Seed = 0,

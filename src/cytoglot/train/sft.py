@@ -31,7 +31,7 @@ from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, 
 from cytoglot.lm.scratch import scratch_model
 from cytoglot.lm.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest, fingerprint_texts
-from cytoglot.sentence.rank_curve import fit_rank_curve
+from cytoglot.sentence.rank_curve import DEFAULT_CURVE, fit_rank_curve
 from cytoglot.tasks.task import tasks
 from cytoglot.train.calibrate import calibrate
 from cytoglot.train.callbacks import History, WeightAverage
@@ -305,7 +305,7 @@ def _spec(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, l
     rows = prepared.rows("train", labelled=False)
     table = label_table(prepared)
     mapped = map_labels(list(table))
-    curve = fit_rank_curve("cubic_length", prepared.sentences[rows], prepared.log_ng[rows], seed=prepared.split.seed)
+    curve = fit_rank_curve(DEFAULT_CURVE, prepared.sentences[rows], prepared.log_ng[rows], seed=prepared.split.seed)
     return CellModelSpec(
         vocabulary=prepared.sentences.vocabulary,
         ranking=replace(prepared.sentences.settings, top_genes=prepared.top_genes),
