@@ -1,0 +1,77 @@
+"""Generated cells: valid, without repeats, of the type asked for, and each its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from anndata import AnnData
+
+from cytoglot.applications.generation import draw_lengths, generate, generate_words
+from cytoglot.cell_model.load import CellModel
+from cytoglot.errors import InputError, UnknownNameError
+
+
+@pytest.fixture(scope="module")
+def generated(tiny_model: CellModel) -> AnnData:
+    return generate(tiny_model, "type A", n=12, seed=1)
+
+
+def test_every_word_is_a_gene_and_none_comes_twice(generated: AnnData, tiny_model: CellModel) -> None:
+    for text in generated.obs["cell_sentence"]:
+        words = text.split()
+        assert words
+        assert len(words) == len(set(words))
+        assert set(words) <= set(tiny_model.spec.vocabulary.symbols)
+
+
+def test_ranks_and_expression_tell_the_sentence(generated: AnnData) -> None:
+    ranks, expression = generated.layers["rank"].toarray(), generated.X.toarray()
+    for text, ranks_g, expression_g in zip(generated.obs["cell_sentence"], ranks, expression, strict=True):
+        order = [g for g in np.argsort(np.where(ranks_g > 0, ranks_g, 10**6), kind="stable") if ranks_g[g]]
+        assert list(generated.var_names[order]) == text.split()
+        assert (expression_g[ranks_g == 0] == 0).all()
+    assert (expression >= 0).all()
+
+
+def test_cell_i_depends_on_the_seed_and_on_i_alone(generated: AnnData, tiny_model: CellModel) -> None:
+    fewer = generate(tiny_model, "type A", n=5, n_genes=9, seed=1)
+    more = generate(tiny_model, "type A", n=8, n_genes=9, seed=1)
+    assert list(fewer.obs["cell_sentence"]) == list(more.obs["cell_sentence"][:5])
+    assert list(generate(tiny_model, "type A", n=12, seed=2).obs["cell_sentence"]) != list(
+        generated.obs["cell_sentence"]
+    )
+
+
+def test_the_length_is_that_which_is_asked_for(tiny_model: CellModel) -> None:
+    cells = generate(tiny_model, None, n=3, n_genes=7)
+    assert [len(text.split()) for text in cells.obs["cell_sentence"]] == [7, 7, 7]
+    assert set(cells.obs["cell_type"]) == {"any"}
+    assert [len(words) for words in generate_words(tiny_model, "type B", np.array([3, 9]))] == [3, 9]
+
+
+def test_lengths_are_those_of_the_types_training_cells(tiny_model: CellModel) -> None:
+    low, *_, high = tiny_model.spec.words_per_label["type A"]
+    lengths = draw_lengths(tiny_model, "type A", 200, seed=0)
+    assert lengths.min() >= low
+    assert lengths.max() <= high
+    assert abs(np.median(lengths) - tiny_model.spec.words_per_label["type A"][2]) <= 0.2 * (high - low) + 1
+
+
+def test_no_temperature_gives_one_cell(tiny_model: CellModel) -> None:
+    cells = generate(tiny_model, "type C", n=3, n_genes=6, temperature=0.0)
+    assert cells.obs["cell_sentence"].nunique() == 1
+
+
+def test_what_cannot_be_generated_is_refused(tiny_model: CellModel) -> None:
+    with pytest.raises(UnknownNameError, match="unknown cell type of this model 'typ A'; did you mean 'type A'"):
+        generate(tiny_model, "typ A", n=1)
+    with pytest.raises(InputError, match="must be at least 1, found 0"):
+        generate(tiny_model, "type A", n=0)
+    n_genes = len(tiny_model.spec.vocabulary)
+    with pytest.raises(InputError, match=rf"between 1 and {n_genes} \(the vocabulary\), found {n_genes + 1}"):
+        generate(tiny_model, "type A", n=1, n_genes=n_genes + 1)
+    without = replace(tiny_model, spec=replace(tiny_model.spec, words_per_label={}))
+    with pytest.raises(InputError, match="does not know the lengths of its training sentences; pass n_genes"):
+        generate(without, None, n=1)

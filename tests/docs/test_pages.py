@@ -1,0 +1,75 @@
+"""What the README and the pages show can be typed: their Python runs, and their commands have these options."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from cytoglot.cli.main import app
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def _blocks(page: Path, *languages: str) -> Iterator[str]:
+    for language, text in _FENCE.findall(page.read_text(encoding="utf-8")):
+        if language in languages:
+            yield text
+
+
+def _commands(page: Path) -> list[list[str]]:
+    """Every line of a shell block that calls cytoglot, with continued lines joined and what it prints left out."""
+    found = []
+    for text in _blocks(page, "bash", "sh", "shell", "console"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.removeprefix("$ "), comments=True)
+            if words[:1] == ["cytoglot"]:
+                found.append(words[1:])
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_have_the_options_that_a_page_shows(page: Path) -> None:
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for words in _commands(page):
+        name, *arguments = words
+        if name.startswith("-"):
+            continue
+        assert name in known, f"{page.name}: cytoglot {name}"
+        options = {option for parameter in known[name].params for option in parameter.opts} | {"--help"}
+        shown = {word.split("=")[0] for word in arguments if re.fullmatch(r"--?[a-z][\w-]*(=.*)?", word)}
+        assert shown <= options, f"{page.name}: cytoglot {' '.join(words)} has no {sorted(shown - options)}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_that_a_page_shows_as_a_session_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block with `>>>` is run with what it prints; the blocks of a page share their names."""
+    sessions = [text for text in _blocks(page, "python", "pycon") if ">>>" in text]
+    monkeypatch.chdir(tmp_path)
+    test = doctest.DocTestParser().get_doctest("\n".join(sessions), {}, page.name, str(page), 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    runner.run(test)
+    assert runner.failures == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_python_block_is_valid_python() -> None:
+    for page in PAGES:
+        for text in _blocks(page, "python"):
+            source = text if ">>>" not in text else doctest.script_from_examples(text)
+            compile(source, str(page), "exec")
