@@ -1,0 +1,1 @@
+"""Speed and science, side by side with peers and baselines."""

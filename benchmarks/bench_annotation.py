@@ -70,11 +70,10 @@ def main() -> None:
     recipe = load_recipe(TrainRecipe, arguments.recipe, [*arguments.set, f"sentence.ties={arguments.ties}"])
     results = {}
     for name in arguments.sets:
-        path = (data_folder() or Path()) / TASKS[name].file
-        if not path.is_file():
-            logger.warning("%s is skipped: %s is not there (set CYTOGLOT_DATA)", name, path)
+        adata = read_task(name)
+        if adata is None:
             continue
-        predictions = run(name, path, recipe, arguments.output / arguments.ties, control=arguments.control)
+        predictions = run(name, adata, recipe, arguments.output / arguments.ties, control=arguments.control)
         results[name] = summarise(predictions, TASKS[name])
     if arguments.json:
         sys.stdout.write(json.dumps(results, indent=2) + "\n")
@@ -82,21 +81,34 @@ def main() -> None:
         sys.stdout.write(as_markdown(results) + "\n")
 
 
-def run(name: str, path: Path, recipe: TrainRecipe, output: Path, *, control: bool) -> pd.DataFrame:
+def read_task(name: str) -> AnnData | None:
+    """Return the cells of a set without those of no real group, or None (and say so) where the file is absent."""
+    task = TASKS[name]
+    path = (data_folder() or Path()) / task.file
+    if not path.is_file():
+        logger.warning("%s is skipped: %s is not there (set CYTOGLOT_DATA)", name, path)
+        return None
+    adata = read(path)
+    return adata[~adata.obs[task.unit].isin(task.drop_groups)].copy() if task.drop_groups else adata
+
+
+def labels_and_rows(adata: AnnData, split: Split) -> tuple[NDArray[np.object_], dict[str, NDArray[np.int64]]]:
+    """Return the label of every cell (None: unknown) and the labelled cells of each part."""
+    series = read_labels(adata.obs, "cell_type")
+    known = series.notna().to_numpy()
+    rows = {p: np.flatnonzero(known & split.mask(adata.obs_names, p)) for p in ("train", "validation", "test")}
+    return np.where(known, series, None).astype(object), rows
+
+
+def run(name: str, adata: AnnData, recipe: TrainRecipe, output: Path, *, control: bool) -> pd.DataFrame:
     """Return the test predictions of all folds, running those that are not in the output folder yet."""
     task = TASKS[name]
-    adata = read(path)
-    adata = adata[~adata.obs[task.unit].isin(task.drop_groups)].copy() if task.drop_groups else adata
-    known = read_labels(adata.obs, "cell_type").notna().to_numpy()
-    n_folds = 5
     tables = []
-    for number, split in enumerate(folds(adata.obs, by=task.by, label="cell_type", n_folds=n_folds, seed=0)):
+    for number, split in enumerate(folds(adata.obs, by=task.by, label="cell_type", n_folds=5, seed=0)):
         file = output / f"{name}_{number}.parquet"
         if not file.is_file():
             started, cpu = time.perf_counter(), time.process_time()
-            table = one_fold(
-                adata, known, split, task, recipe, output / f"{name}_{number}", seed=number, control=control
-            )
+            table = one_fold(adata, split, task, recipe, output / f"{name}_{number}", seed=number, control=control)
             table["fold"] = number
             with atomic_path(file) as partial:
                 table.to_parquet(partial, index=False)
@@ -113,7 +125,6 @@ def run(name: str, path: Path, recipe: TrainRecipe, output: Path, *, control: bo
 
 def one_fold(
     adata: AnnData,
-    known: NDArray[np.bool_],
     split: Split,
     task: Task,
     recipe: TrainRecipe,
@@ -123,10 +134,7 @@ def one_fold(
     control: bool,
 ) -> pd.DataFrame:
     """Train on one fold and return one row per labelled test cell, one column per method."""
-    labels = np.array(
-        [v if k else None for v, k in zip(read_labels(adata.obs, "cell_type"), known, strict=True)], dtype=object
-    )
-    rows = {part: np.flatnonzero(known & split.mask(adata.obs_names, part)) for part in ("train", "validation", "test")}
+    labels, rows = labels_and_rows(adata, split)
     table = pd.DataFrame({"truth": labels[rows["test"]]})
     if task.unit != "cell":
         table["unit"] = adata.obs[task.unit].astype(str).to_numpy()[rows["test"]]
