@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 
@@ -303,9 +304,10 @@ FORMATS: tuple[AnswerFormat, ...] = (
 def test_answers_of_transformers_generate_are_valid(which, answer_format, options, prompts, request):
     lm: LanguageModel = request.getfixturevalue(which)
     constraint = constrain(answer_format, lm.tokenizer)
-    lm.tokenizer.padding_side = "left"
-    lm.tokenizer.pad_token = lm.tokenizer.pad_token or lm.tokenizer.eos_token
-    inputs = lm.tokenizer(list(prompts[:3]), return_tensors="pt", padding=True)
+    tokenizer = copy.deepcopy(lm.tokenizer)  # the fixture is shared
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    inputs = tokenizer(list(prompts[:3]), return_tensors="pt", padding=True)
     inputs.pop("token_type_ids", None)
     n_prompt = inputs["input_ids"].shape[1]
     torch.manual_seed(0)
