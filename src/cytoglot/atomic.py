@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cytoglot.errors import InputError
+
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
@@ -45,6 +47,23 @@ def write_text(target: str | Path, text: str) -> None:
 def write_json(target: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
     write_text(target, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_output_folder(folder: Path, *, written_by: str, mark: str) -> None:
+    """Refuse to write into a folder that holds other things than an earlier result of the same command.
+
+    Raises
+    ------
+    InputError
+        The folder is a file, or is not empty and lacks the `mark` that the command writes.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; pass a folder to write")
+    if folder.is_dir() and not (folder / mark).is_file() and any(folder.iterdir()):
+        held = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+        raise InputError(
+            f"{folder} holds other things than a result of `cytoglot {written_by}` ({held}); pass another folder"
+        )
 
 
 def _flush(path: Path) -> None:

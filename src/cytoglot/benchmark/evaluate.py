@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.applications.annotation import label_probabilities
-from cytoglot.atomic import atomic_path, write_json
+from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.baselines import BASELINES, Baseline
 from cytoglot.benchmark.generation import evaluate_generation
 from cytoglot.benchmark.maps import two_maps
@@ -110,8 +110,10 @@ def evaluate(
     Raises
     ------
     InputError
-        There is no test cell with a label (every cell was used for training or validation), or the model has no split.
+        There is no test cell with a label (every cell was used for training or validation), the model has no split, or
+        `out` holds other things than an evaluation.
     """
+    check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()
     model = load_model(model, device=device) if isinstance(model, (str, Path)) else model
     adata = read(resolve_source(source) if isinstance(source, (str, Path)) else source, layer=layer)

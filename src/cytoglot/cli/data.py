@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from cytoglot.atomic import check_output_folder
 from cytoglot.cli.cells import Source, open_source
 from cytoglot.cli.output import (
     Device,
@@ -18,7 +19,6 @@ from cytoglot.cli.output import (
     Seed,
     Threads,
     check_output,
-    check_output_folder,
     quiet_for_json,
     show,
 )

@@ -16,7 +16,6 @@ from cytoglot.cli.output import (
     Overwrite,
     Seed,
     Threads,
-    check_output_folder,
     quiet_for_json,
     show,
 )
@@ -112,7 +111,6 @@ def evaluate_command(
     from cytoglot.lm.load import set_threads
 
     quiet_for_json(as_json=json)
-    check_output_folder(output, written_by="evaluate", mark="results.json")
     set_threads(threads)
     chosen = load_recipe(EvaluateSettings, None, settings or [])
     if dry_run:

@@ -73,23 +73,6 @@ def check_output(path: Path, *, suffixes: tuple[str, ...]) -> None:
         raise InputError(f"the output {path} is a folder; pass a file name ending in {suffixes[0]}")
 
 
-def check_output_folder(folder: Path, *, written_by: str, mark: str) -> None:
-    """Refuse to write into a folder that holds other things than an earlier result of the same command.
-
-    Raises
-    ------
-    InputError
-        The folder is a file, or is not empty and lacks the `mark` that the command writes.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; pass a folder to write")
-    if folder.is_dir() and not (folder / mark).is_file() and any(folder.iterdir()):
-        held = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
-        raise InputError(
-            f"{folder} holds other things than a result of `cytoglot {written_by}` ({held}); pass another folder"
-        )
-
-
 def quiet_for_json(*, as_json: bool) -> None:
     """Leave stderr to log lines when a machine reads stdout."""
     if as_json:

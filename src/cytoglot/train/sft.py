@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -278,12 +279,21 @@ def _finish(
     with own_progress_only():
         lm.model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
+    _readable_like_other_files(folder)
     save_split(prepared.split, folder)
     write_json(folder / TRAINING_FILE, {"history": history.rows, "messages": list(prepared.messages)})
     model.spec.save(folder)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     logger.info("wrote %s (calibration and saving took %.1f s)", folder, time.perf_counter() - started)
     return model
+
+
+def _readable_like_other_files(folder: Path) -> None:
+    """Give the weights the mode of any new file: safetensors writes them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~umask)
 
 
 def _calibrated(model: CellModel, prepared: PreparedCells) -> CellModel:
