@@ -79,6 +79,8 @@ class OptimRecipe(Settings):
     """mixed precision"""
     evaluate_every: int = Field(default=100, gt=0)
     """steps between two looks at the validation loss, each with a checkpoint"""
+    validate_on: Literal["annotation", "all_tasks"] = "annotation"
+    """what the validation loss is of: the label alone, or every task in the mix once per cell"""
     patience: int | None = Field(default=3, gt=0)
     """looks without a better validation loss before training stops; None trains all steps"""
 
