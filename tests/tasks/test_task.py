@@ -67,7 +67,14 @@ def test_the_template_of_an_example_depends_on_the_cell_and_not_on_the_order(tas
 
 
 def test_prompt_and_example_agree(task: Task) -> None:
-    assert task.prompt(RECORD) == task.example(RECORD, template=0).prompt
+    assert task.prompt(RECORD, template=0) == task.example(RECORD, template=0).prompt
+
+
+def test_what_is_known_of_a_cell_is_stated_in_its_short_prompt(task: Task) -> None:
+    assert "human pancreas" in task.prompt(RECORD)
+    bare = CellRecord(genes=GENES, metadata={"cell_type": "B"}, cell_id="c")
+    assert task.prompt(bare) == task.prompt(bare, template=0)
+    assert task.short_template(RECORD) == task.templates.get("terse_described").name
 
 
 def test_an_example_needs_just_the_metadata_that_the_task_states(task: Task) -> None:

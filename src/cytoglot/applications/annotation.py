@@ -63,7 +63,7 @@ def label_probabilities(
     labels: Sequence[str] | None = None,
     views: int | None = None,
     context: Mapping[str, str] | None = None,
-    template: int | str = 0,
+    template: int | str | None = None,
 ) -> LabelProbabilities:
     """Return p(label | cell) over a closed set of labels, calibrated by the model's temperature.
 

@@ -150,7 +150,7 @@ class CellModel:
         task: str = "cell_type_annotation",
         context: Mapping[str, str] | None = None,
         view: int = 0,
-        template: int | str = 0,
+        template: int | str | None = None,
         n_reserved: int = 1,
     ) -> list[str]:
         """Return the task's prompt for each cell.
@@ -174,7 +174,7 @@ class CellModel:
             for prompt, record, n in zip(prompts, records, n_tokens, strict=True)
         ]
 
-    def _shortened(self, record: CellRecord, task: Task, template: int | str, room: int) -> str:
+    def _shortened(self, record: CellRecord, task: Task, template: int | str | None, room: int) -> str:
         """Drop genes from the end, a guess at a time, until the prompt fits."""
         while True:
             prompt = task.prompt(record, template=template)
@@ -191,7 +191,7 @@ class CellModel:
         labels: Sequence[str] | None = None,
         views: int | None = None,
         context: Mapping[str, str] | None = None,
-        template: int | str = 0,
+        template: int | str | None = None,
     ) -> NDArray[np.float64]:
         """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalised over the labels."""
         annotation = tasks["cell_type_annotation"]

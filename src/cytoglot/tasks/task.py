@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from cytoglot.data.genes import GeneVocabulary
 
 Value = TypeVar("Value")
+TERSE_DESCRIBED = "terse_described"
+"""The name, in every task, of the terse wording with a description of the cell."""
 NO_GENES = "none"
 """Stands where the genes of an empty cell would."""
 
@@ -96,15 +98,19 @@ class Task(ABC, Generic[Value]):
         """The task's wordings, read at first use."""
         return self._given_templates or load_templates(self.name)
 
-    def prompt(self, record: CellRecord, *, template: int | str = 0) -> str:
+    def prompt(self, record: CellRecord, *, template: int | str | None = None) -> str:
         """Return the question about a cell; no label is needed.
 
         Parameters
         ----------
         template
-            Position among the training templates (0: the terse one) or a template's name.
+            Position among the training templates or a template's name; by default the `short_template` of the record.
         """
-        return self._render(self.templates.get(template), record)
+        return self._render(self.templates.get(self.short_template(record) if template is None else template), record)
+
+    def short_template(self, record: CellRecord) -> int | str:
+        """Return the shortest wording that states what is known of the cell beside its type: organism, tissue, …."""
+        return TERSE_DESCRIBED if describe_cell(record.metadata) != describe_cell({}) else 0
 
     def example(
         self,

@@ -63,21 +63,22 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
         row, name = int(self._plan.row[index]), str(self._plan.task[index])
         sentences = self._prepared.sentences
         gene_ids: NDArray[Any] = sentences.ids(row)
-        template: int | None = 0
+        paraphrased = False
         if self._augmented:
             rng = np.random.default_rng([self._seed, index])
             gene_ids = training_view(gene_ids, rng, self._recipe.augment)
-            template = None if rng.random() < self._recipe.paraphrase_share else 0
+            paraphrased = rng.random() < self._recipe.paraphrase_share
         gene_ids = gene_ids[: self._prepared.top_genes]
-        return self._tokens(name, row, gene_ids, template, index)
+        return self._tokens(name, row, gene_ids, index, paraphrased=paraphrased)
 
     def _tokens(
-        self, name: str, row: int, gene_ids: NDArray[np.integer], template: int | None, index: int
+        self, name: str, row: int, gene_ids: NDArray[np.integer], index: int, *, paraphrased: bool
     ) -> dict[str, NDArray[Any]]:
         """Render and tokenize; a sample over the context loses genes from the end of the sentence, never its answer."""
         task = tasks[name]
         while True:
             record = self._record(row, gene_ids)
+            template = None if paraphrased else task.short_template(record)
             example = task.example(record, template=template, seed=self._seed, epoch=index)
             ids, n_prompt = encode_pair(self._tokenizer, example.prompt, example.completion)
             if len(ids) <= self._max_tokens or len(gene_ids) == 0:
