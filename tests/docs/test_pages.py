@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import typer.main
 
+import cytoglot
 from cytoglot.cli.main import app
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+#: A call within the text; "cytoglot linear probe" and "cytoglot - majority" are names of methods in result tables.
+_INLINE = re.compile(r"(?<!`)`(cytoglot (?!linear probe|- )[^`\n]+)`(?!`)")
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -25,8 +28,13 @@ def _blocks(page: Path, *languages: str) -> Iterator[str]:
 
 
 def _commands(page: Path) -> list[list[str]]:
-    """Every line of a shell block that calls cytoglot, with continued lines joined and what it prints left out."""
-    found = []
+    """Every call of cytoglot: lines of shell blocks, continued ones joined, and `cytoglot …` within the text.
+
+    Words in capitals (`COMMAND`) stand for something else.
+    """
+    prose = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    found = [call.replace("…", " ").split()[1:] for call in _INLINE.findall(prose)]
+    found = [words for words in found if not words[0].isupper()]
     for text in _blocks(page, "bash", "sh", "shell", "console"):
         for line in text.replace("\\\n", " ").splitlines():
             words = shlex.split(line.removeprefix("$ "), comments=True)
@@ -62,10 +70,26 @@ def test_python_that_a_page_shows_as_a_session_runs(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-        if not re.match(r"[a-z]+:", target):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), f"{page.name} links to {name}"
+        assert not anchor or anchor in _anchors(target), f"{page.name} links to the heading {link}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """The names that headings get in links: lower case, words joined by hyphens, other signs dropped."""
+    headings = re.findall(r"^#+ (.+)$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_functions_of_the_package_that_a_page_names_exist(page: Path) -> None:
+    named = set(re.findall(r"\bcg\.(\w+)", page.read_text(encoding="utf-8")))
+    assert named <= set(cytoglot.__all__), f"{page.name}: {sorted(named - set(cytoglot.__all__))}"
 
 
 def test_every_python_block_is_valid_python() -> None:
