@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from cytoglot.applications.generation import draw_lengths, generate, generate_words
+from cytoglot.applications.generation import draw_lengths, generate
 from cytoglot.cell_model.load import CellModel
 from cytoglot.errors import InputError, UnknownNameError
 
@@ -48,7 +48,7 @@ def test_the_length_is_that_which_is_asked_for(tiny_model: CellModel) -> None:
     cells = generate(tiny_model, None, n=3, n_genes=7)
     assert [len(text.split()) for text in cells.obs["cell_sentence"]] == [7, 7, 7]
     assert set(cells.obs["cell_type"]) == {"any"}
-    assert [len(words) for words in generate_words(tiny_model, "type B", np.array([3, 9]))] == [3, 9]
+    assert [len(words) for words in tiny_model.write_ids("type B", np.array([3, 9]), temperature=1.0)] == [3, 9]
 
 
 def test_lengths_are_those_of_the_types_training_cells(tiny_model: CellModel) -> None:

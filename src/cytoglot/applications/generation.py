@@ -10,12 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.answer_format import DistinctWords
 from cytoglot.cell_model.load import CellModel
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.lm.generate import generate_answers
-from cytoglot.sentence.decode import decode, decode_texts
-from cytoglot.tasks.task import CellRecord, Task, tasks
+from cytoglot.sentence.decode import decode
 from cytoglot.tasks.template import TERMINATOR
 
 if TYPE_CHECKING:
@@ -30,7 +27,7 @@ def generate(
     *,
     n: int,
     n_genes: int | None = None,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     top_p: float = 1.0,
     context: Mapping[str, str] | None = None,
     seed: int = 0,
@@ -47,7 +44,8 @@ def generate(
     n_genes
         Words of each sentence. By default drawn for each cell from the lengths of the type's training cells.
     temperature, top_p
-        Of the sampling; temperature 0 always takes the likeliest word (then all cells of one length are equal).
+        Of the sampling; temperature 0 always takes the likeliest word (then all cells of one length are equal). By
+        default the temperature at which cells of a type were as diverse as real validation cells of it.
     seed
         Cell i depends on the seed and on i, not on `n` or on batches.
 
@@ -60,7 +58,8 @@ def generate(
     """
     _check(model, cell_type, n, n_genes)
     lengths = np.full(n, n_genes) if n_genes is not None else draw_lengths(model, cell_type, n, seed=seed)
-    texts = _write(model, cell_type, lengths, temperature, top_p, context=context, seed=seed)
+    used = model.spec.calibration.generation_temperature if temperature is None else temperature
+    texts = model.write(cell_type, lengths, temperature=used, top_p=top_p, context=context, seed=seed)
     n_expressed = np.maximum(1, np.round(lengths * model.spec.expressed_per_word)).astype(np.int32)
     adata = decode(
         texts,
@@ -73,27 +72,9 @@ def generate(
         raise AssertionError("constrained generation wrote an invalid or repeated gene")
     adata.obs["cell_type"] = pd.Categorical([cell_type or "any"] * n)
     adata.obs["cell_sentence"] = [text.strip().removesuffix(TERMINATOR).strip() for text in texts]
-    adata.uns["cytoglot"]["generation"] = {"cell_type": cell_type or "", "temperature": temperature, "top_p": top_p}
+    adata.uns["cytoglot"]["generation"] = {"cell_type": cell_type or "", "temperature": used, "top_p": top_p}
     logger.info("generated %d cells of %s", n, cell_type or "any type")
     return adata
-
-
-def generate_words(
-    model: CellModel,
-    cell_type: str | None,
-    lengths: NDArray[np.integer],
-    *,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    context: Mapping[str, str] | None = None,
-    seed: int = 0,
-) -> list[NDArray[np.int64]]:
-    """Return the gene ids of one new sentence per length, highest first."""
-    texts = _write(
-        model, cell_type, np.asarray(lengths, dtype=np.int64), temperature, top_p, context=context, seed=seed
-    )
-    sentences, _ = decode_texts(texts, model.spec.vocabulary)
-    return [s.astype(np.int64) for s in np.split(sentences.gene_ids, sentences.offsets[1:-1])]
 
 
 def draw_lengths(model: CellModel, cell_type: str | None, n: int, *, seed: int) -> NDArray[np.int64]:
@@ -122,29 +103,3 @@ def _check(model: CellModel, cell_type: str | None, n: int, n_genes: int | None)
         raise InputError(
             f"n_genes must be between 1 and {len(model.spec.vocabulary)} (the vocabulary), found {n_genes}"
         )
-
-
-def _write(
-    model: CellModel,
-    cell_type: str | None,
-    lengths: NDArray[np.int64],
-    temperature: float,
-    top_p: float,
-    *,
-    context: Mapping[str, str] | None,
-    seed: int,
-) -> list[str]:
-    """A cell's number is the key of its noise, so a cell does not depend on its companions."""
-    task: Task = tasks["unconditional_generation" if cell_type is None else "cell_generation"]
-    metadata = {**model.spec.context, **(context or {})} | ({} if cell_type is None else {"cell_type": cell_type})
-    words = model.spec.vocabulary.symbols
-    answers = generate_answers(
-        model.lm,
-        [task.prompt(CellRecord(num_genes=int(length), metadata=metadata)) for length in lengths],
-        [DistinctWords(words=words, min_words=int(length), max_words=int(length)) for length in lengths],
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        keys=[str(i) for i in range(len(lengths))],
-    )
-    return [text for (text, *_) in answers]

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
-from cytoglot.applications.generation import generate_words
 from cytoglot.benchmark.baselines import TypeProfile
 from cytoglot.benchmark.results import ResultRow
 from cytoglot.cell_model.load import CellModel
@@ -109,7 +108,9 @@ def _type_sets(
         cell_type=name,
         held_out=held_out,
         sets={
-            "cytoglot": generate_words(model, name, lengths, seed=seed),
+            "cytoglot": model.write_ids(
+                name, lengths, temperature=model.spec.calibration.generation_temperature, seed=seed
+            ),
             "type_profile_draw": [ids.astype(np.int64) for ids in profile.draw(name, lengths, rng)],
             "type_profile_top": [ids.astype(np.int64) for ids in profile.top(name, lengths)],
             "real_training_cells": real,

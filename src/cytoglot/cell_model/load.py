@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytoglot.answer_format import DistinctWords
 from cytoglot.cell_model.spec import SPEC_FILE, Calibration, CellModelSpec
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.read import stream_adata
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.embed import embed_texts
+from cytoglot.lm.generate import generate_answers
 from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
 from cytoglot.lm.score import score_answers
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.decode import decode_texts
 from cytoglot.sentence.encode import encode
 from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
 from cytoglot.tasks.annotation import CellTypeAnnotation
@@ -204,6 +207,43 @@ class CellModel:
             prompts = self.prompts(sentences, context=context, view=view, template=template, n_reserved=n_reserved)
             total += score_answers(self.lm, prompts, answers)
         return total / n_views
+
+    def write(
+        self,
+        cell_type: str | None,
+        lengths: NDArray[np.integer],
+        *,
+        temperature: float,
+        top_p: float = 1.0,
+        context: Mapping[str, str] | None = None,
+        seed: int = 0,
+    ) -> list[str]:
+        """Return one new cell sentence per length: every word a gene of the vocabulary, none twice.
+
+        The number of a cell is the key of its noise, so a cell does not depend on its companions.
+        """
+        task: Task = tasks["unconditional_generation" if cell_type is None else "cell_generation"]
+        known = {} if cell_type is None else {"cell_type": cell_type}
+        metadata = {**self.spec.context, **(context or {}), **known}
+        words = self.spec.vocabulary.symbols
+        answers = generate_answers(
+            self.lm,
+            [task.prompt(CellRecord(num_genes=int(length), metadata=metadata)) for length in lengths],
+            [DistinctWords(words=words, min_words=int(length), max_words=int(length)) for length in lengths],
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            keys=[str(i) for i in range(len(lengths))],
+        )
+        return [text for (text, *_) in answers]
+
+    def write_ids(
+        self, cell_type: str | None, lengths: NDArray[np.integer], *, temperature: float, seed: int = 0
+    ) -> list[NDArray[np.int64]]:
+        """Return the gene ids of one new sentence per length, highest first."""
+        texts = self.write(cell_type, lengths, temperature=temperature, seed=seed)
+        sentences, _ = decode_texts(texts, self.spec.vocabulary)
+        return [sentences.ids(i).astype(np.int64) for i in range(len(sentences))]
 
     def embeddings(self, sentences: CellSentences, *, context: Mapping[str, str] | None = None) -> NDArray[np.float32]:
         """Return the mean last hidden state of each cell's prompt, shape (n, d)."""

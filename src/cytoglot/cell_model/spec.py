@@ -35,6 +35,8 @@ class Calibration:
     """log-likelihoods are divided by it before they become probabilities"""
     threshold: float = 0.0
     """a cell whose best label has a lower probability is left unassigned"""
+    generation_temperature: float = 1.0
+    """sampling temperature at which generated cells of a type are as diverse as real ones"""
     n_validation: int = 0
     validation_loss: float = 0.0
     """negative log-likelihood of the true label at this temperature, nats per cell"""

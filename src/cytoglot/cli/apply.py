@@ -149,7 +149,9 @@ def generate_command(
     cell_type: Annotated[str | None, typer.Option("--cell-type", help="A label of the model; none: any type.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Cells to write.")] = 10,
     n_genes: Annotated[int | None, typer.Option("--n-genes", min=1, help="Genes of each sentence.")] = None,
-    temperature: Annotated[float, typer.Option("--temperature", min=0, help="Of the sampling.")] = 1.0,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, help="Of the sampling; default: the model's own.")
+    ] = None,
     top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus of the sampling.")] = 1.0,
     context: Context = None,
     device: Device = "auto",

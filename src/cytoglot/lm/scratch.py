@@ -33,7 +33,7 @@ class ScratchSettings(Settings):
 
     hidden_size: int = Field(default=128, ge=8)
     """Embedding dimensions d."""
-    n_layers: int = Field(default=2, ge=1)
+    n_layers: int = Field(default=1, ge=1)
     """Transformer layers."""
     n_heads: int = Field(default=4, ge=1)
     """Attention heads; divides hidden_size into parts of even size."""

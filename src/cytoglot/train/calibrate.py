@@ -1,4 +1,4 @@
-"""Temperature and threshold of a closed-set annotator, fitted on validation cells.
+"""What is fitted on validation cells: temperature and threshold of the annotator, temperature of the generator.
 
 Axes: n cells, k labels.
 """
@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import Calibration
+from cytoglot.metrics.generation import pairwise_diversity
+from cytoglot.sentence.cell_sentence import CellSentences
 
 KEPT_SHARE = 0.95  # the threshold keeps this share of the rightly annotated validation cells
 
@@ -49,3 +52,53 @@ def calibrate(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> C
     return Calibration(
         temperature=temperature, threshold=threshold, n_validation=len(truth_n), validation_loss=float(best.fun)
     )
+
+
+_TEMPERATURES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
+_MAX_TYPES, _MAX_CELLS, _MIN_CELLS = 4, 10, 4
+
+
+def generation_temperature(
+    model: CellModel, sentences: CellSentences, labels: NDArray[np.object_], *, seed: int
+) -> float:
+    """Return the sampling temperature at which generated cells of a type are as diverse as these real ones.
+
+    A model that is unsure of the next gene writes cells that differ more than real cells do; a lower temperature
+    brings them together. Diversity is `pairwise_diversity`, a mean over up to four types with at least four cells,
+    compared at equal numbers and lengths; between two temperatures of a grid from 1 to 0.2 it is interpolated.
+
+    Returns
+    -------
+    float
+        1 where no type has enough cells or the cells at temperature 1 are not too diverse; 0.2 at the least.
+    """
+    real = _cells_by_type(model, sentences, labels, seed)
+    if not real:
+        return 1.0
+    target = float(np.mean([pairwise_diversity(words) for words in real.values()]))
+    before: tuple[float, float] | None = None
+    for temperature in _TEMPERATURES:
+        found = float(np.mean([_diversity(model, name, words, temperature, seed) for name, words in real.items()]))
+        if found <= target:
+            if before is None:
+                return temperature
+            return float(np.interp(target, [found, before[0]], [temperature, before[1]]))
+        before = (found, temperature)
+    return _TEMPERATURES[-1]
+
+
+def _diversity(model: CellModel, name: str, real: list[NDArray[np.int64]], temperature: float, seed: int) -> float:
+    lengths = np.array([len(words) for words in real])
+    return pairwise_diversity(model.write_ids(name, lengths, temperature=temperature, seed=seed))
+
+
+def _cells_by_type(
+    model: CellModel, sentences: CellSentences, labels: NDArray[np.object_], seed: int
+) -> dict[str, list[NDArray[np.int64]]]:
+    rng = np.random.default_rng([seed, 9])
+    chosen: dict[str, list[NDArray[np.int64]]] = {}
+    for name in model.spec.labels:  # most frequent first
+        rows = np.flatnonzero((labels == name) & (sentences.lengths > 0))
+        if len(rows) >= _MIN_CELLS and len(chosen) < _MAX_TYPES:
+            chosen[name] = [sentences.ids(int(i)).astype(np.int64) for i in rng.permutation(rows)[:_MAX_CELLS]]
+    return chosen

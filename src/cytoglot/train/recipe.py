@@ -33,7 +33,7 @@ class ModelRecipe(Settings):
     """a Hugging Face model by name or folder; None for a model from nothing"""
     revision: str | None = None
     """the revision of a model on the hub"""
-    scratch: ScratchSettings = ScratchSettings(n_layers=1)
+    scratch: ScratchSettings = ScratchSettings()
     """the model from nothing"""
     word_vectors: Literal["co_expression", "random"] = "co_expression"
     """gene vectors of a model from nothing start from the singular vectors of the training cells, or at random"""

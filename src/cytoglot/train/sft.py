@@ -34,7 +34,7 @@ from cytoglot.lm.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, fit_rank_curve
 from cytoglot.tasks.task import tasks
-from cytoglot.train.calibrate import calibrate
+from cytoglot.train.calibrate import calibrate, generation_temperature
 from cytoglot.train.callbacks import History, WeightAverage
 from cytoglot.train.examples import Examples, collate, plan_training, plan_validation
 from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells, word_quantiles
@@ -310,7 +310,13 @@ def _calibrated(model: CellModel, prepared: PreparedCells) -> CellModel:
         fitted[views] = calibrate(scores_nk, truth)
         logger.info("%d views: validation loss %.4f at its best temperature", views, fitted[views].validation_loss)
     best = min(fitted, key=lambda views: fitted[views].validation_loss)
-    return replace(model, spec=replace(model.spec, views=best, calibration=fitted[best]))
+    temperature = 1.0
+    if "cell_generation" in model.spec.tasks:
+        real = model.cut(prepared.sentences[rows])
+        temperature = generation_temperature(model, real, prepared.labels[rows], seed=prepared.split.seed)
+        logger.info("cells are generated at temperature %.2f", temperature)
+    calibration = replace(fitted[best], generation_temperature=temperature)
+    return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
 
 
 def _spec(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, label: str) -> CellModelSpec:
