@@ -121,20 +121,13 @@ def plan_training(prepared: PreparedCells, recipe: TrainRecipe, *, n_examples: i
     return ExamplePlan(task=task[order], row=row[order])
 
 
-def plan_validation(prepared: PreparedCells, recipe: TrainRecipe, *, max_cells: int, seed: int) -> ExamplePlan:
-    """Every labelled validation cell, at most `max_cells`, as an annotation or once for every task in the mix."""
+def plan_validation(prepared: PreparedCells, *, max_cells: int, seed: int) -> ExamplePlan:
+    """Every labelled validation cell as an annotation, at most `max_cells` of them."""
     rows = prepared.rows("validation", labelled=True)
     if len(rows) > max_cells:
         rows = np.sort(np.random.default_rng([seed, 3]).choice(rows, max_cells, replace=False))
     rows = rows[np.argsort(prepared.n_words[rows], kind="stable")]
-    mix = recipe.tasks.model_dump()
-    names = [name for name, share in mix.items() if share > 0 and recipe.optim.validate_on == "all_tasks"]
-    dealt = [(name, row) for row in rows for name in names or ["cell_type_annotation"]]
-    usable = [(name, row) for name, row in dealt if tasks[name].closed_answer or prepared.n_words[row] > 0]
-    return ExamplePlan(
-        task=np.array([name for name, _ in usable], dtype=object),
-        row=np.array([row for _, row in usable], dtype=np.int64),
-    )
+    return ExamplePlan(task=np.full(len(rows), "cell_type_annotation", dtype=object), row=rows)
 
 
 def _usable_rows(prepared: PreparedCells, task: str) -> NDArray[np.int64]:

@@ -44,9 +44,9 @@ class ModelRecipe(Settings):
 class TaskMix(Settings):
     """Shares of the tasks among the examples (they are normalised)."""
 
-    cell_type_annotation: float = Field(default=0.8, ge=0)
+    cell_type_annotation: float = Field(default=0.5, ge=0)
     """cell sentence → cell type"""
-    cell_generation: float = Field(default=0.15, ge=0)
+    cell_generation: float = Field(default=0.45, ge=0)
     """cell type → cell sentence"""
     unconditional_generation: float = Field(default=0.05, ge=0)
     """nothing → cell sentence; also from training cells without a label"""
@@ -67,7 +67,7 @@ class OptimRecipe(Settings):
     """decoupled weight decay of all but vectors and norms"""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """share of the steps that warm up"""
-    generation_weight: float = Field(default=2.0, ge=0)
+    generation_weight: float = Field(default=10.0, ge=0)
     """an example's mean loss per gene counts this much beside the summed loss of a label"""
     loss_on: Literal["answers", "everything"] = "answers"
     """prompt tokens are learned too with `everything`"""
@@ -79,8 +79,6 @@ class OptimRecipe(Settings):
     """mixed precision"""
     evaluate_every: int = Field(default=100, gt=0)
     """steps between two looks at the validation loss, each with a checkpoint"""
-    validate_on: Literal["annotation", "all_tasks"] = "annotation"
-    """what the validation loss is of: the label alone, or every task in the mix once per cell"""
     patience: int | None = Field(default=3, gt=0)
     """looks without a better validation loss before training stops; None trains all steps"""
 

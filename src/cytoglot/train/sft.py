@@ -165,9 +165,7 @@ def _fit(
     n_examples = optim.steps * optim.batch_size
     history = History()
     average = WeightAverage(lm.model, decay=optim.weight_average, patience=optim.patience)
-    validation = make(
-        plan=plan_validation(prepared, recipe, max_cells=_MAX_VALIDATION_CELLS, seed=seed), augmented=False
-    )
+    validation = make(plan=plan_validation(prepared, max_cells=_MAX_VALIDATION_CELLS, seed=seed), augmented=False)
     trainer = AnswerTrainer(
         model=lm.model,
         args=_training_arguments(folder / WORK, recipe, lm, seed=seed, validates=len(validation) > 0),
