@@ -111,11 +111,13 @@ def prepare_cells(
 
 def choose_genes(train_cells: AnnData, recipe: TrainRecipe) -> list[str]:
     """Return the genes of the sentence vocabulary, in the order of the file, chosen on training cells."""
-    names = train_cells.var_names
-    if recipe.sentence.hvg is None or recipe.sentence.hvg >= len(names):
+    names, sentence = train_cells.var_names, recipe.sentence
+    if sentence.hvg is None or sentence.hvg >= len(names):
         seen = np.asarray((train_cells.X > 0).sum(axis=0)).ravel() > 0
         return [str(name) for name in names[seen]]
-    chosen = set(select_hvg(train_cells, n_top=recipe.sentence.hvg, flavor=recipe.sentence.hvg_flavor))
+    chosen = set(
+        select_hvg(train_cells, n_top=sentence.hvg, flavor=sentence.hvg_flavor, batch_key=sentence.hvg_batch_key)
+    )
     return [str(name) for name in names if name in chosen]
 
 

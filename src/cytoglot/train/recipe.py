@@ -22,6 +22,8 @@ class SentenceRecipe(Settings):
     """sentences hold only this many highly variable genes, chosen on training cells; None for all genes"""
     hvg_flavor: Literal["pearson_residuals", "seurat", "cell_ranger", "seurat_v3"] = "pearson_residuals"
     """scanpy's method of choosing them"""
+    hvg_batch_key: str | None = None
+    """choose them within the values of this column and combine, as scanpy does"""
     ties: TieRule = "rare_first"
     """order of equally expressed genes; docs/results.md has the measurement behind the default"""
 

@@ -24,6 +24,7 @@ from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, CellModelSpec, save_split
 from cytoglot.config import load_recipe
 from cytoglot.data.datasets import resolve_source
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.ontology import map_labels
 from cytoglot.data.read import read
 from cytoglot.data.splits import Split
@@ -61,6 +62,7 @@ def train(
     split_by: str = "auto",
     split: Split | None = None,
     layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -82,6 +84,8 @@ def train(
         How cells are divided into training, validation and test cells (`cytoglot.data.splits.split_cells`), or a
         division made elsewhere. Test cells are never read; validation cells end the training and set temperature and
         threshold.
+    layer, gene_options
+        Which matrix is read, and how its columns become genes.
 
     Raises
     ------
@@ -90,8 +94,11 @@ def train(
     """
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
     folder = Path(out)
-    adata = read(resolve_source(source) if isinstance(source, (str, Path)) else source, layer=layer)
+    found = resolve_source(source) if isinstance(source, (str, Path)) else source
+    adata = read(found, layer=layer, **gene_options.keywords)
     manifest = _manifest(adata, source, settings, label=label, split_by=split_by, split=split, seed=seed)
+    if gene_options != DEFAULT_GENES:  # what they did to the cells is in the inputs already
+        manifest = replace(manifest, config={**manifest.config, **gene_options.to_dict()})
     _check_folder(folder, manifest, overwrite=overwrite)
     if _is_finished(folder) and not overwrite:
         logger.info("%s is finished already; pass overwrite to train it again", folder)
