@@ -14,6 +14,7 @@ from scipy.special import log_softmax
 
 from cytoglot.answer_format import FreeText
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.ontology import map_labels
 from cytoglot.errors import InputError
 from cytoglot.lm.generate import generate_answers
@@ -87,6 +88,7 @@ def annotate(
     labels: Sequence[str] | None = None,
     context: Mapping[str, str] | None = None,
     layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
     top_k: int = 3,
     threshold: float | None = None,
     views: int | None = None,
@@ -109,6 +111,8 @@ def annotate(
         The closed set; by default the model's own.
     context
         Metadata for the prompts, such as {"organism": "human", "tissue": "blood"}.
+    layer, gene_options
+        Which matrix is read, and how its columns become genes.
     threshold
         By default the one calibrated on validation cells (none for other labels than the model's own).
     views
@@ -128,7 +132,7 @@ def annotate(
     -----
     An empty cell gets the model's answer to an empty sentence, which is close to the label frequencies.
     """
-    sentences, overlap = model.sentences(adata, layer=layer, min_overlap=min_overlap)
+    sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
     result = adata.copy() if copy else adata
     chosen = tuple(model.spec.labels if labels is None else labels)
     record: dict[str, Any] = {"labels": list(chosen), "method": method, "overlap": str(overlap)}

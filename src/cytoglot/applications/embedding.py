@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -20,6 +21,7 @@ def embed(
     model: CellModel,
     *,
     layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
     context: Mapping[str, str] | None = None,
     key_added: str = "X_cytoglot",
     min_overlap: float = MIN_OVERLAP,
@@ -35,7 +37,7 @@ def embed(
     InputError, VocabularyMismatchError
         The matrix cannot be read, or the genes are not those of the model.
     """
-    sentences, overlap = model.sentences(adata, layer=layer, min_overlap=min_overlap)
+    sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
     embedding_nd = model.embeddings(sentences, context=context)
     result = adata.copy() if copy else adata
     result.obsm[key_added] = embedding_nd

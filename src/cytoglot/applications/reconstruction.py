@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cytoglot.applications.reconstruction_passes import FittedCurves, Passes
 from cytoglot.applications.reconstruction_plots import PlotPoints, draw_log_rank, draw_reconstructed
 from cytoglot.atomic import write_json
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.read import open_cells, stream_adata
 from cytoglot.data.splits import Split, split_cells
 from cytoglot.manifest import Manifest, fingerprint_texts
@@ -83,6 +84,7 @@ def reconstruct(
     ties: TieRule = "order",
     kinds: Sequence[CurveKind] = CURVE_KINDS,
     layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
     seed: int = 0,
     chunk_cells: int = 1024,
 ) -> ReconstructionResult:
@@ -108,6 +110,8 @@ def reconstruct(
         Tie rule of the sentences.
     kinds
         Curves to fit.
+    layer, gene_options
+        Which matrix is read, and how its columns become genes.
 
     Raises
     ------
@@ -118,8 +122,12 @@ def reconstruct(
     """
     started = time.perf_counter()
     settings = RankSettings(ties=ties, seed=seed)
-    opened = open_cells(source, layer=layer) if isinstance(source, (str, Path)) else stream_adata(source, layer=layer)
-    with opened as stream:
+    keywords = gene_options.keywords
+    with (
+        open_cells(source, layer=layer, **keywords)
+        if isinstance(source, (str, Path))
+        else stream_adata(source, layer=layer, **keywords)
+    ) as stream:
         if split is None:
             split = split_cells(stream.obs, by=split_by, label=label, fractions=_FRACTIONS, seed=seed)
         passes = Passes(stream, split, seed=seed, chunk_cells=chunk_cells)
@@ -132,6 +140,7 @@ def reconstruct(
             "cells": fingerprint_texts(str(name) for name in stream.obs.index),
         }
     config = {**settings.to_dict(), "hvg": hvg, "split_by": split.by, "label": label, "curves": list(kinds)}
+    config |= {"layer": layer, **gene_options.to_dict()}
     manifest = Manifest(command="reconstruct", config=config, seeds={"seed": seed}, inputs=inputs)
     result = ReconstructionResult(curves=rows, fitted=fitted, points=points, split=split, manifest=manifest)
     if out is not None:

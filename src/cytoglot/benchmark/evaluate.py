@@ -30,6 +30,7 @@ from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.cell_model.spec import TRAINING_FILE, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
+from cytoglot.data.gene_options import AS_NAMED, DEFAULT_GENES, GeneOptions
 from cytoglot.data.read import read
 from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
 from cytoglot.data.schema import labels as read_labels
@@ -94,6 +95,7 @@ def evaluate(
     out: str | Path,
     settings: EvaluateSettings | None = None,
     layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
     seed: int = 0,
     device: str = "auto",
 ) -> Evaluation:
@@ -106,6 +108,8 @@ def evaluate(
         Cells that the model's split does not know are test cells too, as long as none is a training cell.
     label
         Column of the true cell types; by default the one the model was trained on.
+    layer, gene_options
+        Which matrix is read, and how its columns become genes.
 
     Raises
     ------
@@ -116,7 +120,8 @@ def evaluate(
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()
     model = load_model(model, device=device) if isinstance(model, (str, Path)) else model
-    adata = read(resolve_source(source) if isinstance(source, (str, Path)) else source, layer=layer)
+    found = resolve_source(source) if isinstance(source, (str, Path)) else source
+    adata = read(found, layer=layer, **gene_options.keywords)
     held_out = held_out_cells(adata, model, label=label)
     work = _Work(model=model, held_out=held_out, settings=settings, seed=seed)
     folder = Path(out)
@@ -171,7 +176,7 @@ class _Work:
         self.rows: list[ResultRow] = []
         self.messages: list[str] = []
         self.timings: dict[str, float] = {}
-        self.sentences, self.overlap = model.sentences(held_out.adata)
+        self.sentences, self.overlap = model.sentences(held_out.adata, gene_options=AS_NAMED)
         self.truth = held_out.labels[held_out.test]
 
     def run(self, folder: Path, *, control_folder: Path) -> None:
@@ -244,11 +249,12 @@ class _Work:
             out=folder,
             recipe=recipe,
             split=held.split,
+            gene_options=AS_NAMED,
             seed=self.seed,
             device=str(self.model.lm.device),
             overwrite=True,
         )
-        sentences, _ = control.sentences(held.adata[held.test])
+        sentences, _ = control.sentences(held.adata[held.test], gene_options=AS_NAMED)
         beliefs = label_probabilities(control, sentences)
         shutil.rmtree(folder, ignore_errors=True)
         return Prediction(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cytoglot.answer_format import DistinctWords
 from cytoglot.cell_model.spec import SPEC_FILE, Calibration, CellModelSpec
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.read import stream_adata
 from cytoglot.errors import InputError, VocabularyMismatchError
@@ -96,7 +97,12 @@ class CellModel:
         return replace(self, spec=replace(self.spec, calibration=calibration))
 
     def sentences(
-        self, adata: AnnData, *, layer: str | None = None, min_overlap: float = MIN_OVERLAP
+        self,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        gene_options: GeneOptions = DEFAULT_GENES,
+        min_overlap: float = MIN_OVERLAP,
     ) -> tuple[CellSentences, VocabularyOverlap]:
         """Rank the cells of `adata` over the model's genes, as in training; labels are neither needed nor read.
 
@@ -109,7 +115,7 @@ class CellModel:
         InputError
             As for `cytoglot.read`.
         """
-        with stream_adata(adata, layer=layer) as stream:
+        with stream_adata(adata, layer=layer, **gene_options.keywords) as stream:
             overlap = self._overlap(stream.vocabulary, min_overlap)
             ranking = self.spec.ranking
             sentences = encode(

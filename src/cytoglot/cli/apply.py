@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cytoglot.cli.cells import Source, whole_file
+from cytoglot.cli.cells import (
+    DuplicateGenes,
+    GeneColumn,
+    GeneMapping,
+    Source,
+    WholeFile,
+    gene_options,
+    whole_file,
+)
 from cytoglot.cli.output import (
     Context,
     Device,
@@ -51,6 +59,9 @@ def annotate_command(
     method: Annotated[str, typer.Option("--method", help="score (exact) or generate (free answer).")] = "score",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels listed for each cell.")] = 3,
     layer: Layer = None,
+    gene_column: GeneColumn = None,
+    gene_mapping: GeneMapping = None,
+    duplicates: DuplicateGenes = "sum",
     min_overlap: MinOverlap = 0.3,
     device: Device = "auto",
     threads: Threads = None,
@@ -64,18 +75,19 @@ def annotate_command(
     _prepare(output, threads, json)
     given = _read_labels(labels)
     metadata = parse_context(context)
-    adata = whole_file(source, layer=layer)
-    cell_model = _annotator(model, adata, given, context=metadata, layer=layer, device=device)
+    file = whole_file(source, layer=layer, genes=gene_options(gene_column, gene_mapping, duplicates))
+    cell_model = _annotator(model, file, given, context=metadata, device=device)
     if dry_run:
         passes = views or cell_model.spec.views
-        show(forecast_cells(cell_model, adata, layer, passes=passes) | {"output": output}, as_json=json)
+        show(forecast_cells(cell_model, file, passes=passes) | {"output": output}, as_json=json)
         return
     result = annotate(
-        adata,
+        file.adata,
         cell_model,
         labels=given,
         context=metadata,
-        layer=layer,
+        layer=file.layer,
+        gene_options=file.genes,
         threshold=threshold,
         views=views,
         top_k=top_k,
@@ -109,6 +121,9 @@ def embed_command(
     ] = False,
     context: Context = None,
     layer: Layer = None,
+    gene_column: GeneColumn = None,
+    gene_mapping: GeneMapping = None,
+    duplicates: DuplicateGenes = "sum",
     min_overlap: MinOverlap = 0.3,
     device: Device = "auto",
     threads: Threads = None,
@@ -121,14 +136,21 @@ def embed_command(
 
     _prepare(output, threads, json)
     metadata = parse_context(context)
-    adata = whole_file(source, layer=layer)
+    file = whole_file(source, layer=layer, genes=gene_options(gene_column, gene_mapping, duplicates))
     labels = () if checkpoint else None
-    cell_model = _annotator(model, adata, labels, context=metadata, layer=layer, device=device)
+    cell_model = _annotator(model, file, labels, context=metadata, device=device)
     if dry_run:
-        show(forecast_cells(cell_model, adata, layer, passes=1) | {"output": output}, as_json=json)
+        show(forecast_cells(cell_model, file, passes=1) | {"output": output}, as_json=json)
         return
     result = embed(
-        adata, cell_model, layer=layer, context=metadata, key_added=key_added, min_overlap=min_overlap, copy=False
+        file.adata,
+        cell_model,
+        layer=file.layer,
+        gene_options=file.genes,
+        context=metadata,
+        key_added=key_added,
+        min_overlap=min_overlap,
+        copy=False,
     )
     _write(result, output)
     show(
@@ -206,11 +228,10 @@ def _prepare(output: Path, threads: int | None, as_json: bool) -> None:
 
 def _annotator(
     name: str,
-    adata: AnnData,
+    file: WholeFile,
     labels: tuple[str, ...] | None,
     *,
     context: dict[str, str],
-    layer: str | None,
     device: str,
 ) -> CellModel:
     """Load a model folder of ours, or any checkpoint when labels are given."""
@@ -219,7 +240,7 @@ def _annotator(
 
     if labels is None or is_model_folder(name):
         return load_model(name, device=device)
-    with stream_adata(adata, layer=layer) as stream:
+    with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
         vocabulary = stream.vocabulary
     return load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
 
@@ -252,13 +273,14 @@ def _write(adata: AnnData, output: Path) -> None:
         adata.write_h5ad(path, compression="gzip")
 
 
-def forecast_cells(model: CellModel, adata: AnnData, layer: str | None, *, passes: int) -> dict[str, Any]:
+def forecast_cells(model: CellModel, file: WholeFile, *, passes: int) -> dict[str, Any]:
     """Measure the model on a few cells and multiply."""
     import time
 
+    adata = file.adata
     some = adata[: min(32, adata.n_obs)]
     started = time.perf_counter()
-    sentences, overlap = model.sentences(some, layer=layer)
+    sentences, overlap = model.sentences(some, layer=file.layer, gene_options=file.genes)
     model.embeddings(sentences)
     per_cell = (time.perf_counter() - started) / max(some.n_obs, 1)
     cells_mb = adata.n_obs * float(sentences.n_expressed.mean() if len(sentences) else 0) * 12 / 1e6

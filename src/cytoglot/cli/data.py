@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from cytoglot.atomic import check_output_folder
-from cytoglot.cli.cells import Source, open_source
+from cytoglot.cli.cells import DuplicateGenes, GeneColumn, GeneMapping, Source, gene_options, open_source
 from cytoglot.cli.output import (
     Device,
     DryRun,
@@ -22,6 +22,7 @@ from cytoglot.cli.output import (
     quiet_for_json,
     show,
 )
+from cytoglot.data.gene_options import AS_NAMED, GeneOptions
 from cytoglot.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -48,6 +49,10 @@ def add_commands(app: typer.Typer) -> None:
 def audit_command(
     source: Source,
     label: Annotated[str | None, typer.Option("--label", help="Column of obs with the cell types.")] = None,
+    layer: Layer = None,
+    gene_column: GeneColumn = None,
+    gene_mapping: GeneMapping = None,
+    duplicates: DuplicateGenes = "sum",
     json: Json = False,
     seed: Seed = 0,
 ) -> None:
@@ -56,7 +61,8 @@ def audit_command(
     from cytoglot.data.datasets import resolve_source
 
     quiet_for_json(as_json=json)
-    report = audit(resolve_source(source), label=label)
+    genes = gene_options(gene_column, gene_mapping, duplicates)
+    report = audit(resolve_source(source), label=label, layer=layer, gene_options=genes)
     if json:
         show(report.to_dict(), as_json=True)
     else:
@@ -74,6 +80,9 @@ def encode_command(
         ),
     ] = None,
     layer: Layer = None,
+    gene_column: GeneColumn = None,
+    gene_mapping: GeneMapping = None,
+    duplicates: DuplicateGenes = "sum",
     ties: Annotated[str | None, typer.Option("--ties", help=", ".join(TIE_RULES))] = None,
     tie_rates: Annotated[
         Path | None, typer.Option("--tie-rates", help="Model folder or encoded Parquet whose rates order the ties.")
@@ -91,6 +100,7 @@ def encode_command(
     No model runs here: --device is taken for the sake of scripts and changes nothing.
     """
     from cytoglot.data.datasets import resolve_source
+    from cytoglot.data.read import read
     from cytoglot.sentence.cell_sentence import RankSettings
 
     quiet_for_json(as_json=json)
@@ -98,8 +108,9 @@ def encode_command(
     _set_numba_threads(threads)
     settings = RankSettings(top_genes=top_genes, ties=_tie_rule(ties), seed=seed)
     rates = _tie_rates(tie_rates)
+    genes = gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
-        show(_forecast(source, layer, settings, text=text) | {"output": output, "dry_run": True}, as_json=json)
+        show(_forecast(source, layer, genes, settings, text=text) | {"output": output, "dry_run": True}, as_json=json)
         return
     found = resolve_source(source)
     if isinstance(found, Path):
@@ -113,12 +124,14 @@ def encode_command(
             hvg=hvg,
             tie_rates=rates,
             layer=layer,
+            gene_options=genes,
             chunk_cells=chunk_cells,
             text=text,
         )
         counts = {"cells": summary.cells, "genes": summary.genes, "empty_cells": summary.empty_cells}
     else:
-        counts = _encode_in_memory(found, output, settings, hvg=hvg, tie_rates=rates, layer=layer, text=text)
+        adata = read(found, layer=layer, **genes.keywords)
+        counts = _encode_in_memory(adata, output, settings, hvg=hvg, tie_rates=rates, text=text)
     show(counts | {"output": output}, as_json=json)
 
 
@@ -156,6 +169,9 @@ def reconstruct_command(
     label: Annotated[str | None, typer.Option("--label", help="Column that the split is stratified by.")] = None,
     split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
     layer: Layer = None,
+    gene_column: GeneColumn = None,
+    gene_mapping: GeneMapping = None,
+    duplicates: DuplicateGenes = "sum",
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -172,15 +188,23 @@ def reconstruct_command(
 
     quiet_for_json(as_json=json)
     check_output_folder(output, written_by="reconstruct", mark="curves.json")
+    genes = gene_options(gene_column, gene_mapping, duplicates)
     _set_numba_threads(threads)
     if dry_run:
-        forecast = _forecast(source, layer, RankSettings(), text=False)
+        forecast = _forecast(source, layer, genes, RankSettings(), text=False)
         # two passes over the file, each encodes and fits or scores; plots and tables are all that is written
         forecast |= {"seconds": round(8 * forecast["seconds"] + 10, 1), "disk_mb": 2.0}
         show(forecast | {"output": output, "dry_run": True}, as_json=json)
         return
     result = reconstruct(
-        resolve_source(source), hvg=hvg, out=output, label=label, split_by=split_by, layer=layer, seed=seed
+        resolve_source(source),
+        hvg=hvg,
+        out=output,
+        label=label,
+        split_by=split_by,
+        layer=layer,
+        gene_options=genes,
+        seed=seed,
     )
     show({"curves": result.curves, "output": output}, as_json=json)
 
@@ -223,24 +247,23 @@ def _encode_in_memory(
     *,
     hvg: int | None,
     tie_rates: dict[str, float] | None,
-    layer: str | None,
     text: bool,
 ) -> dict[str, int]:
-    """A data set of the registry is small and comes loaded, with its labels."""
+    """A data set of the registry is small and comes loaded, with its labels; `adata` is what `read` made of it."""
     from cytoglot.data.hvg import select_hvg
-    from cytoglot.data.read import read
+    from cytoglot.data.read import stream_adata
     from cytoglot.sentence.encode import encode
 
-    genes = _genes_of(tie_rates) if hvg is None else select_hvg(read(adata, layer=layer), n_top=hvg)
-    sentences = encode(
-        adata,
-        genes=genes,
-        top_genes=settings.top_genes,
-        ties=settings.ties,
-        seed=settings.seed,
-        layer=layer,
-        tie_rates=tie_rates,
-    )
+    genes = _genes_of(tie_rates) if hvg is None else select_hvg(adata, n_top=hvg)
+    with stream_adata(adata, **AS_NAMED.keywords) as cells:
+        sentences = encode(
+            cells,
+            genes=genes,
+            top_genes=settings.top_genes,
+            ties=settings.ties,
+            seed=settings.seed,
+            tie_rates=tie_rates,
+        )
     sentences.to_parquet(output, text=text)
     return {"cells": len(sentences), "genes": len(sentences.vocabulary), "empty_cells": sentences.n_empty}
 
@@ -273,13 +296,15 @@ def _genes_of(tie_rates: dict[str, float] | None) -> list[str] | None:
     return list(tie_rates)
 
 
-def _forecast(source: str, layer: str | None, settings: RankSettings, *, text: bool) -> dict[str, Any]:
+def _forecast(
+    source: str, layer: str | None, genes: GeneOptions, settings: RankSettings, *, text: bool
+) -> dict[str, Any]:
     """Encode a first chunk and multiply."""
     import time
 
     from cytoglot.sentence.encode import detection_rates, encode_matrix
 
-    with open_source(source, layer=layer) as cells:
+    with open_source(source, layer=layer, genes=genes) as cells:
         _, chunk = next(cells.chunks(2000))
         rates = detection_rates(chunk) if settings.needs_tie_rates else None
         encode_matrix(chunk, cells.vocabulary, settings=settings, tie_rates=rates)  # compiles

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cytoglot.cli.cells import Source
+from cytoglot.cli.cells import DuplicateGenes, GeneColumn, GeneMapping, Source, gene_options
 from cytoglot.cli.output import (
     Device,
     DryRun,
@@ -23,6 +23,7 @@ from cytoglot.errors import InputError
 
 if TYPE_CHECKING:
     from cytoglot.benchmark.evaluate import EvaluateSettings
+    from cytoglot.data.gene_options import GeneOptions
     from cytoglot.train.recipe import TrainRecipe
 
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings.")]
@@ -47,6 +48,9 @@ def train_command(
     recipe: Recipe = None,
     settings: Set = None,
     layer: Layer = None,
+    gene_column: GeneColumn = None,
+    gene_mapping: GeneMapping = None,
+    duplicates: DuplicateGenes = "sum",
     overwrite: Overwrite = False,
     device: Device = "auto",
     threads: Threads = None,
@@ -61,8 +65,9 @@ def train_command(
 
     quiet_for_json(as_json=json)
     chosen = load_recipe(TrainRecipe, recipe, settings or [])
+    genes = gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
-        show(_forecast_training(source, chosen, layer=layer), as_json=json)
+        show(_forecast_training(source, chosen, layer=layer, genes=genes), as_json=json)
         return
     model = train(
         source,
@@ -71,6 +76,7 @@ def train_command(
         recipe=chosen,
         split_by=split_by,
         layer=layer,
+        gene_options=genes,
         seed=seed,
         device=device,
         threads=threads,
@@ -98,6 +104,9 @@ def evaluate_command(
     label: Annotated[str | None, typer.Option("--label", help="Column of the true cell types.")] = None,
     settings: Set = None,
     layer: Layer = None,
+    gene_column: GeneColumn = None,
+    gene_mapping: GeneMapping = None,
+    duplicates: DuplicateGenes = "sum",
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -113,11 +122,22 @@ def evaluate_command(
     quiet_for_json(as_json=json)
     set_threads(threads)
     chosen = load_recipe(EvaluateSettings, None, settings or [])
+    genes = gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
-        forecast = _forecast_evaluation(source, model, chosen, layer=layer, device=device)
+        forecast = _forecast_evaluation(source, model, chosen, layer=layer, genes=genes, device=device)
         show(forecast | {"output": output}, as_json=json)
         return
-    result = evaluate(source, model, label=label, out=output, settings=chosen, layer=layer, seed=seed, device=device)
+    result = evaluate(
+        source,
+        model,
+        label=label,
+        out=output,
+        settings=chosen,
+        layer=layer,
+        gene_options=genes,
+        seed=seed,
+        device=device,
+    )
     show({"results": as_dicts(result.results), "messages": result.messages, "output": output}, as_json=json)
 
 
@@ -155,7 +175,7 @@ def doctor_command(json: Json = False, seed: Seed = 0) -> None:
     show(examine(), as_json=json)
 
 
-def _forecast_training(source: str, recipe: TrainRecipe, *, layer: str | None) -> dict[str, Any]:
+def _forecast_training(source: str, recipe: TrainRecipe, *, layer: str | None, genes: GeneOptions) -> dict[str, Any]:
     """Count tokens from the sentences of the file and time a few steps' worth of a forward and backward pass."""
     from cytoglot.data.datasets import resolve_source
     from cytoglot.data.read import read
@@ -163,11 +183,11 @@ def _forecast_training(source: str, recipe: TrainRecipe, *, layer: str | None) -
 
     if recipe.model.base is not None:
         raise InputError("--dry-run times models from nothing only; leave out model.base, or start the run and stop it")
-    return forecast_training(read(resolve_source(source), layer=layer), recipe) | {"dry_run": True}
+    return forecast_training(read(resolve_source(source), layer=layer, **genes.keywords), recipe) | {"dry_run": True}
 
 
 def _forecast_evaluation(
-    source: str, model: Path, settings: EvaluateSettings, *, layer: str | None, device: str
+    source: str, model: Path, settings: EvaluateSettings, *, layer: str | None, genes: GeneOptions, device: str
 ) -> dict[str, Any]:
     """The model's own time on a few cells, and for the control the time that its training took."""
     import json
@@ -178,7 +198,7 @@ def _forecast_evaluation(
     from cytoglot.cli.cells import whole_file
 
     loaded = load_model(model, device=device)
-    forecast = forecast_cells(loaded, whole_file(source, layer=layer), layer, passes=loaded.spec.views + 1)
+    forecast = forecast_cells(loaded, whole_file(source, layer=layer, genes=genes), passes=loaded.spec.views + 1)
     training = model / TRAINING_FILE
     history = json.loads(training.read_text(encoding="utf-8"))["history"] if training.is_file() else []
     control = float(history[-1]["seconds"]) if history and settings.control else 0.0

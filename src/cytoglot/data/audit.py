@@ -19,6 +19,7 @@ from cytoglot.data.cell_rows import cell_rows
 from cytoglot.data.datasets import knowledge_table, resolve_source
 from cytoglot.data.finding import Finding
 from cytoglot.data.formats import open_store
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import resolve_genes
 from cytoglot.data.leakage import row_hashes
 from cytoglot.data.matrix_choice import Candidate, candidates_of, choose
@@ -76,6 +77,7 @@ def audit(
     *,
     label: str | None = None,
     layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
     tokens_per_gene: float = 4.0,
 ) -> AuditReport:
     """Look at a data set as a model would, and report each finding with its fix.
@@ -94,6 +96,8 @@ def audit(
         The column of cell types; recognised by name when not given (`schema.OBS_FIELDS`).
     layer
         The matrix to look at, as in `read`.
+    gene_options
+        How the columns of the matrix become genes.
     tokens_per_gene
         Of a byte-pair tokenizer of ordinary text, for the forecast; 4 is what GPT-2's needs for human symbols. The
         tokenizer of a model from scratch needs 1.
@@ -107,7 +111,7 @@ def audit(
         facts: dict[str, Any] = {}
         matrix, findings = _audit_matrix(candidates, obs, layer)
         var = (matrix or candidates[-1]).var if candidates else pd.DataFrame()
-        findings += [*_audit_cell_ids(obs), *_audit_genes(var, facts)]
+        findings += [*_audit_cell_ids(obs), *_audit_genes(var, gene_options, facts)]
         if matrix is not None:
             findings += _audit_cells(matrix, obs, tokens_per_gene, facts)
         findings += audit_obs.audit_columns(obs, label=label, species=facts.get("species"), facts=facts)
@@ -141,7 +145,10 @@ def _audit_matrix(
     if state.kind == "log1p":
         fix = "none needed: genes rank as by their counts; only the default choice of variable genes wants counts"
         return chosen, [Finding("note", "matrix", message, fix)]
-    fix = "pass layer= if another matrix holds counts; otherwise make sure that these values rank genes within a cell"
+    fix = (
+        "pass layer= (--layer) if another matrix holds counts; otherwise make sure that these values rank genes within "
+        "a cell"
+    )
     return chosen, [Finding("warning", "matrix", message, fix)]
 
 
@@ -156,15 +163,19 @@ def _audit_cell_ids(obs: pd.DataFrame) -> list[Finding]:
 # Genes
 
 
-def _audit_genes(var: pd.DataFrame, facts: dict[str, Any]) -> list[Finding]:
+def _audit_genes(var: pd.DataFrame, options: GeneOptions, facts: dict[str, Any]) -> list[Finding]:
     try:
-        genes = resolve_genes(var)
+        genes = resolve_genes(var, gene_column=options.column, mapping=options.mapping, duplicates=options.duplicates)
     except InputError as error:
-        return [Finding("error", "gene names", str(error), "name the columns of the matrix in var_names")]
+        expected, _, fix = str(error).rpartition("; ")
+        return [Finding("error", "gene names", expected, fix)]
     names = genes.vocabulary.symbols
     findings = []
     if genes.vocabulary.namespace == "ensembl":
-        fix = "pass gene_mapping= (Ensembl id → symbol) or gene_column= to read symbols, which language models know"
+        fix = (
+            "pass gene_mapping= (--gene-mapping, Ensembl id → symbol) or gene_column= (--gene-column) to read symbols, "
+            "which language models know"
+        )
         findings.append(Finding("warning", "gene names", f"{len(names):,} Ensembl ids without symbols", fix))
     else:
         findings.append(Finding("ok", "gene names", f"{len(names):,} symbols from {genes.report.source}"))
@@ -182,7 +193,7 @@ def _audit_genes(var: pd.DataFrame, facts: dict[str, Any]) -> list[Finding]:
 def _audit_duplicates(report: Any) -> list[Finding]:
     messages = [m for m in report.messages() if not m.startswith("gene names taken from")]
     grave = report.n_duplicate_columns or report.n_dropped
-    fix = "duplicates='sum' (the default for counts), 'first' or 'error' says what becomes of repeated names"
+    fix = "duplicates='sum' (--duplicates sum, the default for counts), 'first' or 'error' says what becomes of them"
     return [Finding("warning" if grave else "note", "gene columns", "; ".join(messages), fix)] if messages else []
 
 
@@ -192,7 +203,9 @@ def _audit_symbols(names: Sequence[str], species: str | None, facts: dict[str, A
     facts["mangled_names"] = {name: list(symbols) for name, symbols in mangled.items()}
     if mangled:
         shown = ", ".join(f"{name} ({' or '.join(s) or 'unknown'})" for name, s in list(mangled.items())[:5])
-        fix = "go back to the file before the spreadsheet, or pass gene_mapping= with the right symbols"
+        fix = (
+            "go back to the file before the spreadsheet, or pass gene_mapping= (--gene-mapping) with the right symbols"
+        )
         findings.append(Finding("warning", "gene names", f"{len(mangled)} dates or numbers: {shown}", fix))
     if species != "human":
         return findings
@@ -203,8 +216,8 @@ def _audit_symbols(names: Sequence[str], species: str | None, facts: dict[str, A
     if renamed:
         shown = ", ".join(f"{old} → {new}" for old, new in list(renamed.items())[:5])
         fix = (
-            "pass gene_mapping= with facts['renamed_symbols'] of this report when data of several ages or a model that "
-            "learned the new names meet"
+            "pass gene_mapping= (--gene-mapping) with the renamed_symbols among the facts of this report when data of "
+            "several ages or a model that learned the new names meet"
         )
         message = f"{len(renamed):,} of {len(names):,} symbols have new names by {known_by}: {shown}"
         findings.append(Finding("note", "outdated symbols", message, fix))
@@ -220,9 +233,8 @@ def _audit_cells(matrix: Candidate, obs: pd.DataFrame, tokens_per_gene: float, f
     try:
         n_expressed, in_cells, hashes = _count(matrix, obs)
     except InputError as error:  # the choice of the matrix looked at a sample of the cells alone
-        return [
-            Finding("error", "matrix", str(error), "remove or mend these values, or pass layer= for another matrix")
-        ]
+        fix = "remove or mend these values, or pass layer= (--layer) for another matrix"
+        return [Finding("error", "matrix", str(error), fix)]
     facts["genes_per_cell"] = _quantiles(n_expressed)
     return [
         *_audit_quality(n_expressed, in_cells, facts),

@@ -29,6 +29,9 @@ SYMBOL_COLUMNS = (
     "genename",
 )
 
+#: stands for the index of `var` where a column is asked for.
+VAR_NAMES = "var_names"
+
 _ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d{11})(\.\d+)?(_PAR_Y)?$")
 # Lower-case "na" is a gene of the fly; "nan" is one too, but far more often a missing name that became text.
 _NO_NAME = frozenset({"", "nan", "NaN", "None", "NA", "<NA>"})
@@ -92,14 +95,16 @@ def strip_version(name: str) -> str:
 
 def _given_names(var: pd.DataFrame, gene_column: str | None) -> tuple[list[str], str, int]:
     """Names as they stand, where they come from, and how many are identifiers for want of a symbol."""
-    if gene_column is not None:
-        if gene_column not in var.columns:
-            raise UnknownNameError("column of var", gene_column, [str(c) for c in var.columns])
-        return _texts(var[gene_column]), f"var[{gene_column!r}]", 0
     index = _texts(var.index.to_series())
+    if gene_column is not None:
+        if gene_column in var.columns:
+            return _texts(var[gene_column]), f"var[{gene_column!r}]", 0
+        if gene_column == VAR_NAMES:
+            return index, VAR_NAMES, 0
+        raise UnknownNameError("column of var", gene_column, [VAR_NAMES, *(str(c) for c in var.columns)])
     column = _symbol_column(var, index)
     if column is None:
-        return index, "var_names", 0
+        return index, VAR_NAMES, 0
     symbols = _texts(var[column])
     # CELLxGENE itself names a gene without symbol by its id, so falling back keeps the column in the same way.
     names = [symbol if has_name(symbol) else i for symbol, i in zip(symbols, index, strict=True)]

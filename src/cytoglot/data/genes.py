@@ -219,10 +219,11 @@ def resolve_genes(
 ) -> ResolvedGenes:
     """Decide which gene each row of `var` (a column of the matrix) is, symbols preferred.
 
-    Names come from `gene_column` when given; else from `var_names`, unless most of these are Ensembl ids or plain
-    numbers and one of `gene_columns.SYMBOL_COLUMNS` is there. Ensembl ids lose their version. `mapping` (identifier or
-    old name → symbol) is applied last, with and without the version; a name it lacks is kept, a name mapped to an empty
-    text is dropped. Genes are in the order of their first column. Names that differ in case alone stay separate genes.
+    Names come from `gene_column` when given ("var_names" is the index); else from `var_names`, unless most of these are
+    Ensembl ids or plain numbers and one of `gene_columns.SYMBOL_COLUMNS` is there. Ensembl ids lose their version.
+    `mapping` (identifier or old name → symbol) is applied last, with and without the version; a name it lacks is kept,
+    a name mapped to an empty text is dropped. Genes are in the order of their first column. Names that differ in case
+    alone stay separate genes.
     Where `feature_types` marks some rows as "Gene Expression", the other rows are dropped.
 
     Raises
@@ -239,7 +240,7 @@ def resolve_genes(
     if not kept.size:
         raise InputError(
             f"expected gene names in {source}, found none among {len(var)} columns; "
-            "pass gene_column= (a column of var) or gene_mapping="
+            "pass gene_column= (a column of var, --gene-column) or gene_mapping= (--gene-mapping)"
         )
     codes, uniques = pd.factorize(np.array(names, dtype=object)[kept])
     repeated = _repeats(codes)
@@ -247,7 +248,7 @@ def resolve_genes(
         twice = list(dict.fromkeys(names[i] for i in kept[repeated]))
         raise InputError(
             f"expected one column per gene, found {int(repeated.sum())} repeated columns in {source}: {_some(twice)}; "
-            "pass duplicates='sum' or duplicates='first'"
+            "pass duplicates='sum' or duplicates='first' (--duplicates)"
         )
     column_gene = np.full(len(names), -1, dtype=np.int32)
     column_gene[kept] = np.where(repeated & (duplicates == "first"), -1, codes)

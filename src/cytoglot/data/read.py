@@ -47,8 +47,10 @@ def read(
     What each holds is tested, not guessed. Other layers, `varm`, `obsp` and `varp` are left out; `obs`, `obsm` and
     `uns` are kept.
 
-    Gene names are symbols where the file has them (`resolve_genes` says how; `gene_column` and `gene_mapping` change
-    it). Duplicated columns are summed for counts; for other values the first is kept, as logs cannot be summed.
+    Gene names are symbols where the file has them (`resolve_genes` says how; `gene_column`, which may be "var_names"
+    for the index, and `gene_mapping` change it). Duplicated columns are summed for counts; for other values the first
+    is kept, as logs cannot be summed.
+
     `var` has the rows of the first columns; where another column became the name, the old index is `var["gene_ids"]`.
 
     `uns["cytoglot"]["matrix"]` says what was read: `source`, `state`, `message`, and `log_base` and `target_sum` where

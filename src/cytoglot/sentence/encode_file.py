@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.stream import CellStream, open_cells
 from cytoglot.errors import InputError
@@ -67,6 +68,7 @@ def encode_file(
     genes: GeneVocabulary | Sequence[str] | None = None,
     hvg: int | None = None,
     layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
     chunk_cells: int | None = None,
     text: bool = False,
     tie_rates: TieRates | None = None,
@@ -83,6 +85,8 @@ def encode_file(
         As in `cytoglot.encode`.
     hvg
         Make sentences of this many highly variable genes; choosing them needs the whole matrix in memory.
+    gene_options
+        How the columns of the file become genes.
     chunk_cells
         Cells that are in memory at a time, twice; None: 8,192, fewer where cells express many genes.
     text
@@ -103,12 +107,13 @@ def encode_file(
     path, out = Path(path), Path(out)
     if genes is not None and hvg is not None:
         raise InputError(f"pass either genes or hvg, found {len(genes)} genes and hvg={hvg}")
-    genes = _highly_variable(path, hvg, layer) if hvg is not None else genes
-    with open_cells(path, layer=layer) as stream:
+    genes = _highly_variable(path, hvg, layer, gene_options) if hvg is not None else genes
+    with open_cells(path, layer=layer, **gene_options.keywords) as stream:
         chunk_cells = _fitting_chunk(stream) if chunk_cells is None else chunk_cells
         with open_source(stream, layer=layer, chunk_cells=chunk_cells) as cells:
             vocabulary, _ = restrict(cells.vocabulary, genes)
-            manifest = _manifest(path, settings, vocabulary, hvg=hvg, layer=layer, tie_rates=tie_rates)
+            given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
+            manifest = _manifest(path, settings, vocabulary, given, tie_rates)
             with UnfinishedOutput(out, _key(manifest, chunk_cells)).opened() as unfinished:
                 ranker = _ranker(cells, genes, settings, tie_rates, unfinished)
                 header = SentenceHeader(
@@ -119,11 +124,11 @@ def encode_file(
     return summary
 
 
-def _highly_variable(path: Path, n_genes: int, layer: str | None) -> list[str]:
+def _highly_variable(path: Path, n_genes: int, layer: str | None, gene_options: GeneOptions) -> list[str]:
     from cytoglot.data.hvg import select_hvg
     from cytoglot.data.read import read
 
-    return select_hvg(read(path, layer=layer), n_top=n_genes)
+    return select_hvg(read(path, layer=layer, **gene_options.keywords), n_top=n_genes)
 
 
 def _fitting_chunk(stream: CellStream) -> int:
@@ -140,16 +145,13 @@ def _manifest(
     path: Path,
     settings: RankSettings,
     vocabulary: GeneVocabulary,
-    *,
-    hvg: int | None,
-    layer: str | None,
+    given: dict[str, Any],
     tie_rates: TieRates | None,
 ) -> Manifest:
     rates = tie_rates_for(vocabulary, tie_rates) if settings.needs_tie_rates else None
     config = {
         **settings.to_dict(),
-        "hvg": hvg,
-        "layer": layer,
+        **given,
         "vocabulary": vocabulary.fingerprint,
         "tie_rates": None if rates is None else fingerprint_bytes([np.asarray(rates, np.float32).tobytes()]),
     }
