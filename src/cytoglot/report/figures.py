@@ -61,7 +61,7 @@ def training_curve(rows: list[dict[str, Any]]) -> str:
             known = table.dropna(subset=[column])
             marker = "o" if column == "validation_loss" else None
             ax.plot(known["step"], known[column].astype(float), color=colour, label=label, lw=1.8, marker=marker, ms=4)
-        ax.set(xlabel="step", ylabel="loss per example (nats)", ylim=(0, None))
+        ax.set(xlabel="step", ylabel="loss per example (nats, log scale)", yscale="log")
         ax.grid(color=GRID)
         ax.legend(frameon=False, fontsize=9)
         return _svg(figure)
@@ -160,7 +160,7 @@ def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
                 ax.plot([row["low"], row["high"]], [y, y], color=INK, lw=1.4)
             ax.text(1.03, y, f"{row['value']:.3f}", va="center", fontsize=9, color=INK)
         ax.set_yticks(range(len(shown)), [row["method"].replace("_", " ") for row in shown])
-        ax.set(xlim=(0, 1.14), xlabel=metric.replace("_", " "))
+        ax.set(xlim=(0, 1.14), xlabel={"macro_f1": "macro-F1"}.get(metric, metric.replace("_", " ")))
         ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
         return _svg(figure)
 
