@@ -28,19 +28,20 @@ PALETTE = (
 @contextmanager
 def _canvas(width: float, height: float, n_axes: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """Yield a figure outside of pyplot's global state, so that nothing of the caller's is touched."""
-    require("matplotlib", extra="report", purpose="a report")
+    matplotlib = require("matplotlib", extra="report", purpose="a report")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = np.atleast_1d(figure.subplots(1, n_axes)).tolist()
-    for ax in axes:
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(MUTED)
-        ax.tick_params(colors=INK, labelsize=9)
-        ax.set_axisbelow(True)
-    yield figure, axes
+    with matplotlib.rc_context({"text.parse_math": False}):  # a `$` in the name of a cell type is no formula
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = np.atleast_1d(figure.subplots(1, n_axes)).tolist()
+        for ax in axes:
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.spines[["left", "bottom"]].set_color(MUTED)
+            ax.tick_params(colors=INK, labelsize=9)
+            ax.set_axisbelow(True)
+        yield figure, axes
 
 
 def _svg(figure: Figure) -> str:
@@ -52,7 +53,7 @@ def _svg(figure: Figure) -> str:
 
 def training_curve(rows: list[dict[str, Any]]) -> str:
     """Loss of training and validation examples against optimiser steps."""
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=["step", "train_loss", "validation_loss"])
     with _canvas(6.4, 3.4) as (figure, (ax,)):
         for column, colour, label in (
             ("train_loss", MUTED, "training examples"),
@@ -69,12 +70,13 @@ def training_curve(rows: list[dict[str, Any]]) -> str:
 
 def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
     """Share of each true type that was given each label."""
-    counts_kk = np.array(counts, dtype=float)
+    counts_kk = np.array(counts, dtype=float).reshape(len(labels), len(labels))
     share_kk = counts_kk / np.maximum(counts_kk.sum(axis=1, keepdims=True), 1)
     n = len(labels)
     size = min(9.0, 2.6 + 0.42 * n)
     with _canvas(size, size) as (figure, (ax,)):
-        ax.imshow(share_kk, cmap="BuGn", vmin=0, vmax=1)
+        if n:
+            ax.imshow(share_kk, cmap="BuGn", vmin=0, vmax=1)
         ax.set_xticks(range(n), labels, rotation=90)
         ax.set_yticks(range(n), labels)
         ax.set(xlabel="predicted", ylabel="truth")
@@ -86,10 +88,10 @@ def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
 
 def calibration(bins: list[dict[str, float]]) -> str:
     """Share of right answers against confidence; the diagonal is honest."""
-    table = pd.DataFrame(bins)
+    table = pd.DataFrame(bins, columns=["confidence", "accuracy", "n"]).astype(float)
     with _canvas(4.2, 4.0) as (figure, (ax,)):
         ax.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
-        sizes = 20 + 180 * table["n"] / table["n"].max()
+        sizes = 20 + 180 * table["n"] / table["n"].max() if len(table) else 20.0
         ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=ACCENT, alpha=0.85, edgecolor="white")
         ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="share of right answers")
         ax.grid(color=GRID)
@@ -117,7 +119,9 @@ def reconstruction(points: dict[str, list[float]]) -> str:
     """Expression against log-rank, and observed against reconstructed expression, of held-out cells."""
     with _canvas(9.6, 4.0, n_axes=2) as (figure, (left, right)):
         options: dict[str, Any] = {"gridsize": 40, "mincnt": 1, "bins": "log", "linewidths": 0.1}
-        left.hexbin(points["log_rank"], points["expression"], cmap="BuGn", **options)
+        if points["observed"]:
+            left.hexbin(points["log_rank"], points["expression"], cmap="BuGn", **options)
+            right.hexbin(points["observed"], points["predicted"], cmap="BuGn", **options)
         order = np.argsort(points["log_rank"])
         left.scatter(
             np.array(points["log_rank"])[order], np.array(points["predicted"])[order], s=3, color=SECOND, alpha=0.25,
@@ -125,8 +129,7 @@ def reconstruction(points: dict[str, list[float]]) -> str:
         )  # fmt: skip
         left.set(xlabel="log10(rank)", ylabel="log10(1 + counts per 10,000)")
         left.legend(frameon=False, fontsize=9, markerscale=3)
-        right.hexbin(points["observed"], points["predicted"], cmap="BuGn", **options)
-        top = max(*points["observed"], *points["predicted"], 1e-9)
+        top = max([*points["observed"], *points["predicted"], 1e-9])
         right.plot([0, top], [0, top], color=MUTED, lw=1, ls="--")
         right.set(xlabel="observed", ylabel="reconstructed from the rank")
         return _svg(figure)
@@ -134,7 +137,7 @@ def reconstruction(points: dict[str, list[float]]) -> str:
 
 def generated_cells(points: list[dict[str, Any]]) -> str:
     """Generated (crosses) and held-out cells (dots) in the space of real training cells."""
-    table = pd.DataFrame(points)
+    table = pd.DataFrame(points, columns=["cell_type", "method", "x", "y"])
     names = sorted(table["cell_type"].unique())
     with _canvas(6.6, 4.8) as (figure, (ax,)):
         for i, name in enumerate(names):
@@ -182,6 +185,8 @@ def _bare(ax: Axes, title: str) -> None:
 
 def _legend_below(figure: Figure, ax: Axes, n: int) -> None:
     handles, labels = ax.get_legend_handles_labels()
+    if not handles:
+        return
     figure.legend(
         handles, labels, loc="outside lower center", ncols=min(3, max(1, n)), frameon=False, fontsize=8, markerscale=1.5
     )

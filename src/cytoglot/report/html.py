@@ -14,6 +14,7 @@ from cytoglot.extras import require
 from cytoglot.report import figures
 
 PAGE = "report.html"
+_ROW_KEYS = frozenset({"task", "method", "metric", "value", "low", "high", "n", "unit"})
 _METRIC_NAMES = {
     "accuracy": "accuracy",
     "macro_f1": "macro-F1",
@@ -54,17 +55,17 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    rows = _read(folder, "results.json")["results"]
+    rows = _rows(folder)
     annotation = [row for row in rows if row["task"] == "annotation"]
     content: dict[str, Any] = {
-        "card": _read(folder, "data_card.json"),
+        "card": _read(folder, "data_card.json") or {},
         "annotation": _by_method([row for row in annotation if not row["metric"].endswith("_difference")]),
         "differences": [_difference(row) for row in annotation if row["metric"].endswith("_difference")],
         "generation": _by_method([row for row in rows if row["task"] == "generation"]),
         "reconstruction_rows": [row for row in rows if row["task"] == "reconstruction"],
         "per_class": [row for row in _read(folder, "per_class.json") or [] if row["method"] == "cytoglot"],
         "timings": _read(folder, "timings.json") or {},
-        "manifest": json.dumps(_read(folder, "manifest.json"), indent=2, ensure_ascii=False),
+        "manifest": json.dumps(_read(folder, "manifest.json") or {}, indent=2, ensure_ascii=False),
         "bars": {m: figures.method_bars(annotation, m) for m in ("accuracy", "macro_f1")} if annotation else {},
         "figures": _figures(folder),
     }
@@ -72,11 +73,23 @@ def _content(folder: Path) -> dict[str, Any]:
     return content
 
 
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    """Read the result rows; a `results.json` of another program is refused."""
+    content = _read(folder, "results.json")
+    rows = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _ROW_KEYS for row in rows):
+        raise InputError(
+            f"{folder / 'results.json'} is not one of `cytoglot evaluate`, expected rows of "
+            f"{', '.join(sorted(_ROW_KEYS))}; pass the folder that `cytoglot evaluate -o` wrote"
+        )
+    return rows
+
+
 def _figures(folder: Path) -> dict[str, str]:
     """Draw what there is a file for."""
     drawn = {}
     training = _read(folder, "training.json")
-    if training and training["history"]:
+    if training and training.get("history"):
         drawn["training"] = figures.training_curve(training["history"])
     if confusion := _read(folder, "confusion.json"):
         drawn["confusion"] = figures.confusion_matrix(confusion["labels"], confusion["counts"])
@@ -132,7 +145,12 @@ def _verdicts(differences: list[dict[str, Any]]) -> list[str]:
 
 def _read(folder: Path, name: str) -> Any:
     path = folder / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); run `cytoglot evaluate` again") from error
 
 
 def _number(value: Any, digits: int = 3) -> str:
