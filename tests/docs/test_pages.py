@@ -37,9 +37,9 @@ def _commands(page: Path) -> list[list[str]]:
     found = [words for words in found if not words[0].isupper()]
     for text in _blocks(page, "bash", "sh", "shell", "console"):
         for line in text.replace("\\\n", " ").splitlines():
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            if words[:1] == ["cytoglot"]:
-                found.append(words[1:])
+            call = line.removeprefix("$ ")
+            if call.startswith("cytoglot "):  # what a command prints is not shell
+                found.append(shlex.split(call, comments=True)[1:])
     return found
 
 
