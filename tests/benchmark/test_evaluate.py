@@ -1,0 +1,135 @@
+"""Who is judged on what: never a training cell, controls beside it, and what cannot be shown is said."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+
+from cytoglot.benchmark.evaluate import EvaluateSettings, Evaluation, evaluate, held_out_cells
+from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.spec import load_split
+from cytoglot.data.read import read
+from cytoglot.data.splits import Split
+from cytoglot.errors import InputError
+
+QUICK = EvaluateSettings(control=False, generation=False, probe=False, maps=False)
+
+
+@pytest.fixture(scope="module")
+def split(tiny_model: CellModel) -> Split:
+    found = load_split(tiny_model.folder)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def evaluation(cells: AnnData, tiny_model: CellModel, tmp_path_factory: pytest.TempPathFactory) -> Evaluation:
+    """With baselines, probe and control, without generation and maps."""
+    out = tmp_path_factory.mktemp("evaluate") / "evaluation"
+    settings = EvaluateSettings(generation=False, maps=False)
+    return evaluate(cells, tiny_model, out=out, settings=settings, seed=0, device="cpu")
+
+
+def _read(evaluation: Evaluation, name: str) -> dict:
+    return json.loads((evaluation.folder / name).read_text())
+
+
+def test_the_control_is_at_chance_and_the_model_above_it(evaluation: Evaluation) -> None:
+    accuracy = {row.method: row for row in evaluation.results if row.metric == "accuracy"}
+    control, ours = accuracy["control: shuffled labels"], accuracy["cytoglot"]
+    assert abs(control.value - 1 / 3) < 0.25
+    assert ours.value > max(control.value, accuracy["majority"].value) + 0.3
+    assert {row.n for row in accuracy.values()} == {ours.n}, "all methods answer for the same cells"
+
+
+def test_only_test_cells_are_judged(evaluation: Evaluation, split: Split) -> None:
+    judged = pd.read_parquet(evaluation.folder / "predictions.parquet")
+    assert set(judged["cell_id"]) == set(split.test)
+    (accuracy,) = [r for r in evaluation.results if (r.method, r.metric) == ("cytoglot", "accuracy")]
+    assert accuracy.value == (judged["truth"] == judged["predicted: cytoglot"]).mean()
+    assert accuracy.n == len(split.test)
+
+
+def test_differences_are_against_every_other_method(evaluation: Evaluation) -> None:
+    methods = {row.method for row in evaluation.results if row.metric == "accuracy"}
+    others = {name for name in methods if not name.startswith("cytoglot")}
+    differences = {row.method for row in evaluation.results if row.metric == "accuracy_difference"}
+    assert differences == {f"{ours} - {other}" for ours in ("cytoglot", "cytoglot linear probe") for other in others}
+
+
+def test_the_folder_holds_what_the_report_reads(evaluation: Evaluation, split: Split) -> None:
+    card = _read(evaluation, "data_card.json")
+    assert (card["n_train"], card["n_test"]) == (len(split.train), len(split.test))
+    assert card["labels_unseen_in_training"] == []
+    confusion = _read(evaluation, "confusion.json")
+    assert np.sum(confusion["counts"]) == len(split.test)
+    assert not list(evaluation.folder.parent.glob(".*")), "the control leaves nothing behind"
+
+
+def test_training_cells_are_refused(cells: AnnData, tiny_model: CellModel, split: Split) -> None:
+    used = read(cells[~split.mask(cells.obs_names, "test")])
+    with pytest.raises(
+        InputError, match=r"no cell to evaluate on: \d+ of \d+ cells have a label, .* pass held-out cells"
+    ):
+        held_out_cells(used, tiny_model, label=None)
+
+
+def test_training_cells_are_set_aside_among_new_ones(cells: AnnData, tiny_model: CellModel, split: Split) -> None:
+    mixed = cells.copy()
+    fresh = split.mask(cells.obs_names, "test")
+    mixed.obs_names = np.where(fresh, [f"new {name}" for name in cells.obs_names], cells.obs_names)
+    held = held_out_cells(read(mixed), tiny_model, label=None)
+    assert held.test.tolist() == np.flatnonzero(fresh).tolist()
+    assert set(mixed.obs_names[held.train]) == set(split.train)
+
+
+def test_cells_without_a_label_are_left_out(cells: AnnData, tiny_model: CellModel, split: Split) -> None:
+    some = cells.copy()
+    first = split.mask(cells.obs_names, "test").nonzero()[0][0]
+    some.obs["cell_type"] = some.obs["cell_type"].astype(object)
+    some.obs.iloc[first, some.obs.columns.get_loc("cell_type")] = None
+    held = held_out_cells(read(some), tiny_model, label="cell_type")
+    assert first not in held.test
+    assert len(held.test) == len(split.test) - 1
+
+
+def test_a_column_that_is_not_there_and_a_model_without_a_split(cells: AnnData, tiny_model: CellModel) -> None:
+    adata = read(cells)
+    with pytest.raises(InputError, match="no column 'celltype'; its columns are: 'cell_type', 'donor', 'batch'"):
+        held_out_cells(adata, tiny_model, label="celltype")
+    with pytest.raises(InputError, match="no stored split, so training cells cannot be told from others"):
+        held_out_cells(adata, replace(tiny_model, folder=None), label=None)
+    with pytest.raises(InputError, match="not trained on a label column; pass --label"):
+        held_out_cells(adata, replace(tiny_model, spec=replace(tiny_model.spec, label_column=None)), label=None)
+
+
+def test_another_file_is_judged_without_baselines_and_told_of_unseen_types(
+    cells: AnnData, tiny_model: CellModel, tmp_path: Path
+) -> None:
+    other = cells[:60].copy()
+    other.obs_names = [f"elsewhere {i}" for i in range(60)]
+    names = other.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    names[:5] = "type nobody knew"
+    other.obs["annotation"] = names
+    found = evaluate(other, tiny_model, label="annotation", out=tmp_path / "out", settings=QUICK, device="cpu")
+    assert found.messages == ["baselines and controls are not shown: the file holds no training cell of the model"]
+    annotation = [row for row in found.results if row.task == "annotation"]
+    assert {(row.method, row.n) for row in annotation} == {("cytoglot", 60)}
+    card = _read(found, "data_card.json")
+    assert card["labels_unseen_in_training"] == ["type nobody knew"]
+    assert (card["n_train"], card["n_test"]) == (0, 60)
+    (recall,) = [row["recall"] for row in _read(found, "per_class.json") if row["label"] == "type nobody knew"]
+    assert recall == 0, "an unseen type counts as missed"
+
+
+def test_a_folder_of_other_things_is_left_alone(cells: AnnData, tiny_model: CellModel, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"holds other things than a result of `cytoglot evaluate` \(thesis\.tex\)"):
+        evaluate(cells, tiny_model, out=tmp_path, settings=QUICK)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

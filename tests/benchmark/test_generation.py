@@ -1,0 +1,97 @@
+"""Generated cells beside the baselines that keep their overlap honest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from anndata import AnnData
+
+from cytoglot.benchmark.generation import MIN_CELLS, GenerationEvaluation, evaluate_generation
+from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.spec import load_split
+
+METHODS = {"cytoglot", "type_profile_draw", "type_profile_top", "real_training_cells"}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: CellModel) -> CellModel:
+    """The shared model with sentences of ten genes, so that all are of one length."""
+    return replace(tiny_model, spec=replace(tiny_model.spec, ranking=replace(tiny_model.spec.ranking, top_genes=10)))
+
+
+@pytest.fixture(scope="module")
+def parts(cells: AnnData, model: CellModel) -> dict[str, Any]:
+    """Sentences and labels of training and test cells."""
+    split = load_split(model.folder)
+    assert split is not None
+    sentences = model.cut(model.sentences(cells)[0])
+    labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    train, test = (np.flatnonzero(split.mask(cells.obs_names, part)) for part in ("train", "test"))
+    return {
+        "train": sentences[train],
+        "train_labels": labels[train],
+        "test": sentences[test],
+        "test_labels": labels[test],
+    }
+
+
+@pytest.fixture(scope="module")
+def result(model: CellModel, parts: dict[str, Any]) -> GenerationEvaluation:
+    return evaluate_generation(model, **parts, max_cells=6, seed=1)
+
+
+@pytest.fixture(scope="module")
+def value(result: GenerationEvaluation) -> dict[tuple[str, str], float | None]:
+    return {(row.method, row.metric): row.value for row in result.rows}
+
+
+def test_overlap_never_stands_alone(result: GenerationEvaluation) -> None:
+    assert {row.method for row in result.rows} == METHODS
+    for method in METHODS:
+        metrics = {row.metric for row in result.rows if row.method == method}
+        assert {"mean_overlap", "pairwise_diversity", "diversity_ratio_to_real", "knn_type_agreement"} <= metrics
+    assert {(row.n, row.unit) for row in result.rows} == {(3, "cell_type")}
+
+
+def test_every_word_is_a_gene_and_none_comes_twice(value: dict[tuple[str, str], float]) -> None:
+    for method in METHODS:
+        assert value[method, "validity"] == 1
+        assert value[method, "duplicate_share"] == 0
+
+
+def test_the_mean_profile_overlaps_most_and_has_no_diversity(value: dict[tuple[str, str], float]) -> None:
+    assert value["type_profile_top", "pairwise_diversity"] == pytest.approx(0)
+    assert value["type_profile_top", "diversity_ratio_to_real"] == pytest.approx(0)
+    assert value["type_profile_top", "mean_overlap"] > value["real_training_cells", "mean_overlap"]
+    assert 0.8 < value["real_training_cells", "diversity_ratio_to_real"] < 1.2
+
+
+def test_the_model_writes_the_type_it_is_asked_for(value: dict[tuple[str, str], float]) -> None:
+    assert value["cytoglot", "knn_type_agreement"] > 1 / 3 + 0.3
+    assert value["real_training_cells", "knn_type_agreement"] > 0.8
+
+
+def test_all_sets_of_a_type_are_of_one_size(result: GenerationEvaluation) -> None:
+    assert {entry["n"] for entry in result.per_type} == {6}
+    assert len(result.per_type) == 3 * len(METHODS)
+    assert {point["method"] for point in result.points} == {"held_out_cells", "cytoglot"}
+    assert len(result.points) == 3 * 2 * 6
+
+
+def test_a_type_of_few_cells_is_left_out(model: CellModel, parts: dict[str, Any]) -> None:
+    rare = parts["test_labels"][0]
+    of_rare = np.flatnonzero(parts["test_labels"] == rare)
+    keep = np.setdiff1d(np.arange(len(parts["test_labels"])), of_rare[MIN_CELLS - 1 :])
+    fewer = parts | {"test": parts["test"][keep], "test_labels": parts["test_labels"][keep]}
+    found = evaluate_generation(model, **fewer, max_cells=2, seed=1)
+    assert rare not in {entry["cell_type"] for entry in found.per_type}
+    assert {row.n for row in found.rows} == {2}
+
+
+def test_nothing_to_compare_gives_no_rows(model: CellModel, parts: dict[str, Any]) -> None:
+    few = parts | {"test": parts["test"][:3], "test_labels": parts["test_labels"][:3]}
+    found = evaluate_generation(model, **few)
+    assert (found.rows, found.per_type, found.points) == ([], [], [])
