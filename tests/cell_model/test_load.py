@@ -109,3 +109,17 @@ def test_a_checkpoint_without_a_spec_annotates_with_given_labels(tiny_model: Cel
     assert with_query_genes.label_scores(sentences).shape == (4, 2)
     with pytest.raises(InputError, match="this model has no rank curve"):
         with_query_genes.rank_curve
+
+
+def test_sentences_are_cut_to_what_the_context_has_room_for(
+    tiny_model: CellModel, cells: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model.lm.model.config, "max_position_embeddings", 30)
+    ranking = replace(tiny_model.spec.ranking, top_genes=None)
+    model = replace(tiny_model, spec=replace(tiny_model.spec, ranking=ranking))
+    longest = int(model.cut(model.sentences(cells)[0]).lengths.max())
+    assert 1 < longest < 30
+    (written,) = model.write_ids("type A", np.array([longest]), temperature=1.0)
+    assert len(written) == longest
+    with pytest.raises(InputError, match="context"):
+        model.write_ids("type A", np.array([longest + 3]), temperature=1.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.read import stream_adata
 from cytoglot.errors import InputError, VocabularyMismatchError
+from cytoglot.lm.constrain import constrain
 from cytoglot.lm.embed import embed_texts
 from cytoglot.lm.generate import generate_answers
 from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
@@ -76,8 +78,23 @@ class CellModel:
     folder: Path | None = None
 
     def cut(self, sentences: CellSentences) -> CellSentences:
-        """Return the sentences at the length that the model reads and writes."""
-        return sentences if self.spec.ranking.top_genes is None else sentences.truncate(self.spec.ranking.top_genes)
+        """Return the sentences at the length that the model writes: as in training, and as its context has room for."""
+        limits = [n for n in (self.spec.ranking.top_genes, self._words_in_context()) if n is not None]
+        return sentences.truncate(min(limits)) if limits else sentences
+
+    def _words_in_context(self) -> int | None:
+        """Return how many words of any kind fit behind the prompt of any type (at least 1); None without a limit."""
+        words, context = self.spec.vocabulary.symbols, self.lm.context_length
+        if context is None:
+            return None
+        constraint = constrain(DistinctWords(words=words, min_words=1, max_words=len(words)), self.lm.tokenizer)
+        types = [{**self.spec.context, "cell_type": label} for label in self.spec.labels] or [dict(self.spec.context)]
+        records = [CellRecord(num_genes=len(words), metadata=metadata) for metadata in types]
+        prompts = [
+            tasks["cell_generation" if self.spec.labels else "unconditional_generation"].prompt(r) for r in records
+        ]
+        room = context - max(len(ids) for ids in self.lm.tokenizer(prompts)["input_ids"])
+        return max(1, bisect_right(range(1, len(words) + 1), room, key=constraint.enough_tokens))
 
     @property
     def rank_curve(self) -> RankCurve:
