@@ -24,7 +24,7 @@ class SentenceRecipe(Settings):
     """scanpy's method of choosing them"""
     hvg_batch_key: str | None = None
     """choose them within the values of this column and combine, as scanpy does"""
-    ties: TieRule = "rare_first"
+    ties: TieRule = "order"
     """order of equally expressed genes; docs/results.md has the measurement behind the default"""
 
 
