@@ -94,7 +94,12 @@ def tiny_recipe() -> TrainRecipe:
         sentence=SentenceRecipe(top_genes=40, hvg=None),
         model=ModelRecipe(scratch=scratch, word_vector_rank=16),
         optim=OptimRecipe(
-            steps=100, batch_size=16, learning_rate=1e-2, weight_average=0.8, evaluate_every=25, patience=None
+            steps=100,
+            batch_size=16,
+            learning_rate=1e-2,
+            weight_average=0.8,
+            evaluate_every=25,
+            patience=None,
         ),
         views=1,
     )

@@ -11,8 +11,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
-
-from cytoglot.data.synthetic import make_cells
+from anndata import AnnData
 
 Command = Callable[..., Any]
 
@@ -22,8 +21,8 @@ LARGER = ("hidden_size=64", "n_layers=2", "n_heads=4", "feed_forward=128")
 
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
 @pytest.mark.filterwarnings("ignore:n_jobs value 1 overridden to 1:UserWarning")
-def test_two_hundred_cells_to_a_report(command: Command, tiny_cli: list[str], tmp_path: Path) -> None:
-    cells = make_cells(n_cells=200, n_genes=120, n_types=3, n_donors=5, seed=11)
+def test_two_hundred_cells_to_a_report(command: Command, tiny_cli: list[str], cells: AnnData, tmp_path: Path) -> None:
+    cells = cells[:200].copy()
     source, model, evaluation = tmp_path / "cells.h5ad", tmp_path / "model", tmp_path / "evaluation"
     cells.write_h5ad(source)
 
@@ -71,7 +70,8 @@ def test_two_hundred_cells_to_a_report(command: Command, tiny_cli: list[str], tm
     assert value["cytoglot", "accuracy"] == pytest.approx(accuracy, abs=0.05)
     assert value["majority", "accuracy"] == pytest.approx(majority, abs=0.2)
     assert value["logistic_regression", "accuracy"] > majority
-    assert abs(value["control: shuffled labels", "accuracy"] - 1 / 3) < 0.25
+    # Three clean clusters may all be given a wrong label by chance, so the control can be far below a third.
+    assert value["control: shuffled labels", "accuracy"] < 1 / 3 + 0.25
     assert value["cytoglot", "accuracy"] > value["control: shuffled labels", "accuracy"] + 0.2
 
     shown = command("report", evaluation, "--json").result
