@@ -63,6 +63,7 @@ def training_curve(rows: list[dict[str, Any]]) -> str:
             marker = "o" if column == "validation_loss" else None
             ax.plot(known["step"], known[column].astype(float), color=colour, label=label, lw=1.8, marker=marker, ms=4)
         ax.set(xlabel="step", ylabel="loss per example (nats, log scale)", yscale="log")
+        ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default writes powers as mathematics
         ax.grid(color=GRID)
         ax.legend(frameon=False, fontsize=9)
         return _svg(figure)
