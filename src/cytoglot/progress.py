@@ -6,12 +6,9 @@ Bars are drawn on stderr, only on a terminal or when asked for, so that logs and
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 from tqdm.auto import tqdm
 
-T = TypeVar("T")
 _forced: bool | None = None
 
 
@@ -31,11 +28,3 @@ def progress_bar(*, total: int | None, description: str, unit: str = "it") -> tq
     return tqdm(
         total=total, desc=description, unit=unit, disable=not progress_is_shown(), file=sys.stderr, mininterval=0.5
     )
-
-
-def track(items: Iterable[T], *, total: int | None = None, description: str, unit: str = "it") -> Iterator[T]:
-    """Iterate over `items` with a bar."""
-    with progress_bar(total=total, description=description, unit=unit) as bar:
-        for item in items:
-            yield item
-            bar.update(1)

@@ -119,11 +119,6 @@ def record_table(sentences: CellSentences, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def read_header(path: str | Path) -> SentenceHeader:
-    """Return vocabulary, settings and manifest of a file without reading its sentences."""
-    return SentenceHeader.from_json(_metadata(_open(path), path))
-
-
 def read_sentences(path: str | Path) -> CellSentences:
     """Read every cell; a `sentence` column is not read, it follows from the ids."""
     file = _open(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import time
 from collections.abc import Iterator
@@ -172,7 +171,3 @@ class History(TrainerCallback):
         """Read what `on_save` wrote."""
         value = json.loads((checkpoint / "history.json").read_text(encoding="utf-8"))
         self.rows, self.n_tokens, self._seconds_before = value["rows"], value["n_tokens"], value["seconds"]
-
-    def copy_rows(self) -> list[dict[str, float | int | None]]:
-        """Return the rows so far."""
-        return copy.deepcopy(self.rows)
