@@ -31,7 +31,8 @@ from cytoglot.sentence.decode import decode
 from cytoglot.sentence.encode import encode_matrix
 from cytoglot.sentence.parse import parse_genes
 from cytoglot.sentence.rank_curve import evaluate_curve, fit_rank_curve
-from cytoglot.tasks.task import CellRecord, tasks
+from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.task import tasks
 
 
 def _cells(counts: Any, genes: list[str]) -> AnnData:

@@ -44,7 +44,6 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         elif language == "python":
             loose.append(text)
     package = tmp_path / "src" / "cytoglot"
-    _append(package / "tasks" / "task.py", '"cytoglot.tasks.generation"', ', "cytoglot.tasks.completion"')
     _append(package / "benchmark" / "baselines" / "base.py", '"nearest_neighbours"', ', "nearest_centroid"')
     entry = '    "leading_overlap": (SENTENCES[0], SENTENCES[1]),\n'
     _append(tmp_path / "tests" / "metrics" / "test_spec.py", "ARGUMENTS = {\n", entry)

@@ -39,7 +39,7 @@ def test_reading_undoes_writing_with_the_last_gene_kept() -> None:
 
 
 def test_what_cannot_be_asked_is_refused_with_the_reason() -> None:
-    with pytest.raises(InputError, match=r"'cell_generation' needs the cell_type of cell 'c1'; known.*: tissue"):
+    with pytest.raises(InputError, match=r"'cell_generation' needs the cell_type of 'c1'; known.*: tissue"):
         task.prompt(CellRecord(metadata={"tissue": "eye"}, cell_id="c1", num_genes=5))
     with pytest.raises(InputError, match=r"needs the number of genes to write for cell 'c2', found an empty cell"):
         task.prompt(CellRecord(metadata={"cell_type": "B"}, cell_id="c2"))

@@ -17,7 +17,7 @@ RECORD = CellRecord(
 
 
 @pytest.fixture(params=list(tasks))
-def task(request: pytest.FixtureRequest) -> Task:
+def task(request: pytest.FixtureRequest) -> Task[CellRecord, Any]:
     return tasks[request.param]
 
 
@@ -82,7 +82,7 @@ def test_an_example_needs_just_the_metadata_that_the_task_states(task: Task) -> 
     task.example(CellRecord(genes=GENES, metadata=needed, cell_id="c"))
     for key in needed:
         rest = {k: v for k, v in needed.items() if k != key}
-        with pytest.raises(InputError, match=f"needs the {key} of cell 'c'"):
+        with pytest.raises(InputError, match=f"needs the {key} of 'c'"):
             task.example(CellRecord(genes=GENES, metadata=rest, cell_id="c"))
 
 
@@ -131,11 +131,11 @@ def test_a_record_refuses_blank_metadata_and_a_wrong_number_of_genes() -> None:
 @pytest.mark.parametrize(("prompt", "completion"), [("a ", " b."), ("a", "b."), ("a", "  b."), ("a", " ")])
 def test_an_example_refuses_a_bad_seam(prompt: str, completion: str) -> None:
     with pytest.raises(ValueError, match=r"must not end in white space"):
-        Example(task="t", prompt=prompt, completion=completion, cell_id="c", template="t")
+        Example(task="t", prompt=prompt, completion=completion, key="c", template="t")
 
 
 def test_a_missing_label_stops_training_and_not_inference() -> None:
     unlabelled = CellRecord(genes=GENES, cell_id="c9")
     assert tasks["cell_type_annotation"].prompt(unlabelled).startswith("3 genes: MALAT1")
-    with pytest.raises(InputError, match=r"needs the cell_type of cell 'c9'; known of this cell: nothing"):
+    with pytest.raises(InputError, match=r"needs the cell_type of 'c9'; known of it: nothing"):
         tasks["cell_type_annotation"].example(unlabelled)

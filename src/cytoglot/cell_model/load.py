@@ -33,7 +33,8 @@ from cytoglot.sentence.decode import decode_texts
 from cytoglot.sentence.encode import encode
 from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
 from cytoglot.tasks.annotation import CellTypeAnnotation
-from cytoglot.tasks.task import CellRecord, Task, tasks
+from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.task import Task, tasks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -184,7 +185,7 @@ class CellModel:
         A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
         are left for an answer.
         """
-        chosen: Task = tasks[task]
+        chosen: Task[CellRecord, Any] = tasks[task]
         records = list(self.records(sentences, context=context, view=view))
         prompts = [chosen.prompt(record, template=template) for record in records]
         room = None if self.lm.context_length is None else self.lm.context_length - n_reserved
@@ -245,7 +246,7 @@ class CellModel:
 
         The number of a cell is the key of its noise, so a cell does not depend on its companions.
         """
-        task: Task = tasks["unconditional_generation" if cell_type is None else "cell_generation"]
+        task: Task[CellRecord, Any] = tasks["unconditional_generation" if cell_type is None else "cell_generation"]
         known = {} if cell_type is None else {"cell_type": cell_type}
         metadata = {**self.spec.context, **(context or {}), **known}
         words = self.spec.vocabulary.symbols

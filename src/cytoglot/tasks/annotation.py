@@ -9,10 +9,10 @@ from typing import Literal
 
 from cytoglot.answer_format import OneOf
 from cytoglot.errors import InputError
+from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import (
     NO_GENES,
     AnswerSpace,
-    CellRecord,
     Task,
     common_fields,
     register_task,
@@ -34,13 +34,17 @@ class ParsedLabel:
 
 
 @register_task
-class CellTypeAnnotation(Task[ParsedLabel]):
+class CellTypeAnnotation(Task[CellRecord, ParsedLabel]):
     """The ranked genes of a cell → its cell type."""
 
     name = "cell_type_annotation"
     required_metadata = ("cell_type",)
     closed_answer = True
     metrics = ("accuracy", "macro_f1", "balanced_accuracy", "ece", "brier")
+
+    def has_content(self, record: CellRecord) -> bool:
+        """Any cell can be asked about, an empty one too."""
+        return True
 
     def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
         """Return the number of genes, the genes ("none" for an empty cell) and the description."""

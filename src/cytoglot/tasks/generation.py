@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from cytoglot.answer_format import DistinctWords
 from cytoglot.errors import InputError
 from cytoglot.sentence.parse import ParsedSentence, parse_genes
-from cytoglot.tasks.task import AnswerSpace, CellRecord, Task, common_fields, register_task, require_metadata
+from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.task import AnswerSpace, Task, common_fields, register_task, require_metadata
 
 if TYPE_CHECKING:
     from cytoglot.data.genes import GeneVocabulary
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 _METRICS = ("gene_overlap", "gene_jaccard", "kendall_tau_b", "validity", "duplicate_share", "pairwise_diversity")
 
 
-class _Generation(Task[ParsedSentence]):
+class _Generation(Task[CellRecord, ParsedSentence]):
     """What conditional and unconditional generation share: the answer is a cell sentence of a stated length."""
 
     metrics = _METRICS

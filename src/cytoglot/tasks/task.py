@@ -5,45 +5,29 @@ Written once and used for training, for the application and for the benchmark, s
 
 from __future__ import annotations
 
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from cytoglot.answer_format import AnswerFormat
 from cytoglot.errors import InputError
 from cytoglot.registry import Registry
+from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, Record, Unit
 from cytoglot.tasks.template import Template, TemplateSet, load_templates
 
 if TYPE_CHECKING:
     from cytoglot.data.genes import GeneVocabulary
 
+R = TypeVar("R", CellRecord, CellGroup, GeneSet, CellTypeTerm)
 Value = TypeVar("Value")
 TERSE_DESCRIBED = "terse_described"
 """The name, in every task, of the terse wording with a description of the cell."""
 NO_GENES = "none"
 """Stands where the genes of an empty cell would."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellRecord:
-    """What a task may know of a cell: its genes, highest first, and its metadata under canonical names."""
-
-    genes: tuple[str, ...] = ()
-    metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """`cell_type`, `organism`, `tissue`, `disease`, …; what is not known is absent"""
-    cell_id: str = ""
-    num_genes: int | None = None
-    """length of the sentence to write, for a record without genes; else the number of `genes`"""
-
-    def __post_init__(self) -> None:
-        blank = [key for key, value in self.metadata.items() if not isinstance(value, str) or not value.strip()]
-        if blank:
-            raise ValueError(f"cell {self.cell_id!r}: metadata must be non-empty texts, leave out {blank} if unknown")
-        if self.genes and self.num_genes not in (None, len(self.genes)):
-            raise ValueError(f"cell {self.cell_id!r}: {len(self.genes)} genes, but num_genes says {self.num_genes}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +37,8 @@ class Example:
     task: str
     prompt: str
     completion: str
-    cell_id: str
+    key: str
+    """of the record: a cell's id, a group's, …"""
     template: str
 
     def __post_init__(self) -> None:
@@ -73,7 +58,7 @@ class AnswerSpace:
     n_genes: int | None = None
 
 
-class Task(ABC, Generic[Value]):
+class Task(ABC, Generic[R, Value]):
     """Base of all tasks; a new one names its fields in a TOML file and implements five small methods.
 
     Parameters
@@ -85,8 +70,12 @@ class Task(ABC, Generic[Value]):
     name: ClassVar[str]
     metrics: ClassVar[tuple[str, ...]]
     """registered names of the metrics that judge the task's answers"""
+    unit: ClassVar[Unit] = "cell"
+    """what one example is about"""
     required_metadata: ClassVar[tuple[str, ...]] = ()
-    """what must be known of a cell to make an example of it"""
+    """what must be known of a record to make an example of it"""
+    reverse: ClassVar[str | None] = None
+    """the task that asks the other way round, where there is one"""
     closed_answer: ClassVar[bool] = False
     """whether the answer is one of a closed set of labels"""
 
@@ -98,7 +87,15 @@ class Task(ABC, Generic[Value]):
         """The task's wordings, read at first use."""
         return self._given_templates or load_templates(self.name)
 
-    def prompt(self, record: CellRecord, *, template: int | str | None = None) -> str:
+    def can_ask(self, record: R) -> bool:
+        """Tell whether an example can be made of the record: it has the metadata and the content that are needed."""
+        return all(name in record.metadata for name in self.required_metadata) and self.has_content(record)
+
+    def has_content(self, record: R) -> bool:
+        """Tell whether the record holds what the question and its answer are made of, beside the metadata."""
+        return record.longest > 0
+
+    def prompt(self, record: R, *, template: int | str | None = None) -> str:
         """Return the question about a cell; no label is needed.
 
         Parameters
@@ -108,13 +105,14 @@ class Task(ABC, Generic[Value]):
         """
         return self._render(self.templates.get(self.short_template(record) if template is None else template), record)
 
-    def short_template(self, record: CellRecord) -> int | str:
-        """Return the shortest wording that states what is known of the cell beside its type: organism, tissue, …."""
-        return TERSE_DESCRIBED if describe_cell(record.metadata) != describe_cell({}) else 0
+    def short_template(self, record: R) -> int | str:
+        """Return the shortest wording that states what else is known of the record: organism, tissue, …."""
+        described = describe_cell(record.metadata) != describe_cell({})
+        return TERSE_DESCRIBED if described and TERSE_DESCRIBED in self.templates.names else 0
 
     def example(
         self,
-        record: CellRecord,
+        record: R,
         *,
         template: int | str | None = None,
         seed: int = 0,
@@ -136,30 +134,30 @@ class Task(ABC, Generic[Value]):
             The record lacks what the prompt or the answer needs, such as the label of an annotation.
         """
         if template is None:
-            chosen = self.templates.choose(record.cell_id, seed=seed, epoch=epoch, held_out=held_out)
+            chosen = self.templates.choose(record.key, seed=seed, epoch=epoch, held_out=held_out)
         else:
             chosen = self.templates.get(template)
         return Example(
             task=self.name,
             prompt=self._render(chosen, record),
             completion=self.completion(record),
-            cell_id=record.cell_id,
+            key=record.key,
             template=chosen.name,
         )
 
-    def completion(self, record: CellRecord) -> str:
+    def completion(self, record: R) -> str:
         """Return the true answer with its leading space and its terminator, such as `" CD4 T."`."""
         return " " + self.templates.answer.format_map(self.answer_fields(record))
 
-    def _render(self, template: Template, record: CellRecord) -> str:
+    def _render(self, template: Template, record: R) -> str:
         return template.render(self.prompt_fields(record))
 
     @abstractmethod
-    def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
+    def prompt_fields(self, record: R) -> Mapping[str, str]:
         """Return the values of the prompt's fields."""
 
     @abstractmethod
-    def answer_fields(self, record: CellRecord) -> Mapping[str, str]:
+    def answer_fields(self, record: R) -> Mapping[str, str]:
         """Return the values of the answer's fields."""
 
     @abstractmethod
@@ -171,9 +169,16 @@ class Task(ABC, Generic[Value]):
         """Read a model's answer, whatever it wrote; never raises on any text."""
 
 
-tasks: Registry[Task] = Registry("task", ("cytoglot.tasks.annotation", "cytoglot.tasks.generation"))
+def _task_modules() -> tuple[str, ...]:
+    """Return every module beside this one but its foundations: a new file is a new task, without a list to extend."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(f"cytoglot.tasks.{name}" for name in found if name not in _FOUNDATIONS)
 
-T = TypeVar("T", bound=Task)
+
+_FOUNDATIONS = {"task", "template", "record", "foreign_templates"}
+tasks: Registry[Task[Any, Any]] = Registry("task", _task_modules())
+
+T = TypeVar("T", bound=Task[Any, Any])
 
 
 def register_task(task: type[T]) -> type[T]:
@@ -182,12 +187,12 @@ def register_task(task: type[T]) -> type[T]:
     return task
 
 
-def require_metadata(record: CellRecord, key: str, *, task: str) -> str:
+def require_metadata(record: CellRecord | CellGroup, key: str, *, task: str) -> str:
     """Return a metadata value that a task cannot do without."""
     value = record.metadata.get(key)
     if value is None:
         known = ", ".join(sorted(record.metadata)) or "nothing"
-        raise InputError(f"task {task!r} needs the {key} of cell {record.cell_id!r}; known of this cell: {known}")
+        raise InputError(f"task {task!r} needs the {key} of {record.key!r}; known of it: {known}")
     return value
 
 
@@ -212,7 +217,7 @@ def with_article(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 
 
-def common_fields(record: CellRecord) -> dict[str, str]:
+def common_fields(record: Record) -> dict[str, str]:
     """Return the fields that every task can fill: the description of the cell, with and without an article."""
     description = describe_cell(record.metadata)
     return {"description": description, "a_description": with_article(description)}

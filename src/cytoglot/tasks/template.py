@@ -22,7 +22,8 @@ from cytoglot.manifest import fingerprint_texts
 TERMINATOR = "."
 """Closes every completion; the tokenizers split it from the word before it."""
 
-GENES_FIELD = "cell_sentence"
+GENES_FIELDS = ("cell_sentence", "genes")
+"""fields that hold genes with a space between them and none before the first"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,11 @@ class TemplateSet:
         return tuple(t for t in self.templates if t.held_out)
 
     @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of all templates."""
+        return frozenset(t.name for t in self.templates)
+
+    @cached_property
     def fingerprint(self) -> str:
         """16 hex digits that change with any wording, its order or its being held out."""
         texts = [self.name, self.answer]
@@ -101,15 +107,15 @@ class TemplateSet:
             )
         return self.training[template]
 
-    def choose(self, cell_id: str, *, seed: int = 0, epoch: int = 0, held_out: bool = False) -> Template:
-        """Return the template of a cell in an epoch: a hash of (seed, task, cell id, epoch).
+    def choose(self, key: str, *, seed: int = 0, epoch: int = 0, held_out: bool = False) -> Template:
+        """Return the template of a record in an epoch: a hash of (seed, task, the record's key, epoch).
 
-        It depends neither on the order of the cells nor on the number of workers. With `held_out` the choice is among
+        It depends neither on the order of the records nor on the number of workers. With `held_out` the choice is among
         the held-out templates alone.
         """
         pool = self.held_out if held_out else self.training
-        key = "\0".join((str(seed), self.name, cell_id, str(epoch))).encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
+        text = "\0".join((str(seed), self.name, key, str(epoch))).encode()
+        digest = hashlib.blake2b(text, digest_size=8).digest()
         return pool[int.from_bytes(digest, "little") % len(pool)]
 
 
@@ -187,9 +193,10 @@ def _check_template(template: Template, templates: TemplateSet) -> None:
         raise InputError(f"{where} names the fields {sorted(unknown)}; known: {list(templates.fields)}")
     if text != text.strip() or not text:
         raise InputError(f"{where} must be non-empty and neither start nor end in white space, found {text!r}")
-    before, genes, after = text.partition("{" + GENES_FIELD + "}")
-    if genes and (not before.endswith(" ") or (after and after[0] not in f"{TERMINATOR} \n")):
-        raise InputError(
-            f"{where}: {{{GENES_FIELD}}} must stand after a space and before a full stop, a space or a line break, "
-            "so that every gene is tokenised as a word of its own"
-        )
+    for genes_field in GENES_FIELDS:
+        before, genes, after = text.partition("{" + genes_field + "}")
+        if genes and (not before.endswith(" ") or (after and after[0] not in f"{TERMINATOR} \n")):
+            raise InputError(
+                f"{where}: {{{genes_field}}} must stand after a space and before a full stop, a space or a line break, "
+                "so that every gene is tokenised as a word of its own"
+            )

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from cytoglot.lm.tokenizer import encode_pair
 from cytoglot.sentence.augment import training_view
-from cytoglot.tasks.task import CellRecord, tasks
+from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.task import tasks
 from cytoglot.train.prepare import PreparedCells
 from cytoglot.train.recipe import TrainRecipe
 
