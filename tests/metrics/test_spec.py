@@ -32,6 +32,8 @@ ARGUMENTS = {
     "pairwise_overlap": (SENTENCES,),
     "pairwise_diversity": (SENTENCES,),
     "mean_overlap": (SENTENCES[:3], SENTENCES[3:]),
+    "exact_match": ("CD4 T cell.", "cd4 T"),
+    "token_f1": ("CD4 T cell.", "cd4 T"),
     "knn_type_agreement": (RNG.normal(size=(50, 2)), TRUTH, RNG.normal(size=(50, 2)), PREDICTED),
 }
 

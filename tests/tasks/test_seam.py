@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import pytest
+from task_records import SYMBOLS, record_for
 
-from cytoglot.tasks import CellRecord, tasks
+from cytoglot.tasks import tasks
 
 tokenizer_module = pytest.importorskip("cytoglot.lm.tokenizer")
 
-GENES = ("MALAT1", "HLA-DRA", "AC093323.3", "NKX2-1", "Actb")
-RECORD = CellRecord(genes=GENES, metadata={"cell_type": "CD14+ Mono", "tissue": "lung"}, cell_id="c")
-EXAMPLES = [tasks[n].example(RECORD, template=t.name) for n in tasks for t in tasks[n].templates.templates]
+EXAMPLES = [
+    tasks[n].example(record_for(tasks[n]), template=t.name) for n in tasks for t in tasks[n].templates.templates
+]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():  # type: ignore[no-untyped-def]
-    return tokenizer_module.build_tokenizer(GENES, [e.prompt for e in EXAMPLES])
+    return tokenizer_module.build_tokenizer(SYMBOLS, [e.prompt for e in EXAMPLES])
 
 
 def test_every_gene_is_one_token_and_the_terminator_another(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    genes = set(tokenizer_module.word_token_ids(tokenizer, GENES).tolist())
+    genes = set(tokenizer_module.word_token_ids(tokenizer, SYMBOLS).tolist())
     for example in EXAMPLES:
         ids = tokenizer(example.prompt + example.completion, add_special_tokens=False)["input_ids"]
-        assert sum(token in genes for token in ids) == len(GENES)
+        text = example.prompt + example.completion
+        assert sum(token in genes for token in ids) == sum(text.count(" " + symbol) for symbol in SYMBOLS)
         assert tokenizer.convert_ids_to_tokens(ids[-1:]) == ["."]
 
 

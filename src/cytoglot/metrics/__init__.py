@@ -33,6 +33,7 @@ from cytoglot.metrics.generation import (
     validity,
 )
 from cytoglot.metrics.spec import MetricSpec, metric, metrics
+from cytoglot.metrics.text import exact_match, token_f1
 from cytoglot.metrics.uncertainty import (
     AdditiveStatistic,
     Interval,
@@ -61,6 +62,7 @@ __all__ = [
     "duplicate_share",
     "ece",
     "ece_statistic",
+    "exact_match",
     "gene_jaccard",
     "gene_overlap",
     "gene_precision",
@@ -79,5 +81,6 @@ __all__ = [
     "pairwise_overlap",
     "per_class",
     "resampling_unit",
+    "token_f1",
     "validity",
 ]

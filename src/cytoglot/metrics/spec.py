@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 from cytoglot.registry import Registry
 
 Direction = Literal["higher", "lower"]
-Inputs = Literal["labels", "probabilities", "sentence", "sentence_pair", "sentences", "vectors"]
+Inputs = Literal["labels", "probabilities", "sentence", "sentence_pair", "sentences", "vectors", "text_pair"]
 Function = TypeVar("Function", bound=Callable[..., float])
 
 
@@ -45,7 +45,9 @@ class MetricSpec:
         return math.isnan(value) or self.low - 1e-9 <= value <= self.high + 1e-9
 
 
-metrics: Registry[MetricSpec] = Registry("metric", ("cytoglot.metrics.classification", "cytoglot.metrics.generation"))
+metrics: Registry[MetricSpec] = Registry(
+    "metric", ("cytoglot.metrics.classification", "cytoglot.metrics.generation", "cytoglot.metrics.text")
+)
 
 
 def metric(

@@ -14,7 +14,6 @@ from cytoglot.tasks.task import (
     NO_GENES,
     AnswerSpace,
     Task,
-    common_fields,
     register_task,
     require_metadata,
 )
@@ -49,7 +48,7 @@ class CellTypeAnnotation(Task[CellRecord, ParsedLabel]):
     def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
         """Return the number of genes, the genes ("none" for an empty cell) and the description."""
         genes = " ".join(record.genes) or NO_GENES
-        return common_fields(record) | {"num_genes": str(len(record.genes)), "cell_sentence": genes}
+        return self.common_fields(record) | {"num_genes": str(len(record.genes)), "cell_sentence": genes}
 
     def answer_fields(self, record: CellRecord) -> Mapping[str, str]:
         """Return the cell type; an InputError if the record has none."""

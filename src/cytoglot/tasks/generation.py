@@ -9,7 +9,7 @@ from cytoglot.answer_format import DistinctWords
 from cytoglot.errors import InputError
 from cytoglot.sentence.parse import ParsedSentence, parse_genes
 from cytoglot.tasks.record import CellRecord
-from cytoglot.tasks.task import AnswerSpace, Task, common_fields, register_task, require_metadata
+from cytoglot.tasks.task import AnswerSpace, Task, register_task, require_metadata
 
 if TYPE_CHECKING:
     from cytoglot.data.genes import GeneVocabulary
@@ -33,7 +33,7 @@ class _Generation(Task[CellRecord, ParsedSentence]):
                 f"task {self.name!r} needs the number of genes to write for cell {record.cell_id!r}, found an empty "
                 "cell; pass num_genes, or leave out cells without expressed genes"
             )
-        return common_fields(record) | {"num_genes": str(num_genes)}
+        return self.common_fields(record) | {"num_genes": str(num_genes)}
 
     def answer_fields(self, record: CellRecord) -> Mapping[str, str]:
         """Return the cell sentence; an InputError if the cell is empty."""

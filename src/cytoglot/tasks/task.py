@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from cytoglot.answer_format import AnswerFormat
 from cytoglot.errors import InputError
 from cytoglot.registry import Registry
-from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, Record, Unit
+from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, Unit
 from cytoglot.tasks.template import Template, TemplateSet, load_templates
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class Task(ABC, Generic[R, Value]):
     """what one example is about"""
     required_metadata: ClassVar[tuple[str, ...]] = ()
     """what must be known of a record to make an example of it"""
+    hidden_metadata: ClassVar[tuple[str, ...]] = ()
+    """what a prompt must not tell because it is the answer, or gives it away"""
     reverse: ClassVar[str | None] = None
     """the task that asks the other way round, where there is one"""
     closed_answer: ClassVar[bool] = False
@@ -107,8 +109,17 @@ class Task(ABC, Generic[R, Value]):
 
     def short_template(self, record: R) -> int | str:
         """Return the shortest wording that states what else is known of the record: organism, tissue, …."""
-        described = describe_cell(record.metadata) != describe_cell({})
+        described = self.describe(record) != describe_cell({})
         return TERSE_DESCRIBED if described and TERSE_DESCRIBED in self.templates.names else 0
+
+    def describe(self, record: R) -> str:
+        """Return `describe_cell` of the metadata that the prompt may tell."""
+        return describe_cell({key: value for key, value in record.metadata.items() if key not in self.hidden_metadata})
+
+    def common_fields(self, record: R) -> dict[str, str]:
+        """Return the fields that every task can fill: the description of the cell, with and without an article."""
+        description = self.describe(record)
+        return {"description": description, "a_description": with_article(description)}
 
     def example(
         self,
@@ -215,9 +226,3 @@ def describe_cell(metadata: Mapping[str, str]) -> str:
 def with_article(noun: str) -> str:
     """Put "a" or "an" before a noun, by its first letter."""
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
-
-
-def common_fields(record: Record) -> dict[str, str]:
-    """Return the fields that every task can fill: the description of the cell, with and without an article."""
-    description = describe_cell(record.metadata)
-    return {"description": description, "a_description": with_article(description)}
