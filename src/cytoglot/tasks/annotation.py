@@ -71,23 +71,28 @@ class CellTypeAnnotation(Task[CellRecord, ParsedLabel]):
         return OneOf(options=space.labels)
 
     def parse(self, answer: str, space: AnswerSpace) -> ParsedLabel:
-        """Read a label: letter for letter, else regardless of case and spacing if that leaves one label.
+        """Return `parse_label` of the answer."""
+        return parse_label(answer, space.labels)
 
-        Tried in turn: the first line, the line without its terminator, the line up to its first terminator. So a
-        label that itself holds a full stop is found. Without labels in `space` the text itself is the label.
-        """
-        candidates = _candidates(answer)
-        text = candidates[1]
-        if not space.labels:
-            return ParsedLabel(label=text or None, text=text, match="exact" if text else "none")
-        exact = next((c for c in candidates if c in space.labels), None)
-        if exact is not None:
-            return ParsedLabel(label=exact, text=text, match="exact")
-        folded = _folded_labels(space.labels)
-        for candidate in candidates:
-            if (label := folded.get(_fold(candidate))) is not None:
-                return ParsedLabel(label=label, text=text, match="case")
-        return ParsedLabel(label=None, text=text, match="none")
+
+def parse_label(answer: str, labels: tuple[str, ...]) -> ParsedLabel:
+    """Read a label: letter for letter, else regardless of case and spacing if that leaves one label.
+
+    Tried in turn: the first line, the line without its terminator, the line up to its first terminator. So a label that
+    itself holds a full stop is found. Without `labels` the text itself is the label.
+    """
+    candidates = _candidates(answer)
+    text = candidates[1]
+    if not labels:
+        return ParsedLabel(label=text or None, text=text, match="exact" if text else "none")
+    exact = next((c for c in candidates if c in labels), None)
+    if exact is not None:
+        return ParsedLabel(label=exact, text=text, match="exact")
+    folded = _folded_labels(labels)
+    for candidate in candidates:
+        if (label := folded.get(_fold(candidate))) is not None:
+            return ParsedLabel(label=label, text=text, match="case")
+    return ParsedLabel(label=None, text=text, match="none")
 
 
 def _candidates(answer: str) -> tuple[str, str, str]:

@@ -211,14 +211,14 @@ _ORGANISMS = {"homo sapiens": "human", "mus musculus": "mouse", "rattus norvegic
 _REMARKS = ("disease", "condition", "development_stage", "sex", "assay")
 
 
-def describe_cell(metadata: Mapping[str, str]) -> str:
+def describe_cell(metadata: Mapping[str, str], *, noun: str = "cell") -> str:
     """Return what is known of a cell as a noun, without an article: "human pancreas cell (disease: normal)" or "cell".
 
     Never tells the cell type, the donor or the batch: the first is an answer, the others would teach nothing that
-    holds for another data set.
+    holds for another data set. With `noun="cells"` it speaks of several.
     """
     organism = metadata.get("organism", "")
-    noun = " ".join(w for w in (_ORGANISMS.get(organism.lower(), organism), metadata.get("tissue", ""), "cell") if w)
+    noun = " ".join(w for w in (_ORGANISMS.get(organism.lower(), organism), metadata.get("tissue", ""), noun) if w)
     remarks = [f"{key.replace('_', ' ')}: {metadata[key]}" for key in _REMARKS if key in metadata]
     return f"{noun} ({', '.join(remarks)})" if remarks else noun
 
