@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytoglot.cell_model.load import CellModel
+    from cytoglot.corpus.folder import Corpus
     from cytoglot.train.recipe import TrainRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -81,6 +82,80 @@ def cells_file(cells: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("cells") / "cells.h5ad"
     cells.write_h5ad(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def small_corpus(cells: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """`cells` as a corpus with every kind of record; not to be changed. Donors 4 and 5 are validation and test.
+
+    Training cells are in two shards and in groups of three neighbours of one donor. Two tissues, two sexes, one mouse
+    gene as the ortholog of each of the first ten genes.
+    """
+    return write_small_corpus(cells, tmp_path_factory.mktemp("small_corpus") / "corpus")
+
+
+def write_small_corpus(cells: AnnData, folder: Path) -> Corpus:
+    """Write the corpus of the fixture, for tests that damage it."""
+    import numpy as np
+
+    from cytoglot.corpus.folder import SourceInfo, write_corpus
+    from cytoglot.corpus.shard_file import make_block
+    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.sentence.encode import encode
+    from cytoglot.tasks import CellTypeTerm, GeneSet
+
+    symbols = (*map(str, cells.var_names), *(str(name).capitalize() + "m" for name in cells.var_names[:10]))
+    vocabulary = GeneVocabulary(symbols)
+    sentences = encode(cells, genes=vocabulary)
+    donors = cells.obs["donor"].astype(str).to_numpy()
+    names = sorted(set(donors))
+    orthologs = np.full(len(symbols), -1)
+    orthologs[:10], orthologs[-10:] = np.arange(len(symbols) - 10, len(symbols)), np.arange(10)
+
+    def block(chosen: list[str]) -> Any:
+        rows = np.flatnonzero(np.isin(donors, chosen))
+        rows = rows[np.argsort(donors[rows], kind="stable")]
+        part, numbers = sentences[rows], np.array([names.index(donor) for donor in donors[rows]])
+        place = np.concatenate([np.arange(n) for n in np.unique(numbers, return_counts=True)[1]])
+        return make_block(
+            cell_ids=part.cell_ids,
+            offsets=part.offsets,
+            gene_ids=part.gene_ids,
+            n_genes=len(symbols),
+            source=["synthetic"] * len(rows),
+            metadata={
+                "cell_type": cells.obs["cell_type"].astype(str).to_numpy()[rows],
+                "donor_id": donors[rows],
+                "organism": ["human"] * len(rows),
+                "tissue": np.where(numbers % 2, "lung", "blood"),
+                "sex": np.where(numbers % 3, "female", "male"),
+                "disease": [None if n == 0 else "normal" for n in numbers],
+            },
+            group=np.unique(numbers * 1000 + place // 3, return_inverse=True)[1],
+        )
+
+    sets = [GeneSet(name=f"programme {i}", genes=symbols[i * 9 : i * 9 + 9], collection="made") for i in range(9)]
+    terms = [
+        CellTypeTerm(
+            label=f"type {i}", definition=f"A cell of kind {i}.", term_id=f"CL:{i}", markers=symbols[i : i + 4]
+        )
+        for i in range(9)
+    ]
+    return write_corpus(
+        folder,
+        {
+            "train": [block(names[:2]), block(names[2:-2])],
+            "validation": [block(names[-2:-1])],
+            "test": [block(names[-1:])],
+        },
+        vocabulary=vocabulary,
+        sources=[
+            SourceInfo(name="synthetic", organism="human", licence="CC0", abstract="Cells that were made by a recipe.")
+        ],
+        gene_sets={"train": sets[:6], "validation": sets[6:7], "test": sets[7:]},
+        terms={"train": terms[:6], "validation": terms[6:7], "test": terms[7:]},
+        orthologs=orthologs,
+    )
 
 
 @pytest.fixture(scope="session")
