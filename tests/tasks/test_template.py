@@ -16,7 +16,7 @@ NAMES = ["cell_type_annotation", "cell_generation", "unconditional_generation"]
 def template_file(folder: Path, text: str = "Genes: {cell_sentence}. Type:", answer: str = "{cell_type}.") -> Path:
     path = folder / "own.toml"
     path.write_text(
-        f'name = "own"\nfields = ["cell_sentence", "num_genes"]\nanswer = "{answer}"\n'
+        f'name = "own"\nfields = ["cell_sentence", "num_genes", "cell_sentences"]\nanswer = "{answer}"\n'
         f'[[prompt]]\nname = "first"\ntext = "{text}"\n',
         encoding="utf-8",
     )
@@ -96,8 +96,10 @@ def test_the_fingerprint_follows_the_wording(tmp_path: Path) -> None:
         ("", r"must be non-empty"),
         (
             "Genes: {cell_sentence} of {tissue}",
-            r"names the fields \['tissue'\]; known: \['cell_sentence', 'num_genes'\]",
+            r"names the fields \['tissue'\]; known: \['cell_sentence', 'num_genes', 'cell_sentences'\]",
         ),
+        ("Cells: {cell_sentences}", r"{cell_sentences} must stand at the start of a line"),
+        (r"Cells:\n{cell_sentences} Tissue:", r"must stand at .* before a full stop or a line break"),
     ],
 )
 def test_a_wording_that_breaks_a_rule_is_refused(tmp_path: Path, text: str, message: str) -> None:

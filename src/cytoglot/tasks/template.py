@@ -24,6 +24,8 @@ TERMINATOR = "."
 
 GENES_FIELDS = ("cell_sentence", "genes")
 """fields that hold genes with a space between them and none before the first"""
+LINES_FIELD = "cell_sentences"
+"""the field that holds several cells, a line for each"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,3 +202,9 @@ def _check_template(template: Template, templates: TemplateSet) -> None:
                 f"{where}: {{{genes_field}}} must stand after a space and before a full stop, a space or a line break, "
                 "so that every gene is tokenised as a word of its own"
             )
+    before, lines, after = text.partition("{" + LINES_FIELD + "}")
+    if lines and ((before and before[-1] != "\n") or (after and after[0] not in f"{TERMINATOR}\n")):
+        raise InputError(
+            f"{where}: {{{LINES_FIELD}}} must stand at the start of a line and before a full stop or a line break, "
+            "because it is a line for each cell"
+        )
