@@ -93,7 +93,7 @@ def test_the_plan_deals_tasks_by_their_shares_and_cells_without_replacement(
 ) -> None:
     plan = plan_training(prepared, tiny_recipe, n_examples=4000, seed=0)
     shares = {name: float((plan.task == name).mean()) for name in set(plan.task)}
-    assert shares["cell_type_annotation"] == pytest.approx(tiny_recipe.tasks.cell_type_annotation, abs=0.03)
+    assert shares["cell_type_annotation"] == pytest.approx(tiny_recipe.tasks["cell_type_annotation"], abs=0.03)
     assert set(plan.row) <= set(prepared.rows("train", labelled=False))
     times = np.bincount(plan.row[plan.task == "cell_type_annotation"])
     times = times[prepared.rows("train", labelled=True)]

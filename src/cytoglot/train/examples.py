@@ -110,9 +110,8 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
 def plan_training(prepared: PreparedCells, recipe: TrainRecipe, *, n_examples: int, seed: int) -> ExamplePlan:
     """Deal tasks by their shares and cells without replacement within each pass; batches hold similar lengths."""
     rng = np.random.default_rng([seed, 2])
-    mix = recipe.tasks.model_dump()
-    names = np.array([name for name, share in mix.items() if share > 0], dtype=object)
-    shares = np.array([mix[name] for name in names])
+    names = np.array(list(recipe.tasks), dtype=object)
+    shares = np.array([recipe.tasks[name] for name in names])
     task = names[rng.choice(len(names), size=n_examples, p=shares / shares.sum())]
     row = np.empty(n_examples, dtype=np.int64)
     for name in names:

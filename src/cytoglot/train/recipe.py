@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cytoglot.config import Settings
 from cytoglot.data.qc import QcSettings
+from cytoglot.errors import nearest_names
 from cytoglot.lm.scratch import ScratchSettings
 from cytoglot.sentence.augment import AugmentSettings
 from cytoglot.sentence.cell_sentence import TieRule
+from cytoglot.tasks.task import tasks
 
 
 class SentenceRecipe(Settings):
@@ -43,15 +45,7 @@ class ModelRecipe(Settings):
     """number of singular vectors"""
 
 
-class TaskMix(Settings):
-    """Shares of the tasks among the examples (they are normalised)."""
-
-    cell_type_annotation: float = Field(default=0.5, ge=0)
-    """cell sentence → cell type"""
-    cell_generation: float = Field(default=0.45, ge=0)
-    """cell type → cell sentence"""
-    unconditional_generation: float = Field(default=0.05, ge=0)
-    """nothing → cell sentence; also from training cells without a label"""
+DEFAULT_TASKS = {"cell_type_annotation": 0.5, "cell_generation": 0.45, "unconditional_generation": 0.05}
 
 
 class OptimRecipe(Settings):
@@ -94,8 +88,9 @@ class TrainRecipe(Settings):
     """quality control of the training file; off by default, so that every labelled cell is kept"""
     model: ModelRecipe = ModelRecipe()
     """the language model"""
-    tasks: TaskMix = TaskMix()
-    """what it learns"""
+    tasks: dict[str, float] = Field(default=DEFAULT_TASKS)
+    """shares of the tasks among the examples (they are normalised); a task that is not named has none. A corpus is
+    learned with equal shares of all tasks that it can ask, unless they are named"""
     paraphrase_share: float = Field(default=0.2, ge=0, le=1)
     """share of the examples whose prompt is any training paraphrase; the rest have the terse one"""
     augment: AugmentSettings = AugmentSettings()
@@ -108,3 +103,16 @@ class TrainRecipe(Settings):
     """metadata stated in every prompt, such as organism: human"""
     control: Literal["none", "shuffled_labels"] = "none"
     """`shuffled_labels` permutes the labels of the training cells: the control that must reach chance"""
+
+    @field_validator("tasks")
+    @classmethod
+    def _known_tasks(cls, shares: dict[str, float]) -> dict[str, float]:
+        """Refuse unknown names, negative shares, and a mixture of nothing."""
+        for name, share in shares.items():
+            if name not in tasks:
+                raise ValueError(f"unknown task {name!r}, {nearest_names(name, tasks)}")
+            if share < 0:
+                raise ValueError(f"the share of task {name!r} must be at least 0")
+        if sum(shares.values()) <= 0:
+            raise ValueError("at least one task needs a share above 0")
+        return {name: share for name, share in shares.items() if share > 0}

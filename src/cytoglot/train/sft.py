@@ -34,6 +34,7 @@ from cytoglot.lm.scratch import scratch_model
 from cytoglot.lm.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, fit_rank_curve
+from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
 from cytoglot.train.calibrate import calibrate, generation_temperature
 from cytoglot.train.callbacks import History, WeightAverage
@@ -103,6 +104,7 @@ def train(
     if _is_finished(folder) and not overwrite:
         logger.info("%s is finished already; pass overwrite to train it again", folder)
         return load_model(folder, device=device)
+    _check_tasks(settings)
     set_threads(threads)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
     _open_work(folder, manifest, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
@@ -124,6 +126,17 @@ def _manifest(
         seeds={"seed": seed},
         inputs={"cells": cells, "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData"},
     )
+
+
+def _check_tasks(recipe: TrainRecipe) -> None:
+    """Refuse tasks that ask for more than a file of labelled cells tells."""
+    record = CellRecord(genes=("GENE1", "GENE2"), metadata={**recipe.context, "cell_type": "B"}, cell_id="c")
+    for name in recipe.tasks:
+        if tasks[name].unit != "cell" or not tasks[name].can_ask(record):
+            raise InputError(
+                f"task {name!r} needs more than the genes and types of single cells; build a corpus with "
+                "`cytoglot corpus build` and train on that"
+            )
 
 
 def _is_finished(folder: Path) -> bool:
@@ -260,7 +273,7 @@ def _start_model(prepared: PreparedCells, recipe: TrainRecipe, *, seed: int, dev
 
 def _tokenizer(prepared: PreparedCells, recipe: TrainRecipe) -> PreTrainedTokenizerBase:
     """Byte-level pieces are learned from all wordings of all tasks and from the labels."""
-    texts = [template.text for name in recipe.tasks.model_dump() for template in tasks[name].templates.training]
+    texts = [template.text for name in recipe.tasks for template in tasks[name].templates.training]
     texts += [f" {label}." for label in label_table(prepared)] * 20  # labels are few beside the wordings
     texts += [" ".join(recipe.context.values())]
     return build_tokenizer(
@@ -341,7 +354,7 @@ def _spec(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, l
         words_per_label=word_quantiles(prepared),
         expressed_per_word=_expressed_per_word(prepared, rows),
         context=recipe.context,
-        tasks=tuple(name for name, share in recipe.tasks.model_dump().items() if share > 0),
+        tasks=tuple(recipe.tasks),
         augment=recipe.augment,
         views=recipe.views,
         manifest=manifest.to_dict(),
