@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from dataclasses import replace
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.load import CellModel, load_model
-from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, CellModelSpec, save_split
+from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, save_split
 from cytoglot.config import load_recipe
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
@@ -41,7 +40,8 @@ from cytoglot.train.callbacks import History, WeightAverage
 from cytoglot.train.examples import Examples, collate, plan_training, plan_validation
 from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells, word_quantiles
 from cytoglot.train.recipe import TrainRecipe
-from cytoglot.train.trainer import AnswerTrainer, optimiser_and_schedule
+from cytoglot.train.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
+from cytoglot.train.trainer import AnswerTrainer, optimiser_and_schedule, training_arguments
 from cytoglot.train.word_vectors import co_expression_vectors
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-WORK = ".work"
 _MAX_VALIDATION_CELLS = 1000
 
 
@@ -100,14 +99,14 @@ def train(
     manifest = _manifest(adata, source, settings, label=label, split_by=split_by, split=split, seed=seed)
     if gene_options != DEFAULT_GENES:  # what they did to the cells is in the inputs already
         manifest = replace(manifest, config={**manifest.config, **gene_options.to_dict()})
-    _check_folder(folder, manifest, overwrite=overwrite)
-    if _is_finished(folder) and not overwrite:
+    check_folder(folder, manifest, overwrite=overwrite)
+    if is_finished(folder) and not overwrite:
         logger.info("%s is finished already; pass overwrite to train it again", folder)
         return load_model(folder, device=device)
     _check_tasks(settings)
     set_threads(threads)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
-    _open_work(folder, manifest, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
+    open_work(folder, manifest, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
     for message in prepared.messages:
         logger.info("%s", message)
     lm, history = _fit(prepared, settings, folder, seed=seed, device=device)
@@ -139,41 +138,6 @@ def _check_tasks(recipe: TrainRecipe) -> None:
             )
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / SPEC_FILE).is_file() and not (folder / WORK).is_dir()
-
-
-def _check_folder(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
-    """Refuse a folder of other things, and without `overwrite` a folder of another run."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; pass a folder for the model")
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    started = folder / WORK / "manifest.json"
-    if not _is_finished(folder) and not started.is_file():
-        raise InputError(f"{folder} is not empty and holds no run of cytoglot; pass another folder for the model")
-    if overwrite:
-        return
-    finished = _is_finished(folder)
-    before = CellModelSpec.load(folder).manifest if finished else json.loads(started.read_text(encoding="utf-8"))
-    after = manifest.to_dict()
-    changed = [name for name in ("config", "seeds", "inputs") if before.get(name) != after[name]]
-    if changed:
-        state, aim = ("a finished model", "to load it") if finished else ("an unfinished run", "to resume it")
-        raise InputError(
-            f"{folder} holds {state} with other {' and '.join(changed)}; "
-            f"pass the same settings {aim}, or --overwrite to start anew"
-        )
-
-
-def _open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
-    """Make the work folder, which marks the run as unfinished, or go on with the one that is there."""
-    if overwrite and folder.is_dir():
-        shutil.rmtree(folder)
-    if not (folder / WORK / "manifest.json").is_file():
-        write_json(folder / WORK / "manifest.json", manifest.to_dict())
-
-
 def _fit(
     prepared: PreparedCells, recipe: TrainRecipe, folder: Path, *, seed: int, device: str
 ) -> tuple[LanguageModel, History]:
@@ -188,7 +152,7 @@ def _fit(
     validation = make(plan=plan_validation(prepared, max_cells=_MAX_VALIDATION_CELLS, seed=seed), augmented=False)
     trainer = AnswerTrainer(
         model=lm.model,
-        args=_training_arguments(folder / WORK, recipe, lm, seed=seed, validates=len(validation) > 0),
+        args=training_arguments(folder / WORK, recipe, lm, seed=seed, validates=len(validation) > 0),
         data_collator=partial(collate, pad_token_id=padding_id(lm.tokenizer)),
         train_dataset=make(plan=plan_training(prepared, recipe, n_examples=n_examples, seed=seed), augmented=True),
         eval_dataset=validation if len(validation) else None,
@@ -196,7 +160,7 @@ def _fit(
         average=average,
         history=history,
     )
-    checkpoint = _last_checkpoint(folder / WORK)
+    checkpoint = last_checkpoint(folder / WORK)
     if checkpoint is not None:
         logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
         average.restore(checkpoint)
@@ -207,44 +171,6 @@ def _fit(
     average.keep_best()
     lm.model.eval()
     return lm, history
-
-
-def _training_arguments(
-    work: Path, recipe: TrainRecipe, lm: LanguageModel, *, seed: int, validates: bool
-) -> TrainingArguments:
-    optim = recipe.optim
-    return TrainingArguments(
-        output_dir=str(work),
-        max_steps=optim.steps,
-        per_device_train_batch_size=optim.batch_size,
-        per_device_eval_batch_size=optim.batch_size * 2,
-        max_grad_norm=optim.max_grad_norm,
-        bf16=optim.bf16,
-        eval_strategy="steps" if validates else "no",
-        eval_steps=optim.evaluate_every,
-        save_strategy="steps",
-        save_steps=optim.evaluate_every,
-        save_total_limit=2,
-        logging_steps=max(1, min(10, optim.steps // 10)),
-        train_sampling_strategy="sequential",  # the order of the examples is part of the plan
-        remove_unused_columns=False,
-        label_names=["weights"],
-        prediction_loss_only=True,
-        disable_tqdm=True,
-        log_level="error",
-        report_to="none",
-        seed=seed,
-        use_cpu=lm.device.type == "cpu",
-        dataloader_pin_memory=lm.device.type == "cuda",
-    )
-
-
-def _last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole (the trainer state is its last file)."""
-    found = [
-        p for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and (p / "history.json").is_file()
-    ]
-    return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
 
 
 def _start_model(prepared: PreparedCells, recipe: TrainRecipe, *, seed: int, device: str) -> LanguageModel:
@@ -299,21 +225,13 @@ def _finish(
     with own_progress_only():
         lm.model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
-    _readable_like_other_files(folder)
+    make_readable(folder)
     save_split(prepared.split, folder)
     write_json(folder / TRAINING_FILE, {"history": history.rows, "messages": list(prepared.messages)})
     model.spec.save(folder)
     shutil.rmtree(folder / WORK, ignore_errors=True)
     logger.info("wrote %s (calibration and saving took %.1f s)", folder, time.perf_counter() - started)
     return model
-
-
-def _readable_like_other_files(folder: Path) -> None:
-    """Give the weights the mode of any new file: safetensors writes them for their owner alone."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o666 & ~umask)
 
 
 def _calibrated(model: CellModel, prepared: PreparedCells) -> CellModel:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import PrinterCallback, Trainer, get_cosine_schedule_with_warmup
+from transformers import PrinterCallback, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
+from cytoglot.lm.load import LanguageModel
 from cytoglot.train.callbacks import History, WeightAverage
-from cytoglot.train.recipe import OptimRecipe
+from cytoglot.train.recipe import OptimRecipe, TrainRecipe
 
 
 class AnswerTrainer(Trainer):
@@ -65,3 +67,34 @@ def optimiser_and_schedule(
     optimiser = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98))
     warmup = max(1, round(recipe.warmup_share * recipe.steps))
     return optimiser, get_cosine_schedule_with_warmup(optimiser, warmup, recipe.steps)
+
+
+def training_arguments(
+    work: Path, recipe: TrainRecipe, lm: LanguageModel, *, seed: int, validates: bool
+) -> TrainingArguments:
+    """Return what `transformers` is to do: our steps and looks, our bar, nothing reported anywhere."""
+    optim = recipe.optim
+    return TrainingArguments(
+        output_dir=str(work),
+        max_steps=optim.steps,
+        per_device_train_batch_size=optim.batch_size,
+        per_device_eval_batch_size=optim.batch_size * 2,
+        max_grad_norm=optim.max_grad_norm,
+        bf16=optim.bf16,
+        eval_strategy="steps" if validates else "no",
+        eval_steps=optim.evaluate_every,
+        save_strategy="steps",
+        save_steps=optim.evaluate_every,
+        save_total_limit=2,
+        logging_steps=max(1, min(10, optim.steps // 10)),
+        train_sampling_strategy="sequential",  # the order of the examples is part of the plan
+        remove_unused_columns=False,
+        label_names=["weights"],
+        prediction_loss_only=True,
+        disable_tqdm=True,
+        log_level="error",
+        report_to="none",
+        seed=seed,
+        use_cpu=lm.device.type == "cpu",
+        dataloader_pin_memory=lm.device.type == "cuda",
+    )

@@ -1,0 +1,70 @@
+"""The folder of a training run: empty, unfinished, finished, or of another run.
+
+It is unfinished while it holds `.work`, which keeps what the run is made of and its checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from cytoglot.atomic import write_json
+from cytoglot.cell_model.spec import SPEC_FILE, CellModelSpec
+from cytoglot.errors import InputError
+from cytoglot.manifest import Manifest
+
+WORK = ".work"
+
+
+def is_finished(folder: Path) -> bool:
+    """Tell whether the folder holds a finished model."""
+    return (folder / SPEC_FILE).is_file() and not (folder / WORK).is_dir()
+
+
+def check_folder(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
+    """Refuse a folder of other things, and without `overwrite` a folder of another run."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; pass a folder for the model")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    started = folder / WORK / "manifest.json"
+    if not is_finished(folder) and not started.is_file():
+        raise InputError(f"{folder} is not empty and holds no run of cytoglot; pass another folder for the model")
+    if overwrite:
+        return
+    finished = is_finished(folder)
+    before = CellModelSpec.load(folder).manifest if finished else json.loads(started.read_text(encoding="utf-8"))
+    after = manifest.to_dict()
+    changed = [name for name in ("config", "seeds", "inputs") if before.get(name) != after[name]]
+    if changed:
+        state, aim = ("a finished model", "to load it") if finished else ("an unfinished run", "to resume it")
+        raise InputError(
+            f"{folder} holds {state} with other {' and '.join(changed)}; "
+            f"pass the same settings {aim}, or --overwrite to start anew"
+        )
+
+
+def open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
+    """Make the work folder, which marks the run as unfinished, or go on with the one that is there."""
+    if overwrite and folder.is_dir():
+        shutil.rmtree(folder)
+    if not (folder / WORK / "manifest.json").is_file():
+        write_json(folder / WORK / "manifest.json", manifest.to_dict())
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole (the trainer state is its last file)."""
+    found = [
+        p for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and (p / "history.json").is_file()
+    ]
+    return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+
+
+def make_readable(folder: Path) -> None:
+    """Give the weights the mode of any new file: safetensors writes them for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.glob("*.safetensors"):
+        file.chmod(0o666 & ~umask)
