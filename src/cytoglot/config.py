@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -79,15 +80,41 @@ def _explain(model: type[BaseModel], error: ValidationError, path: str | Path | 
             parts.append(
                 f"unknown key {name!r}, {nearest_names(str(fault['loc'][-1]), _known_keys(model, fault['loc'][:-1]))}"
             )
+        elif fault["type"] == "value_error":  # raised by a validator of ours, which says itself what was found
+            message = fault["msg"].removeprefix("Value error, ")
+            parts.append(f"{name}: {message}" if name else message)
         else:
             parts.append(f"{name}: {fault['msg']}, found {fault['input']!r}")
     return f"{where}: " + "; ".join(parts)
 
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """Return the fields of the model that a location leads to, through lists, mappings and optional models."""
+    annotations: list[Any] = [model]
     for step in location:
-        field = model.model_fields.get(str(step))
-        nested = field.annotation if field is not None else None
-        if isinstance(nested, type) and issubclass(nested, BaseModel):
-            model = nested
-    return list(model.model_fields)
+        # pydantic names the member of a union in the location; such a step leads nowhere and is skipped
+        annotations = [inner for a in annotations for inner in _inside(a, step)] or annotations
+    models = [m for a in annotations for m in _members(a) if _is_model(m)]
+    return list(dict.fromkeys(name for m in models for name in m.model_fields))
+
+
+def _inside(annotation: Any, step: int | str) -> list[Any]:
+    """Return the types of what lies under the key or position `step` of a value of type `annotation`."""
+    found: list[Any] = []
+    for member in _members(annotation):
+        if _is_model(member):
+            field = member.model_fields.get(str(step))
+            found += [] if field is None else [field.annotation]
+        elif (arguments := get_args(member)) and get_origin(member) is not Literal:
+            found.append(next(a for a in reversed(arguments) if a is not Ellipsis))
+    return found
+
+
+def _members(annotation: Any) -> list[Any]:
+    if get_origin(annotation) in (Union, UnionType):
+        return [member for argument in get_args(annotation) for member in _members(argument)]
+    return [annotation]
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

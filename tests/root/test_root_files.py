@@ -105,6 +105,32 @@ def test_recipe_faults_say_what_to_do(overrides: list[str], message: str) -> Non
         load_recipe(_Outer, None, overrides)
 
 
+class _Sources(Settings):
+    several: list[_Outer] = []
+    by_name: dict[str, _Inner] = {}
+    perhaps: _Inner | None = None
+    either: int | _Inner = 3
+    plain: dict[str, str] = {}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("several: [{name: x}, {nam: y}]", r"unknown key 'several\.1\.nam', did you mean 'name'"),
+        ("several: [{inner: {stepz: 1}}]", r"unknown key 'several\.0\.inner\.stepz', did you mean 'steps'"),
+        ("by_name: {a: {stepz: 1}}", r"unknown key 'by_name\.a\.stepz', did you mean 'steps'"),
+        ("perhaps: {stepz: 1}", r"unknown key 'perhaps\.stepz', did you mean 'steps'"),
+        ("either: {stepz: 1}", r"either\._Inner\.stepz', did you mean 'steps'"),
+        ("seeveral: []", r"unknown key 'seeveral', did you mean 'several'"),
+    ],
+)
+def test_a_misspelt_key_anywhere_in_a_recipe_has_a_suggestion(tmp_path: Path, values: str, message: str) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(values)
+    with pytest.raises(InputError, match=message):
+        load_recipe(_Sources, recipe)
+
+
 def test_recipe_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_recipe(_Outer, tmp_path / "none.yaml")
