@@ -1,0 +1,56 @@
+"""corpus build: cells of many files as one training corpus."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from cytoglot.cli.output import DryRun, Json, Overwrite, Seed, quiet_for_json, show
+
+if TYPE_CHECKING:
+    from cytoglot.corpus.engines import Engine
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe: sources, genes, cells, splits.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `corpus build` wrote.")]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module, all below `corpus`."""
+    corpus = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
+    corpus.command("build")(build_command)
+    app.add_typer(corpus, name="corpus")
+
+
+def build_command(
+    recipe: RecipeFile,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, or tasks of a Ray cluster.")] = 1,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out sources that cannot be read.")] = False,
+    overwrite: Overwrite = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override of a recipe key, a.b=value.")] = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Turn the cells of many sources into shuffled shards; a killed build goes on where it stopped."""
+    from cytoglot.corpus.build import build_corpus, forecast_build, read_recipe
+
+    quiet_for_json(as_json=json)
+    found = read_recipe(recipe, overrides=set_ or ())
+    if dry_run:
+        show(forecast_build(found, seed=seed, skip_bad=skip_bad) | {"output": output, "dry_run": True}, as_json=json)
+        return
+    summary = build_corpus(
+        found,
+        output,
+        engine=cast("Engine", engine),
+        workers=workers,
+        seed=seed,
+        skip_bad=skip_bad,
+        overwrite=overwrite,
+    )
+    show(asdict(summary) | {"output": output}, as_json=json)
