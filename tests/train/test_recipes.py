@@ -8,11 +8,13 @@ import pytest
 from anndata import AnnData
 
 from cytoglot.config import load_recipe
+from cytoglot.corpus.recipe import load_corpus_recipe
 from cytoglot.errors import InputError
 from cytoglot.train.recipe import TrainRecipe
 from cytoglot.train.sft import train
 
-RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.endswith("_corpus"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -20,8 +22,14 @@ def test_a_recipe_fits_the_settings(path: Path) -> None:
     assert load_recipe(TrainRecipe, path) is not None
 
 
+def test_the_recipe_of_the_demo_corpus_fits_too() -> None:
+    recipe = load_corpus_recipe(FOLDER / "demo_corpus.yaml")
+    assert len({source.study or source.name for source in recipe.sources}) == len(recipe.sources) - 1
+    assert {source.organism for source in recipe.sources} == {"human", "mouse"}
+
+
 def test_the_laptop_recipe_is_the_default() -> None:
-    assert load_recipe(TrainRecipe, RECIPES[0].with_name("laptop.yaml")) == TrainRecipe()
+    assert load_recipe(TrainRecipe, FOLDER.joinpath("laptop.yaml")) == TrainRecipe()
 
 
 @pytest.mark.parametrize(
