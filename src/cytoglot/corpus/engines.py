@@ -11,8 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
 import numba
@@ -28,132 +27,181 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _QUEUED_PER_WORKER = 2
+_KILLED = (
+    "a worker process was ended from outside, most often for lack of memory; run the same command again with fewer "
+    "--workers: it goes on where it stopped"
+)
 
 
-def map_items(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    *,
-    engine: Engine = "local",
-    workers: int = 1,
-    description: str,
-    unit: str = "piece",
-    weights: Sequence[int] | None = None,
-) -> Iterator[Result]:
-    """Yield `function(item)` of every item, as they become ready: with several workers in no order.
+class Workers:
+    """Workers that have been started; made by `running`."""
 
-    Parameters
-    ----------
-    function
-        Defined at the top of a module (or a `partial` of such a one). What it raises is raised here, and no further
-        item is begun.
-    workers
-        1 with the local engine: in this process. On Ray: tasks under way at a time, each of one CPU.
-    description, unit, weights
-        Of the progress bar; an item moves it by its weight, by default 1.
+    def __init__(self, engine: Engine, n_workers: int) -> None:
+        self.engine, self.n_workers = engine, n_workers
+        self._stack = ExitStack()
+        self._pool: ProcessPoolExecutor | None = None
+        self._ray: Any = None
+
+    def map(
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        description: str,
+        unit: str = "piece",
+        weights: Sequence[int] | None = None,
+    ) -> Iterator[Result]:
+        """Yield `function(item)` of every item as they become ready: with several workers in no order.
+
+        Parameters
+        ----------
+        function
+            Defined at the top of a module, or a `partial` of such a one. What it raises is raised here, and no further
+            item is begun.
+        description, unit, weights
+            Of the progress bar; an item moves it by its weight, by default 1.
+
+        Raises
+        ------
+        InputError
+            A worker was killed.
+        """
+        steps = [1] * len(items) if weights is None else weights
+        with progress_bar(total=sum(steps), description=description, unit=unit) as bar:
+            for number, result in self._results(function, items):
+                bar.update(steps[number])
+                yield result
+
+    def _results(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        if not items:
+            return
+        if self.engine == "ray":
+            yield from self._on_ray(function, items)
+        elif self.n_workers == 1:
+            for number, item in enumerate(items):
+                yield number, function(item)
+        else:
+            yield from self._in_processes(function, items)
+
+    def _in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        pool = self._started_pool()
+        under_way: dict[Future[Result], int] = {}
+        waiting = iter(enumerate(items))
+        try:
+            while True:
+                # Not all at once: after an error the rest must not run, and a million items would wait in the pool.
+                while len(under_way) < self._most_under_way and (following := next(waiting, None)) is not None:
+                    under_way[pool.submit(function, following[1])] = following[0]
+                if not under_way:
+                    return
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    yield under_way.pop(future), future.result()
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise InputError(_KILLED) from error
+        finally:
+            for future in under_way:
+                future.cancel()
+            wait(under_way)  # what runs still writes into the folder
+
+    def _on_ray(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
+        ray = self._started_ray()
+        task = ray.remote(num_cpus=1)(_with_one_thread)
+        under_way: dict[Any, int] = {}
+        waiting = iter(enumerate(items))
+        try:
+            while True:
+                while len(under_way) < self._most_under_way and (following := next(waiting, None)) is not None:
+                    under_way[task.remote(function, following[1])] = following[0]
+                if not under_way:
+                    return
+                (done, *_), _ = ray.wait(list(under_way), num_returns=1)
+                number = under_way.pop(done)
+                try:
+                    yield number, ray.get(done)
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from error
+                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+                    raise InputError(_KILLED) from error
+        finally:
+            for reference in under_way:
+                ray.cancel(reference)
+            if under_way:
+                ray.wait(list(under_way), num_returns=len(under_way))
+
+    @property
+    def _most_under_way(self) -> int:
+        return _QUEUED_PER_WORKER * self.n_workers
+
+    def _started_pool(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            # Forking a process that has threads (Arrow's, numba's, a model's) may hang, so workers start anew.
+            self._pool = ProcessPoolExecutor(
+                self.n_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_set_threads,
+                initargs=(max(1, (os.cpu_count() or 1) // self.n_workers),),
+            )
+            self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
+        return self._pool
+
+    def _started_ray(self) -> Any:
+        if self._ray is None:
+            ray = require("ray", extra="ray", purpose="the engine 'ray'")
+            if not ray.is_initialized():
+                # A cluster that is named is joined; else one of as many workers as asked for is made on this machine.
+                own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self.n_workers}
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+                ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
+                self._stack.callback(ray.shutdown)
+            self._ray = ray
+        return self._ray
+
+    def stop(self) -> None:
+        """End the workers that were started here; a cluster that was there before stays."""
+        self._pool = self._ray = None
+        self._stack.close()
+
+
+_running: list[Workers] = []
+
+
+@contextmanager
+def running(engine: Engine, workers: int) -> Iterator[Workers]:
+    """Yield workers for any number of maps; they are started by the first and ended here.
+
+    With the local engine and one worker everything runs in this process. Within another `running` of the same engine
+    and number its workers are used, so that several builds need not start them each.
 
     Raises
     ------
     UnknownNameError
         There is no such engine.
     InputError
-        Fewer than one worker, or a worker was killed.
+        Fewer than one worker.
     MissingExtraError
-        `engine="ray"` without Ray.
+        When first used: the engine is "ray", and Ray is not installed.
     """
     if engine not in ENGINES:
         raise UnknownNameError("engine", engine, ENGINES)
     if workers < 1:
         raise InputError(f"expected at least 1 worker, found {workers}")
-    weights = [1] * len(items) if weights is None else weights
-    with progress_bar(total=sum(weights), description=description, unit=unit) as bar:
-        for number, result in _results(function, items, engine, workers):
-            bar.update(weights[number])
-            yield result
-
-
-def _results(
-    function: Callable[[Item], Result], items: Sequence[Item], engine: Engine, workers: int
-) -> Iterator[tuple[int, Result]]:
-    if not items:
+    if _running and (_running[-1].engine, _running[-1].n_workers) == (engine, workers):
+        yield _running[-1]
         return
-    if engine == "ray":
-        yield from _on_ray(function, items, workers)
-    elif workers == 1:
-        for number, item in enumerate(items):
-            yield number, function(item)
-    else:
-        yield from _in_processes(function, items, workers)
-
-
-def _in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[tuple[int, Result]]:
-    # Forking a process that has threads (Arrow's, numba's, a model's) may hang, so workers start anew.
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_set_threads,
-        initargs=(max(1, (os.cpu_count() or 1) // workers),),
-    )
-    under_way: dict[Future[Result], int] = {}
+    started = Workers(engine, workers)
+    _running.append(started)
     try:
-        waiting = iter(enumerate(items))
-        while True:
-            # Not all at once: after an error the rest must not run, and a million items would wait in the pool.
-            while len(under_way) < _QUEUED_PER_WORKER * workers and (following := next(waiting, None)) is not None:
-                under_way[pool.submit(function, following[1])] = following[0]
-            if not under_way:
-                return
-            for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                yield under_way.pop(future), future.result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a worker process was ended from outside, most often for lack of memory; run the same command again with "
-            "fewer --workers: it goes on where it stopped"
-        ) from error
+        yield started
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        _running.remove(started)
+        started.stop()
 
 
 def _set_threads(n_threads: int) -> None:
     numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
 
 
-def _on_ray(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[tuple[int, Result]]:
-    with _ray(workers) as ray:
-        task = ray.remote(num_cpus=1, max_retries=0)(partial(_with_one_thread, function))
-        under_way: dict[Any, int] = {}
-        waiting = iter(enumerate(items))
-        while True:
-            while len(under_way) < _QUEUED_PER_WORKER * workers and (following := next(waiting, None)) is not None:
-                under_way[task.remote(following[1])] = following[0]
-            if not under_way:
-                return
-            done, _ = ray.wait(list(under_way), num_returns=1)
-            number = under_way.pop(done[0])
-            try:
-                result = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from error
-            yield number, result
-
-
 def _with_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
-    numba.set_num_threads(1)
+    _set_threads(1)
     return function(item)
-
-
-@contextmanager
-def _ray(workers: int) -> Iterator[Any]:
-    """Yield Ray, connected: to the cluster that the caller or RAY_ADDRESS names, or else to one of our own."""
-    ray = require("ray", extra="ray", purpose="the engine 'ray'")
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": workers}
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", **own)
-    try:
-        yield ray
-    finally:
-        if is_ours:
-            ray.shutdown()
