@@ -5,7 +5,7 @@ keys (`CapCounts`), which gives the targets; the second reads the keys of the on
 (`CapLimits`). The cells of a label with the smallest keys stay, exactly as many as wanted.
 
 Caps are decided over all cells before the split and regardless of it, so a label loses the same share in every part.
-Cells without a label are never capped.
+Cells without a label are never capped. Labels come as `CorpusSource.metadata` gives them: categoricals of tidy text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.corpus.cell_keys import salted
-from cytoglot.corpus.label_codes import label_codes
 from cytoglot.corpus.recipe import CapRecipe
 
 N_BINS = 256
@@ -39,11 +38,11 @@ class CapCounts:
 
     def add(self, values: pd.Categorical, keys: NDArray[np.uint64]) -> None:
         """Count (n,) cells with their labels and keys (as `cell_keys` gives them)."""
-        codes, names = label_codes(values)
-        labelled = codes >= 0
-        bins = (salted(keys, self.purpose) >> _BIN_SHIFT).astype(np.int64)
-        cells = np.bincount(codes[labelled] * N_BINS + bins[labelled], minlength=len(names) * N_BINS)
-        for name, counts in zip(names, cells.reshape(len(names), N_BINS), strict=True):
+        labelled = values.codes >= 0
+        codes, used = _compact(values.codes[labelled])
+        bins = (salted(keys[labelled], self.purpose) >> _BIN_SHIFT).astype(np.int64)
+        cells = np.bincount(codes * N_BINS + bins, minlength=len(used) * N_BINS)
+        for name, counts in zip(values.categories[used], cells.reshape(len(used), N_BINS), strict=True):
             self.bins[name] = self.bins[name] + counts if name in self.bins else counts
         self.n_unlabelled += int((~labelled).sum())
 
@@ -105,7 +104,7 @@ class CapLimits:
 
     def add(self, values: pd.Categorical, keys: NDArray[np.uint64]) -> None:
         """Look at (n,) cells with their labels and keys."""
-        codes, names = label_codes(values)
+        codes, names = values.codes, values.categories
         shuffled = salted(keys, self.purpose)
         boundary = np.array([self.bin_of_label.get(name, -1) for name in names] + [-1])  # the last is for no label
         near = np.flatnonzero((shuffled >> _BIN_SHIFT).astype(np.int64) == boundary[codes])
@@ -121,9 +120,8 @@ class CapLimits:
         """Return the caps, when every cell that was counted has been seen."""
         last_key = {}
         for name, found in self.keys_of_label.items():
-            keys = np.concatenate([np.empty(0, np.uint64), *found])
             place = self.rest_of_label[name] - 1
-            last_key[name] = int(np.partition(keys, place)[place]) if self.rest_of_label[name] else -1
+            last_key[name] = int(np.partition(np.concatenate(found), place)[place])
         return CellCaps(purpose=self.purpose, last_key=last_key)
 
 
@@ -142,9 +140,8 @@ class CellCaps:
         """
         if not self.last_key:
             return np.ones(len(keys), bool)
-        codes, names = label_codes(values)
-        last = np.array([self.last_key.get(name, _LAST_KEY) for name in names] + [_LAST_KEY], np.uint64)
-        return salted(keys, self.purpose) <= last[codes]
+        last = np.array([self.last_key.get(name, _LAST_KEY) for name in values.categories] + [_LAST_KEY], np.uint64)
+        return salted(keys, self.purpose) <= last[values.codes]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -154,3 +151,9 @@ class CellCaps:
     def from_dict(cls, value: Mapping[str, Any]) -> CellCaps:
         """Read what `to_dict` wrote."""
         return cls(purpose=value["purpose"], last_key=value["last_key"])
+
+
+def _compact(codes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return codes 0, 1, … for those that occur, and what they were: a file has thousands of labels, a span a few."""
+    used, compact = np.unique(codes, return_inverse=True)
+    return compact, used.astype(np.int64)

@@ -1,8 +1,8 @@
 """Cells whose ranked genes are those of an earlier cell: the same cell in two studies, or twice in one.
 
-Every span of cells leaves a small file of hashes, sorted; the files are then read side by side, a range of hashes at a
-time. Cells are found by their genes and their order alone, so ids, sources and metadata may differ. What is not found:
-the same cell with another gene vocabulary or other genes filtered away, and cells ranked with ties at random.
+Every span of cells leaves a small table of hashes, sorted; the tables are then read side by side, a range of hashes at
+a time. Cells are found by their genes and their order alone, so ids, sources and metadata may differ. What is not
+found: the same cell with another gene vocabulary or other genes filtered away, and cells ranked with ties at random.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -21,7 +21,6 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.atomic import atomic_path
 from cytoglot.sentence.kernels import mixed
 
 MIN_GENES = 20
@@ -71,12 +70,6 @@ def sort_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.void]:
     return table
 
 
-def write_hashes(path: str | Path, hashes: NDArray[np.uint64]) -> None:
-    """Write the sorted hashes of a span to a .npy file, atomically."""
-    with atomic_path(path) as partial, Path(partial).open("wb") as file:
-        np.save(file, sort_hashes(hashes))
-
-
 def find_duplicates(
     spans: Sequence[str | Path | NDArray[np.void]],
     source_of_span: Sequence[str],
@@ -90,7 +83,7 @@ def find_duplicates(
     Parameters
     ----------
     spans
-        For each span what `write_hashes` wrote, or what `sort_hashes` returned, in the order of sources and rows.
+        For each span what `sort_hashes` returned, or a .npy file of it, in the order of sources and rows.
     source_of_span
         Name of the source of each span.
     cells_at_once
@@ -134,6 +127,7 @@ def _table(span: str | Path | NDArray[np.void]) -> NDArray[np.void]:
 
 def _between(table: NDArray[np.void], low: int, high: int) -> NDArray[np.void]:
     """Return a copy of the entries with a hash of at least `low` and below `high`."""
+    # A mapped file is let go before the next is opened, so that its pages do not add up.
     hashes = table["hash"]
     first = bisect_left(hashes, np.uint64(low))  # searchsorted would copy the column, which has gaps in memory
     last = len(table) if high == 2**64 else bisect_left(hashes, np.uint64(high))

@@ -18,16 +18,16 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.corpus.cell_keys import hash_text, salted, uniform
-from cytoglot.corpus.label_codes import label_codes
 from cytoglot.corpus.recipe import SplitRecipe
 from cytoglot.data.assignment import PARTS, Part, assign_groups
-from cytoglot.data.schema import GROUP_FIELDS, NOT_A_GROUP
+from cytoglot.data.schema import GROUP_FIELDS
 from cytoglot.errors import InputError, UnknownNameError
 
 logger = logging.getLogger(__name__)
 
 BY_CELL, HELD_OUT = "cell", "held out"
 TRAIN, VALIDATION, TEST = range(3)
+_UNKNOWN = -1
 
 _LEAST_SHARE = 0.25
 """of its fraction, that a study gives to a part even when other studies gave too much"""
@@ -44,15 +44,18 @@ class UnitCounts:
     """source → column → unit → cells"""
 
     def add(self, source: str, study: str, columns: Mapping[str, pd.Categorical], n_cells: int) -> None:
-        """Count `n_cells` cells of a source; `columns` are those of `GROUP_FIELDS` that it has."""
+        """Count `n_cells` cells of a source; of `columns` those of `GROUP_FIELDS` are looked at.
+
+        Values are tidy, as `CorpusSource.metadata` gives them: a doublet's donor is missing.
+        """
         self.study_of_source[source] = study or source
         self.n_cells[source] += n_cells
         of_column = self.units.setdefault(source, {})
         for column in GROUP_FIELDS:
             if column in columns:
-                codes, names = label_codes(columns[column], not_values=NOT_A_GROUP)
-                cells = np.bincount(codes[codes >= 0], minlength=len(names)).tolist()
-                of_column.setdefault(column, Counter()).update(dict(zip(names, cells, strict=True)))
+                used, cells = np.unique(columns[column].codes, return_counts=True)
+                names = columns[column].categories[used[used >= 0]]
+                of_column.setdefault(column, Counter()).update(dict(zip(names, cells[used >= 0].tolist(), strict=True)))
 
     def merge(self, other: UnitCounts) -> None:
         """Add what another worker counted."""
@@ -97,15 +100,16 @@ class SplitDecision:
         if column == BY_CELL:
             return self._drawn(keys, self.fractions)
         study = self.studies[source]
-        codes, names = label_codes(columns[column], not_values=NOT_A_GROUP)
-        unknown = [name for name in names if unit_name(study, name) not in self.units]
-        if unknown:
+        values = columns[column]
+        parts = [self.units.get(unit_name(study, value)) for value in values.categories]
+        of_unit = [_UNKNOWN if part is None else PARTS.index(part) for part in parts]
+        part = np.array([*of_unit, TRAIN], np.int8)[values.codes]  # a code of -1 takes the last
+        if (part == _UNKNOWN).any():
+            new = values[int(np.argmax(part == _UNKNOWN))]
             raise InputError(
-                f"source {source!r} has changed since the split was decided: {column} {unknown[0]!r} is new; "
+                f"source {source!r} has changed since the split was decided: {column} {new!r} is new; "
                 "build the corpus again in another folder"
             )
-        part_of_unit = [PARTS.index(self.units[unit_name(study, name)]) for name in names]
-        part = np.array([*part_of_unit, TRAIN], np.int8)[codes]  # a code of -1 takes the last
         if study in self.carved:
             drawn = self._drawn(keys, (self.fractions[0], self.fractions[1], 0.0))
             part = np.where(part == TRAIN, drawn, part)
