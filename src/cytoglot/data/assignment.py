@@ -84,15 +84,16 @@ def _greedy(
 ) -> tuple[NDArray[np.int64], float]:
     held = np.zeros((len(shares), counts.shape[1]))
     assigned = np.full(len(counts), -1, dtype=np.int64)
+    is_used = np.zeros(len(shares), dtype=bool)
     n_left = len(order)
     for group in order:
-        empty = np.flatnonzero(~np.isin(np.arange(len(shares)), assigned))
+        empty = np.flatnonzero(~is_used)
         allowed = empty if len(empty) >= n_left else np.arange(len(shares))
         before = (held[allowed] - shares[allowed, None]) ** 2
         after = (held[allowed] + counts[group] - shares[allowed, None]) ** 2
         gain = ((before - after) / shares[allowed, None]).sum(axis=1)
         chosen = allowed[int(np.argmax(gain))]
-        assigned[group] = chosen
+        assigned[group], is_used[chosen] = chosen, True
         held[chosen] += counts[group]
         n_left -= 1
     unevenness = (((held - shares[:, None]) ** 2) / shares[:, None]).sum(axis=0)
