@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "report": ("scanpy", "matplotlib", "umap", "jinja2"),
     "dask": ("dask",),
     "c2s": ("datasets",),
+    "census": ("tiledbsoma", "cellxgene_census"),
     "ray": ("ray",),
 }
 

@@ -13,7 +13,8 @@ from cytoglot.data.schema import OBS_FIELDS
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 
-_COMMON_NAMES = {"homo sapiens": "human", "mus musculus": "mouse"}
+#: name of a species in tables → the word of this package.
+COMMON_NAMES = {"homo sapiens": "human", "mus musculus": "mouse"}
 
 
 class CensusRecipe(Settings):
@@ -72,7 +73,7 @@ class SourceRecipe(Settings):
     @field_validator("organism")
     @classmethod
     def _common_name(cls, organism: str) -> str:
-        return _COMMON_NAMES.get(organism.strip().lower().replace("_", " "), organism.strip())
+        return COMMON_NAMES.get(organism.strip().lower().replace("_", " "), organism.strip())
 
     @field_validator("columns", "metadata")
     @classmethod
@@ -146,7 +147,7 @@ class SplitRecipe(Settings):
     """Which cells are held out."""
 
     by: Literal["auto", "donor_id", "dataset_id", "batch", "cell"] = "auto"
-    """what stays whole; auto: the first of donor, data set and batch that a source has"""
+    """what stays whole; auto: the first of donor, batch and data set that tells two of them apart"""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """shares of the cells for training, validation and test"""
     held_out_sources: list[str] = Field(default_factory=list)

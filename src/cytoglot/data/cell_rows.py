@@ -25,12 +25,19 @@ _SPILL_BLOCK = 1 << 21
 """stored values of a column-wise matrix that are moved at once"""
 _BUCKET = 1 << 22
 """stored values wished for in one bucket of a spilled matrix"""
+_POINTERS = 1 << 18
+"""row pointers that are kept in memory, or checked at once where there are more"""
 
 
 class CellRows(Protocol):
     """A cells × genes matrix that can be read by whole cells."""
 
     shape: tuple[int, int]
+
+    @property
+    def n_values(self) -> int:
+        """Number of stored values; of a dense matrix an estimate of those that are not zero."""
+        ...
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Return the cells `start:stop` as CSR; the memory may be shared with the matrix."""
@@ -49,6 +56,16 @@ class _Rows:
     """What the sources by rows share."""
 
     shape: tuple[int, int]
+
+    @property
+    def n_values(self) -> int:
+        """Return an estimate from up to 256 cells in 32 places."""
+        n_cells = self.shape[0]
+        if not n_cells:
+            return 0
+        starts = np.unique(np.linspace(0, max(n_cells - 8, 0), 32).astype(np.int64))
+        cells = np.unique(np.minimum(starts[:, None] + np.arange(8), n_cells - 1))
+        return round(int(self.sample(cells).nnz) * n_cells / cells.size)
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         raise NotImplementedError
@@ -83,15 +100,22 @@ class DiskCsr(_Rows):
 
     def __init__(self, *, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> None:
         self._data, self._indices = data, indices
-        self._indptr = np.asarray(indptr[:], dtype=np.int64)
         self.shape = shape
-        _check_indptr(self._indptr, shape[0], int(data.shape[0]), "rows")
+        _check_indptr(indptr, shape[0], int(data.shape[0]), "rows")
+        # the pointers of millions of cells stay on disk: they would be what memory grows by
+        self._indptr = indptr if shape[0] > _POINTERS else np.asarray(indptr[:], dtype=np.int64)
+
+    @property
+    def n_values(self) -> int:
+        """Number of stored values."""
+        return int(self._data.shape[0])
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Read the cells `start:stop`."""
-        low, high = int(self._indptr[start]), int(self._indptr[stop])
+        pointers = np.asarray(self._indptr[start : stop + 1], dtype=np.int64)
+        low, high = int(pointers[0]), int(pointers[-1])
         indices = _checked_indices(self._indices[low:high], self.shape[1])
-        indptr = (self._indptr[start : stop + 1] - low).astype(indices.dtype)
+        indptr = (pointers - low).astype(indices.dtype)
         data = np.asarray(self._data[low:high])
         return sparse.csr_matrix((data, indices, indptr), shape=(stop - start, self.shape[1]))
 
@@ -137,6 +161,12 @@ class SpilledRows(_Rows):
         self._cells_per_bucket = max(1, -(-shape[0] // n_buckets))
         self._folder = Path(tempfile.mkdtemp(prefix="cytoglot-", dir=folder))
         self._bucket: tuple[int, sparse.csr_matrix] | None = None
+        self._n_values = n_values
+
+    @property
+    def n_values(self) -> int:
+        """Number of values, as it was announced."""
+        return self._n_values
 
     def add(self, rows: NDArray, columns: NDArray, values: NDArray) -> None:
         """Append values, in any order of rows; those of one cell keep the order in which they came."""
@@ -190,11 +220,16 @@ class DiskCsc:
         self, *, data: Any, indices: Any, indptr: Any, shape: tuple[int, int], folder: Path | None = None
     ) -> None:
         self._data, self._indices = data, indices
-        self._indptr = np.asarray(indptr[:], dtype=np.int64)
         self.shape = shape
         self._folder = folder
         self._spilled: SpilledRows | None = None
-        _check_indptr(self._indptr, shape[1], int(data.shape[0]), "columns")
+        _check_indptr(indptr, shape[1], int(data.shape[0]), "columns")
+        self._indptr = np.asarray(indptr[:], dtype=np.int64)
+
+    @property
+    def n_values(self) -> int:
+        """Number of stored values."""
+        return int(self._indptr[-1])
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Read the cells `start:stop` from the temporary files."""
@@ -290,12 +325,18 @@ def _check_chunks(arrays: dict[str, Any], *, n_major: int) -> None:
             )
 
 
-def _check_indptr(indptr: NDArray[np.int64], n_major: int, n_values: int, what: str) -> None:
-    fits = indptr.size == n_major + 1 and indptr[0] == 0 and indptr[-1] == n_values and (np.diff(indptr) >= 0).all()
-    if not fits:
+def _check_indptr(indptr: Any, n_major: int, n_values: int, what: str) -> None:
+    """Refuse pointers that do not rise from 0 to the number of values; they are read in blocks."""
+    n_pointers = int(indptr.shape[0])
+    last, fits = 0, n_pointers == n_major + 1
+    for start in range(0, n_pointers, _POINTERS):
+        block = np.asarray(indptr[start : start + _POINTERS], dtype=np.int64)
+        fits = fits and int(block[0]) >= last and bool((np.diff(block) >= 0).all()) and (start > 0 or block[0] == 0)
+        last = int(block[-1])
+    if not fits or last != n_values:
         raise InputError(
             f"the sparse matrix is damaged: expected row pointers for {n_major} {what} and {n_values} values, found "
-            f"{indptr.size} pointers up to {indptr[-1] if indptr.size else 'nothing'}; write or download the file again"
+            f"{n_pointers} pointers up to {last if n_pointers else 'nothing'}; write or download the file again"
         )
 
 

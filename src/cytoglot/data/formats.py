@@ -1,4 +1,4 @@
-"""Opening files of cells: h5ad, zarr, 10x HDF5 and 10x matrix folders, as obs and matrices that are not read yet.
+"""Opening files of cells: h5ad, zarr, 10x HDF5 and 10x matrix folders, as tables and matrices that are not read yet.
 
 What a file is is told by its content, not by its name. Anything that cannot be read ends in one `InputError`.
 """
@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import zarr
 from anndata import AnnData
 
 from cytoglot.data.matrix_choice import Candidate, candidates_of
+from cytoglot.data.obs_table import GroupObs, MemoryObs, ObsTable, is_by_columns
 from cytoglot.data.tenx import find_mtx_files, is_tenx_h5, open_mtx, open_tenx_h5
 from cytoglot.errors import InputError, nearest_names
 
@@ -43,15 +45,21 @@ _SIGNATURES = {
 
 @dataclass(frozen=True, kw_only=True)
 class CellStore:
-    """An open file of cells; matrices are read when their rows are asked for."""
+    """An open file of cells; matrices and the table of cells are read when their rows are asked for."""
 
     path: Path
-    obs: pd.DataFrame
+    cells: ObsTable
     candidates: list[Candidate]
     close: Callable[[], None]
     read_obsm: Callable[[], dict[str, Any]] = field(default=lambda: {})
     read_uns: Callable[[], dict[str, Any]] = field(default=lambda: {})
     is_anndata: bool = True
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The whole table of cells, read when it is first looked at and kept."""
+        with readable(self.path):
+            return self.cells.frame()
 
     def __enter__(self) -> CellStore:
         return self
@@ -130,14 +138,18 @@ def _open_folder(path: Path, spill_folder: Path | None) -> CellStore:
         raise InputError(f"the folder {path} is neither zarr nor 10x; it holds: {names or 'nothing'}; pass {READABLE}")
     tenx = open_mtx(mtx, spill_folder=spill_folder)
     candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
-    return CellStore(path=path, obs=tenx.obs, candidates=[candidate], close=tenx.rows.close, is_anndata=False)
+    return CellStore(
+        path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=tenx.rows.close, is_anndata=False
+    )
 
 
 def _open_hdf5(path: Path, handle: Any) -> CellStore:
     if is_tenx_h5(handle):
         tenx = open_tenx_h5(handle)
         candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
-        return CellStore(path=path, obs=tenx.obs, candidates=[candidate], close=handle.close, is_anndata=False)
+        return CellStore(
+            path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=handle.close, is_anndata=False
+        )
     if "row_attrs" in handle and "col_attrs" in handle:
         raise InputError(f"{path} is a loom file; expected {READABLE}: convert it with anndata.io.read_loom")
     if "obs" not in handle or "var" not in handle:
@@ -159,7 +171,8 @@ def _open_zarr(path: Path) -> CellStore:
 
 def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> CellStore:
     """An AnnData in a group of HDF5 or zarr, format 0.7 and later."""
-    obs, var = anndata.io.read_elem(group["obs"]), anndata.io.read_elem(group["var"])
+    var, obs = anndata.io.read_elem(group["var"]), group["obs"]
+    cells: ObsTable = GroupObs(obs) if is_by_columns(obs) else MemoryObs(anndata.io.read_elem(obs))
     layers = group.get("layers", {})
     found = [Candidate(source=f"layers[{n!r}]", matrix=_lazy(layers[n]), var=var) for n in layers]
     if "raw" in group and _is_group(group["raw"]) and "X" in group["raw"]:
@@ -168,10 +181,10 @@ def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> Cel
     if "X" in group and group["X"].attrs.get("encoding-type") != "null":
         found.append(Candidate(source="X", matrix=_lazy(group["X"]), var=var))
     for candidate in found:
-        _check_shape(candidate, len(obs), path)
+        _check_shape(candidate, cells.n_cells, path)
     return CellStore(
         path=path,
-        obs=obs,
+        cells=cells,
         candidates=found,
         close=close,
         read_obsm=lambda: _elements(group, "obsm"),
@@ -195,7 +208,7 @@ def store_of(adata: AnnData, path: Path = Path("AnnData")) -> CellStore:
     """Return an AnnData as a store; matrices are not copied, `obsm` and `uns` are when they are read."""
     return CellStore(
         path=path,
-        obs=adata.obs,
+        cells=MemoryObs(adata.obs),
         candidates=candidates_of(adata),
         close=lambda: None,
         read_obsm=lambda: {name: values.copy() for name, values in adata.obsm.items()},

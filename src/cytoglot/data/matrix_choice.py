@@ -129,7 +129,29 @@ def select(
     becomes `first` for them, which the message says.
     """
     check_cell_names(obs)
-    chosen, verdict, message = choose(candidates, layer=layer, cell_names=obs.index, known=known)
+    return select_of(
+        candidates,
+        obs.index,
+        layer=layer,
+        gene_column=gene_column,
+        gene_mapping=gene_mapping,
+        duplicates=duplicates,
+        known=known,
+    )
+
+
+def select_of(
+    candidates: Sequence[Candidate],
+    cell_names: Names,
+    *,
+    layer: str | None,
+    gene_column: str | None,
+    gene_mapping: Mapping[str, str] | None,
+    duplicates: Duplicates,
+    known: dict[str, Verdict] | None = None,
+) -> Selection:
+    """Choose as `select` does, for cells whose names need not be unique and are looked at in messages alone."""
+    chosen, verdict, message = choose(candidates, layer=layer, cell_names=cell_names, known=known)
     assert verdict.state is not None  # choose() returns usable ones only
     policy: Duplicates = "first" if duplicates == "sum" and verdict.state.kind != "counts" else duplicates
     genes = resolve_genes(chosen.var, gene_column=gene_column, mapping=gene_mapping, duplicates=policy)

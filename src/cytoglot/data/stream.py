@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -16,27 +17,29 @@ from cytoglot.data.formats import open_store, readable
 from cytoglot.data.genes import Duplicates, GeneVocabulary, ResolvedGenes, collapse_columns
 from cytoglot.data.matrix_choice import Selection, candidates_of, select
 from cytoglot.data.normalize import MatrixState, check_values
+from cytoglot.data.obs_table import CellNames, MemoryObs, ObsTable
 from cytoglot.errors import InputError
 
 
 class CellStream:
     """Cells of a file or an AnnData, handed out in order as CSR chunks over one vocabulary. A context manager.
 
-    Only `obs`, the gene names, one pointer per cell and one chunk are in memory, whatever the size of the file. Files
-    stored by cells (CSR, dense, 10x HDF5) are read once. CSC files and matrix.mtx are sorted by cell into temporary
-    files first: one more pass, and about three times the bytes of their values on disk until `close`.
+    Only `obs`, the gene names and one chunk are in memory, whatever the size of the file; `obs` too stays on disk where
+    the stream was made from a table on disk and nobody asks for it. Files stored by cells (CSR, dense, 10x HDF5) are
+    read once. CSC files and matrix.mtx are sorted by cell into temporary files first: one more pass, and about three
+    times the bytes of their values on disk until `close`.
     """
 
     def __init__(
         self,
         *,
-        obs: pd.DataFrame,
+        obs: pd.DataFrame | ObsTable,
         rows: CellRows,
         selection: Selection,
         path: Path | None = None,
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        self.obs = obs
+        self.cells: ObsTable = MemoryObs(obs) if isinstance(obs, pd.DataFrame) else obs
         self.genes: ResolvedGenes = selection.genes
         self.state: MatrixState = selection.state
         self.source: str = selection.candidate.source
@@ -47,15 +50,30 @@ class CellStream:
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return len(self.obs)
+        return self.cells.n_cells
+
+    @property
+    def n_values(self) -> int:
+        """Number of stored values of the file's matrix, columns that are dropped included; an estimate if dense."""
+        return self._rows.n_values
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The whole table of cells; a stream that was opened without it reads it when it is first looked at."""
+        with readable(self.path or Path("the table of cells")):
+            return self.cells.frame()
 
     @property
     def vocabulary(self) -> GeneVocabulary:
         """Genes of the chunks' columns, in order."""
         return self.genes.vocabulary
 
-    def chunks(self, chunk_cells: int = 4096, *, first_cell: int = 0) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-        """Yield positions and values of `chunk_cells` cells at a time, from `first_cell` on; the last may be shorter.
+    def chunks(
+        self, chunk_cells: int = 4096, *, first_cell: int = 0, last_cell: int | None = None
+    ) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Yield positions and values of `chunk_cells` cells at a time, of `first_cell:last_cell`.
+
+        The last chunk may be shorter.
 
         Columns follow `vocabulary`; duplicated columns are summed or dropped as `genes.report` says. The chunk may
         share the memory of an AnnData and must not be changed.
@@ -68,11 +86,12 @@ class CellStream:
         if chunk_cells < 1:
             raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
         gene_names = self._column_names()
-        for start in range(first_cell, self.n_cells, chunk_cells):
-            cells = slice(start, min(start + chunk_cells, self.n_cells))
+        last_cell = self.n_cells if last_cell is None else min(last_cell, self.n_cells)
+        for start in range(first_cell, last_cell, chunk_cells):
+            cells = slice(start, min(start + chunk_cells, last_cell))
             with readable(self.path or Path("the matrix")):
                 block = self._rows.rows(cells.start, cells.stop)
-            names = self.obs.index[cells]
+            names = CellNames(self.cells, cells.start, cells.stop)
             check_values(block, cell_names=names, gene_names=gene_names, what=self.source)
             yield cells, collapse_columns(block, self.genes.column_gene, len(self.vocabulary))
             del block  # else two chunks are in memory while the next is read

@@ -25,7 +25,7 @@ from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.stream import CellStream, open_cells
 from cytoglot.errors import InputError
-from cytoglot.manifest import Manifest, fingerprint_bytes
+from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_of
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.cell_source import CellSource, open_source
@@ -157,27 +157,6 @@ def _manifest(
     }
     # no time of creation: it would be the only difference between two runs
     return Manifest(command="encode", config=config, inputs={path.name: fingerprint_of(path)}, created="")
-
-
-def fingerprint_of(path: Path, *, n_blocks: int = 64, block_bytes: int = 1 << 16) -> str:
-    """Fingerprint a file of any size by its size and up to `n_blocks` evenly spaced blocks; a folder by every file's.
-
-    Reads 4 MB at most of a file, where the fingerprint of all of its bytes would take longer than the encoding.
-    """
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if len(files) > n_blocks:  # zarr has a file for each chunk
-        described = (f"{f.relative_to(path)} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)
-        return fingerprint_bytes(described)
-    return fingerprint_bytes(block for file in files for block in _blocks(file, n_blocks, block_bytes))
-
-
-def _blocks(file: Path, n_blocks: int, block_bytes: int) -> Iterator[bytes]:
-    size = file.stat().st_size
-    yield f"{file.name if size == 0 else size}".encode()
-    with file.open("rb") as handle:
-        for start in np.linspace(0, max(size - block_bytes, 0), n_blocks).astype(np.int64).tolist():
-            handle.seek(start)
-            yield handle.read(block_bytes)
 
 
 def _key(manifest: Manifest, chunk_cells: int) -> str:
