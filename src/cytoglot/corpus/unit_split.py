@@ -29,6 +29,8 @@ BY_CELL, HELD_OUT = "cell", "held out"
 TRAIN, VALIDATION, TEST = range(3)
 _UNKNOWN = -1
 
+_TOLERANCE = 0.05
+"""of the cells, by which a part may miss its fraction before a warning says so"""
 _LEAST_SHARE = 0.25
 """of its fraction, that a study gives to a part even when other studies gave too much"""
 
@@ -152,10 +154,14 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
 
     A source is split by the first of donor, batch and data set (or by the column asked for) in which its study has at
     least two units that are not all single cells. Studies go from few units to many, and each makes up for what those
-    before it gave too much or too little, so that the fractions are met over all cells as far as whole units allow.
-    In a study with as many units as there are parts, every part gets one, and is spread over the study's sources. With
-    two units for three parts one trains, one tests, and validation cells are drawn from the one that trains. Cells
-    without a unit (missing, doublet, ambiguous) train: they may be of any donor, also of one that trains.
+    before it gave too much or too little, so that the fractions are met over all cells as far as whole units allow; a
+    warning says so where they are missed by much. In a study with as many units as there are parts, every part gets
+    one, and is spread over the study's sources. With two units for three parts one trains, one tests, and validation
+    cells are drawn from the one that trains.
+
+    Cells without a unit (missing, doublet, ambiguous) train. Some may be of donors that are tested, so where that
+    matters they are to be filtered away before; as test cells they would be of donors that train.
+
     A source that is held out is tested whole, and so are its units in other sources of the study.
 
     Raises
@@ -165,11 +171,11 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
     """
     held_out = _held_out(counts, settings.held_out_sources)
     columns = {s: HELD_OUT if s in held_out else _column_of(counts, s, settings.by) for s in sorted(counts.n_cells)}
-    units, carved = _share_out(counts, columns, settings.fractions, seed)
+    units, carved, held = _share_out(counts, columns, settings.fractions, seed)
     without = {s: counts.n_cells[s] - counts.units[s][column].total() for s, column in columns.items()
                if column not in (BY_CELL, HELD_OUT)}  # fmt: skip
     without = {source: n for source, n in without.items() if n}
-    warnings = _warnings(columns, carved, without)
+    warnings = [*_warnings(columns, carved, without), *_missed(held, settings.fractions)]
     for warning in warnings:
         logger.warning(warning)
     return SplitDecision(
@@ -207,9 +213,12 @@ def _column_of(counts: UnitCounts, source: str, by: str) -> str:
 
 def _share_out(
     counts: UnitCounts, columns: Mapping[str, str], fractions: tuple[float, float, float], seed: int
-) -> tuple[dict[str, Part], tuple[str, ...]]:
-    """Return the part of each unit, and the studies whose validation cells are drawn by cell."""
-    held = np.array([0.0, 0.0, 0.0])
+) -> tuple[dict[str, Part], tuple[str, ...], NDArray[np.float64]]:
+    """Return the part of each unit, the studies whose validation cells are drawn by cell, and the cells of each part.
+
+    The cells (3,) are those of sources with units; by cell the fractions are met anyway, and held-out cells are extra.
+    """
+    held = np.zeros(len(PARTS))
     for source, column in columns.items():
         if column not in (BY_CELL, HELD_OUT):
             held[TRAIN] += counts.n_cells[source] - counts.units[source][column].total()
@@ -217,36 +226,36 @@ def _share_out(
     units: dict[str, Part] = {}
     carved = []
     for study in sorted(tables, key=lambda study: (len(tables[study]), study)):
-        table = tables[study]
-        tested = _units_of_held_out(counts, columns, study) & set(table.index)
-        free = table.drop(index=sorted(tested))
-        parts = [PARTS[TEST]] * len(tested)
-        held[TEST] += float(table.loc[sorted(tested)].to_numpy().sum())
+        tested = sorted(_units_of_held_out(counts, columns, study) & set(tables[study].index))
+        free = tables[study].drop(index=tested)
         wanted = [part for part in range(len(PARTS)) if fractions[part] > 0]
-        if len(free) < len(wanted) == len(PARTS):
+        is_carved = 0 < len(free) < len(wanted) == len(PARTS)
+        if is_carved:
             carved.append(study)
-            wanted.remove(VALIDATION)
-        if len(free) == 1:  # all others are held out
+            wanted = [TRAIN, TEST] if len(free) > 1 else [TRAIN]
+        elif len(free) == 1:  # all others are held out
             wanted = [TRAIN]
         chosen = _assign(free, wanted, fractions, held, hash_text(f"{seed}\0{study}"))
-        for part, n in zip(chosen, free.to_numpy().sum(axis=1), strict=True):
-            held[part] += n
-        names = [unit_name(study, name) for name in (*sorted(tested), *free.index)]
-        units |= dict(zip(names, [*parts, *(PARTS[part] for part in chosen)], strict=True))
-    return dict(sorted(units.items())), tuple(sorted(carved))
+        cells = np.bincount(chosen, weights=free.to_numpy().sum(axis=1), minlength=len(PARTS))
+        drawn = cells[TRAIN] * fractions[VALIDATION] / (1 - fractions[TEST]) if is_carved else 0.0
+        held += cells + np.array([-drawn, drawn, 0.0])
+        units |= {unit_name(study, unit): PARTS[TEST] for unit in tested}
+        units |= {unit_name(study, unit): PARTS[part] for unit, part in zip(free.index, chosen, strict=True)}
+    return dict(sorted(units.items())), tuple(sorted(carved)), held
 
 
 def _assign(
     table: pd.DataFrame, wanted: list[int], fractions: tuple[float, float, float], held: NDArray[np.float64], seed: int
-) -> list[int]:
-    """Return the part of each unit of one study, so that all cells so far come near the fractions."""
+) -> NDArray[np.int64]:
+    """Return (units,) the part of each unit of one study, so that all cells so far come near the fractions."""
     if table.empty:
-        return []
+        return np.empty(0, np.int64)
     n_cells = float(table.to_numpy().sum())
     fraction = np.array(fractions)[wanted] / sum(fractions[part] for part in wanted)
+    # What parts are owed so far; a part that got too much still gets some, since each study is to be in every part.
     due = (held[wanted].sum() + n_cells) * fraction - held[wanted]
     shares = np.clip(due / n_cells, _LEAST_SHARE * fraction, None)
-    return [wanted[i] for i in assign_groups(table, shares / shares.sum(), seed % 2**32)]
+    return np.array(wanted)[assign_groups(table, shares / shares.sum(), seed)]
 
 
 def _unit_tables(counts: UnitCounts, columns: Mapping[str, str]) -> dict[str, pd.DataFrame]:
@@ -288,3 +297,17 @@ def _warnings(columns: Mapping[str, str], carved: Sequence[str], without: Mappin
         for source, n in without.items()
     ]
     return warnings
+
+
+def _missed(held: NDArray[np.float64], fractions: tuple[float, float, float]) -> list[str]:
+    found = held / max(held.sum(), 1)
+    if not held.any() or np.abs(found - fractions).max() <= _TOLERANCE:
+        return []
+    return [
+        f"whole donors or batches give {_percent(found)} of the cells to training, validation and test, where "
+        f"{_percent(fractions)} were asked for: studies of few donors have one in every part"
+    ]
+
+
+def _percent(shares: Sequence[float] | NDArray[np.float64]) -> str:
+    return " / ".join(f"{100 * share:.0f} %" for share in shares)
