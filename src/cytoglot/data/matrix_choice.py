@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -243,9 +243,27 @@ def _test(candidate: Candidate, cell_names: Names) -> Verdict:
     if in_memory(candidate.matrix):
         return verdict_on(candidate.matrix, cell_names=cell_names, gene_names=candidate.var.index)
     cells = sample_positions(int(candidate.matrix.shape[0]))
-    names = [str(cell_names[int(i)]) for i in cells]
     sample = cell_rows(candidate.matrix).sample(cells)
-    return verdict_on(sample, cell_names=names, gene_names=candidate.var.index)
+    return verdict_on(sample, cell_names=_SampleNames(cell_names, cells), gene_names=candidate.var.index)
+
+
+class _SampleNames(Sequence[str]):
+    """Names of chosen cells, looked up when a message needs one: they may lie on disk."""
+
+    def __init__(self, names: Names, cells: NDArray[np.int64]) -> None:
+        self._names, self._cells = names, cells
+
+    def __len__(self) -> int:
+        return int(self._cells.size)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [str(self._names[int(i)]) for i in self._cells[at]]
+        return str(self._names[int(self._cells[at])])
 
 
 def sample_positions(n_cells: int) -> NDArray[np.int64]:
