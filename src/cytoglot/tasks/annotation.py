@@ -59,20 +59,19 @@ class CellTypeAnnotation(Task[CellRecord, ParsedLabel]):
         return [" " + self.templates.answer.format(cell_type=label) for label in labels]
 
     def answer_format(self, space: AnswerSpace) -> OneOf:
-        """Return the closed set of labels.
-
-        Raises
-        ------
-        InputError
-            `space` holds no labels.
-        """
-        if not space.labels:
-            raise InputError(f"task {self.name!r} needs a list of labels to choose from, found none")
-        return OneOf(options=space.labels)
+        """Return the closed set of labels; an InputError if `space` holds none."""
+        return label_format(space, task=self.name)
 
     def parse(self, answer: str, space: AnswerSpace) -> ParsedLabel:
         """Return `parse_label` of the answer."""
         return parse_label(answer, space.labels)
+
+
+def label_format(space: AnswerSpace, *, task: str) -> OneOf:
+    """Return the closed set of labels of `space`, of which there must be one at least."""
+    if not space.labels:
+        raise InputError(f"task {task!r} needs a list of labels to choose from, found none")
+    return OneOf(options=space.labels)
 
 
 def parse_label(answer: str, labels: tuple[str, ...]) -> ParsedLabel:

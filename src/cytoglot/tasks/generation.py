@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from cytoglot.answer_format import DistinctWords
 from cytoglot.errors import InputError
 from cytoglot.sentence.parse import ParsedSentence, parse_genes
+from cytoglot.tasks.gene_answer import gene_list_format, vocabulary_of
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import AnswerSpace, Task, register_task, require_metadata
-
-if TYPE_CHECKING:
-    from cytoglot.data.genes import GeneVocabulary
 
 _METRICS = ("gene_overlap", "gene_jaccard", "kendall_tau_b", "validity", "duplicate_share", "pairwise_diversity")
 
@@ -45,24 +42,12 @@ class _Generation(Task[CellRecord, ParsedSentence]):
         return {"cell_sentence": " ".join(record.genes)}
 
     def answer_format(self, space: AnswerSpace) -> DistinctWords:
-        """Return exactly `n_genes` distinct genes of the vocabulary.
-
-        Raises
-        ------
-        InputError
-            `space` lacks the vocabulary or the length, or asks for more genes than the vocabulary has.
-        """
-        vocabulary = _vocabulary(self.name, space)
-        if space.n_genes is None or not 1 <= space.n_genes <= len(vocabulary):
-            raise InputError(
-                f"task {self.name!r} needs a number of genes from 1 to {len(vocabulary)} (all genes of the "
-                f"vocabulary), found {space.n_genes}"
-            )
-        return DistinctWords(words=vocabulary.symbols, min_words=space.n_genes, max_words=space.n_genes)
+        """Return exactly `n_genes` distinct genes of the vocabulary; an InputError without either."""
+        return gene_list_format(space, task=self.name)
 
     def parse(self, answer: str, space: AnswerSpace) -> ParsedSentence:
         """Read the genes of an answer, with a report of what was unknown, repeated or mended."""
-        return parse_genes(answer, _vocabulary(self.name, space))
+        return parse_genes(answer, vocabulary_of(space, task=self.name))
 
 
 @register_task
@@ -83,9 +68,3 @@ class UnconditionalGeneration(_Generation):
     """Nothing but what is known of the sample → the ranked genes of a cell."""
 
     name = "unconditional_generation"
-
-
-def _vocabulary(task: str, space: AnswerSpace) -> GeneVocabulary:
-    if space.vocabulary is None:
-        raise InputError(f"task {task!r} needs the gene vocabulary that its answers are made of, found none")
-    return space.vocabulary
