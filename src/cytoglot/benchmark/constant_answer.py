@@ -1,0 +1,94 @@
+"""The one answer that does best if it is given to every question of a task: what a model has to beat."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytoglot.benchmark.task_scores import AskedRecord, Kind, gene_ids_of
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.metrics.text import token_f1
+from cytoglot.tasks.multicell import cell_lines
+
+_COMPARED_TEXTS = 200
+"""training answers among which the most typical text is sought, and to which each is compared"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantAnswer:
+    """An answer that takes no notice of what is asked but for the number of genes and cells."""
+
+    kind: Kind
+    text: str = ""
+    """the label, or the text"""
+    ranked_genes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """number of genes → the genes to list"""
+
+    def answer(self, asked: AskedRecord) -> str:
+        """Return the answer, with as many genes and cells as the truth has."""
+        if self.kind in {"label", "text"}:
+            return self.text
+        if self.kind == "labels":
+            return cell_lines([self.text] * len(asked.parts))
+        genes = " ".join(self.ranked_genes[asked.n_genes])
+        return genes if self.kind == "genes" else cell_lines([genes] * len(asked.parts))
+
+
+def fit_constant_answer(
+    kind: Kind,
+    training: Sequence[AskedRecord],
+    *,
+    lengths: Sequence[int],
+    vocabulary: GeneVocabulary,
+    labels: Sequence[str] = (),
+    seed: int,
+) -> ConstantAnswer:
+    """Choose the answer on training records.
+
+    A label is the most frequent one, of several cells the most frequent one for each. A text is the training answer
+    with the highest mean token F1 to a sample of the others. A list of n genes holds those that are most often among
+    the first n of a training answer, which is the best that any one list can do in overlap, in the order of their mean
+    reciprocal rank.
+
+    Parameters
+    ----------
+    lengths
+        Numbers of genes that will be asked for.
+    labels
+        Of a closed task, the most frequent in training first.
+    """
+    if kind == "label":
+        return ConstantAnswer(kind=kind, text=labels[0])
+    if kind == "labels":
+        counts = Counter(part for asked in training for part in asked.parts)
+        return ConstantAnswer(kind=kind, text=max(sorted(counts), key=lambda name: counts[name]))
+    if kind == "text":
+        return ConstantAnswer(kind=kind, text=_typical([asked.parts[0] for asked in training], seed))
+    lists = [gene_ids_of(part) for asked in training for part in asked.parts]
+    return ConstantAnswer(kind=kind, ranked_genes=_most_frequent(lists, sorted(set(lengths)), vocabulary))
+
+
+def _typical(texts: Sequence[str], seed: int) -> str:
+    rng = np.random.default_rng(seed)
+    some = list(texts) if len(texts) <= _COMPARED_TEXTS else rng.choice(texts, _COMPARED_TEXTS, replace=False).tolist()
+    counts = Counter(some)  # many cells share an abstract: each is compared once
+    names = sorted(counts)
+    return names[int(np.argmax([sum(n * token_f1(name, other) for other, n in counts.items()) for name in names]))]
+
+
+def _most_frequent(
+    lists: Sequence[NDArray[np.int64]], lengths: Sequence[int], vocabulary: GeneVocabulary
+) -> dict[int, tuple[str, ...]]:
+    gene, rank = np.concatenate(lists), np.concatenate([np.arange(len(one)) for one in lists])
+    reciprocal_g = np.bincount(gene, weights=1 / (rank + 1), minlength=len(vocabulary))
+    chosen = {}
+    for length in lengths:
+        times_g = np.bincount(gene[rank < length], minlength=len(vocabulary))
+        best = np.lexsort((-reciprocal_g, -times_g))[:length]
+        best = best[np.argsort(-reciprocal_g[best], kind="stable")]
+        chosen[length] = tuple(vocabulary.symbols[i] for i in best)
+    return chosen

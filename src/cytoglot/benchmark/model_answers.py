@@ -1,0 +1,119 @@
+"""How a model answers a task: a closed set by scoring, genes by constrained writing, all else by free writing.
+
+Everything is greedy: the likeliest label, the likeliest next token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText
+from cytoglot.benchmark.task_scores import AskedRecord, AskedTask, Kind, bare_answer, parts_of
+from cytoglot.cell_model.load import CellModel
+from cytoglot.corpus.mixture import Question
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.lm.batches import checked_batch_tokens
+from cytoglot.lm.constrain import constrain
+from cytoglot.lm.generate import generate_answers
+from cytoglot.lm.score import score_answers
+from cytoglot.lm.tokenizer import encode_completions, encode_pair, encode_prompts
+from cytoglot.tasks.task import AnswerSpace, Task
+from cytoglot.tasks.template import TERMINATOR
+
+_MAX_ROWS = 64
+_READING_BATCHES = 8
+"""batches of reading whose tokens may be remembered at once while writing: a remembered token takes little"""
+
+
+@dataclass(frozen=True)
+class ModelAnswers:
+    """A model that answers, and what it has room to read."""
+
+    model: CellModel
+    vocabulary: GeneVocabulary
+    """the genes that answers are made of"""
+
+    def answers(self, asked: AskedTask, budgets: Sequence[int]) -> list[str]:
+        """Return the model's answer to each record of the task, without what frames it.
+
+        Parameters
+        ----------
+        budgets
+            Most tokens of each answer, where no format says what an answer is.
+        """
+        if asked.kind == "label":
+            likelihood_na = score_answers(self.model.lm, asked.prompts, completions_of(asked.labels))
+            return [asked.labels[i] for i in likelihood_na.argmax(axis=1)]
+        formats = [self._words(asked.task, asked.kind, one.n_genes) for one in asked.records]
+        worded = [one for one in formats if one is not None]
+        if len(worded) == len(formats):
+            return self._write(asked.prompts, worded, max(one.max_words for one in worded))
+        return self._write_freely(asked.prompts, budgets)
+
+    def fitted(self, question: Question, kind: Kind, labels: Iterable[str] = ()) -> AskedRecord | None:
+        """Ask about as many genes as the context has room for beside the answer, or any of the `labels`.
+
+        None if there is no room even with one gene of each cell, or nothing is left to ask.
+        """
+        context, longest_label = self.model.lm.context_length, max(self.n_tokens(labels), default=0)
+        while True:
+            example = question.example()
+            ids, n_prompt = encode_pair(self.model.lm.tokenizer, example.prompt, example.completion)
+            truth = bare_answer(example.completion)
+            parts = parts_of(question.task, truth, self.vocabulary)
+            if not parts or not all(part.strip() for part in parts):
+                return None  # an answer of which nothing is known in this vocabulary
+            asked = AskedRecord(record=question.record, prompt=example.prompt, truth=truth, parts=parts)
+            needed = max(len(ids), n_prompt + max(longest_label, self._room_for_words(question.task, kind, asked)))
+            if context is None or needed <= context:
+                return asked
+            n_genes = question.record.longest
+            shorter = question.cut(min(n_genes - 1, n_genes * context // needed)) if n_genes > 1 else None
+            if shorter is None:
+                return None
+            question = shorter
+
+    def n_tokens(self, answers: Iterable[str]) -> list[int]:
+        """Return the tokens of each answer with its frame and the end of text."""
+        return [len(ids) for ids in encode_completions(self.model.lm.tokenizer, completions_of(answers), eos=True)]
+
+    def _words(self, task: Task[Any, Any], kind: Kind, n_genes: int) -> DistinctWords | None:
+        """Return the format of an answer of genes; None where the task's answers have no such format."""
+        if kind != "genes":
+            return None
+        one = task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
+        return one if isinstance(one, DistinctWords) else None
+
+    def _room_for_words(self, task: Task[Any, Any], kind: Kind, asked: AskedRecord) -> int:
+        words = self._words(task, kind, asked.n_genes)
+        return 0 if words is None else constrain(words, self.model.lm.tokenizer).enough_tokens(words.max_words)
+
+    def _write(self, prompts: Sequence[str], formats: Sequence[AnswerFormat], n_written: int) -> list[str]:
+        longest = max(len(ids) for ids in encode_prompts(self.model.lm.tokenizer, prompts)) + n_written
+        n_rows = _READING_BATCHES * checked_batch_tokens(self.model.lm, None) // longest
+        batch_size = min(_MAX_ROWS, max(1, n_rows))
+        answers = generate_answers(self.model.lm, prompts, formats, temperature=0.0, seed=0, batch_size=batch_size)
+        return [text for (text, *_) in answers]
+
+    def _write_freely(self, prompts: Sequence[str], budgets: Sequence[int]) -> list[str]:
+        """Write in batches of prompts of similar length; an answer ends with the context, if not before."""
+        lengths = np.array([len(ids) for ids in encode_prompts(self.model.lm.tokenizer, prompts)])
+        context = self.model.lm.context_length or int(lengths.max()) + max(budgets)
+        answers = [""] * len(prompts)
+        order = np.argsort(lengths, kind="stable")
+        for start in range(0, len(order), _MAX_ROWS):
+            batch = order[start : start + _MAX_ROWS]
+            n_written = min(max(budgets[i] for i in batch), context - int(lengths[batch].max()))
+            texts = self._write([prompts[i] for i in batch], [FreeText(max_tokens=n_written)] * len(batch), n_written)
+            for i, text in zip(batch, texts, strict=True):
+                answers[i] = text
+        return answers
+
+
+def completions_of(answers: Iterable[str]) -> list[str]:
+    """Return bare answers in their frame, as training shows them."""
+    return [f" {answer}{TERMINATOR}" for answer in answers]

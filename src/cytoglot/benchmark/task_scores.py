@@ -1,0 +1,181 @@
+"""How right an answer is, for every task alike.
+
+An answer is read as parts: one for most tasks, one for each cell where several are asked about. Two parts are compared
+as texts; genes take the place of words by their ids, so that `Actb` is not `ACTB`. Cells that were asked for without
+being told apart have no order: each is compared with the true cell that makes the best of all pairs.
+
+Axes: n records, k columns of a statistic, f parts found, w parts wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.metrics.classification import macro_f1_statistic
+from cytoglot.metrics.generation import gene_overlap
+from cytoglot.metrics.text import exact_match, token_f1
+from cytoglot.metrics.uncertainty import AdditiveStatistic
+from cytoglot.sentence.parse import ParsedSentence
+from cytoglot.tasks.annotation import ParsedLabel
+from cytoglot.tasks.cell_types_of_cells import CellGroupGenerationByCellTypes
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.task import AnswerSpace, Task
+from cytoglot.tasks.template import TERMINATOR
+
+Kind = Literal["label", "labels", "genes", "cells", "text"]
+"""one of a closed set, a label for each cell, genes, genes of several cells, prose"""
+
+_NO_GENE = "unknown"
+"""stands for each word that is no gene or repeats one"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedRecord:
+    """One record as a task asks about it, with the true answer."""
+
+    record: Record
+    prompt: str
+    truth: str
+    """without the space before it and the full stop behind it"""
+    parts: tuple[str, ...]
+    """the truth as it is compared"""
+
+    @property
+    def n_genes(self) -> int:
+        """Genes of the longest part, for answers of genes."""
+        return max(len(part.split()) for part in self.parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedTask:
+    """What one task asks, and what is needed to answer and to judge it."""
+
+    task: Task[Any, Any]
+    kind: Kind
+    vocabulary: GeneVocabulary
+    """the genes that answers are made of"""
+    records: tuple[AskedRecord, ...]
+    labels: tuple[str, ...] = ()
+    """what a closed task chooses from: the answers that occur in training, most frequent first"""
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of each record."""
+        return [asked.prompt for asked in self.records]
+
+    def with_truths_of(self, order: NDArray[np.integer]) -> AskedTask:
+        """Return the same prompts with the true answers of other records: i gets that of `order[i]`."""
+        others = [self.records[i] for i in order]
+        swapped = (replace(a, truth=o.truth, parts=o.parts) for a, o in zip(self.records, others, strict=True))
+        return replace(self, records=tuple(swapped))
+
+
+def bare_answer(completion: str) -> str:
+    """Return a completion without the space before it and the terminator behind it."""
+    return completion.removeprefix(" ").removesuffix(TERMINATOR)
+
+
+def kind_of(task: Task[Any, Any], truth: str, vocabulary: GeneVocabulary) -> Kind:
+    """Tell what a task's answers are, from how it reads a true one."""
+    if task.closed_answer:
+        return "label"
+    value = task.parse(truth, AnswerSpace(vocabulary=vocabulary))
+    if isinstance(value, ParsedSentence):
+        return "genes"
+    if isinstance(value, tuple):
+        return "cells" if any(isinstance(item, ParsedSentence) for item in value) else "labels"
+    return "text"
+
+
+def parts_of(task: Task[Any, Any], answer: str, vocabulary: GeneVocabulary) -> tuple[str, ...]:
+    """Return an answer as it is compared: a text for each part; genes as their ids."""
+    if task.closed_answer:
+        return (answer,)
+    value = task.parse(answer, AnswerSpace(vocabulary=vocabulary))
+    if isinstance(value, ParsedSentence):
+        return (_gene_words(value),)
+    if isinstance(value, tuple):
+        return tuple(_gene_words(item) if isinstance(item, ParsedSentence) else item or "" for item in value)
+    return (value.text if isinstance(value, ParsedLabel) else value if isinstance(value, str) else answer,)
+
+
+def gene_ids_of(part: str) -> NDArray[np.int64]:
+    """Return the ids of the genes in a part."""
+    return np.array([int(word[1:]) for word in part.split() if word != _NO_GENE], dtype=np.int64)
+
+
+def statistics(asked: AskedTask, answers: Sequence[str]) -> dict[str, AdditiveStatistic]:
+    """Return metric → its additive form over the records.
+
+    All tasks have `exact_match` and `token_f1`. Answers of genes have `gene_overlap` too, those of labels `macro_f1`,
+    and several labels `accuracy`, the share of right ones. Of several cells, overlap and F1 are means over the cells;
+    a missing cell counts 0, and for F1 a surplus one does too.
+    """
+    found_n = [parts_of(asked.task, answer, asked.vocabulary) for answer in answers]
+    wanted_n = [one.parts for one in asked.records]
+    has_order = asked.kind != "cells" or isinstance(asked.task, CellGroupGenerationByCellTypes)
+    scores = [_scores(f, w, kind=asked.kind, has_order=has_order) for f, w in zip(found_n, wanted_n, strict=True)]
+    result = {name: _mean([score[name] for score in scores]) for name in scores[0]}
+    if asked.kind in {"label", "labels"}:
+        result["macro_f1"] = _macro_f1(found_n, wanted_n)
+    return result
+
+
+def _gene_words(parsed: ParsedSentence) -> str:
+    """Return ids as words: whatever is compared as words takes no notice of case."""
+    n_others = parsed.report.n_unknown + parsed.report.n_duplicates
+    return " ".join([*(f"g{gene}" for gene in parsed.gene_ids), *[_NO_GENE] * n_others])
+
+
+def _scores(found: tuple[str, ...], wanted: tuple[str, ...], *, kind: Kind, has_order: bool) -> dict[str, float]:
+    pairs = list(zip_longest(found, wanted)) if has_order else _best_pairs(found, wanted)
+    both = [(f, w) for f, w in pairs if f is not None and w is not None]
+    n_exact = sum(exact_match(f, w) for f, w in both)
+    scores = {
+        "exact_match": float(n_exact == len(pairs)),
+        "token_f1": sum(token_f1(f, w) for f, w in both) / len(pairs),
+    }
+    if kind in {"genes", "cells"}:
+        scores["gene_overlap"] = sum(gene_overlap(f.split(), w.split()) for f, w in both) / len(wanted)
+    if kind == "labels":
+        scores["accuracy"] = n_exact / len(wanted)
+    return scores
+
+
+def _best_pairs(found: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[str | None, str | None]]:
+    """Pair cells so that their overlaps sum to the most; of equal choices, the one with more identical pairs."""
+    overlap_fw = np.zeros((len(found), len(wanted)))
+    for i, f in enumerate(found):
+        overlap_fw[i] = [gene_overlap(f.split(), w.split()) + 1e-6 * (f == w) for w in wanted]
+    rows, columns = (places.tolist() for places in linear_sum_assignment(overlap_fw, maximize=True))
+    pairs: list[tuple[str | None, str | None]] = [(found[i], wanted[j]) for i, j in zip(rows, columns, strict=True)]
+    pairs += [(f, None) for i, f in enumerate(found) if i not in rows]
+    return pairs + [(None, w) for j, w in enumerate(wanted) if j not in columns]
+
+
+def _mean(values: Sequence[float]) -> AdditiveStatistic:
+    rows_nk = np.column_stack([np.asarray(values, dtype=np.float64), np.ones(len(values))])
+    return AdditiveStatistic(rows_nk=rows_nk, combine=lambda sums: np.asarray(sums[..., 0] / sums[..., 1]))
+
+
+def _macro_f1(found_n: Sequence[tuple[str, ...]], wanted_n: Sequence[tuple[str, ...]]) -> AdditiveStatistic:
+    """Macro-F1 over cells, summed by record; a label that was not given is the empty one."""
+    record: list[int] = []
+    truth: list[str] = []
+    predicted: list[str] = []
+    for i, (found, wanted) in enumerate(zip(found_n, wanted_n, strict=True)):
+        record += [i] * len(wanted)
+        truth += wanted
+        predicted += [*found, *[""] * len(wanted)][: len(wanted)]
+    over_cells = macro_f1_statistic(truth, predicted)
+    rows_nk = np.zeros((len(wanted_n), over_cells.rows_nk.shape[1]))
+    np.add.at(rows_nk, np.asarray(record), over_cells.rows_nk)
+    return AdditiveStatistic(rows_nk=rows_nk, combine=over_cells.combine)
