@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,14 +115,27 @@ def evaluate_command(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Judge a model on its held-out cells, beside baselines and controls."""
+    """Judge a model on its held-out cells, or on every task of a corpus, beside baselines and controls."""
     from cytoglot.benchmark.evaluate import EvaluateSettings, evaluate
     from cytoglot.benchmark.results import as_dicts
     from cytoglot.config import load_recipe
+    from cytoglot.corpus.folder import is_corpus
     from cytoglot.lm.load import set_threads
 
     quiet_for_json(as_json=json)
     set_threads(threads)
+    if is_corpus(source):
+        unfit = {
+            "--label": label,
+            "--layer": layer,
+            "--gene-column": gene_column,
+            "--gene-mapping": gene_mapping,
+            "--duplicates": duplicates if duplicates != "sum" else None,
+            "--dry-run": dry_run or None,
+        }
+        _refuse_for_corpus(source, unfit)
+        _evaluate_corpus(source, model, output, settings or [], seed=seed, device=device, as_json=json)
+        return
     chosen = load_recipe(EvaluateSettings, None, settings or [])
     genes = gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
@@ -173,6 +188,29 @@ def doctor_command(json: Json = False, seed: Seed = 0) -> None:
     from cytoglot.cli.doctor import examine
 
     show(examine(), as_json=json)
+
+
+def _refuse_for_corpus(source: str, options: Mapping[str, object]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(
+            f"{source} is a corpus, in which cells, genes and labels are settled; leave out {', '.join(given)} "
+            "(what is asked is chosen with --set, such as --set n_per_task=20)"
+        )
+
+
+def _evaluate_corpus(
+    source: str, model: Path, output: Path, settings: list[str], *, seed: int, device: str, as_json: bool
+) -> None:
+    from cytoglot.benchmark.corpus_tasks import CorpusTaskSettings, evaluate_corpus
+    from cytoglot.benchmark.results import as_dicts
+    from cytoglot.config import load_recipe
+
+    chosen = load_recipe(CorpusTaskSettings, None, settings)
+    result = evaluate_corpus(source, model, out=output, settings=chosen, seed=seed, device=device)
+    shown = {"results": as_dicts(result.rows)} if as_json else {"tasks": [asdict(line) for line in result.table]}
+    not_shown = [{"task": name, "reason": reason} for name, reason in result.not_shown.items()]
+    show(shown | {"not_shown": not_shown, "messages": result.messages, "output": output}, as_json=as_json)
 
 
 def _forecast_training(source: str, recipe: TrainRecipe, *, layer: str | None, genes: GeneOptions) -> dict[str, Any]:

@@ -28,6 +28,9 @@ _METRIC_NAMES = {
     "pairwise_diversity": "diversity",
     "diversity_ratio_to_real": "diversity ÷ real",
     "r2_expressed": "R² (expressed genes)",
+    "exact_match": "exact match",
+    "token_f1": "token F1",
+    "gene_overlap": "gene overlap",
 }
 
 
@@ -49,6 +52,7 @@ def write_report(folder: str | Path) -> Path:
     loader = jinja2.PackageLoader("cytoglot.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = _number
+    environment.filters["metric_name"] = lambda name: _METRIC_NAMES.get(name, name.replace("_", " "))
     page = environment.get_template("report.html").render(**_content(folder))
     write_text(folder / PAGE, page)
     return folder / PAGE
@@ -64,6 +68,7 @@ def _content(folder: Path) -> dict[str, Any]:
         "generation": _by_method([row for row in rows if row["task"] == "generation"]),
         "reconstruction_rows": [row for row in rows if row["task"] == "reconstruction"],
         "per_class": [row for row in _read(folder, "per_class.json") or [] if row["method"] == "cytoglot"],
+        "corpus": _corpus_tasks(folder),
         "timings": _read(folder, "timings.json") or {},
         "manifest": json.dumps(_read(folder, "manifest.json") or {}, indent=2, ensure_ascii=False),
         "bars": {m: figures.method_bars(annotation, m) for m in ("accuracy", "macro_f1")} if annotation else {},
@@ -83,6 +88,12 @@ def _rows(folder: Path) -> list[dict[str, Any]]:
             f"{', '.join(sorted(_ROW_KEYS))}; pass the folder that `cytoglot evaluate -o` wrote"
         )
     return rows
+
+
+def _corpus_tasks(folder: Path) -> dict[str, Any]:
+    """Return table, tasks not shown and settings of an evaluation on a corpus; nothing for other evaluations."""
+    content = _read(folder, "results.json")
+    return {name: content[name] for name in ("table", "not_shown", "messages", "meta")} if "table" in content else {}
 
 
 def _figures(folder: Path) -> dict[str, str]:
