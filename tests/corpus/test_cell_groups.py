@@ -62,6 +62,13 @@ def test_a_group_is_no_run_of_the_file() -> None:
     assert (group != other).any()
 
 
+def test_a_single_donor_split_by_cell_has_no_group_across_parts() -> None:
+    part = np.arange(100) % 3
+    group = form_groups(cell_keys(0, "a", 0, 100), part, [np.zeros(100, int)], min_cells=2, max_cells=20)
+    assert all(len(np.unique(part[group == number])) == 1 for number in range(group.max() + 1))
+    assert len(np.unique(part[group >= 0])) == 3
+
+
 def test_no_columns_no_groups() -> None:
     group = form_groups(cell_keys(0, "a", 0, 4), np.zeros(4), [], min_cells=2, max_cells=4)
     assert group.tolist() == [-1] * 4

@@ -140,12 +140,13 @@ def test_batch_is_taken_where_donors_say_nothing_and_a_column_asked_for_is_taken
 
 
 def test_cells_without_a_donor_train_and_are_counted() -> None:
-    columns = donors({**{f"d{i}": 100 for i in range(10)}, None: 37})
+    columns = donors({**{f"d{i}": 50 for i in range(20)}, None: 400})
     decision = decide_splits(count({"a": columns}), SplitRecipe(), 0)
     part = parts(decision, "a", columns)
     assert (part[columns["donor_id"].codes < 0] == 0).all()
-    assert decision.without_unit == {"a": 37}
-    assert any("37 cells without a donor_id" in w for w in decision.warnings)
+    assert decision.without_unit == {"a": 400}
+    np.testing.assert_allclose(shares(part), [0.8, 0.1, 0.1], atol=0.02)
+    assert any("400 cells without a donor_id" in w for w in decision.warnings)
 
 
 def test_held_out_sources_are_tested_whole_and_so_are_their_donors_elsewhere() -> None:
@@ -162,16 +163,17 @@ def test_held_out_sources_are_tested_whole_and_so_are_their_donors_elsewhere() -
     assert by_study.columns == {"held": "held out", "other": "donor_id", "sibling": "held out"}
 
 
-def test_what_a_held_out_source_leaves_trains() -> None:
+@pytest.mark.parametrize("fractions", [(0.3, 0.1, 0.6), (0.3, 0.0, 0.7)])
+def test_what_a_held_out_source_leaves_trains(fractions: tuple[float, float, float]) -> None:
     held, sibling = donors({"d0": 50}), donors({"d0": 50, "d1": 500})
     decision = decide_splits(
         count({"held": held, "sibling": sibling}, {"held": "st", "sibling": "st"}),
-        SplitRecipe(held_out_sources=["held"]),
+        SplitRecipe(held_out_sources=["held"], fractions=fractions),
         0,
     )
     part = parts(decision, "sibling", sibling)
     assert (part[sibling["donor_id"] == "d0"] == 2).all()
-    assert set(part[sibling["donor_id"] == "d1"]) == {0, 1}
+    assert set(part[sibling["donor_id"] == "d1"]) == ({0, 1} if fractions[1] else {0})
 
 
 @pytest.mark.parametrize(

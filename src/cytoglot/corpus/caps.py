@@ -75,7 +75,7 @@ def cap_targets(cells: Mapping[str, int], settings: CapRecipe) -> dict[str, int]
         wanted = np.minimum(n, middle * (n / middle) ** settings.temperature)
     if settings.max_cells is not None:
         wanted = np.minimum(wanted, settings.max_cells)
-    targets = np.clip(np.rint(wanted), 1, n).astype(np.int64)
+    targets = np.rint(wanted).astype(np.int64)
     return dict(zip(cells, targets.tolist(), strict=True))
 
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.corpus.cell_keys import draw_below, salted
-
-NO_GROUP = -1
+from cytoglot.corpus.shard_file import NO_GROUP
 
 
 def grouping_fields(within: Sequence[str], known: Collection[str]) -> list[str]:

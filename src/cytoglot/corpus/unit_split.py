@@ -118,8 +118,8 @@ class SplitDecision:
         return part
 
     def _drawn(self, keys: NDArray[np.uint64], fractions: tuple[float, float, float]) -> NDArray[np.int8]:
-        edges = np.cumsum(fractions) / sum(fractions)
-        edges[np.flatnonzero(fractions)[-1] :] = 1.0  # sums of floats may stop short of it
+        edges = np.cumsum(fractions)
+        edges /= edges[-1]  # exactly 1, where the sum of the fractions may stop short of it
         return np.searchsorted(edges, uniform(salted(keys, "split")), side="right").astype(np.int8)
 
     def to_dict(self) -> dict[str, Any]:
