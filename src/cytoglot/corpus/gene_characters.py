@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 _PLANE_15, _PLANE_16, _PER_PLANE = 0xF0000, 0x100000, 0xFFFE  # the last two code points of a plane are no characters
 MAX_CHARACTERS = 2 * _PER_PLANE
 FIRST_CHARACTER = chr(_PLANE_15)
-_GENE = re.compile(f"[{chr(_PLANE_15)}-{chr(_PLANE_16 + _PER_PLANE - 1)}]")
+LAST_CHARACTER = chr(_PLANE_16 + _PER_PLANE - 1)
+_GENE = re.compile(f"[{FIRST_CHARACTER}-{LAST_CHARACTER}]")
 
 
 def characters_of(gene_ids: NDArray[np.integer]) -> str:

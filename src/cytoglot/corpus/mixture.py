@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from cytoglot.corpus.records import METADATA, TASK, WORDING, Key
+from cytoglot.corpus.records import METADATA, TASK, TASK_TRIES, WORDING, Key
 from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.manifest import fingerprint_texts
 from cytoglot.tasks.record import Record, Unit
 from cytoglot.tasks.task import Example, Task
 from cytoglot.tasks.task import tasks as registered_tasks
@@ -118,22 +120,31 @@ class TaskMixture:
         self._by_unit: dict[Unit, list[tuple[Task[Any, Any], float]]] = {}
         for task, weight in chosen:
             self._by_unit.setdefault(task.unit, []).append((task, weight))
+        self._edges = {unit: list(accumulate(w for _, w in found)) for unit, found in self._by_unit.items()}
 
     @property
     def unit_shares(self) -> dict[Unit, float]:
         """Unit → share of the examples that are about it."""
         return {unit: sum(weight for _, weight in found) for unit, found in self._by_unit.items()}
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any wording of any of the tasks."""
+        found = sorted((task.name, task.templates.fingerprint) for rows in self._by_unit.values() for task, _ in rows)
+        return fingerprint_texts([text for pair in found for text in pair])
+
     def ask(self, record: Record, unit: Unit, key: Key) -> Question | None:
         """Return what is asked of a record; None if no task of its unit can ask it."""
-        possible = [(task, weight) for task, weight in self._by_unit[unit] if task.can_ask(record)]
+        found, edges = self._by_unit[unit], self._edges[unit]
+        for place in TASK_TRIES:  # a task that cannot ask is drawn again, which is faster than asking all of them
+            task = found[_place(edges, key[place])][0]
+            if task.can_ask(record):
+                return self._question(task, record, key)
+        possible = [(task, weight) for task, weight in found if task.can_ask(record)]
         if not possible:
             return None
-        share = key[TASK] / TWO_32
-        edges = accumulate(weight for _, weight in possible)
-        total = sum(weight for _, weight in possible)
-        task = next((task for (task, _), edge in zip(possible, edges, strict=True) if share * total < edge), None)
-        return self._question(task or possible[-1][0], record, key)
+        edges = list(accumulate(weight for _, weight in possible))
+        return self._question(possible[_place(edges, key[TASK])][0], record, key)
 
     def _question(self, task: Task[Any, Any], record: Record, key: Key) -> Question:
         told = record
@@ -145,6 +156,11 @@ class TaskMixture:
         paraphrased = self._held_out or key[WORDING] < self._paraphrase_share * TWO_32
         template = None if paraphrased else task.short_template(told)
         return Question(task, told, template, seed=self._seed, held_out=self._held_out)
+
+
+def _place(edges: list[float], number: int) -> int:
+    """Return which of the intervals that end at the edges a random number below 2³² falls into."""
+    return min(bisect_right(edges, number / TWO_32 * edges[-1]), len(edges) - 1)
 
 
 def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:

@@ -28,7 +28,8 @@ TABLE_UNITS: tuple[Unit, ...] = ("gene_set", "cell_type_term")
 
 Key = tuple[int, ...]
 """the random numbers of one visit to one record, each below 2³²; who uses which is written here"""
-VARIANT, TASK, WORDING, METADATA = 0, 1, 2, 4
+VARIANT, TASK, WORDING, REPEAT, METADATA = 0, 1, 2, 3, 4
+TASK_TRIES = (14, 15)
 
 
 def draw(*key: object) -> Key:
@@ -146,6 +147,11 @@ class BlockRecords:
         )
         group_id = f"{self._cell_ids[first]}+{last - first - 1}"
         return CellGroup(cells=cells, metadata=shared, group_id=group_id, variant=key[VARIANT])
+
+    def group_lengths(self, group: int) -> list[int]:
+        """Return the ranked genes of each cell of a group."""
+        first, last = self.groups[group]
+        return [b - a for a, b in pairwise(self._offsets[first : last + 1])]
 
     def metadata(self, row: int) -> dict[str, str]:
         """Return what is known of a cell; nothing blank."""

@@ -213,8 +213,8 @@ class ShardFile:
         """Cells of each row group."""
         return [self._file.metadata.row_group(i).num_rows for i in range(self.n_row_groups)]
 
-    def row_group(self, number: int) -> CellBlock:
-        """Read one row group.
+    def row_group(self, number: int, *, columns: Sequence[str] | None = None) -> CellBlock:
+        """Read one row group, of all columns or of some.
 
         Raises
         ------
@@ -222,7 +222,7 @@ class ShardFile:
             The file is damaged there.
         """
         try:
-            table = self._file.read_row_group(number, use_threads=False)
+            table = self._file.read_row_group(number, columns=columns, use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"shard {self.path} is damaged in row group {number}: {error}; delete it and build "
                              "the corpus again") from error  # fmt: skip
