@@ -37,20 +37,22 @@ def build_command(
     json: Json = False,
 ) -> None:
     """Turn the cells of many sources into shuffled shards; a killed build goes on where it stopped."""
-    from cytoglot.corpus.build import build_corpus, forecast_build, read_recipe
+    from cytoglot.corpus.build import build_corpus, forecast_build
 
     quiet_for_json(as_json=json)
-    found = read_recipe(recipe, overrides=set_ or ())
+    overrides = tuple(set_ or ())
     if dry_run:
-        show(forecast_build(found, seed=seed, skip_bad=skip_bad) | {"output": output, "dry_run": True}, as_json=json)
+        forecast = forecast_build(recipe, seed=seed, skip_bad=skip_bad, overrides=overrides)
+        show(forecast | {"output": output, "dry_run": True}, as_json=json)
         return
     summary = build_corpus(
-        found,
+        recipe,
         output,
         engine=cast("Engine", engine),
         workers=workers,
         seed=seed,
         skip_bad=skip_bad,
         overwrite=overwrite,
+        overrides=overrides,
     )
     show(asdict(summary) | {"output": output}, as_json=json)

@@ -90,6 +90,8 @@ class CorpusDescription:
     counts: Mapping[str, Mapping[str, int]]
     """metadata column → value → cells, most frequent first; columns of many values such as donors included"""
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """table that the recipe names → its fingerprint"""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """source → why it was left out"""
     versions: Mapping[str, str] = field(default_factory=dict)

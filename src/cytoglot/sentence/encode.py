@@ -210,7 +210,7 @@ def _rates_of_genes(
 
 
 def _sentences(ranker: Ranker, blocks: Iterable[sp.csr_matrix], cell_ids: NDArray[np.object_]) -> CellSentences:
-    gene_ids = _GrowingArray(gene_id_dtype(len(ranker.vocabulary)))
+    gene_ids = GrowingArray(gene_id_dtype(len(ranker.vocabulary)))
     lengths, n_expressed, n_done = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)], 0
     for block in blocks:
         ranked: RankedBlock = ranker.rank(block, cell_ids[n_done : n_done + block.shape[0]])
@@ -229,13 +229,14 @@ def _sentences(ranker: Ranker, blocks: Iterable[sp.csr_matrix], cell_ids: NDArra
     )
 
 
-class _GrowingArray:
+class GrowingArray:
     """An array that grows in place, so that joining blocks never holds the result twice."""
 
     def __init__(self, dtype: np.dtype[Any]) -> None:
         self._values, self._length = np.empty(0, dtype), 0
 
     def extend(self, values: NDArray[Any]) -> None:
+        """Append values."""
         end = self._length + len(values)
         if end > len(self._values):
             # untouched pages cost nothing and the system moves large blocks without a copy
@@ -244,5 +245,6 @@ class _GrowingArray:
         self._length = end
 
     def finished(self) -> NDArray[Any]:
+        """Return the array; nothing may be appended afterwards."""
         self._values.resize(self._length, refcheck=False)
         return self._values

@@ -47,7 +47,7 @@ class UnfinishedOutput:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.folder.mkdir(exist_ok=True)
-            with _locked(self.folder) as is_ours:
+            with locked(self.folder) as is_ours:
                 if not is_ours:
                     raise InputError(f"another process is writing {self.output}; wait for it, or write to another file")
                 self._delete_stale_folders()
@@ -119,13 +119,13 @@ class UnfinishedOutput:
         for folder in self.output.parent.iterdir():
             is_work = folder.name.startswith(prefix) and folder.name.endswith(_SUFFIX)
             if is_work and folder != self.folder:
-                with _locked(folder) as is_ours:
+                with locked(folder) as is_ours:
                     if is_ours:
                         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
+def locked(folder: Path) -> Iterator[bool]:
     """Hold the lock of a folder, which ends with the process however that ends; yield whether we have it."""
     with (folder / "lock").open("w") as file:
         yield _lock(file)
