@@ -25,7 +25,13 @@ class GeneAnswer(Task[R, ParsedSentence]):
 
     answer_field: ClassVar[str]
     """name of the genes in the answer of the TOML file"""
-    metrics = ("gene_overlap", "gene_jaccard", "kendall_tau_b", "validity", "duplicate_share")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "gene_overlap",
+        "gene_jaccard",
+        "kendall_tau_b",
+        "validity",
+        "duplicate_share",
+    )
 
     def answer_genes(self, record: R) -> Sequence[str]:
         """Return the genes of the true answer."""

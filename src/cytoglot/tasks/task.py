@@ -186,7 +186,7 @@ def _task_modules() -> tuple[str, ...]:
     return tuple(f"cytoglot.tasks.{name}" for name in found if name not in _FOUNDATIONS)
 
 
-_FOUNDATIONS = {"task", "template", "record", "gene_answer", "foreign_templates"}
+_FOUNDATIONS = {"task", "template", "record", "gene_answer", "name_answer", "foreign_templates"}
 tasks: Registry[Task[Any, Any]] = Registry("task", _task_modules())
 
 T = TypeVar("T", bound=Task[Any, Any])

@@ -1,0 +1,112 @@
+"""What is this cell type? A Cell Ontology term in, its definition or its markers out, and the other way round."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from cytoglot.tasks.gene_answer import GeneAnswer
+from cytoglot.tasks.gene_sets import shuffled
+from cytoglot.tasks.name_answer import NameAnswer, one_line
+from cytoglot.tasks.record import CellTypeTerm
+from cytoglot.tasks.task import register_task
+
+MOST_MARKERS = 20
+"""markers in a text: the best supported ones"""
+_UNNAMED = "this cell"
+
+
+@register_task
+class CellTypeDefinition(NameAnswer[CellTypeTerm]):
+    """A cell type → its definition in the Cell Ontology."""
+
+    name = "cell_type_definition"
+    unit = "cell_type_term"
+    reverse = "cell_type_from_definition"
+    answer_field = "definition"
+    max_tokens = 400
+
+    def has_content(self, record: CellTypeTerm) -> bool:
+        """The ontology defines most terms and not all."""
+        return bool(one_line(record.definition))
+
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+        """Return the label."""
+        return self.common_fields(record) | {"cell_type": record.label}
+
+    def answer_text(self, record: CellTypeTerm) -> str:
+        """Return the definition."""
+        return record.definition
+
+
+@register_task
+class CellTypeFromDefinition(NameAnswer[CellTypeTerm]):
+    """A definition → the cell type.
+
+    Where a definition names the type itself, by label or synonym, "this cell" stands in its place; names of its parents
+    stay.
+    """
+
+    name = "cell_type_from_definition"
+    unit = "cell_type_term"
+    reverse = "cell_type_definition"
+    answer_field = "cell_type"
+
+    def has_content(self, record: CellTypeTerm) -> bool:
+        """The definition must say something beside the name."""
+        return bool(one_line(unnamed(record).replace(_UNNAMED, "")))
+
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+        """Return the definition without the name."""
+        return self.common_fields(record) | {"definition": f"{one_line(unnamed(record))}."}
+
+    def answer_text(self, record: CellTypeTerm) -> str:
+        """Return the label."""
+        return record.label
+
+
+@register_task
+class CellTypeMarkers(GeneAnswer[CellTypeTerm]):
+    """A cell type → its marker genes, the best supported first."""
+
+    name = "cell_type_markers"
+    unit = "cell_type_term"
+    reverse = "cell_type_from_markers"
+    answer_field = "genes"
+
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+        """Return the label and the number of markers to list."""
+        n_markers = len(record.markers[:MOST_MARKERS])
+        return self.common_fields(record) | {"cell_type": record.label, "num_genes": str(n_markers)}
+
+    def answer_genes(self, record: CellTypeTerm) -> Sequence[str]:
+        """Return the best supported markers."""
+        return record.markers[:MOST_MARKERS]
+
+
+@register_task
+class CellTypeFromMarkers(NameAnswer[CellTypeTerm]):
+    """Marker genes, in a random order by the record's variant → the cell type that they mark."""
+
+    name = "cell_type_from_markers"
+    unit = "cell_type_term"
+    reverse = "cell_type_markers"
+    answer_field = "cell_type"
+
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+        """Return the markers and their number."""
+        markers = shuffled(self.name, record, record.markers[:MOST_MARKERS])
+        return self.common_fields(record) | {"genes": " ".join(markers), "num_genes": str(len(markers))}
+
+    def answer_text(self, record: CellTypeTerm) -> str:
+        """Return the label."""
+        return record.label
+
+
+def unnamed(record: CellTypeTerm) -> str:
+    """Return the definition with "this cell" for label and synonyms, in any case, with or without a plural s."""
+    names = sorted({record.label, *record.synonyms} - {""}, key=len, reverse=True)
+    if not names:
+        return record.definition
+    pattern = "|".join(re.escape(name) for name in names)
+    return re.sub(rf"(?<!\w)(?:{pattern})s?(?!\w)", _UNNAMED, record.definition, flags=re.IGNORECASE)
