@@ -77,7 +77,6 @@ class CensusSource:
         self.n_cells = len(self._ids)
         if not self.n_cells:
             raise InputError(f"the query {query!r} finds no cell in {self.path}; mend value_filter")
-        self.n_values = self._ids.n_values or int(self._x.nnz * self.n_cells / max(self._obs.count, 1))
         self.fingerprint = fingerprint_texts(
             [version, self._census.measurement, self._census.layer, query or "", str(self.n_cells)]
         )
@@ -94,7 +93,10 @@ class CensusSource:
         self._gene_names = [str(name) for name in named.index]
         self._column_of = np.full(int(joinids.max(initial=-1)) + 1, -1, dtype=np.int64)
         self._column_of[joinids] = np.arange(joinids.size)
-        state = self._state(joinids.size)
+        sample = self._sample(joinids.size)
+        # not X.nnz, which may go through all of X
+        self.n_values = self._ids.n_values or round(sample.nnz * self.n_cells / sample.shape[0])
+        state = _usable_state(sample)
         policy: Any = "sum" if state.kind == "counts" else "first"
         genes = resolve_genes(named, gene_column=recipe.gene_column, mapping=mapping, duplicates=policy)
         harmonised = tables.harmonised(genes.vocabulary.symbols, organism=recipe.organism)
@@ -104,18 +106,13 @@ class CensusSource:
         what = f"read X[{self._census.layer!r}] of {self.path}: {state.description}"
         self.messages = (what, *genes.report.messages(), *harmonised.report.messages())
 
-    def _state(self, n_columns: int) -> MatrixState:
-        """What the values of up to 512 cells are."""
+    def _sample(self, n_columns: int) -> sparse.csr_matrix:
+        """Up to 512 cells in about eight places."""
         cells = sample_positions(self.n_cells)
         runs = np.array_split(cells, max(1, len(cells) // 64))
         wanted = np.concatenate(runs[:: max(1, len(runs) * 64 // _TEST_CELLS)])[:_TEST_CELLS]
         joinids = np.array([int(self._ids.span(int(i), int(i) + 1)[0]) for i in wanted], dtype=np.int64)
-        state = matrix_state(self._raw(joinids, n_columns))
-        if state.kind == "signed":
-            raise InputError(
-                f"expected counts or log1p values, found {state.description}; set census.layer to another X layer"
-            )
-        return state
+        return self._raw(joinids, n_columns)
 
     def _joinid_tables(self, query: str | None) -> Iterator[Any]:
         wanted = [_JOINID, *(["nnz"] if "nnz" in self._columns else [])]
@@ -202,15 +199,18 @@ class _JoinIds:
     def of(cls, tables: Iterator[Any]) -> Self:
         """Write the ids of the tables; a sum of their column `nnz` is kept too."""
         file = tempfile.TemporaryFile(prefix="cytoglot-")  # noqa: SIM115  (open until `close`)
-        n_cells, n_values, last = 0, 0, -1
-        for table in tables:
-            ids = table[_JOINID].to_numpy().astype(np.int64)
-            if ids.size and not (ids[0] > last and bool((np.diff(ids) > 0).all())):
-                file.close()
-                raise InputError("the experiment gives its cells in no order; open it with a newer tiledbsoma")
-            file.write(ids.tobytes())
-            n_cells, last = n_cells + ids.size, int(ids[-1]) if ids.size else last
-            n_values += int(table["nnz"].to_numpy().sum()) if "nnz" in table.column_names else 0
+        try:
+            n_cells, n_values, last = 0, 0, -1
+            for table in tables:
+                ids = table[_JOINID].to_numpy().astype(np.int64)
+                if ids.size and not (ids[0] > last and bool((np.diff(ids) > 0).all())):
+                    raise InputError("the experiment gives its cells in no order; open it with a newer tiledbsoma")
+                file.write(ids.tobytes())
+                n_cells, last = n_cells + ids.size, int(ids[-1]) if ids.size else last
+                n_values += int(table["nnz"].to_numpy().sum()) if "nnz" in table.column_names else 0
+        except BaseException:
+            file.close()
+            raise
         return cls(file, n_cells, n_values)
 
     def __len__(self) -> int:
@@ -247,6 +247,15 @@ def _open_experiment(recipe: CensusRecipe, organism: str, base: Path, stack: Exi
         return found, uri, version
     species = (recipe.organism or _latin(organism)).lower().replace(" ", "_")
     return _member(_member(found, "census_data", "collection"), species, "organism"), uri, f"{version} {species}"
+
+
+def _usable_state(sample: sparse.csr_matrix) -> MatrixState:
+    state = matrix_state(sample)
+    if state.kind == "signed":
+        raise InputError(
+            f"expected counts or log1p values, found {state.description}; set census.layer to another X layer"
+        )
+    return state
 
 
 def _latin(organism: str) -> str:
