@@ -169,7 +169,10 @@ def forecast_build(
     if not isinstance(recipe, CorpusRecipe):
         base = Path(recipe).parent if base is None else base
         recipe = load_corpus_recipe(recipe, overrides)
-    plan = make_plan(recipe, Path(base or ".").resolve(), seed=seed, skip_bad=skip_bad)
+    try:
+        plan = make_plan(recipe, Path(base or ".").resolve(), seed=seed, skip_bad=skip_bad)
+    finally:
+        close_sources()
     n_ids = round(sum(source.n_cells * plan.ids_per_cell(source) for source in plan.sources))
     width = 2 if len(plan.vocabulary) <= 1 << 16 else 4
     return {

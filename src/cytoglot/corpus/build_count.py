@@ -25,7 +25,6 @@ from cytoglot.corpus.caps import CapCounts, CapLimits, CellCaps, cap_targets
 from cytoglot.corpus.cell_keys import cell_keys
 from cytoglot.corpus.engines import Workers
 from cytoglot.corpus.folder import PARTS
-from cytoglot.corpus.opened import opened_source
 from cytoglot.corpus.placement import n_shards
 from cytoglot.corpus.sources import CorpusSource
 from cytoglot.corpus.unit_split import BY_CELL, HELD_OUT, SplitDecision, UnitCounts, decide_splits
@@ -35,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 DECISIONS = "decisions.json"
 #: Ranked ids from which rank curves are fitted, about; more would not change them.
-CURVE_IDS = 4_000_000
+CURVE_IDS = 2_000_000
 _SOURCE = "source"
 
 Result = TypeVar("Result")
@@ -325,7 +324,7 @@ def _limits(
 def _count(task: SpanTask, source_caps: CellCaps) -> _Counts:
     plan, span = task.plan, task.plan.spans[task.number]
     planned = plan.sources[span.source]
-    source = opened_source(plan, span.source)
+    source = plan.opened(span.source)
     cells = wanted_cells(plan, source, span, source_caps=source_caps, label_caps=None)
     counts = _Counts()
     counts.units.add(planned.name, planned.recipe.study, cells.metadata, len(cells.rows))
@@ -345,7 +344,7 @@ def _values(column: pd.Categorical) -> set[str]:
 
 def _count_sources(task: SpanTask) -> CapCounts:
     plan, span = task.plan, task.plan.spans[task.number]
-    cells = wanted_cells(plan, opened_source(plan, span.source), span, source_caps=None, label_caps=None)
+    cells = wanted_cells(plan, plan.opened(span.source), span, source_caps=None, label_caps=None)
     counts = CapCounts(purpose="max_cells")
     name = plan.sources[span.source].name
     counts.add(_constant(name, len(cells.rows)), cells.keys)
@@ -356,7 +355,7 @@ def _see_limits(task: SpanTask, empty: CapLimits, column: str, source_caps: Cell
     """Look at the keys of a span; `empty` is what nothing has been added to, a copy of which comes back."""
     plan, span = task.plan, task.plan.spans[task.number]
     planned: PlannedSource = plan.sources[span.source]
-    cells = wanted_cells(plan, opened_source(plan, span.source), span, source_caps=source_caps, label_caps=None)
+    cells = wanted_cells(plan, plan.opened(span.source), span, source_caps=source_caps, label_caps=None)
     limits = copy.deepcopy(empty)
     labels = _constant(planned.name, len(cells.rows)) if column == _SOURCE else cells.metadata.get(column)
     if labels is not None:

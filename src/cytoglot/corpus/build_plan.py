@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from cytoglot.atomic import write_json
 from cytoglot.corpus.folder import FORMAT_VERSION
+from cytoglot.corpus.opened import opened_source
 from cytoglot.corpus.recipe import CorpusRecipe, SourceRecipe
 from cytoglot.corpus.source_genes import find_file, gene_tables
-from cytoglot.corpus.sources import CorpusSource, expand, open_corpus_source
+from cytoglot.corpus.sources import CorpusSource, expand
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.schema import OBS_FIELDS
 from cytoglot.errors import InputError
@@ -108,6 +109,23 @@ class BuildPlan:
         """16 hex digits that change with anything that decides the bytes."""
         return fingerprint_bytes(repr(part).encode() for part in self.decisive().items())
 
+    def opened(self, number: int) -> CorpusSource:
+        """Return a source, open; it stays so until another one is asked for.
+
+        Raises
+        ------
+        InputError
+            It cannot be opened, or is not what it was when the plan was made.
+        """
+        planned = self.sources[number]
+        source = opened_source(planned.recipe, self.recipe.genes, self.base)
+        if source.fingerprint != planned.fingerprint:
+            raise InputError(
+                f"source {planned.name!r} was changed while the corpus was built (fingerprint {planned.fingerprint} → "
+                f"{source.fingerprint}); build again when it is finished"
+            )
+        return source
+
     def ids_per_cell(self, source: PlannedSource) -> float:
         """Return about how many genes a sentence of the source has, at most."""
         return min(source.values_per_cell, self.recipe.cells.top_genes or math.inf)
@@ -185,6 +203,8 @@ def make_plan(
 ) -> BuildPlan:
     """Open every source and decide what to do; no expression is read but for the test of a matrix's state.
 
+    The last source is left open, for the work that follows: `close_sources` closes it.
+
     Parameters
     ----------
     known_bad
@@ -201,9 +221,9 @@ def make_plan(
         if source.label in skipped:
             continue
         try:
-            with open_corpus_source(source, recipe.genes, base) as opened:
-                sources.append(_planned(source, opened))
-                symbols.update(opened.symbols)
+            opened = opened_source(source, recipe.genes, base)
+            sources.append(_planned(source, opened))
+            symbols.update(opened.symbols)
         except InputError as error:
             if not skip_bad:
                 raise

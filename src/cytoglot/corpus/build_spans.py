@@ -23,7 +23,6 @@ from cytoglot.corpus.cell_groups import form_groups, grouping_fields
 from cytoglot.corpus.cell_keys import salted, uniform
 from cytoglot.corpus.duplicates import content_hashes, sort_hashes
 from cytoglot.corpus.gather import gather_cells
-from cytoglot.corpus.opened import opened_source
 from cytoglot.corpus.placement import shard_of
 from cytoglot.corpus.sources import CorpusSource
 from cytoglot.corpus.spill import Spill
@@ -48,7 +47,7 @@ def rank_span(task: SpanTask) -> dict[str, Any]:
     if spill.is_finished:
         return spill.counts() | {"resumed": 1}
     plan, span = task.plan, task.plan.spans[task.number]
-    source, decisions = opened_source(plan, span.source), load_decisions(task.work, task.key)
+    source, decisions = plan.opened(span.source), load_decisions(task.work, task.key)
     cells = wanted_cells(plan, source, span, source_caps=decisions.source_caps, label_caps=decisions.label_caps)
     ranked = _rank(plan, source, task, cells, decisions)
     return _write(spill, plan, decisions, ranked) | {"resumed": 0}
@@ -57,7 +56,7 @@ def rank_span(task: SpanTask) -> dict[str, Any]:
 def count_detections(task: SpanTask) -> tuple[int, NDArray[np.int64]]:
     """Return the number of training cells of a span, and (g,) in how many of them each gene is above 0."""
     plan, span = task.plan, task.plan.spans[task.number]
-    source, decisions = opened_source(plan, span.source), load_decisions(task.work, task.key)
+    source, decisions = plan.opened(span.source), load_decisions(task.work, task.key)
     cells = wanted_cells(plan, source, span, source_caps=decisions.source_caps, label_caps=decisions.label_caps)
     rows = cells.rows[decisions.splits.part_of(source.name, cells.metadata, cells.keys) == 0]
     gene_of_column = _gene_of_column(plan, source)
