@@ -7,9 +7,9 @@ from typing import Any
 from cytoglot.tasks import CellGroup, CellRecord, CellTypeTerm, GeneSet, Record, Task
 
 GENES = ("MALAT1", "HLA-DRA", "AC093323.3", "NKX2-1", "Actb")
-ORTHOLOGS = ("Malat1", "H2-Ea", "Nkx2-7", "ACTB")
+ORTHOLOGS = ("Malat1", "H2-Ea", "", "Nkx2-7", "ACTB")
 MARKERS = ("CD3D", "CD3E", "TRAC")
-SYMBOLS = (*GENES, *ORTHOLOGS, *MARKERS)
+SYMBOLS = (*GENES, *filter(None, ORTHOLOGS), *MARKERS)
 METADATA = {
     "cell_type": "CD4 T",
     "organism": "Homo sapiens",

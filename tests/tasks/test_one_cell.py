@@ -19,7 +19,7 @@ CELL = CellRecord(
     genes=("CD3D", "IL7R", "CCR7", "LTB"),
     metadata={"organism": "Homo sapiens", "tissue": "lung", "disease": "normal", "sex": "female"},
     cell_id="c1",
-    ortholog_genes=("Cd3d", "Il7r", "Ltb"),
+    ortholog_genes=("Cd3d", "Il7r", "", "Ltb"),
 )
 GENES = st.lists(st.integers(0, 500).map("GENE{}".format), min_size=2, max_size=60, unique=True)
 
@@ -30,6 +30,17 @@ def test_a_prompt_tells_all_metadata_but_the_one_that_is_asked_for() -> None:
     assert disease.example(CELL).completion == " normal."
     assert sex.prompt(CELL) == "4 genes of a human lung cell (disease: normal): CD3D IL7R CCR7 LTB. Sex:"
     assert tasks["organism_annotation"].prompt(CELL).startswith("4 genes of a lung cell (")
+
+
+def test_what_gives_an_answer_away_is_not_told() -> None:
+    known = {**CELL.metadata, "condition": "asthma", "disease": "asthma", "development_stage": "33-year-old stage"}
+    cell = replace(CELL, metadata=known)
+    assert tasks["disease_annotation"].describe(cell) == (
+        "human lung cell (development stage: 33-year-old stage, sex: female)"
+    )
+    assert "asthma" not in tasks["condition_annotation"].describe(cell)
+    assert tasks["organism_annotation"].describe(cell) == "lung cell (disease: asthma, condition: asthma, sex: female)"
+    assert "asthma" in tasks["sex_annotation"].describe(cell)
 
 
 def test_labels_of_any_field_are_scored_and_read_like_cell_types() -> None:
@@ -79,6 +90,27 @@ def test_the_hidden_genes_put_back_make_the_sentence(genes: list[str], variant: 
     assert [next(hidden) if word == MASK else word for word in words] == genes
 
 
+def test_a_gap_is_the_same_tokens_wherever_it_stands() -> None:
+    lm = pytest.importorskip("cytoglot.lm.tokenizer")
+    task = GeneMasking()
+    records = [replace(CELL, variant=variant) for variant in range(20)]
+    assert {int(task.hidden_places(record)[0]) for record in records} == {0, 1, 2, 3}
+    prompts = [task.prompt(record, template=t.name) for record in records for t in task.templates.templates]
+    tokenizer = lm.build_tokenizer(CELL.genes, prompts)
+    mark = lm.encode_completions(tokenizer, [f" {MASK}"])[0].tolist()
+    genes = set(lm.word_token_ids(tokenizer, CELL.genes).tolist())
+    for prompt in prompts:
+        ids = lm.encode_prompts(tokenizer, [prompt])[0].tolist()
+        n_gaps = sum(ids[i : i + len(mark)] == mark for i in range(len(ids)))
+        assert n_gaps == prompt.count(MASK)
+        assert sum(i in genes for i in ids) == 3
+
+
+def test_an_answer_that_repeats_the_gaps_names_no_unknown_gene() -> None:
+    space = AnswerSpace(vocabulary=GeneVocabulary(CELL.genes), n_genes=2)
+    assert tasks["gene_masking"].parse(f" {MASK} LTB {MASK}.", space).report.unknown == ()
+
+
 def test_a_sentence_of_one_gene_has_no_gap_and_no_rest() -> None:
     record = CellRecord(genes=("CD3D",), cell_id="c1")
     for name in ("gene_masking", "cell_completion"):
@@ -91,11 +123,20 @@ def test_a_cell_is_translated_into_the_other_species() -> None:
     example = tasks["ortholog_translation"].example(CELL, template=0)
     assert example.prompt == "4 genes: CD3D IL7R CCR7 LTB. 3 orthologs in mouse:"
     assert example.completion == " Cd3d Il7r Ltb."
-    mouse = replace(CELL, metadata={"organism": "mouse"}, genes=CELL.ortholog_genes, ortholog_genes=("CD3D", "LTB"))
+    mouse = replace(CELL, metadata={"organism": "mouse"}, genes=("Cd3d", "Ltb"), ortholog_genes=("CD3D", "LTB"))
     assert "orthologs in human:" in tasks["ortholog_translation"].prompt(mouse, template=0)
     unknown = replace(CELL, metadata={})
     assert "orthologs in another species:" in tasks["ortholog_translation"].prompt(unknown, template=0)
     assert not tasks["ortholog_translation"].can_ask(replace(CELL, ortholog_genes=()))
+    assert not tasks["ortholog_translation"].can_ask(replace(CELL, ortholog_genes=("",) * 4))
+
+
+def test_a_shorter_cell_is_answered_with_the_orthologs_of_the_genes_that_are_left() -> None:
+    example = tasks["ortholog_translation"].example(CELL.cut(3), template=0)
+    assert example.prompt == "3 genes: CD3D IL7R CCR7. 2 orthologs in mouse:"
+    assert example.completion == " Cd3d Il7r."
+    with pytest.raises(ValueError, match=r"cell 'c1': 4 genes, but 2 ortholog_genes, one for each"):
+        replace(CELL, ortholog_genes=("Cd3d", "Il7r"))
 
 
 def test_gene_answers_are_so_many_distinct_genes_and_are_read_as_genes() -> None:

@@ -119,8 +119,11 @@ class BlockRecords:
         reader = self._reader
         orthologs: tuple[str, ...] = ()
         if reader._orthologs is not None:
-            others = reader._orthologs[ids]
-            orthologs = reader.words(others[others >= 0])
+            other_ids = reader._orthologs[ids]
+            is_known = other_ids >= 0
+            words = np.full(len(ids), "", object)
+            words[is_known] = reader.words(other_ids[is_known])
+            orthologs = tuple(words.tolist())
         return CellRecord(
             genes=reader.words(ids),
             metadata=self.metadata(row),

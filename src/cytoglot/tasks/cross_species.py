@@ -1,4 +1,4 @@
-"""What is this cell called in another species? Genes in, their orthologs out."""
+"""What are a cell's genes called in another species? Genes in, their orthologs out."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ _OTHER = {"human": "mouse", "mouse": "human"}
 class OrthologTranslation(GeneAnswer[CellRecord]):
     """The genes of a cell → their one-to-one orthologs in the other species, in the same order.
 
-    Symbols are translated rank by rank. It says nothing of how a cell of the other species would express them. The
-    orthologs are the record's, which the reader of a corpus takes from its table; genes without one are left out.
+    Symbols are translated rank by rank; this is no prediction of how a cell of the other species would express them.
+    The orthologs are the record's, which the reader of a corpus takes from its table. Genes without one are shown and
+    have no word in the answer. The prompt names the other species where the cell is from human or mouse.
     """
 
     name = "ortholog_translation"
     answer_field = "orthologs"
 
     def has_content(self, record: CellRecord) -> bool:
-        """There must be genes to translate and their translation."""
-        return bool(record.genes and record.ortholog_genes)
+        """At least one gene must have an ortholog."""
+        return any(record.ortholog_genes)
 
     def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
         """Return the genes, the numbers of genes and of orthologs, and the other species where it is known."""
         organism = describe_cell({"organism": record.metadata["organism"]}) if "organism" in record.metadata else ""
         other = _OTHER.get(organism.removesuffix(" cell"), "another species")
-        numbers = {"num_genes": str(len(record.genes)), "num_orthologs": str(len(record.ortholog_genes))}
+        numbers = {"num_genes": str(len(record.genes)), "num_orthologs": str(len(self.answer_genes(record)))}
         sentence = {"cell_sentence": " ".join(record.genes), "other_species": other}
         return self.common_fields(record) | numbers | sentence
 
     def answer_genes(self, record: CellRecord) -> Sequence[str]:
-        """Return the orthologs."""
-        return record.ortholog_genes
+        """Return the orthologs that there are."""
+        return [symbol for symbol in record.ortholog_genes if symbol]

@@ -12,7 +12,9 @@ from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import register_task
 
 MASK = "_"
-"""stands for a hidden gene: no symbol of any species, and one byte for every tokenizer"""
+"""Stands for a hidden gene. No gene is called so; prose does not use it as it uses "?"; and a reader of answers takes
+it for punctuation, so that a model which repeats it has named no unknown gene. Behind a space tokenizers cut it off as
+a piece of its own unless other punctuation follows at once, so in a prompt a space or a line break does."""
 _MASKED_SHARE = 0.15
 
 

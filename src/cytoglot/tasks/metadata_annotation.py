@@ -12,7 +12,10 @@ from cytoglot.tasks.task import AnswerSpace, Task, register_task, require_metada
 
 
 class MetadataAnnotation(Task[CellRecord, ParsedLabel]):
-    """The ranked genes of a cell → one field of its metadata; the prompt tells the other fields, but not this one."""
+    """The ranked genes of a cell → one field of its metadata; the prompt tells the others, unless one gives it away.
+
+    What is known may still narrow the answer down: a prostate is male, a disease may be of children.
+    """
 
     field: ClassVar[str]
     """canonical name of the metadata that is asked for"""
@@ -43,10 +46,11 @@ class MetadataAnnotation(Task[CellRecord, ParsedLabel]):
 
 @register_task
 class DiseaseAnnotation(MetadataAnnotation):
-    """The ranked genes of a cell → the disease of its donor, or "normal"."""
+    """The ranked genes of a cell → the disease of its donor, or "normal"; a condition often says the same."""
 
     name, field = "disease_annotation", "disease"
-    required_metadata = hidden_metadata = ("disease",)
+    required_metadata = ("disease",)
+    hidden_metadata = ("disease", "condition")
 
 
 @register_task
@@ -77,17 +81,23 @@ class AssayAnnotation(MetadataAnnotation):
 class OrganismAnnotation(MetadataAnnotation):
     """The ranked genes of a cell → its species.
 
-    Easy wherever the species differ in how their genes are written (human `ACTB`, mouse `Actb`): a spelling test then,
-    and worth little as a measure of biology.
+    Trivial wherever the species differ in how their genes are written (human `ACTB`, mouse `Actb`): a spelling test
+    then. It measures biology only where the genes of all species are mapped to the symbols of one. The stage of
+    development is hidden too: its words are a species' own ("33-year-old stage", "8-week-old stage").
     """
 
     name, field = "organism_annotation", "organism"
-    required_metadata = hidden_metadata = ("organism",)
+    required_metadata = ("organism",)
+    hidden_metadata = ("organism", "development_stage")
 
 
 @register_task
 class ConditionAnnotation(MetadataAnnotation):
-    """The ranked genes of a cell → the condition of its donor or culture, such as "stimulated" or "control"."""
+    """The ranked genes of a cell → the condition of its donor or culture: "stimulated", "control".
+
+    A disease is hidden too: studies of patients write it in either column.
+    """
 
     name, field = "condition_annotation", "condition"
-    required_metadata = hidden_metadata = ("condition",)
+    required_metadata = ("condition",)
+    hidden_metadata = ("condition", "disease")

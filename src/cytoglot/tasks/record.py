@@ -24,8 +24,7 @@ class CellRecord:
     num_genes: int | None = None
     """length of the sentence to write, for a record without genes; else the number of `genes`"""
     ortholog_genes: tuple[str, ...] = ()
-    """the same cell in the symbols of another species, highest first; genes without a one-to-one ortholog are left
-    out"""
+    """one symbol of another species for each of `genes`, empty where there is no one-to-one ortholog; or nothing"""
     variant: int = 0
     """which of a task's random choices about this record is made, such as the genes that a masking task hides"""
 
@@ -33,6 +32,9 @@ class CellRecord:
         _check_metadata(self.metadata, f"cell {self.cell_id!r}")
         if self.genes and self.num_genes not in (None, len(self.genes)):
             raise ValueError(f"cell {self.cell_id!r}: {len(self.genes)} genes, but num_genes says {self.num_genes}")
+        if self.ortholog_genes and len(self.ortholog_genes) != len(self.genes):
+            n_genes, n_orthologs = len(self.genes), len(self.ortholog_genes)
+            raise ValueError(f"cell {self.cell_id!r}: {n_genes} genes, but {n_orthologs} ortholog_genes, one for each")
 
     @property
     def key(self) -> str:
