@@ -81,7 +81,7 @@ def gene_tables(recipe: GeneRecipe, base: Path) -> GeneTables:
     """
     orthologs: Mapping[str, str] | None = None
     if recipe.mouse == "to_human":
-        orthologs = read_orthologs(_ortholog_path(recipe, base))
+        orthologs = read_orthologs(ortholog_path(recipe, base))
     hgnc_path = find_file(recipe.hgnc, base) if recipe.hgnc is not None else knowledge_table(_HGNC)
     vocabulary = None if recipe.vocabulary is None else read_gene_list(find_file(recipe.vocabulary, base))
     return GeneTables(
@@ -103,7 +103,8 @@ def find_file(path: str, base: Path) -> Path:
     return base / path
 
 
-def _ortholog_path(recipe: GeneRecipe, base: Path) -> Path:
+def ortholog_path(recipe: GeneRecipe, base: Path) -> Path:
+    """Return the table of orthologs that a recipe names, or that of the knowledge folder; an InputError if neither."""
     path = find_file(recipe.orthologs, base) if recipe.orthologs is not None else knowledge_table(_ORTHOLOGS)
     if path is None:
         raise InputError(
