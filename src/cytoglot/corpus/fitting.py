@@ -69,7 +69,7 @@ def shortened(question: Question, n_tokens: int, room: int) -> Question | None:
     if n_genes == 0:
         return None
     too_many = n_tokens - room
-    fewer = n_genes - int(np.ceil(too_many * n_genes / n_tokens)) - 1 - too_many // 16
+    fewer = n_genes - int(np.ceil(too_many * n_genes / n_tokens))
     top_genes = min(common_length(lengths, max(fewer, 0)), max(lengths) - 1)
     return question.cut(top_genes)
 

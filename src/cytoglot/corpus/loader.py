@@ -73,6 +73,8 @@ class BatchSettings:
     """rows of a batch; the last one of an epoch that ends has fewer"""
     batch_tokens: int | None = None
     """instead of `batch_size`, for rows of one example: tokens of a batch at most, padding included"""
+    fill: bool = True
+    """gaps at the end of packed rows are filled with examples that lose genes, about one in each row"""
     pad_id: int = 0
 
     def __post_init__(self) -> None:
@@ -325,7 +327,8 @@ class CorpusLoader:
         def shorten(places: Sequence[int], rooms: Sequence[int]) -> list[TokenExample | None]:
             return self._fitter.shorter([questions[i] for i in places], [examples[i] for i in places], rooms)
 
-        packed = pack(examples, self._batches.context, shorten=shorten, finish=finish)
+        fill = shorten if self._batches.fill else None
+        packed = pack(examples, self._batches.context, shorten=fill, finish=finish)
         return [[row] for row in packed.rows], packed.waiting
 
     def _pad(self, examples: list[TokenExample]) -> list[list[Row]]:

@@ -1,0 +1,142 @@
+"""A corpus as PyTorch and Hugging Face read it: thin wrappers of `cytoglot.corpus.loader`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from transformers import PreTrainedTokenizerBase
+
+from cytoglot.corpus.folder import Corpus, Part
+from cytoglot.corpus.loader import CorpusLoader
+from cytoglot.corpus.packing import TokenBatch
+from cytoglot.corpus.tokenize import GeneTokenizer
+from cytoglot.data.genes import GeneVocabulary
+from cytoglot.extras import require
+from cytoglot.lm.tokenizer import opening_ids
+
+if TYPE_CHECKING:
+    import datasets
+
+ARRAYS = ("input_ids", "weights", "position_ids", "segment_ids")
+
+
+class _Encode:
+    """The tokenizer as a function; a class, so that it can be sent to worker processes."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: list[str]) -> Sequence[Sequence[int]]:
+        return self._tokenizer(
+            texts,
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )["input_ids"]
+
+
+def gene_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: GeneVocabulary) -> GeneTokenizer:
+    """Return a tokenizer for a loader; its ids are those of `encode_pairs` of `cytoglot.lm.tokenizer`."""
+    return GeneTokenizer(
+        _Encode(tokenizer), vocabulary, opening=opening_ids(tokenizer).tolist(), eos=tokenizer.eos_token_id
+    )
+
+
+class CorpusDataset(IterableDataset[dict[str, torch.Tensor]]):
+    """Batches of a `CorpusLoader` as tensors, shared out among the workers of a `DataLoader`.
+
+    Pass `batch_size=None` to the `DataLoader`: what comes out are batches. Without worker processes, and with
+    `torchdata.stateful_dataloader`, `state_dict` and `load_state_dict` keep the position.
+
+    Parameters
+    ----------
+    rank, world
+        Of the process; workers of its `DataLoader` share its part.
+    options
+        All other options of `CorpusLoader`.
+    """
+
+    def __init__(self, corpus: Corpus, part: Part = "train", *, rank: int = 0, world: int = 1, **options: Any) -> None:
+        super().__init__()
+        self._corpus, self._part, self._rank, self._world, self._options = corpus, part, rank, world, options
+        self._loader: CorpusLoader | None = None
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for batch in self._opened():
+            yield as_tensors(batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position of this process's reader."""
+        return self._opened().state()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position."""
+        self._opened().restore(state)
+
+    def _opened(self) -> CorpusLoader:
+        """Return the loader of this process; workers are known only once they run."""
+        if self._loader is None:
+            info = get_worker_info()
+            worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
+            self._loader = CorpusLoader(
+                self._corpus,
+                self._part,
+                rank=self._rank,
+                world=self._world,
+                worker=worker,
+                n_workers=n_workers,
+                **self._options,
+            )
+        return self._loader
+
+
+class CorpusBatches(IterableDataset[dict[str, torch.Tensor]]):
+    """The batches of one loader as tensors, in this process, from the batch behind the first `skip` on."""
+
+    def __init__(self, loader: CorpusLoader, *, skip: int = 0) -> None:
+        super().__init__()
+        self._loader, self._skip = loader, skip
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Iterating again goes on where the last batch ended."""
+        batches = iter(self._loader)
+        skip, self._skip = self._skip, 0
+        for batch in islice(batches, skip, None):
+            yield as_tensors(batch)
+
+
+def as_tensors(batch: TokenBatch) -> dict[str, torch.Tensor]:
+    """Return the arrays of a batch as tensors that share their memory, and `n_examples`."""
+    tensors = {name: torch.from_numpy(getattr(batch, name)) for name in ARRAYS}
+    return {**tensors, "n_examples": torch.tensor(batch.n_examples)}
+
+
+def to_datasets(corpus: Corpus, part: Part = "train", *, n_shards: int = 1, **options: Any) -> datasets.IterableDataset:
+    """Return the rows of one epoch as a streaming data set of Hugging Face `datasets`.
+
+    Parameters
+    ----------
+    n_shards
+        Readers that `datasets` may share out among ranks and workers.
+    options
+        All other options of `CorpusLoader`.
+    """
+    found = require("datasets", extra="c2s", purpose="a corpus as a Hugging Face data set")
+    given = {"corpus": corpus, "part": part, "n_shards": n_shards, "options": {"epochs": 1, **options}}
+    return found.IterableDataset.from_generator(_rows, gen_kwargs={"shards": list(range(n_shards)), **given})
+
+
+def _rows(
+    shards: list[int], corpus: Corpus, part: Part, n_shards: int, options: Mapping[str, Any]
+) -> Iterator[dict[str, np.ndarray]]:
+    for shard in shards:
+        for batch in CorpusLoader(corpus, part, rank=shard, world=n_shards, **options):
+            for row in range(len(batch.input_ids)):
+                yield {name: getattr(batch, name)[row] for name in ARRAYS}
