@@ -25,6 +25,7 @@ from cytoglot.errors import InputError
 
 if TYPE_CHECKING:
     from cytoglot.benchmark.evaluate import EvaluateSettings
+    from cytoglot.cell_model.load import CellModel
     from cytoglot.data.gene_options import GeneOptions
     from cytoglot.train.recipe import TrainRecipe
 
@@ -44,8 +45,10 @@ def add_commands(app: typer.Typer) -> None:
 
 def train_command(
     source: Source,
-    label: Annotated[str, typer.Option("--label", help="Column of obs with the cell types.")],
     output: Folder,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Column of obs with the cell types; not for a corpus.")
+    ] = None,
     split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
     recipe: Recipe = None,
     settings: Set = None,
@@ -60,13 +63,25 @@ def train_command(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Train a language model of the cells; the same command resumes an unfinished folder."""
+    """Train a language model of a file of cells, or of a corpus; the same command resumes an unfinished folder."""
     from cytoglot.config import load_recipe
+    from cytoglot.corpus.folder import is_corpus
+    from cytoglot.train.from_corpus import train_corpus
     from cytoglot.train.recipe import TrainRecipe
     from cytoglot.train.sft import train
 
     quiet_for_json(as_json=json)
     chosen = load_recipe(TrainRecipe, recipe, settings or [])
+    if is_corpus(source):
+        unfit = _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=dry_run)
+        _refuse_for_corpus(source, unfit | {"--split-by": split_by if split_by != "auto" else None})
+        model = train_corpus(
+            source, out=output, recipe=chosen, seed=seed, device=device, threads=threads, overwrite=overwrite
+        )
+        _show_model(model, output, as_json=json)
+        return
+    if label is None:
+        raise InputError("pass --label, the column of obs with the cell types (a corpus needs none)")
     genes = gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
         show(_forecast_training(source, chosen, layer=layer, genes=genes), as_json=json)
@@ -84,19 +99,7 @@ def train_command(
         threads=threads,
         overwrite=overwrite,
     )
-    calibration = model.spec.calibration
-    show(
-        {
-            "model": output,
-            "labels": len(model.spec.labels),
-            "genes": len(model.spec.vocabulary),
-            "parameters": sum(p.numel() for p in model.lm.model.parameters()),
-            "temperature": calibration.temperature,
-            "threshold": calibration.threshold,
-            "validation_cells": calibration.n_validation,
-        },
-        as_json=json,
-    )
+    _show_model(model, output, as_json=json)
 
 
 def evaluate_command(
@@ -125,15 +128,9 @@ def evaluate_command(
     quiet_for_json(as_json=json)
     set_threads(threads)
     if is_corpus(source):
-        unfit = {
-            "--label": label,
-            "--layer": layer,
-            "--gene-column": gene_column,
-            "--gene-mapping": gene_mapping,
-            "--duplicates": duplicates if duplicates != "sum" else None,
-            "--dry-run": dry_run or None,
-        }
-        _refuse_for_corpus(source, unfit)
+        _refuse_for_corpus(
+            source, _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=dry_run)
+        )
         _evaluate_corpus(source, model, output, settings or [], seed=seed, device=device, as_json=json)
         return
     chosen = load_recipe(EvaluateSettings, None, settings or [])
@@ -188,6 +185,43 @@ def doctor_command(json: Json = False, seed: Seed = 0) -> None:
     from cytoglot.cli.doctor import examine
 
     show(examine(), as_json=json)
+
+
+def _show_model(model: CellModel, output: Path, *, as_json: bool) -> None:
+    calibration = model.spec.calibration
+    show(
+        {
+            "model": output,
+            "labels": len(model.spec.labels),
+            "tasks": len(model.spec.tasks),
+            "genes": len(model.spec.vocabulary),
+            "parameters": sum(p.numel() for p in model.lm.model.parameters()),
+            "temperature": calibration.temperature,
+            "threshold": calibration.threshold,
+            "validation_cells": calibration.n_validation,
+        },
+        as_json=as_json,
+    )
+
+
+def _options_of_files(
+    label: str | None,
+    layer: str | None,
+    gene_column: str | None,
+    gene_mapping: Path | None,
+    duplicates: str,
+    *,
+    dry_run: bool,
+) -> dict[str, object]:
+    """Return options that say how a file of cells is read; None where they were not given."""
+    return {
+        "--label": label,
+        "--layer": layer,
+        "--gene-column": gene_column,
+        "--gene-mapping": gene_mapping,
+        "--duplicates": duplicates if duplicates != "sum" else None,
+        "--dry-run": dry_run or None,
+    }
 
 
 def _refuse_for_corpus(source: str, options: Mapping[str, object]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -22,6 +23,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -162,6 +164,16 @@ class Corpus:
     def labels(self, column: str) -> tuple[str, ...]:
         """Return the values of a metadata column in the whole corpus, most frequent first; () for an unknown column."""
         return tuple(self.description.counts.get(column, {}))
+
+    def count(self, column: str, part: Part) -> dict[str, int]:
+        """Return value → cells of a part, most frequent first; reads that one column of its shards."""
+        counts = Counter[str]()
+        for shard in self.shards(part) if column in self.description.metadata_columns else []:
+            table = pq.read_table(self.folder / shard.file, columns=[column])
+            for row in pc.value_counts(table[column].combine_chunks().cast(pa.string())).to_pylist():
+                if row["values"] is not None:
+                    counts[row["values"]] += row["counts"]
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     def gene_sets(self, part: Part) -> list[GeneSet]:
         """Return the gene sets of a part; none if the corpus has none."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, get_cosine_schedule_with_warmup
 
 from cytoglot.lm.load import LanguageModel
@@ -45,6 +46,18 @@ class AnswerTrainer(Trainer):
         """Measure the validation loss of the averaged weights."""
         with self._average.applied():
             return super().evaluate(*args, **kwargs)
+
+
+class BatchTrainer(AnswerTrainer):
+    """The same for data sets whose items are whole batches of tensors, as a corpus gives them."""
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the batches as they come."""
+        return DataLoader(self.train_dataset, batch_size=None)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Return the batches as they are."""
+        return DataLoader(eval_dataset or self.eval_dataset, batch_size=None)
 
 
 def optimiser_and_schedule(

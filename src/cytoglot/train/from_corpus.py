@@ -1,0 +1,379 @@
+"""Train a language model on a corpus: every task that it can ask, from shards, at any size.
+
+The folder that is written is that of `cytoglot.train.sft`, with the same states: unfinished while it holds `.work`,
+resumed by the same call, finished when `cytoglot.json` is there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cytoglot.atomic import write_json
+from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec
+from cytoglot.config import load_recipe
+from cytoglot.corpus.examples import askable_tasks
+from cytoglot.corpus.folder import Corpus, Part, open_corpus
+from cytoglot.corpus.loader import BatchSettings, ExampleSettings
+from cytoglot.corpus.records import read_row_group, row_groups
+from cytoglot.corpus.shard_file import concat_blocks
+from cytoglot.data.ontology import map_labels
+from cytoglot.errors import InputError
+from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, own_progress_only, set_threads
+from cytoglot.lm.scratch import scratch_model
+from cytoglot.lm.tokenizer import build_tokenizer, padding_id
+from cytoglot.manifest import Manifest
+from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.tasks.task import tasks
+from cytoglot.train.calibrate import calibrate
+from cytoglot.train.callbacks import History, WeightAverage
+from cytoglot.train.corpus_data import CorpusDataset, gene_tokenizer
+from cytoglot.train.recipe import TrainRecipe
+from cytoglot.train.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
+from cytoglot.train.trainer import BatchTrainer, optimiser_and_schedule, training_arguments
+from cytoglot.train.word_vectors import co_expression_vectors
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE_CELLS = 4000
+_TOKENS_PER_EXAMPLE, _LONGEST = 256, 1 << 15
+_TOLD = {"cell_type", "organism", "tissue", "disease", "sex", "development_stage", "assay", "condition"}
+_MAX_DENSE = 60_000_000  # values of the dense matrix that the gene vectors are made from: 240 MB
+_VALIDATION_EXAMPLES, _CALIBRATION_CELLS = 400, 400
+
+
+@dataclass(frozen=True)
+class CellSample:
+    """Some cells of a part, drawn evenly from its shards. Axes: n cells, g genes."""
+
+    sentences: CellSentences
+    labels: NDArray[np.object_]
+    """(n,) cell type, None where unknown"""
+
+
+def train_corpus(
+    corpus: Corpus | str | Path,
+    *,
+    out: str | Path,
+    recipe: TrainRecipe | str | Path | None = None,
+    overrides: tuple[str, ...] = (),
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    overwrite: bool = False,
+) -> CellModel:
+    """Train on the training part of a corpus and return the finished model, also saved in `out`.
+
+    Parameters
+    ----------
+    corpus
+        What `cytoglot corpus build` wrote. The validation part ends the training and sets the temperature of the
+        annotator; the test part is never read.
+    recipe, overrides
+        As for `cytoglot.train`. A recipe that names no tasks gets equal shares of all that the corpus can ask.
+        Quality control, highly variable genes, tie rule, views and the shuffled control belong to training from a file
+        and are refused here.
+
+    Raises
+    ------
+    InputError
+        The corpus cannot be read, a named task has no example in it, a setting does not apply to a corpus, or `out`
+        holds a run with other settings, or other files.
+    """
+    corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
+    settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
+    shares = _shares(corpus, settings)
+    folder = Path(out)
+    manifest = Manifest(
+        command="train",
+        config={"recipe": {**settings.model_dump(mode="json"), "tasks": shares}},
+        seeds={"seed": seed},
+        inputs={"corpus": corpus.description.fingerprint, "source": corpus.folder.name},
+    )
+    check_folder(folder, manifest, overwrite=overwrite)
+    if is_finished(folder) and not overwrite:
+        logger.info("%s is finished already; pass overwrite to train it again", folder)
+        return load_model(folder, device=device)
+    set_threads(threads)
+    open_work(folder, manifest, overwrite=overwrite)
+    sample = sample_cells(corpus, "train", n=_SAMPLE_CELLS, seed=seed)
+    lm = _start_model(corpus, sample, settings, shares, seed=seed, device=device)
+    history = _fit(lm, corpus, settings, shares, folder, seed=seed)
+    return _finish(folder, lm, corpus, sample, settings, shares, manifest, history, seed=seed)
+
+
+def _shares(corpus: Corpus, recipe: TrainRecipe) -> dict[str, float]:
+    """Return the mixture: what the recipe names, else equal shares of everything that the corpus can ask."""
+    _refuse_settings_of_files(recipe)
+    askable = askable_tasks(corpus, "train")
+    if "tasks" not in recipe.model_fields_set:
+        return dict.fromkeys(askable, 1.0)
+    absent = sorted(set(recipe.tasks) - set(askable))
+    if absent:
+        raise InputError(
+            f"{corpus.folder} holds nothing that the tasks {absent} could ask; it can ask: {', '.join(askable)}"
+        )
+    return dict(recipe.tasks)
+
+
+def _refuse_settings_of_files(recipe: TrainRecipe) -> None:
+    own = recipe.sentence.model_fields_set - {"top_genes"}
+    given = [f"sentence.{name}" for name in sorted(own)]
+    given += [name for name in ("qc", "views", "context", "control") if name in recipe.model_fields_set]
+    if given:
+        raise InputError(
+            f"{', '.join(given)} cannot be set for a corpus: its cells were chosen and ranked when it was built"
+        )
+
+
+def sample_cells(corpus: Corpus, part: Part, *, n: int, seed: int) -> CellSample:
+    """Return `n` cells of a part at most, as many from each of up to 16 evenly spaced row groups."""
+    places = row_groups(corpus, part)
+    if not places:
+        raise InputError(f"the {part} part of {corpus.folder} has no cells")
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(len(places), 16)).astype(int))
+    rng = np.random.default_rng([seed, 5])
+    blocks = []
+    for place in chosen:
+        block = read_row_group(corpus, places[place])
+        blocks.append(block.take(np.sort(rng.permutation(len(block))[: -(-n // len(chosen))])))
+    block = concat_blocks(blocks)
+    labels = np.full(len(block), None, dtype=object)
+    if "cell_type" in block.metadata_columns:
+        codes, texts = block.values("cell_type")
+        labels = np.array([*texts, None], dtype=object)[codes]
+    sentences = CellSentences(
+        cell_ids=np.array(block.cell_ids.to_pylist(), dtype=object),
+        offsets=block.offsets,
+        gene_ids=block.gene_ids,
+        n_expressed=block.n_expressed,
+        vocabulary=corpus.vocabulary,
+        settings=corpus.description.settings,
+    )
+    return CellSample(sentences, labels)
+
+
+def _start_model(
+    corpus: Corpus, sample: CellSample, recipe: TrainRecipe, shares: dict[str, float], *, seed: int, device: str
+) -> LanguageModel:
+    if recipe.model.base is not None:
+        return load_language_model(recipe.model.base, device=device, dtype="float32", revision=recipe.model.revision)
+    scratch, sentences = recipe.model.scratch, sample.sentences
+    tokenizer = _tokenizer(corpus, shares, scratch.context_length)
+    vectors = None
+    if recipe.model.word_vectors == "co_expression":
+        n_cells = min(len(sentences), _MAX_DENSE // len(corpus.vocabulary))
+        rank = min(recipe.model.word_vector_rank, scratch.hidden_size - 1, n_cells - 1)
+        vectors = co_expression_vectors(_rank_weights(sentences[:n_cells], recipe), rank=rank, seed=seed)
+    top_genes = recipe.sentence.top_genes
+    model = scratch_model(
+        tokenizer,
+        scratch,
+        seed=seed,
+        words=corpus.vocabulary.symbols,
+        word_vectors=vectors,
+        word_texts=[sentences.ids(i)[:top_genes] for i in range(min(1000, len(sentences)))],
+    )
+    target = choose_device(device)
+    return LanguageModel(model=model.to(target), tokenizer=tokenizer, device=target)
+
+
+def _rank_weights(sentences: CellSentences, recipe: TrainRecipe) -> csr_matrix:
+    """Return (n, g) weights 1 / log2(1 + rank): a corpus keeps ranks, and these fall like expression does."""
+    cut = sentences.truncate(recipe.sentence.top_genes) if recipe.sentence.top_genes else sentences
+    weights = (1 / np.log2(1.0 + cut.ranks())).astype(np.float32)
+    return csr_matrix((weights, cut.gene_ids.astype(np.int32), cut.offsets), shape=(len(cut), len(cut.vocabulary)))
+
+
+def _tokenizer(corpus: Corpus, shares: dict[str, float], context_length: int) -> PreTrainedTokenizerBase:
+    """Byte-level pieces are learned from the wordings, the metadata, the abstracts and the names of the tables."""
+    texts = [template.text for name in shares for template in tasks[name].templates.training]
+    values = {text for column in corpus.description.counts for text in corpus.labels(column) if column in _TOLD}
+    texts += [f" {text}." for text in sorted(values)] * 20  # labels are few beside the wordings
+    texts += [source.abstract for source in corpus.description.sources]
+    texts += [s.name for s in corpus.gene_sets("train")]
+    texts += [f"{t.label}. {t.definition}" for t in corpus.cell_type_terms("train")]
+    return build_tokenizer(corpus.vocabulary.symbols, texts, context_length=context_length)
+
+
+def _batches(
+    lm: LanguageModel,
+    corpus: Corpus,
+    recipe: TrainRecipe,
+    shares: dict[str, float],
+    part: Part,
+    *,
+    seed: int,
+    rank: int = 0,
+    world: int = 1,
+) -> CorpusDataset:
+    """Return batches of a part: training in random views for ever, validation once and as it is."""
+    training, optim = part == "train", recipe.optim
+    return CorpusDataset(
+        corpus,
+        part,
+        rank=rank,
+        world=world,
+        tokenizer=gene_tokenizer(lm.tokenizer, corpus.vocabulary),
+        batches=BatchSettings(
+            context=min(lm.context_length or _LONGEST, _LONGEST),
+            packed=False,
+            batch_tokens=max(optim.batch_size * _TOKENS_PER_EXAMPLE, lm.context_length or 0),
+            pad_id=padding_id(lm.tokenizer),
+        ),
+        examples=ExampleSettings(
+            top_genes=recipe.sentence.top_genes,
+            paraphrase_share=recipe.paraphrase_share,
+            generation_weight=optim.generation_weight,
+            loss_on=optim.loss_on,
+            augment=recipe.augment if training else None,
+        ),
+        tasks=shares,
+        seed=seed,
+        epochs=None if training else 1,
+    )
+
+
+class _Position(TrainerCallback):
+    """Keeps where the reading stands in each checkpoint, one file for each process."""
+
+    def __init__(self, reader: CorpusDataset, *, rank: int) -> None:
+        self._reader, self._name = reader, f"reader-{rank}.json"
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        write_json(
+            Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self._name, self._reader.state_dict()
+        )
+
+    def restore(self, checkpoint: Path) -> None:
+        self._reader.load_state_dict(json.loads((checkpoint / self._name).read_text(encoding="utf-8")))
+
+
+def _fit(
+    lm: LanguageModel, corpus: Corpus, recipe: TrainRecipe, shares: dict[str, float], folder: Path, *, seed: int
+) -> History:
+    """Train, from the last whole checkpoint if there is one."""
+    history = History()
+    average = WeightAverage(lm.model, decay=recipe.optim.weight_average, patience=recipe.optim.patience)
+    validation = _validation_batches(lm, corpus, recipe, shares, seed=seed)
+    arguments = training_arguments(folder / WORK, recipe, lm, seed=seed, validates=bool(validation))
+    arguments.ignore_data_skip = True  # the reader itself goes to where the checkpoint was made
+    rank, world = arguments.process_index, arguments.world_size
+    reader = _batches(lm, corpus, recipe, shares, "train", seed=seed, rank=rank, world=world)
+    position = _Position(reader, rank=rank)
+    trainer = BatchTrainer(
+        model=lm.model,
+        args=arguments,
+        train_dataset=reader,
+        eval_dataset=validation or None,
+        optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=recipe.model.base is None),
+        average=average,
+        history=history,
+    )
+    trainer.add_callback(position)
+    checkpoint = last_checkpoint(folder / WORK)
+    if checkpoint is not None:
+        logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
+        for part in (average, history, position):
+            part.restore(checkpoint)
+    lm.model.train()
+    with own_progress_only():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    average.keep_best()
+    lm.model.eval()
+    return history
+
+
+def _validation_batches(
+    lm: LanguageModel, corpus: Corpus, recipe: TrainRecipe, shares: dict[str, float], *, seed: int
+) -> list[dict[str, torch.Tensor]]:
+    """Return about `_VALIDATION_EXAMPLES` examples of the validation part, of the tasks that it can ask."""
+    askable = set(askable_tasks(corpus, "validation"))
+    possible = {name: share for name, share in shares.items() if name in askable}
+    batches: list[dict[str, torch.Tensor]] = []
+    if possible:
+        for batch in _batches(lm, corpus, recipe, possible, "validation", seed=seed):
+            batches.append(batch)
+            if sum(int(b["n_examples"]) for b in batches) >= _VALIDATION_EXAMPLES:
+                break
+    return batches
+
+
+def _finish(
+    folder: Path,
+    lm: LanguageModel,
+    corpus: Corpus,
+    sample: CellSample,
+    recipe: TrainRecipe,
+    shares: dict[str, float],
+    manifest: Manifest,
+    history: History,
+    *,
+    seed: int,
+) -> CellModel:
+    """Fit what needs the finished model, write everything, the spec last, and remove the work folder."""
+    started = time.perf_counter()
+    model = CellModel(lm=lm, spec=_spec(corpus, sample, recipe, shares, manifest), folder=folder)
+    if model.spec.labels:
+        model = _calibrated(model, corpus, seed=seed)
+    with own_progress_only():
+        lm.model.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+    make_readable(folder)
+    write_json(folder / TRAINING_FILE, {"history": history.rows, "messages": []})
+    model.spec.save(folder)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
+    logger.info("wrote %s (calibration and saving took %.1f s)", folder, time.perf_counter() - started)
+    return model
+
+
+def _calibrated(model: CellModel, corpus: Corpus, *, seed: int) -> CellModel:
+    """Fit temperature and threshold on validation cells whose label training knew."""
+    if not corpus.shards("validation"):
+        return model
+    cells = sample_cells(corpus, "validation", n=_CALIBRATION_CELLS, seed=seed)
+    known = np.array([label in model.spec.labels for label in cells.labels], dtype=bool)
+    truth = np.array([model.spec.labels.index(label) for label in cells.labels[known]], dtype=np.int64)
+    if len(truth) < 2:
+        return model
+    scores_nk = model.label_scores(cells.sentences[known], views=1)
+    return model.with_calibration(calibrate(scores_nk, truth))
+
+
+def _spec(
+    corpus: Corpus, sample: CellSample, recipe: TrainRecipe, shares: dict[str, float], manifest: Manifest
+) -> CellModelSpec:
+    table = corpus.count("cell_type", "train") if "cell_type_annotation" in shares else {}
+    top_genes = recipe.sentence.top_genes
+    lengths = np.minimum(sample.sentences.lengths, top_genes or np.iinfo(np.int64).max)
+    quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
+    return CellModelSpec(
+        vocabulary=corpus.vocabulary,
+        ranking=replace(corpus.description.settings, top_genes=top_genes),
+        rank_curve=corpus.rank_curve,
+        label_column="cell_type" if table else None,
+        labels=tuple(table),
+        label_counts=tuple(table.values()),
+        label_ontology_ids={name: term for name, term in map_labels(list(table)).ids.items() if term is not None},
+        words_per_label={
+            str(name): tuple(int(q) for q in np.quantile(lengths[sample.labels == name], quantiles))
+            for name in table
+            if np.any(sample.labels == name)
+        },
+        expressed_per_word=float(sample.sentences.n_expressed.sum() / max(int(lengths.sum()), 1)),
+        tasks=tuple(shares),
+        augment=recipe.augment,
+        manifest=manifest.to_dict(),
+    )

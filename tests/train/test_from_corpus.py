@@ -1,0 +1,117 @@
+"""Training from a corpus: every task, the same weights after an interruption, and what cannot be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.corpus.examples import askable_tasks
+from cytoglot.corpus.folder import Corpus
+from cytoglot.errors import InputError
+from cytoglot.lm.scratch import ScratchSettings
+from cytoglot.train.from_corpus import sample_cells, train_corpus
+from cytoglot.train.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
+
+TASKS = {"cell_type_annotation": 3.0, "gene_masking": 1.0, "tissue_annotation": 1.0, "gene_set_naming": 1.0}
+
+
+def recipe(**optim: object) -> TrainRecipe:
+    scratch = ScratchSettings(hidden_size=32, n_layers=1, n_heads=2, feed_forward=64, context_length=256)
+    settings = {"steps": 240, "batch_size": 16, "learning_rate": 1e-2, "weight_average": 0.8, "evaluate_every": 80}
+    return TrainRecipe(
+        sentence=SentenceRecipe(top_genes=24),
+        model=ModelRecipe(scratch=scratch, word_vector_rank=16),
+        tasks=TASKS,
+        optim=OptimRecipe.model_validate(settings | {"patience": None} | optim),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> CellModel:
+    return train_corpus(small_corpus, out=tmp_path_factory.mktemp("m") / "model", recipe=recipe(), seed=1, device="cpu")
+
+
+def test_a_model_of_several_tasks_knows_its_labels_and_is_found_again(trained: CellModel, small_corpus: Corpus) -> None:
+    assert trained.folder is not None
+    again = load_model(trained.folder, device="cpu")
+    assert again.spec.tasks == tuple(TASKS)
+    assert again.spec.labels == tuple(small_corpus.count("cell_type", "train"))
+    assert sum(again.spec.label_counts) == small_corpus.description.total("n_cells", "train")
+    assert again.spec.vocabulary == small_corpus.vocabulary
+    assert again.spec.ranking.top_genes == 24
+    assert small_corpus.description.fingerprint in again.spec.manifest["inputs"].values()
+    assert again.spec.calibration.n_validation > 10
+    assert not (trained.folder / ".work").exists()
+
+
+def test_it_has_learned_the_types_of_held_out_cells(trained: CellModel, small_corpus: Corpus) -> None:
+    cells = sample_cells(small_corpus, "test", n=100, seed=0)
+    best = trained.label_scores(cells.sentences, views=1).argmax(axis=1)
+    right = np.mean(np.array(trained.spec.labels)[best] == cells.labels)
+    assert right > 0.7  # a third by chance
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(
+    trained: CellModel, small_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cytoglot.train.from_corpus as module
+
+    class StoppedError(Exception): ...
+
+    class StopsAt(module.CorpusDataset):
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            for number, batch in enumerate(super().__iter__()):
+                if number == 130:
+                    raise StoppedError
+                yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "CorpusDataset", StopsAt)
+        with pytest.raises(StoppedError):
+            train_corpus(small_corpus, out=tmp_path / "m", recipe=recipe(), seed=1, device="cpu")
+    assert (tmp_path / "m" / ".work" / "checkpoint-80").is_dir()
+    resumed = train_corpus(small_corpus, out=tmp_path / "m", recipe=recipe(), seed=1, device="cpu")
+    for (name, whole), (_, other) in zip(
+        trained.lm.model.named_parameters(), resumed.lm.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(whole, other), name
+
+
+def test_without_a_mixture_everything_that_can_be_asked_is_learned(small_corpus: Corpus, tmp_path: Path) -> None:
+    settings = recipe(steps=2, evaluate_every=2).model_dump(exclude_unset=True)
+    del settings["tasks"]
+    model = train_corpus(small_corpus, out=tmp_path / "m", recipe=TrainRecipe.model_validate(settings), device="cpu")
+    assert model.spec.tasks == askable_tasks(small_corpus, "train")
+    assert len(model.spec.tasks) > 15
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": {"development_stage_annotation": 1}}, r"holds nothing that the tasks \['development_stage_annot"),
+        ({"sentence": {"hvg": 100}}, r"sentence.hvg cannot be set for a corpus"),
+        ({"control": "shuffled_labels", "views": 2}, r"views, control cannot be set for a corpus"),
+    ],
+)
+def test_what_a_corpus_cannot_do_is_refused_before_anything_is_written(
+    small_corpus: Corpus, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_corpus(small_corpus, out=tmp_path / "m", recipe=TrainRecipe.model_validate(changes), device="cpu")
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_command_trains_on_a_corpus_and_refuses_options_of_files(
+    small_corpus: Corpus, tmp_path: Path, command: Callable[..., object]
+) -> None:
+    sets = ["optim.steps=2", "optim.evaluate_every=2", "model.scratch.hidden_size=32", "model.word_vector_rank=8"]
+    options = [part for value in sets for part in ("--set", value)]
+    done = command("train", small_corpus.folder, "-o", tmp_path / "m", "--json", "--device", "cpu", *options)
+    assert done.result["labels"] == 3  # type: ignore[attr-defined]
+    refused = command("train", small_corpus.folder, "-o", tmp_path / "n", "--label", "cell_type")
+    assert "leave out --label" in refused.refusal  # type: ignore[attr-defined]
