@@ -123,23 +123,17 @@ def shard_bytes(path: str, out: str) -> dict[str, Any]:
 
 def load(corpus: str, kind: str) -> dict[str, Any]:
     """Tokens per second of one core through the loader: rendering, tokens, packing; and the share of padding."""
-    from cytoglot.corpus.loader import CorpusLoader
-    from cytoglot.corpus.tokenize import GeneTokenizer
-
     from cytoglot.corpus.folder import open_corpus
+    from cytoglot.corpus.loader import BatchSettings, CorpusLoader
+    from cytoglot.train.corpus_data import gene_tokenizer
 
     opened = open_corpus(corpus)
-    tokenizer = _tokenizer(opened, kind)
-    encode = lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"]  # noqa: E731
     loader = CorpusLoader(
         opened,
         "train",
-        tokenizer=GeneTokenizer(encode, opened.vocabulary, eos=tokenizer.eos_token_id),
-        context=4096,
-        tasks={"cell_type_annotation": 1, "cell_generation": 1, "unconditional_generation": 1},
+        tokenizer=gene_tokenizer(_tokenizer(opened, kind), opened.vocabulary),
+        batches=BatchSettings(context=4096, packed=True, batch_size=8),
         seed=0,
-        packed=True,
-        batch_size=8,
     )
     batches = iter(loader)
     next(batches)
@@ -147,8 +141,8 @@ def load(corpus: str, kind: str) -> dict[str, Any]:
     started, cpu_started = time.perf_counter(), time.process_time()
     while time.perf_counter() - started < SECONDS_OF_LOADING:
         batch = next(batches)
-        n_tokens += int((batch["segment_ids"] > 0).sum())
-        n_places += batch["segment_ids"].size
+        n_tokens += batch.n_tokens
+        n_places += batch.input_ids.size
     seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     return {"tokens_per_s": n_tokens / seconds, "tokens_per_cpu_s": n_tokens / cpu_s, "waste": 1 - n_tokens / n_places}
 
