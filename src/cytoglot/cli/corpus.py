@@ -1,7 +1,8 @@
-"""corpus build: cells of many files as one training corpus."""
+"""corpus build, show, stats, audit: cells of many files as one training corpus, and what is in it."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cytoglot.cli.output import DryRun, Json, Overwrite, Seed, quiet_for_json, show
+from cytoglot.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
     from cytoglot.corpus.engines import Engine
@@ -21,6 +23,7 @@ def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module, all below `corpus`."""
     corpus = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
     corpus.command("build")(build_command)
+    corpus.command("show")(show_command)
     app.add_typer(corpus, name="corpus")
 
 
@@ -56,3 +59,35 @@ def build_command(
         overrides=overrides,
     )
     show(asdict(summary) | {"output": output}, as_json=json)
+
+
+def show_command(
+    folder: Folder,
+    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Examples to show.")] = 5,
+    task: Annotated[str | None, typer.Option("--task", help="Of this task only.")] = None,
+    part: Annotated[str, typer.Option("--part", help="train, validation or test.")] = "train",
+    max_genes: Annotated[
+        int, typer.Option("--max-genes", min=0, help="Longer sentences are cut in the middle; 0 shows them whole.")
+    ] = 12,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Show random examples as a person would read them."""
+    from cytoglot.corpus.examples import sample_examples
+    from cytoglot.corpus.folder import PARTS, open_corpus
+    from cytoglot.corpus.show import shown
+
+    corpus = open_corpus(folder)
+    if part not in PARTS:
+        raise UnknownNameError("part", part, PARTS)
+    genes = frozenset(corpus.vocabulary.symbols)
+    found = sample_examples(corpus, part, n, task=task, seed=seed)
+    examples = [shown(example, genes, max_genes=max_genes) for example in found]
+    if json:
+        show({"examples": [asdict(example) for example in examples]}, as_json=True)
+        return
+    if not examples:
+        raise InputError(f"the {part} part of {folder} holds nothing that {task or 'any task'} could ask")
+    for example in examples:
+        head = f"--- {example.task} · {example.template} · {example.key} ---"
+        sys.stdout.write(f"{head}\n{example.prompt}\n→{example.completion}\n\n")
