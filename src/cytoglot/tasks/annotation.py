@@ -56,7 +56,7 @@ class CellTypeAnnotation(Task[CellRecord, ParsedLabel]):
 
     def label_completions(self, labels: Iterable[str]) -> list[str]:
         """Return the completion of each label, as trained on: what an `AnswerScorer` is to score."""
-        return [" " + self.templates.answer.format(cell_type=label) for label in labels]
+        return [self.templates.completion({"cell_type": label}) for label in labels]
 
     def answer_format(self, space: AnswerSpace) -> OneOf:
         """Return the closed set of labels; an InputError if `space` holds none."""

@@ -60,7 +60,8 @@ class GroupTask(Task[CellGroup, Value], Generic[Value]):
 
     def short_template(self, record: CellGroup) -> int | str:
         """Return the shortest wording that states what else is known of the cells."""
-        return TERSE_DESCRIBED if self.describe(record) != describe_cell({}, noun="cells") else 0
+        described = self.describe(record) != describe_cell({}, noun="cells")
+        return TERSE_DESCRIBED if described and TERSE_DESCRIBED in self.templates.names else 0
 
     def common_fields(self, record: CellGroup) -> dict[str, str]:
         """Return the description of one cell, with and without an article, and that of the cells."""
@@ -178,7 +179,7 @@ class TissueAnnotation(GroupQuestion[ParsedLabel]):
 
     def label_completions(self, labels: Iterable[str]) -> list[str]:
         """Return the completion of each tissue, as trained on: what an `AnswerScorer` is to score."""
-        return [" " + self.templates.answer.format(tissue=label) for label in labels]
+        return [self.templates.completion({"tissue": label}) for label in labels]
 
     def answer_format(self, space: AnswerSpace) -> OneOf:
         """Return the closed set of tissues; an InputError if `space` holds no labels."""

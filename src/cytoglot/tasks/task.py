@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from cytoglot.answer_format import AnswerFormat
 from cytoglot.errors import InputError
 from cytoglot.registry import Registry
+from cytoglot.tasks.foreign_templates import foreign_fields, needed_metadata
 from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, Unit
 from cytoglot.tasks.template import Template, TemplateSet, load_templates
 
@@ -40,8 +41,12 @@ class Example:
     key: str
     """of the record: a cell's id, a group's, …"""
     template: str
+    foreign: bool = False
+    """in the wording of another model, which the rules for ours do not bind"""
 
     def __post_init__(self) -> None:
+        if self.foreign:
+            return
         if self.prompt != self.prompt.rstrip() or self.completion[:1] != " " or self.completion[1:2] in {"", " "}:
             raise ValueError(
                 f"a prompt must not end in white space and a completion must start with one space and a word, "
@@ -72,7 +77,7 @@ class Task(ABC, Generic[R, Value]):
     """registered names of the metrics that judge the task's answers"""
     unit: ClassVar[Unit] = "cell"
     """what one example is about"""
-    required_metadata: ClassVar[tuple[str, ...]] = ()
+    required_metadata: tuple[str, ...] = ()
     """what must be known of a record to make an example of it"""
     hidden_metadata: ClassVar[tuple[str, ...]] = ()
     """what a prompt must not tell because it is the answer, or gives it away"""
@@ -83,6 +88,9 @@ class Task(ABC, Generic[R, Value]):
 
     def __init__(self, templates: TemplateSet | None = None) -> None:
         self._given_templates = templates
+        if templates is not None and templates.foreign:
+            needed = needed_metadata(templates)
+            self.required_metadata += tuple(key for key in needed if key not in self.required_metadata)
 
     @cached_property
     def templates(self) -> TemplateSet:
@@ -154,14 +162,25 @@ class Task(ABC, Generic[R, Value]):
             completion=self.completion(record),
             key=record.key,
             template=chosen.name,
+            foreign=self.templates.foreign,
         )
 
     def completion(self, record: R) -> str:
         """Return the true answer with its leading space and its terminator, such as `" CD4 T."`."""
-        return " " + self.templates.answer.format_map(self.answer_fields(record))
+        return self.templates.completion(self._with_foreign_fields(self.answer_fields(record), record))
 
     def _render(self, template: Template, record: R) -> str:
-        return template.render(self.prompt_fields(record))
+        try:
+            return template.render(self._with_foreign_fields(self.prompt_fields(record), record))
+        except KeyError as error:  # a foreign wording names what is not known
+            known = ", ".join(sorted(record.metadata)) or "nothing"
+            raise InputError(
+                f"template {template.name!r} of task {self.name!r} needs the {error.args[0]} of {record.key!r}; "
+                f"known of it: {known}"
+            ) from error
+
+    def _with_foreign_fields(self, fields: Mapping[str, str], record: R) -> Mapping[str, str]:
+        return {**fields, **foreign_fields(record)} if self.templates.foreign else fields
 
     @abstractmethod
     def prompt_fields(self, record: R) -> Mapping[str, str]:

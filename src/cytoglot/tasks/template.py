@@ -57,9 +57,14 @@ class TemplateSet:
     answer: str
     """the completion without its leading space, such as `{cell_type}.`"""
     templates: tuple[Template, ...]
+    foreign: bool = False
+    """wordings that another model was trained with: kept to the letter, exempt from the rules for ours"""
+    answer_prefix: str = " "
+    """what parts an answer from its prompt"""
 
     def __post_init__(self) -> None:
-        _check_answer(self)
+        if not self.foreign:
+            _check_answer(self)
         _check_names(self)
         for template in self.templates:
             _check_template(template, self)
@@ -85,7 +90,11 @@ class TemplateSet:
         texts = [self.name, self.answer]
         for t in self.templates:
             texts += [t.name, t.text, str(t.held_out)]
-        return fingerprint_texts(texts)
+        return fingerprint_texts([*texts, "foreign", self.answer_prefix] if self.foreign else texts)
+
+    def completion(self, fields: Mapping[str, str]) -> str:
+        """Return the answer as it stands behind a prompt, such as `" CD4 T."`."""
+        return self.answer_prefix + self.answer.format_map(fields)
 
     def get(self, template: int | str) -> Template:
         """Return a training template by its position, or any template by its name.
@@ -113,9 +122,11 @@ class TemplateSet:
         """Return the template of a record in an epoch: a hash of (seed, task, the record's key, epoch).
 
         It depends neither on the order of the records nor on the number of workers. With `held_out` the choice is among
-        the held-out templates alone.
+        the held-out templates alone; if there are none, an InputError.
         """
         pool = self.held_out if held_out else self.training
+        if not pool:
+            raise InputError(f"{self.name} has no held-out template here; mark one with held_out = true")
         text = "\0".join((str(seed), self.name, key, str(epoch))).encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()
         return pool[int.from_bytes(digest, "little") % len(pool)]
@@ -190,9 +201,14 @@ def _check_names(templates: TemplateSet) -> None:
 
 def _check_template(template: Template, templates: TemplateSet) -> None:
     where, text = f"template {template.name!r} of {templates.name}", template.text
-    unknown = template.fields - set(templates.fields)
+    try:
+        unknown = template.fields - set(templates.fields)
+    except ValueError as error:
+        raise InputError(f"{where} has a brace without its partner ({error}), found {text!r}") from error
     if unknown:
         raise InputError(f"{where} names the fields {sorted(unknown)}; known: {list(templates.fields)}")
+    if templates.foreign:
+        return
     if text != text.strip() or not text:
         raise InputError(f"{where} must be non-empty and neither start nor end in white space, found {text!r}")
     for genes_field in GENES_FIELDS:
