@@ -17,7 +17,10 @@ from cytoglot.errors import InputError
 
 MAX_GAP = 1 / 128
 """share of a row that may stay empty without looking for something to put there"""
-LEAST_KEPT = 0.25
+_ROUNDS = 3  # of filling: what is left of the rows that gave examples away is packed again
+_LEAST_ROOM = 16  # tokens: no prompt is shorter
+_SPARE = 12  # examples to choose a filler from
+LEAST_KEPT = 1 / 8
 """an example that is shortened to fill a row keeps at least this share of its tokens"""
 
 
@@ -114,42 +117,55 @@ def pack(examples: Sequence[TokenExample], size: int, *, shorten: Shorten | None
     fewer genes that fills it. Without `finish` the emptiest rows are undone and their examples given back, to be packed
     with others; a quarter of the rows at most, so that nothing waits for ever.
     """
-    fitted = best_fit([len(example) for example in examples], size)
-    rows = [_OpenRow(size - sum(len(examples[i]) for i in places), places) for places in fitted]
-    rows.sort(key=lambda row: row.free)
-    if shorten is not None:
-        _fill(rows, examples, size, shorten)
-        rows = sorted((row for row in rows if row.places or row.filler), key=lambda row: row.free)
+    rows = _fit(range(len(examples)), examples, size)
+    for _ in range(_ROUNDS if shorten is not None else 0):
+        assert shorten is not None
+        if not _fill(rows, examples, size, shorten):
+            break
+        loose = [i for row in rows if row.filler is None and row.free > size * MAX_GAP for i in row.places]
+        rows = [row for row in rows if row.filler is not None or row.free <= size * MAX_GAP]
+        rows = sorted(rows + _fit(loose, examples, size), key=lambda row: row.free)
     most = 0 if finish else max(len(rows) // 4, 1)
     undone = [row for row in rows[len(rows) - most :] if row.free > size * MAX_GAP and row.filler is None]
     done = [row.examples(examples) for row in rows if not any(row is other for other in undone)]
     return Packed(done, sorted(i for row in undone for i in row.places))
 
 
-def _fill(rows: list[_OpenRow], examples: Sequence[TokenExample], size: int, shorten: Shorten) -> None:
-    """Fill the gaps of the fuller rows with shortened examples of the emptiest ones, which may end up empty."""
+def _fit(places: Sequence[int], examples: Sequence[TokenExample], size: int) -> list[_OpenRow]:
+    """Return rows of whole examples, the fullest first."""
+    fitted = [[places[i] for i in row] for row in best_fit([len(examples[i]) for i in places], size)]
+    rows = [_OpenRow(size - sum(len(examples[i]) for i in row), row) for row in fitted]
+    return sorted(rows, key=lambda row: row.free)
+
+
+def _fill(rows: list[_OpenRow], examples: Sequence[TokenExample], size: int, shorten: Shorten) -> bool:
+    """Fill the gaps of the fuller rows with shortened examples of the emptiest ones, which may end up empty.
+
+    Returns whether any was filled.
+    """
     plan: list[tuple[_OpenRow, _OpenRow, int]] = []
-    donor = len(rows) - 1
-    spare = list(rows[donor].places) if rows else []
+    donor, spare = len(rows), list[tuple[int, _OpenRow, int]]()  # length, row and place of an example
     for place, row in enumerate(rows):
-        if row.free <= size * MAX_GAP:
-            continue
-        while not spare and donor > place:
-            donor -= 1
-            spare = list(rows[donor].places)
         if donor <= place:
             break
-        fitting = [i for i in spare if LEAST_KEPT * len(examples[i]) <= row.free < len(examples[i])]
+        if row.free <= max(size * MAX_GAP, _LEAST_ROOM) or row.filler is not None:
+            continue
+        while len(spare) < _SPARE and donor > place + 1:
+            donor -= 1
+            if rows[donor].filler is None and rows[donor].free > size * MAX_GAP:
+                spare += [(len(examples[i]), rows[donor], i) for i in rows[donor].places]
+        fitting = [one for one in spare if LEAST_KEPT * one[0] <= row.free < one[0]]
         if fitting:
-            chosen = min(fitting, key=lambda i: len(examples[i]))
-            spare.remove(chosen)
-            plan.append((row, rows[donor], chosen))
+            chosen = min(fitting, key=lambda one: one[0])
+            spare = [one for one in spare if one is not chosen]
+            plan.append((row, *chosen[1:]))
     shortened = shorten([i for *_, i in plan], [row.free for row, *_ in plan]) if plan else []
     for (row, giver, i), filler in zip(plan, shortened, strict=True):
         if filler is not None:
             row.filler, row.free = filler, row.free - len(filler)
             giver.places.remove(i)
             giver.free += len(examples[i])
+    return any(filler is not None for filler in shortened)
 
 
 def bucket(
