@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from cytoglot.answer_format import DistinctWords, FreeText
 from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.knowledge import read_cell_types, read_gmt, readable_set_name
 from cytoglot.tasks import AnswerSpace, CellTypeTerm, GeneSet, tasks
 from cytoglot.tasks.cell_type_definition import unnamed
 from cytoglot.tasks.gene_sets import MOST_GENES
@@ -59,15 +63,54 @@ def test_a_set_to_be_listed_states_its_number_of_genes() -> None:
 
 
 def test_a_definition_does_not_tell_the_name_that_is_asked_for() -> None:
-    assert unnamed(TERM) == "A lymphocyte of B  lineage. this cell and this cell make antibodies."
+    assert unnamed(TERM) == "A lymphocyte of B  lineage. This cell and this cell make antibodies."
     example = tasks["cell_type_from_definition"].example(TERM, template=0)
     assert example.prompt == (
-        "Definition: A lymphocyte of B lineage. this cell and this cell make antibodies. Cell type:"
+        "Definition: A lymphocyte of B lineage. This cell and this cell make antibodies. Cell type:"
     )
     assert example.completion == " B cell."
     only_name = replace(TERM, definition="B cell.")
     assert not tasks["cell_type_from_definition"].can_ask(only_name)
     assert tasks["cell_type_definition"].can_ask(only_name)
+
+
+@pytest.mark.parametrize(
+    ("definition", "masked"),
+    [
+        ("A B cell that is old.", "This cell that is old."),
+        ("Made of the B lymphocyte in an organ.", "Made of this cell in an organ."),
+        ("The preB cell and a B celled organ.", "The preB cell and a B celled organ."),
+    ],
+)
+def test_the_article_goes_with_the_name_and_longer_words_stay(definition: str, masked: str) -> None:
+    assert unnamed(replace(TERM, definition=definition)) == masked
+
+
+def test_a_definition_that_is_little_but_the_name_is_not_asked_about() -> None:
+    task = tasks["cell_type_from_definition"]
+    assert not task.can_ask(replace(TERM, definition="A CNS B cell."))
+    assert task.can_ask(replace(TERM, definition="A B cell that is old."))
+
+
+def test_no_real_definition_tells_its_name(data_path: Callable[[str], Path]) -> None:
+    task = tasks["cell_type_from_definition"]
+    entries = read_cell_types(data_path("knowledge/cell_ontology_cl_terms.tsv.gz"))
+    terms = [CellTypeTerm(label=e.label, definition=e.definition, synonyms=e.synonyms) for e in entries]
+    asked = [term for term in terms if task.can_ask(term)]
+    assert len(asked) > 3000
+    for term in asked:
+        shown = task.prompt_fields(term)["definition"]
+        assert re.search(rf"(?<!\w){re.escape(term.label)}(?!\w)", shown, re.IGNORECASE) is None
+
+
+def test_real_gene_sets_are_named_from_their_genes_and_listed(data_path: Callable[[str], Path]) -> None:
+    for entry in read_gmt(data_path("knowledge/msigdb_hallmark_v7.0.symbols.gmt.gz")):
+        record = GeneSet(name=readable_set_name(entry.name), genes=entry.genes, collection="hallmark")
+        listed, named = (tasks[n].example(record, template=0) for n in ("gene_set_enumeration", "gene_set_naming"))
+        shown = named.prompt.partition(": ")[2].partition(". ")[0].split()
+        assert set(shown) <= set(entry.genes)
+        assert len(shown) == len(listed.completion.split()) == min(len(entry.genes), MOST_GENES)
+        assert named.completion == f" {record.name}."
 
 
 def test_a_definition_is_asked_for_without_its_last_full_stop_twice() -> None:

@@ -10,10 +10,13 @@ from cytoglot.tasks.gene_sets import shuffled
 from cytoglot.tasks.name_answer import NameAnswer, one_line
 from cytoglot.tasks.record import CellTypeTerm
 from cytoglot.tasks.task import register_task
+from cytoglot.tasks.template import TERMINATOR
 
 MOST_MARKERS = 20
 """markers in a text: the best supported ones"""
 _UNNAMED = "this cell"
+_MIN_WORDS = 3
+"""words that a definition must have beside the name: "A CNS this cell." defines nothing"""
 
 
 @register_task
@@ -53,8 +56,9 @@ class CellTypeFromDefinition(NameAnswer[CellTypeTerm]):
     answer_field = "cell_type"
 
     def has_content(self, record: CellTypeTerm) -> bool:
-        """The definition must say something beside the name."""
-        return bool(one_line(unnamed(record).replace(_UNNAMED, "")))
+        """The definition must say something beside the name; the root of the ontology, "cell", is not asked for."""
+        rest = re.sub(_UNNAMED, "", unnamed(record), flags=re.IGNORECASE)
+        return record.label.lower() not in _UNNAMED and len(re.findall(r"\w+", rest)) >= _MIN_WORDS
 
     def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
         """Return the definition without the name."""
@@ -104,9 +108,20 @@ class CellTypeFromMarkers(NameAnswer[CellTypeTerm]):
 
 
 def unnamed(record: CellTypeTerm) -> str:
-    """Return the definition with "this cell" for label and synonyms, in any case, with or without a plural s."""
+    """Return the definition with "this cell" for label and synonyms, in any case, with or without a plural s.
+
+    An article before the name goes too; at the start of a sentence it is "This cell".
+    """
     names = sorted({record.label, *record.synonyms} - {""}, key=len, reverse=True)
     if not names:
         return record.definition
     pattern = "|".join(re.escape(name) for name in names)
-    return re.sub(rf"(?<!\w)(?:{pattern})s?(?!\w)", _UNNAMED, record.definition, flags=re.IGNORECASE)
+    article = r"(?:(?:an?|the|any|each|every)\s+)?"
+
+    def replaced(match: re.Match[str]) -> str:
+        starts = not match.string[: match.start()].strip() or match.string[: match.start()].rstrip().endswith(
+            TERMINATOR
+        )
+        return _UNNAMED.capitalize() if starts else _UNNAMED
+
+    return re.sub(rf"(?<!\w){article}(?:{pattern})s?(?!\w)", replaced, record.definition, flags=re.IGNORECASE)
