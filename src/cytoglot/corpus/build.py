@@ -354,15 +354,19 @@ def _finished(plan: BuildPlan, out: Path, *, overwrite: bool) -> BuildSummary | 
         "version": [int(n) for n in description.versions.get("build", "0.0").split(".")],
     }
     _refuse_other(old, plan, out)
-    for shard in description.shards:
-        file = out / shard.file
-        if not file.is_file() or file.stat().st_size != shard.bytes:
-            logger.info("%s is missing or damaged, and is made again", file)
-            file.unlink(missing_ok=True)
-            return None
+    bad = [shard.file for shard in description.shards if not _is_whole(out / shard.file, shard.bytes)]
+    if bad:
+        logger.info("%d shards are missing or damaged, and are made again: %s", len(bad), ", ".join(bad[:3]))
+        for file in bad:
+            (out / file).unlink(missing_ok=True)
+        return None
     shutil.rmtree(out / WORK, ignore_errors=True)
     logger.info("%s is finished, and nothing has changed", out)
     return _summary(description, resumed_spans=0, resumed_shards=len(description.shards))
+
+
+def _is_whole(file: Path, n_bytes: int) -> bool:
+    return file.is_file() and file.stat().st_size == n_bytes
 
 
 def _refuse_other(old: Mapping[str, Any], plan: BuildPlan, out: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,10 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
         ids.extend(ranked.gene_ids)
         lengths.append(ranked.lengths)
         n_expressed.append(ranked.n_expressed)
-        if sampled[chosen].any():
+        for_curve = sampled[chosen] & (ranked.n_expressed >= plan.recipe.cells.min_genes)
+        if for_curve.any():
             sentences = _sentences(plan, names[chosen], ranked.lengths, ranked.gene_ids, ranked.n_expressed)
-            samples.append(_curve_sample(sentences, block, sampled[chosen], _gene_of_column(plan, source)))
+            samples.append(_curve_sample(sentences, block, for_curve, _gene_of_column(plan, source)))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
     expressed = np.concatenate(n_expressed)
     enough = expressed >= plan.recipe.cells.min_genes
@@ -172,7 +174,8 @@ def _pieces(
     schema = plan.piece_schema(tuple(decisions.values))
     order = np.argsort(destination, kind="stable")
     present, starts = np.unique(destination[order], return_index=True)
-    for number, cells in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+    for number, (start, end) in zip(present.tolist(), pairwise([*starts.tolist(), len(order)]), strict=True):
+        cells = order[start:end]
         offsets, ids = gather_cells(ranked.offsets, ranked.gene_ids, cells)
         unknown = np.full(len(cells), -1, np.int32)
         columns = [

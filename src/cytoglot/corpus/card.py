@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import yaml
 
 from cytoglot.corpus.folder import PARTS, CorpusDescription
 
@@ -123,8 +124,9 @@ def _making(description: CorpusDescription) -> str:
         "## How it was made\n\n"
         f"By `cytoglot corpus build` with seed {description.seed}; the same recipe, seed and sources give the same "
         f"bytes. Of each cell {kept} are kept, ties in the order `{settings.ties}`. Cells are shuffled over all "
-        "shards; cells of one group stand together. `corpus.json` has the whole recipe and all counts, `splits.json` which "
-        f"donor is in which part.\n\nVersions: {versions}.\n\n```json\n{json.dumps(recipe, indent=1)}\n```\n"
+        "shards; cells of one group stand together. `corpus.json` has the whole recipe and all counts, `splits.json` "
+        f"which donor is in which part.\n\nVersions: {versions}.\n\n"
+        f"```yaml\n{yaml.safe_dump(recipe, sort_keys=False)}```\n"
     )
 
 
