@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+
 from cytoglot.corpus.folder import Corpus
 from cytoglot.corpus.gene_characters import replace_genes
 from cytoglot.corpus.records import RecordReader, draw
+from cytoglot.corpus.shard_file import CellBlock
 
 
 def test_each_gene_of_a_cell_has_its_ortholog_or_an_empty_place(small_corpus: Corpus) -> None:
@@ -21,3 +24,13 @@ def test_each_gene_of_a_cell_has_its_ortholog_or_an_empty_place(small_corpus: Co
         assert tuple(replace_genes(word, names) for word in written) == record.ortholog_genes
         n_known += sum(map(bool, record.ortholog_genes))
     assert 0 < n_known < 7 * len(block)
+
+
+def test_a_cell_told_in_the_genes_of_another_species_has_no_orthologs(small_corpus: Corpus) -> None:
+    block = next(iter(small_corpus.blocks("train")))
+    place = block.table.column_names.index("organism")
+    mouse = pa.array(["mouse"] * len(block)).dictionary_encode()
+    changed = CellBlock(block.table.set_column(place, "organism", mouse))
+    record = RecordReader(small_corpus).open(changed).cell(0, draw("key"))
+    assert record.metadata["organism"] == "mouse"
+    assert record.ortholog_genes == ()

@@ -57,6 +57,7 @@ class RecordReader:
         self._corpus, self._seed, self._characters, self._augment = corpus, seed, characters, augment
         self._names = corpus.vocabulary.names
         self._orthologs = corpus.orthologs
+        self._gene_species = {source.name: source.organism for source in corpus.description.sources}
         self._abstracts = {s.name: s.abstract.strip() for s in corpus.description.sources if s.abstract.strip()}
 
     def open(self, block: CellBlock) -> BlockRecords:
@@ -116,21 +117,28 @@ class BlockRecords:
     def cell(self, row: int, key: Key, *, top_genes: int | None = None) -> CellRecord:
         """Return the record of a cell, with `top_genes` genes at most and what is known of its metadata."""
         ids = self._ids(row, key, top_genes)
-        reader = self._reader
-        orthologs: tuple[str, ...] = ()
-        if reader._orthologs is not None:
-            other_ids = reader._orthologs[ids]
-            is_known = other_ids >= 0
-            words = np.full(len(ids), "", object)
-            words[is_known] = reader.words(other_ids[is_known])
-            orthologs = tuple(words.tolist())
+        metadata = self.metadata(row)
         return CellRecord(
-            genes=reader.words(ids),
-            metadata=self.metadata(row),
+            genes=self._reader.words(ids),
+            metadata=metadata,
             cell_id=self._cell_ids[row],
-            ortholog_genes=orthologs,
+            ortholog_genes=self._orthologs(ids, self.sources[row], metadata.get("organism")),
             variant=key[VARIANT],
         )
+
+    def _orthologs(self, ids: NDArray[np.integer], source: str | None, organism: str | None) -> tuple[str, ...]:
+        """Return the ortholog of each gene, "" for none; nothing for a cell told in the genes of another species.
+
+        Some data sets give mouse cells in human symbols; what to call the other species of such a cell is unclear.
+        """
+        reader = self._reader
+        if reader._orthologs is None or organism not in (None, reader._gene_species.get(source or "")):
+            return ()
+        other_ids = reader._orthologs[ids]
+        is_known = other_ids >= 0
+        words = np.full(len(ids), "", object)
+        words[is_known] = reader.words(other_ids[is_known])
+        return tuple(words.tolist())
 
     def group(self, group: int, key: Key, *, top_genes: int | None = None) -> CellGroup:
         """Return the record of a cell group; its metadata are what all cells share, and the abstract of their study."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,21 +94,6 @@ class CorpusDataset(IterableDataset[dict[str, torch.Tensor]]):
                 **self._options,
             )
         return self._loader
-
-
-class CorpusBatches(IterableDataset[dict[str, torch.Tensor]]):
-    """The batches of one loader as tensors, in this process, from the batch behind the first `skip` on."""
-
-    def __init__(self, loader: CorpusLoader, *, skip: int = 0) -> None:
-        super().__init__()
-        self._loader, self._skip = loader, skip
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Iterating again goes on where the last batch ended."""
-        batches = iter(self._loader)
-        skip, self._skip = self._skip, 0
-        for batch in islice(batches, skip, None):
-            yield as_tensors(batch)
 
 
 def as_tensors(batch: TokenBatch) -> dict[str, torch.Tensor]:
