@@ -26,7 +26,7 @@ PALETTE = (
 
 
 @contextmanager
-def _canvas(width: float, height: float, n_axes: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
+def canvas(width: float, height: float, n_axes: int = 1) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """Yield a figure outside of pyplot's global state, so that nothing of the caller's is touched."""
     matplotlib = require("matplotlib", extra="report", purpose="a report")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,7 +44,8 @@ def _canvas(width: float, height: float, n_axes: int = 1) -> Iterator[tuple[Figu
         yield figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def svg_text(figure: Figure) -> str:
+    """Return the SVG element of a figure, without the head of a file of its own."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -54,7 +55,7 @@ def _svg(figure: Figure) -> str:
 def training_curve(rows: list[dict[str, Any]]) -> str:
     """Loss of training and validation examples against optimiser steps."""
     table = pd.DataFrame(rows, columns=["step", "train_loss", "validation_loss"])
-    with _canvas(6.4, 3.4) as (figure, (ax,)):
+    with canvas(6.4, 3.4) as (figure, (ax,)):
         for column, colour, label in (
             ("train_loss", MUTED, "training examples"),
             ("validation_loss", ACCENT, "validation cells, label only"),
@@ -66,7 +67,7 @@ def training_curve(rows: list[dict[str, Any]]) -> str:
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default writes powers as mathematics
         ax.grid(color=GRID)
         ax.legend(frameon=False, fontsize=9)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
@@ -75,7 +76,7 @@ def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
     share_kk = counts_kk / np.maximum(counts_kk.sum(axis=1, keepdims=True), 1)
     n = len(labels)
     size = min(9.0, 2.6 + 0.42 * n)
-    with _canvas(size, size) as (figure, (ax,)):
+    with canvas(size, size) as (figure, (ax,)):
         if n:
             ax.imshow(share_kk, cmap="BuGn", vmin=0, vmax=1)
         ax.set_xticks(range(n), labels, rotation=90)
@@ -84,25 +85,25 @@ def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
         for i, j in zip(*np.nonzero(counts_kk), strict=True):
             colour = "white" if share_kk[i, j] > 0.6 else INK
             ax.text(j, i, f"{int(counts_kk[i, j])}", ha="center", va="center", fontsize=8, color=colour)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def calibration(bins: list[dict[str, float]]) -> str:
     """Share of right answers against confidence; the diagonal is honest."""
     table = pd.DataFrame(bins, columns=["confidence", "accuracy", "n"]).astype(float)
-    with _canvas(4.2, 4.0) as (figure, (ax,)):
+    with canvas(4.2, 4.0) as (figure, (ax,)):
         ax.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
         sizes = 20 + 180 * table["n"] / table["n"].max() if len(table) else 20.0
         ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=ACCENT, alpha=0.85, edgecolor="white")
         ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="share of right answers")
         ax.grid(color=GRID)
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def two_maps(table: pd.DataFrame) -> str:
     """UMAP of the model's embeddings beside UMAP of a PCA, coloured by the true type."""
     names = sorted(table["truth"].unique())
-    with _canvas(9.6, 4.6, n_axes=2) as (figure, axes):
+    with canvas(9.6, 4.6, n_axes=2) as (figure, axes):
         for ax, (x, y, title) in zip(
             axes,
             (("umap_x", "umap_y", "cytoglot embeddings"), ("pca_umap_x", "pca_umap_y", "PCA of log counts")),
@@ -113,12 +114,12 @@ def two_maps(table: pd.DataFrame) -> str:
                 ax.scatter(cells[x], cells[y], s=_dot(len(table)), color=_colour(i), label=name, linewidths=0)
             _bare(ax, title)
         _legend_below(figure, axes[0], len(names))
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def reconstruction(points: dict[str, list[float]]) -> str:
     """Expression against log-rank, and observed against reconstructed expression, of held-out cells."""
-    with _canvas(9.6, 4.0, n_axes=2) as (figure, (left, right)):
+    with canvas(9.6, 4.0, n_axes=2) as (figure, (left, right)):
         options: dict[str, Any] = {"gridsize": 40, "mincnt": 1, "bins": "log", "linewidths": 0.1}
         if points["observed"]:
             left.hexbin(points["log_rank"], points["expression"], cmap="BuGn", **options)
@@ -133,14 +134,14 @@ def reconstruction(points: dict[str, list[float]]) -> str:
         top = max([*points["observed"], *points["predicted"], 1e-9])
         right.plot([0, top], [0, top], color=MUTED, lw=1, ls="--")
         right.set(xlabel="observed", ylabel="reconstructed from the rank")
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def generated_cells(points: list[dict[str, Any]]) -> str:
     """Generated (crosses) and held-out cells (dots) in the space of real training cells."""
     table = pd.DataFrame(points, columns=["cell_type", "method", "x", "y"])
     names = sorted(table["cell_type"].unique())
-    with _canvas(6.6, 4.8) as (figure, (ax,)):
+    with canvas(6.6, 4.8) as (figure, (ax,)):
         for i, name in enumerate(names):
             cells = table[table["cell_type"] == name]
             real, new = cells[cells["method"] == "held_out_cells"], cells[cells["method"] == "cytoglot"]
@@ -149,14 +150,14 @@ def generated_cells(points: list[dict[str, Any]]) -> str:
         ax.set(xlabel="component 1", ylabel="component 2")
         ax.grid(color=GRID)
         _legend_below(figure, ax, len(names))
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
     """One metric of every method with its 95 % interval, best on top."""
     shown = [row for row in rows if row["metric"] == metric and row["value"] is not None]
     shown.sort(key=lambda row: row["value"])
-    with _canvas(6.6, 0.6 + 0.42 * len(shown)) as (figure, (ax,)):
+    with canvas(6.6, 0.6 + 0.42 * len(shown)) as (figure, (ax,)):
         for y, row in enumerate(shown):
             ours = row["method"].startswith("cytoglot")
             ax.barh(y, row["value"], color=ACCENT if ours else MUTED, height=0.62, alpha=0.9 if ours else 0.6)
@@ -166,7 +167,7 @@ def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
         ax.set_yticks(range(len(shown)), [row["method"].replace("_", " ") for row in shown])
         ax.set(xlim=(0, 1.14), xlabel={"macro_f1": "macro-F1"}.get(metric, metric.replace("_", " ")))
         ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-        return _svg(figure)
+        return svg_text(figure)
 
 
 def _colour(i: int) -> str:
