@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from scipy import sparse
 
 from cytoglot.cell_model.load import CellModel, VocabularyOverlap, load_checkpoint
 from cytoglot.errors import InputError, VocabularyMismatchError
+from cytoglot.lm.score import score_answers_naive
 from cytoglot.sentence.cell_sentence import RankSettings
 
 
@@ -123,3 +126,21 @@ def test_sentences_are_cut_to_what_the_context_has_room_for(
     assert len(written) == longest
     with pytest.raises(InputError, match="context"):
         model.write_ids("type A", np.array([longest + 3]), temperature=1.0)
+
+
+def test_a_model_is_asked_in_the_wordings_that_it_was_trained_with(
+    tiny_model: CellModel, cells: AnnData, tmp_path: Path
+) -> None:
+    texts = {"model_input": ["{organism} words: {cell_sentence}\nKind?"], "response": ["{cell_type}."]}
+    (tmp_path / "prompts.json").write_text(json.dumps(texts))
+    sentences, _ = tiny_model.sentences(cells[:4])
+    reworded = tiny_model.with_templates(tmp_path / "prompts.json")
+    genes = " ".join(sentences.words(0)[: tiny_model.spec.ranking.top_genes]).upper()
+    prompts = reworded.prompts(sentences, context={"organism": "human"})
+    assert prompts[0] == f"Homo sapiens words: {genes}\nKind?"
+    assert tiny_model.prompts(sentences)[0] != prompts[0]
+    scores_nk = reworded.label_scores(sentences, context={"organism": "human"}, views=1)
+    expected = score_answers_naive(reworded.lm, prompts, [f"{label}." for label in tiny_model.spec.labels])
+    assert scores_nk == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(InputError, match="needs the organism of"):
+        reworded.prompts(sentences)

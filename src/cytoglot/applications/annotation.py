@@ -20,7 +20,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.generate import generate_answers
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.annotation import ParsedLabel
-from cytoglot.tasks.task import AnswerSpace, tasks
+from cytoglot.tasks.task import AnswerSpace
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -191,5 +191,5 @@ def _generate(
 ) -> list[ParsedLabel]:
     prompts = model.prompts(sentences, context=context)
     answers = generate_answers(model.lm, prompts, FreeText(max_tokens=32), temperature=0.0, seed=seed)
-    task, space = tasks["cell_type_annotation"], AnswerSpace(labels=labels)
+    task, space = model.task("cell_type_annotation"), AnswerSpace(labels=labels)
     return [task.parse(first, space) for (first, *_) in answers]

@@ -9,7 +9,7 @@ import logging
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from cytoglot.sentence.decode import decode_texts
 from cytoglot.sentence.encode import encode
 from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
 from cytoglot.tasks.annotation import CellTypeAnnotation
+from cytoglot.tasks.foreign_templates import templates_for, with_templates
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import Task, tasks
 
@@ -77,6 +78,27 @@ class CellModel:
     lm: LanguageModel
     spec: CellModelSpec
     folder: Path | None = None
+    reworded: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
+    """task → the same in other wordings, such as those that a released checkpoint was trained with"""
+
+    def task(self, name: str) -> Task[Any, Any]:
+        """Return a task in the wordings of this model."""
+        return self.reworded.get(name) or tasks[name]
+
+    def with_templates(self, source: str | Path) -> CellModel:
+        """Return the model with prompts of its own for annotation and, where the source has them, for generation.
+
+        Parameters
+        ----------
+        source
+            As in `cytoglot.tasks.foreign_templates.templates_for`: "cell2sentence" for those of the installed package,
+            a folder of its JSON files, or one TOML or JSON file, which is for annotation.
+        """
+        names = ["cell_type_annotation"]
+        if Path(source).suffix not in {".json", ".toml"}:
+            names.append("cell_generation")
+        reworded = {name: with_templates(tasks[name], templates_for(name, source)) for name in names}
+        return replace(self, reworded={**self.reworded, **reworded})
 
     def cut(self, sentences: CellSentences) -> CellSentences:
         """Return the sentences at the length that the model writes: as in training, and as its context has room for."""
@@ -92,7 +114,7 @@ class CellModel:
         types = [{**self.spec.context, "cell_type": label} for label in self.spec.labels] or [dict(self.spec.context)]
         records = [CellRecord(num_genes=len(words), metadata=metadata) for metadata in types]
         prompts = [
-            tasks["cell_generation" if self.spec.labels else "unconditional_generation"].prompt(r) for r in records
+            self.task("cell_generation" if self.spec.labels else "unconditional_generation").prompt(r) for r in records
         ]
         room = context - max(len(ids) for ids in self.lm.tokenizer(prompts)["input_ids"])
         return max(1, bisect_right(range(1, len(words) + 1), room, key=constraint.enough_tokens))
@@ -185,7 +207,7 @@ class CellModel:
         A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
         are left for an answer.
         """
-        chosen: Task[CellRecord, Any] = tasks[task]
+        chosen: Task[CellRecord, Any] = self.task(task)
         records = list(self.records(sentences, context=context, view=view))
         prompts = [chosen.prompt(record, template=template) for record in records]
         room = None if self.lm.context_length is None else self.lm.context_length - n_reserved
@@ -221,7 +243,7 @@ class CellModel:
         template: int | str | None = None,
     ) -> NDArray[np.float64]:
         """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalised over the labels."""
-        annotation = tasks["cell_type_annotation"]
+        annotation = self.task("cell_type_annotation")
         assert isinstance(annotation, CellTypeAnnotation)
         answers = annotation.label_completions(self.spec.labels if labels is None else labels)
         n_views = self.spec.views if views is None else views
@@ -246,7 +268,7 @@ class CellModel:
 
         The number of a cell is the key of its noise, so a cell does not depend on its companions.
         """
-        task: Task[CellRecord, Any] = tasks["unconditional_generation" if cell_type is None else "cell_generation"]
+        task: Task[CellRecord, Any] = self.task("unconditional_generation" if cell_type is None else "cell_generation")
         known = {} if cell_type is None else {"cell_type": cell_type}
         metadata = {**self.spec.context, **(context or {}), **known}
         words = self.spec.vocabulary.symbols

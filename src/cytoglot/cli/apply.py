@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
     from cytoglot.cell_model.load import CellModel
 
+Templates = Annotated[
+    str | None,
+    typer.Option("--templates", help="Prompts of the model: cell2sentence (if installed), or a TOML or JSON file."),
+]
 Model = Annotated[str, typer.Option("--model", help="Model folder, or a checkpoint by name (then --labels).")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="AnnData file to write.")]
 MinOverlap = Annotated[float, typer.Option("--min-overlap", help="Least share of the model's genes in the data.")]
@@ -58,6 +62,7 @@ def annotate_command(
     views: Annotated[int | None, typer.Option("--views", min=1, help="Augmented views averaged.")] = None,
     method: Annotated[str, typer.Option("--method", help="score (exact) or generate (free answer).")] = "score",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels listed for each cell.")] = 3,
+    templates: Templates = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     gene_mapping: GeneMapping = None,
@@ -76,7 +81,7 @@ def annotate_command(
     given = _read_labels(labels)
     metadata = parse_context(context)
     file = whole_file(source, layer=layer, genes=gene_options(gene_column, gene_mapping, duplicates))
-    cell_model = _annotator(model, file, given, context=metadata, device=device)
+    cell_model = _annotator(model, file, given, context=metadata, templates=templates, device=device)
     if dry_run:
         passes = views or cell_model.spec.views
         show(forecast_cells(cell_model, file, passes=passes) | {"output": output}, as_json=json)
@@ -119,6 +124,7 @@ def embed_command(
     checkpoint: Annotated[
         bool, typer.Option("--checkpoint", help="The model has no cytoglot.json: rank the file's own genes.")
     ] = False,
+    templates: Templates = None,
     context: Context = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
@@ -138,7 +144,7 @@ def embed_command(
     metadata = parse_context(context)
     file = whole_file(source, layer=layer, genes=gene_options(gene_column, gene_mapping, duplicates))
     labels = () if checkpoint else None
-    cell_model = _annotator(model, file, labels, context=metadata, device=device)
+    cell_model = _annotator(model, file, labels, context=metadata, templates=templates, device=device)
     if dry_run:
         show(forecast_cells(cell_model, file, passes=1) | {"output": output}, as_json=json)
         return
@@ -232,17 +238,20 @@ def _annotator(
     labels: tuple[str, ...] | None,
     *,
     context: dict[str, str],
+    templates: str | None,
     device: str,
 ) -> CellModel:
-    """Load a model folder of ours, or any checkpoint when labels are given."""
+    """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows."""
     from cytoglot.cell_model.load import is_model_folder, load_checkpoint, load_model
     from cytoglot.data.read import stream_adata
 
     if labels is None or is_model_folder(name):
-        return load_model(name, device=device)
+        model = load_model(name, device=device)
+        return model if templates is None else model.with_templates(templates)
     with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
         vocabulary = stream.vocabulary
-    return load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
+    model = load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
+    return model if templates is None else model.with_templates(templates)
 
 
 def _read_labels(path: Path | None) -> tuple[str, ...] | None:
