@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cytoglot.cli.output import DryRun, Json, Overwrite, Seed, quiet_for_json, show
+from cytoglot.cli.output import DryRun, Json, Overwrite, Seed, check_output, quiet_for_json, show
 from cytoglot.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def add_commands(app: typer.Typer) -> None:
     corpus = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
     corpus.command("build")(build_command)
     corpus.command("show")(show_command)
+    corpus.command("audit")(audit_command)
+    corpus.command("stats")(stats_command)
     app.add_typer(corpus, name="corpus")
 
 
@@ -91,3 +93,61 @@ def show_command(
     for example in examples:
         head = f"--- {example.task} · {example.template} · {example.key} ---"
         sys.stdout.write(f"{head}\n{example.prompt}\n→{example.completion}\n\n")
+
+
+def stats_command(
+    folder: Folder,
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")],
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Count what is in a corpus and show it in one HTML page (everything is counted: the seed changes nothing)."""
+    from cytoglot.corpus.folder import open_corpus
+    from cytoglot.corpus.statistics import corpus_statistics
+    from cytoglot.report.corpus_page import write_corpus_page
+
+    quiet_for_json(as_json=json)
+    check_output(output, suffixes=(".html", ".htm"))
+    numbers = corpus_statistics(open_corpus(folder))
+    page = write_corpus_page(numbers, output)
+    if json:
+        show(numbers.to_dict() | {"html": page}, as_json=True)
+        return
+    parts = [{name: getattr(part, name) for name in ("part", "cells", "cell_groups", "ranked_ids", "shards")}
+             for part in numbers.parts]  # fmt: skip
+    show({"parts": parts, "sources": len(numbers.sources), "html": page}, as_json=False)
+    for warning in numbers.warnings:
+        sys.stdout.write(f"warning: {warning}\n")
+
+
+def audit_command(
+    folder: Folder,
+    context_length: Annotated[
+        int, typer.Option("--context-length", min=128, help="Tokens that the model reads at a time.")
+    ] = 2048,
+    tokens_per_gene: Annotated[
+        float,
+        typer.Option("--tokens-per-gene", min=0.1, help="1 if genes are words of the tokenizer, about 3.8 in BPE."),
+    ] = 1.0,
+    max_cells: Annotated[
+        int, typer.Option("--max-cells", min=1, help="Cells of each part whose near-duplicates are looked for.")
+    ] = 5000,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
+    """Say what could spoil a corpus, and the fix for each finding: leaks, labels, lengths, tasks, damage."""
+    from cytoglot.corpus.audit import audit_corpus
+    from cytoglot.corpus.folder import open_corpus
+
+    quiet_for_json(as_json=json)
+    report = audit_corpus(
+        open_corpus(folder),
+        context_length=context_length,
+        tokens_per_gene=tokens_per_gene,
+        max_cells=max_cells,
+        seed=seed,
+    )
+    if json:
+        show(report.to_dict(), as_json=True)
+    else:
+        sys.stdout.write(report.to_text() + "\n")

@@ -129,7 +129,7 @@ def task_balance(lines: Sequence[TaskLine]) -> str:
             else:
                 ax.text(1, y, "nothing to ask", va="center", fontsize=8, color=MUTED)
         # A larger marker below a smaller one, so that parts with the same number are all seen.
-        for (part, colour), size in zip(_PARTS, (62, 38, 16), strict=True):
+        for (part, colour), size in zip(_PARTS, (84, 46, 20), strict=True):
             places = [y for y, line in enumerate(ordered) if line.records.get(part)]
             ax.scatter(
                 [ordered[y].records[part] for y in places],
@@ -168,7 +168,7 @@ def _whole(axis: Axis, n_ticks: int = 6) -> None:
     """Write large counts as 20k or 3M, and never a part of a cell."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(nbins=n_ticks, integer=True, min_n_ticks=1))
+    axis.set_major_locator(MaxNLocator(nbins=n_ticks, steps=[1, 2, 2.5, 5, 10], integer=True, min_n_ticks=1))
     axis.set_major_formatter(lambda value, _: _thousands(value))
 
 
