@@ -51,7 +51,12 @@ def test_commands_have_the_options_that_a_page_shows(page: Path) -> None:
         if name.startswith("-"):
             continue
         assert name in known, f"{page.name}: cytoglot {name}"
-        options = {option for parameter in known[name].params for option in parameter.opts} | {"--help"}
+        command = known[name]
+        if hasattr(command, "commands") and arguments:  # `corpus build`, or `corpus build|show` in prose
+            below = arguments[0].split("|")
+            assert set(below) <= set(command.commands), f"{page.name}: cytoglot {name} {arguments[0]}"
+            command = command.commands[below[0]]
+        options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         shown = {word.split("=")[0] for word in arguments if re.fullmatch(r"--?[a-z][\w-]*(=.*)?", word)}
         assert shown <= options, f"{page.name}: cytoglot {' '.join(words)} has no {sorted(shown - options)}"
 

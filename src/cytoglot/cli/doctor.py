@@ -14,6 +14,8 @@ _NEEDED_FOR = {
     "report": "highly variable genes, plots, reports, the demo",
     "dask": "encoding dask arrays",
     "c2s": "reading cell2sentence data sets through `datasets`",
+    "census": "corpora of cells from CELLxGENE Census",
+    "ray": "building corpora on a Ray cluster",
 }
 
 
