@@ -52,6 +52,7 @@ from cytoglot.corpus.folder import (
 from cytoglot.corpus.opened import close_sources
 from cytoglot.corpus.recipe import CorpusRecipe, SourceRecipe, load_corpus_recipe
 from cytoglot.corpus.source_genes import find_file
+from cytoglot.corpus.wordings import check_wordings, copy_wordings
 from cytoglot.errors import InputError
 from cytoglot.manifest import package_versions
 from cytoglot.sentence.unfinished import locked
@@ -130,6 +131,7 @@ def build_corpus(
         base = Path(recipe).parent if base is None else base
         recipe = load_corpus_recipe(recipe, overrides)
     base = Path(base or ".").resolve()
+    check_wordings(recipe.templates, base)
     if not (out / WORK).is_dir():
         check_output_folder(out, written_by="corpus build", mark=DESCRIPTION)
     with _full_disk_is_told(out), running(engine, workers) as pool:
@@ -326,6 +328,7 @@ def _abstract(source: SourceRecipe, base: Path) -> str:
 def _write_tables(plan: BuildPlan, decisions: Decisions, description: CorpusDescription, out: Path) -> None:
     """Write everything but the shards and the description."""
     write_knowledge(plan, description, out)
+    copy_wordings(plan.recipe.templates, Path(plan.base), out)
     curve = fit_curve_of_sample(plan, out / WORK)
     if curve is not None:
         write_json(out / RANK_CURVE, curve)

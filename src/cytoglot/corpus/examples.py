@@ -46,7 +46,8 @@ class CorpusExamples:
     """
 
     def __init__(self, corpus: Corpus, part: Part = "train", *, top_genes: int | None = None, **mixture: Any) -> None:
-        self._corpus, self._part, self._top_genes, self._mixture = corpus, part, top_genes, mixture
+        self._corpus, self._part, self._top_genes = corpus, part, top_genes
+        self._mixture = {"replaced": corpus.reworded, **mixture}
 
     def sample(
         self, n: int, task: str | None = None, *, tasks: Mapping[str, float] | None = None, seed: int = 0

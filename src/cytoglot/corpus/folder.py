@@ -6,7 +6,8 @@ splits.json              which donors, batches or studies are in which part
 train/shard-00000.parquet, validation/…, test/…
 gene_sets.parquet, cell_type_terms.parquet, orthologs.parquet   knowledge for the tasks without cells, if any
 rank_curve.json          rank → expression, fitted on training cells, if the sources hold counts
-README.md                the data set card
+templates/               wordings of another model for some tasks, if the recipe names files of them
+    README.md                the data set card
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from numpy.typing import NDArray
 
 from cytoglot.atomic import atomic_path, write_json
 from cytoglot.corpus.shard_file import CellBlock, ShardFile, row_group_edges, shard_schema, write_shard
+from cytoglot.corpus.wordings import reworded_tasks
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import RankSettings
 from cytoglot.tasks.record import CellTypeTerm, GeneSet
+from cytoglot.tasks.task import Task
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -212,6 +215,11 @@ class Corpus:
         """The curve from rank to expression as `RankCurve.to_dict` gives it, or None."""
         file = self.folder / RANK_CURVE
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    @cached_property
+    def reworded(self) -> dict[str, Task[Any, Any]]:
+        """Tasks that are asked in other wordings than those of this package, as the recipe says."""
+        return reworded_tasks(self.description.recipe.get("templates", {}), self.folder)
 
     @cached_property
     def splits(self) -> dict[str, Any]:

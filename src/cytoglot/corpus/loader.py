@@ -109,7 +109,7 @@ class CorpusLoader:
         Task → share of the examples. By default equal shares of all tasks that the part can ask. See `plan_reading` for
         what shares mean across cells, cell groups and tables.
     replaced
-        Task → one with other templates.
+        Task → one with other templates; by default those that the corpus's recipe names.
     sources
         Source → how often its cells are visited in an epoch: 2 for twice, 0.5 for every second cell, chosen by a hash
         of the seed, the epoch and the cell. 1 where it is not named.
@@ -157,7 +157,7 @@ class CorpusLoader:
         weights = tasks if tasks is not None else dict.fromkeys(askable_tasks(corpus, part), 1.0)
         self._mixture = TaskMixture(
             weights,
-            replaced=replaced,
+            replaced=corpus.reworded if replaced is None else replaced,
             seed=seed,
             paraphrase_share=settings.paraphrase_share,
             metadata_share=settings.metadata_share,
