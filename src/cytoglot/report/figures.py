@@ -32,7 +32,8 @@ def canvas(width: float, height: float, n_axes: int = 1) -> Iterator[tuple[Figur
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({"text.parse_math": False}):  # a `$` in the name of a cell type is no formula
+    # A `$` in the name of a cell type is no formula; with the salt the same figure is the same text.
+    with matplotlib.rc_context({"text.parse_math": False, "svg.hashsalt": "cytoglot"}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = np.atleast_1d(figure.subplots(1, n_axes)).tolist()
