@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from cytoglot.corpus.spill import Spill
+from cytoglot.corpus.spill import Spill, write_array
 from cytoglot.errors import InputError
 
 SCHEMA = pa.schema([("cell_id", pa.string()), ("gene_ids", pa.list_(pa.uint16()))])
@@ -61,3 +62,10 @@ def test_a_cut_file_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(InputError, match=r"pieces\.arrow is damaged: expected [0-9,]+ bytes at 0, found"):
         spill.piece(0, SCHEMA)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_told_as_such() -> None:
+    with pytest.raises(OSError, match="No space left") as error:
+        write_array(Path("/dev/full"), np.arange(1 << 20))
+    assert error.value.errno == errno.ENOSPC

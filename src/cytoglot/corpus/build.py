@@ -52,6 +52,8 @@ from cytoglot.corpus.folder import (
 from cytoglot.corpus.opened import close_sources
 from cytoglot.corpus.recipe import CorpusRecipe, SourceRecipe, load_corpus_recipe
 from cytoglot.corpus.source_genes import find_file
+from cytoglot.corpus.spill import write_array
+from cytoglot.corpus.wordings import FOLDER as WORDINGS
 from cytoglot.corpus.wordings import check_wordings, copy_wordings
 from cytoglot.errors import InputError
 from cytoglot.manifest import package_versions
@@ -269,8 +271,8 @@ def _write_tie_rates(work: Path, over_spans: SpanMap) -> None:
     for n, genes in over_spans(count_detections, "detection rates"):
         n_cells += n
         detected += genes
-    with atomic_path(work / TIE_RATES) as partial_path:
-        np.save(partial_path, (detected / max(n_cells, 1)).astype(np.float32))
+    with atomic_path(work / TIE_RATES) as partial:
+        write_array(partial, (detected / max(n_cells, 1)).astype(np.float32))
 
 
 def _describe(
@@ -404,7 +406,7 @@ def _start(plan: BuildPlan, out: Path, *, overwrite: bool) -> None:
 def _clear(out: Path) -> None:
     """Delete everything that a build writes, the lock excepted. The plan must have been deleted before."""
     work = out / WORK
-    for name in (*PARTS, DESCRIPTION, VOCABULARY, SPLITS, GENE_SETS, TERMS, ORTHOLOGS, RANK_CURVE, CARD):
+    for name in (*PARTS, WORDINGS, DESCRIPTION, VOCABULARY, SPLITS, GENE_SETS, TERMS, ORTHOLOGS, RANK_CURVE, CARD):
         _delete(out / name)
     for path in work.iterdir():
         if path.name not in ("lock", _BAD):

@@ -287,6 +287,7 @@ def _inputs(recipe: CorpusRecipe, base: Path) -> dict[str, str]:
         "genes.orthologs": recipe.genes.orthologs,
         "cell_types.ontology": recipe.cell_types.ontology,
         "cell_types.markers": recipe.cell_types.markers,
+        **{f"templates.{task}": path for task, path in recipe.templates.items() if Path(path).suffix},
         **{f"gene_sets.{i}": entry.path for i, entry in enumerate(recipe.gene_sets)},
         **{f"abstract of {s.label}": s.abstract for s in recipe.sources if (s.abstract or "").endswith(".txt")},
     }

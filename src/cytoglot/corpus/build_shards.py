@@ -26,6 +26,7 @@ from cytoglot.corpus.folder import Part, ShardInfo
 from cytoglot.corpus.gather import gather_cells
 from cytoglot.corpus.placement import number_groups, shuffle_order
 from cytoglot.corpus.shard_file import NO_GROUP, CellBlock, row_group_edges, shard_schema, write_shard
+from cytoglot.corpus.spill import write_array
 from cytoglot.sentence.cell_sentence import gene_id_dtype
 from cytoglot.sentence.encode import GrowingArray
 
@@ -59,7 +60,7 @@ def drop_duplicates(plan: BuildPlan, work: Path) -> dict[str, int]:
         with atomic_path(folder) as partial:
             partial.mkdir()
             for span, rows in found.rows_of_span.items():
-                np.save(partial / f"{span:06d}.npy", rows)
+                write_array(partial / f"{span:06d}.npy", rows)
             pairs = [[dropped, kept, n] for (dropped, kept), n in found.counts.items()]
             (partial / _FOUND).write_text(json.dumps(pairs), encoding="utf-8")
     dropped: dict[str, int] = {}

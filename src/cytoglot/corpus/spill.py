@@ -64,9 +64,7 @@ class Spill:
                 _flush(file)
             offsets = np.concatenate([np.zeros(1, np.int64), np.maximum.accumulate(ends)])
             for name, array in {Path(_OFFSETS).stem: offsets, **arrays}.items():
-                with (partial / f"{name}.npy").open("wb") as file:
-                    np.save(file, array)
-                    _flush(file)
+                write_array(partial / f"{name}.npy", array)
             (partial / _COUNTS).write_text(json.dumps(dict(counts)), encoding="utf-8")
 
     def counts(self) -> dict[str, Any]:
@@ -99,6 +97,14 @@ class Spill:
             _, _, dtype = np.lib.format.read_array_header_1_0(file)
             start = file.tell() + first * dtype.itemsize
         return np.frombuffer(_read(path, start, (last - first) * dtype.itemsize), dtype)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file; unlike `numpy.save`, whose error has no number, this one tells a full disk as such."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())
+        _flush(file)
 
 
 def _read(path: Path, start: int, n_bytes: int) -> bytes:
