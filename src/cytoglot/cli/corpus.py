@@ -104,10 +104,13 @@ def stats_command(
     """Count what is in a corpus and show it in one HTML page (everything is counted: the seed changes nothing)."""
     from cytoglot.corpus.folder import open_corpus
     from cytoglot.corpus.statistics import corpus_statistics
+    from cytoglot.extras import require
     from cytoglot.report.corpus_page import write_corpus_page
 
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".html", ".htm"))
+    for module in ("matplotlib", "jinja2"):  # before hours of counting, not after
+        require(module, extra="report", purpose="the page about a corpus")
     numbers = corpus_statistics(open_corpus(folder))
     page = write_corpus_page(numbers, output)
     if json:
