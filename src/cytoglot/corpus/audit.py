@@ -415,6 +415,8 @@ def _ontology(labels: LabelCounts) -> dict[str, Any]:
 def _of_ontology(numbers: Mapping[str, Any]) -> list[Finding]:
     if not numbers["labels"]:
         return []
+    if not numbers["terms"]:
+        return [Finding("note", "ontology", f"none of the {numbers['labels']} cell types names a Cell Ontology term")]
     message = (
         f"{numbers['mapped_labels']} of {numbers['labels']} cell types name one of {numbers['terms']} Cell Ontology "
         f"terms ({numbers['mapped_cells'] / numbers['cells']:.0%} of the labelled cells)"

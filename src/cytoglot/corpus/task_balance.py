@@ -27,6 +27,8 @@ _RECORDS_OF_A_KIND = 3
 _MOST_LENGTH = 4
 """from so many genes on no task asks how many there are"""
 _ENOUGH_ANSWERS = 3
+_NEEDED: tuple[Part, ...] = ("train", "test")
+"""parts without which a task can be neither learned nor measured"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,19 +108,24 @@ class TaskBalance:
             unit=task.unit,
             records=records,
             answers=answers,
-            not_shown=self._why_not(task, records, possible),
+            not_shown=self._why_not(task, records, possible, closed or {}),
         )
 
-    def _why_not(self, task: Task[Any, Any], records: dict[Part, int], possible: set[str]) -> str:
+    def _why_not(
+        self, task: Task[Any, Any], records: dict[Part, int], possible: set[str], closed: dict[Part, set[str]]
+    ) -> str:
         unit = task.unit.replace("_", " ")
         needs = f", which needs {' and '.join(task.required_metadata)}" if task.required_metadata else ""
         if not any(records.values()):
             return f"no {unit} can be asked{needs}"
         if len(possible) == 1 and sum(records.values()) > 1:
-            (only,) = possible
-            return f"a single possible answer: {only if len(only) <= 60 else only[:57] + '…'!r}"
-        absent = [part for part in ("train", "test") if not records[part]]
-        return f"no {unit} of the {absent[0]} part can be asked{needs}" if absent else ""
+            return f"a single possible answer: {_only(possible)}"
+        for part in _NEEDED:
+            if not records[part]:
+                return f"no {unit} of the {part} part can be asked{needs}"
+            if part in closed and len(closed[part]) == 1:
+                return f"a single answer in the {part} part: {_only(closed[part])}"
+        return ""
 
     def _see_cells(self, seen: SeenBlock, codes: dict[str, Any], records: Any) -> None:
         lengths = np.diff(seen.block.offsets)
@@ -198,6 +205,11 @@ class TaskBalance:
 
 def _has_labels(task: Task[Any, Any]) -> bool:
     return task.closed_answer and bool(task.required_metadata) and task.unit in CELL_UNITS
+
+
+def _only(answers: set[str]) -> str:
+    (answer,) = answers
+    return repr(answer if len(answer) <= 60 else answer[:57] + "…")
 
 
 def _place_in_group(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
