@@ -48,7 +48,7 @@ from cytoglot.train.word_vectors import co_expression_vectors
 logger = logging.getLogger(__name__)
 
 _SAMPLE_CELLS = 4000
-_TOKENS_PER_EXAMPLE, _LONGEST = 256, 1 << 15
+_LONGEST = 1 << 15
 _TOLD = {"cell_type", "organism", "tissue", "disease", "sex", "development_stage", "assay", "condition"}
 _MAX_DENSE = 60_000_000  # values of the dense matrix that the gene vectors are made from: 240 MB
 _VALIDATION_EXAMPLES, _CALIBRATION_CELLS = 400, 400
@@ -229,8 +229,7 @@ def _batches(
         tokenizer=gene_tokenizer(lm.tokenizer, corpus.vocabulary),
         batches=BatchSettings(
             context=min(lm.context_length or _LONGEST, _LONGEST),
-            packed=False,
-            batch_tokens=max(optim.batch_size * _TOKENS_PER_EXAMPLE, lm.context_length or 0),
+            batch_size=optim.batch_size,
             pad_id=padding_id(lm.tokenizer),
         ),
         examples=ExampleSettings(

@@ -36,11 +36,20 @@ class AnswerTrainer(Trainer):
             self._history.n_tokens += int((weights_bt >= 0).sum())
         unwrapped = self.accelerator.unwrap_model(model)
         predicted_bt = weights_bt[:, 1:] > 0
-        hidden_btd = unwrapped.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state[:, :-1]
+        body = unwrapped.base_model(input_ids=ids_bt, use_cache=False, **self.apart(unwrapped, inputs))
+        hidden_btd = body.last_hidden_state[:, :-1]
         logits_nv = unwrapped.get_output_embeddings()(hidden_btd[predicted_bt]).float()
         loss_n = functional.cross_entropy(logits_nv, ids_bt[:, 1:][predicted_bt], reduction="none")
-        loss = (loss_n * weights_bt[:, 1:][predicted_bt]).sum() / len(ids_bt)
+        loss = (loss_n * weights_bt[:, 1:][predicted_bt]).sum() / self.n_examples(inputs)
         return (loss, {}) if return_outputs else loss
+
+    def apart(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return what keeps examples of one row apart; nothing where a row is an example."""
+        return {}
+
+    def n_examples(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Return the number of examples of a batch: its rows."""
+        return len(inputs["input_ids"])
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the validation loss of the averaged weights."""
@@ -49,7 +58,21 @@ class AnswerTrainer(Trainer):
 
 
 class BatchTrainer(AnswerTrainer):
-    """The same for data sets whose items are whole batches of tensors, as a corpus gives them."""
+    """The same for data sets whose items are whole batches of packed rows, as a corpus gives them.
+
+    Examples of one row do not see each other: a mask of four axes keeps them apart, and positions begin anew.
+    """
+
+    def apart(self, model: Any, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the mask and the positions of packed rows."""
+        mask_b1tt = segment_mask(inputs["segment_ids"])
+        if model.config._attn_implementation != "sdpa":  # others add the mask to the logits
+            mask_b1tt = torch.where(mask_b1tt, 0.0, torch.finfo(model.dtype).min).to(model.dtype)
+        return {"attention_mask": mask_b1tt, "position_ids": inputs["position_ids"]}
+
+    def n_examples(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Return the number of examples in the rows of a batch."""
+        return int(inputs["n_examples"])
 
     def get_train_dataloader(self) -> DataLoader:
         """Return the batches as they come."""
@@ -58,6 +81,12 @@ class BatchTrainer(AnswerTrainer):
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Return the batches as they are."""
         return DataLoader(eval_dataset or self.eval_dataset, batch_size=None)
+
+
+def segment_mask(segment_ids_bt: torch.Tensor) -> torch.Tensor:
+    """Return (b, 1, t, t) True where a token may look: at itself and at earlier tokens of its own segment."""
+    same_btt = segment_ids_bt[:, :, None] == segment_ids_bt[:, None, :]
+    return torch.tril(same_btt)[:, None]
 
 
 def optimiser_and_schedule(
