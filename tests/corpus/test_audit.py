@@ -367,3 +367,38 @@ def test_parts_without_cells_are_no_obstacle(written: Callable[..., Corpus]) -> 
     assert {f.level for f in audit.findings if f.check in LEAK_CHECKS} == {"ok"}
     reasons = {line["task"]: line["not_shown"] for line in audit.numbers["tasks"]}
     assert reasons["cell_generation"] == "no cell of the test part can be asked, which needs cell_type"
+
+
+@pytest.mark.data
+def test_the_same_cells_in_two_gene_sets_are_found(data_path: Callable[[str], Path], tmp_path: Path) -> None:
+    """832 cells with 14,053 genes are among 4,519 with 4,805 genes, whose counts are the same."""
+    from cytoglot.data.read import read
+    from cytoglot.sentence.encode import encode
+
+    read_files = {
+        name: read(data_path(f"{name}.h5ad")) for name in ("kang_ifnb_pbmc_832_fullgenes", "kang_ifnb_pbmc_merged")
+    }
+    symbols = tuple(dict.fromkeys(symbol for adata in read_files.values() for symbol in map(str, adata.var_names)))
+    blocks = []
+    for name, adata in read_files.items():
+        found = encode(adata, genes=GeneVocabulary(symbols))
+        blocks.append(
+            make_block(
+                cell_ids=found.cell_ids, offsets=found.offsets, gene_ids=found.gene_ids, n_genes=len(symbols),
+                source=[name] * len(found), metadata={"cell_type": adata.obs["cell_type"].astype(str).tolist()},
+            )
+        )  # fmt: skip
+    parts: dict[Part, Sequence[CellBlock]] = {"test": blocks[:1], "train": blocks[1:]}
+    corpus = write_corpus(
+        tmp_path / "kang", parts, vocabulary=GeneVocabulary(symbols),
+        sources=[SourceInfo(name=name, study="kang2018") for name in read_files],
+    )  # fmt: skip
+    audit = audit_corpus(corpus)
+    assert messages(audit, "identical cells", "ok")
+    assert audit.numbers["cell_ids"]["across"]["train/test"] == 832
+    near = audit.numbers["near_duplicates"]
+    (row,) = [row for row in near["compared"] if (row["part"], row["among"]) == ("test", "train")]
+    assert row["n_twins"] == row["n_cells"] == 832
+    assert all(example["same_id"] for example in near["examples"])
+    (within,) = [row for row in near["compared"] if row["part"] == "train"]
+    assert within["n_twins"] <= 2

@@ -1,11 +1,14 @@
-"""MinHash against exact Jaccard indices, and what an index finds among many sets."""
+"""Sketches against exact Jaccard indices, and what is found again among other cells."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from cytoglot.corpus.gene_set_index import (
     NOTHING,
@@ -19,58 +22,80 @@ from cytoglot.corpus.gene_set_index import (
     signatures,
 )
 
-N_GENES, WIDTH = 500, 64
-ORDERS = random_orders(N_GENES, n_orders=1024, seed=3)
-gene_sets = st.sets(st.integers(0, N_GENES - 1), max_size=WIDTH)
+N_GENES, SIZE = 2000, 60
+ALL_GENES = np.ones(N_GENES, bool)
 
 
-def as_arrays(sets: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
-    table = np.full((len(sets), WIDTH), NOTHING, np.uint32)
-    for row, members in enumerate(sets):
-        table[row, : len(members)] = sorted(members)
-    return table, np.array([len(s) for s in sets], np.int64)
+def as_sets(sets: list[set[int]]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    offsets = np.concatenate([[0], np.cumsum([len(s) for s in sets])]).astype(np.int64)
+    ids = np.array([gene for s in sets for gene in s], np.uint32)
+    return leading_sets(offsets, ids, ALL_GENES, n_genes=SIZE)
 
 
-def exact(a: set[int], b: set[int]) -> float:
+def jaccard_of(a: set[int], b: set[int]) -> float:
     return len(a & b) / len(a | b) if a | b else 0.0
 
 
-def look_up(
-    queries: list[set[int]], others: list[set[int]], *, threshold: float, own_places: bool = False
-) -> tuple[list[int], list[float], list[int]]:
-    """Return the pairs, the best Jaccard index and the place of the best of each query; others stand at 1000, …."""
-    first = 1000 if own_places else 0
-    sets, sizes = as_arrays(queries)
-    places = np.arange(first, first + len(queries)).astype(np.uint64)
-    index = GeneSetIndex(sets, sizes, places, ORDERS[:, :256].copy())
-    n_found, best = np.zeros(len(queries), np.int64), np.zeros(len(queries))
-    best_place = np.zeros(len(queries), np.uint64)
-    index.look_up(
-        *as_arrays(others),
-        np.arange(1000, 1000 + len(others)).astype(np.uint64),
+def pair_of(similarity: float, size: int, rng: np.random.Generator) -> tuple[set[int], set[int]]:
+    """Two sets of `size` genes that share so many that their index is the nearest to `similarity`."""
+    n_shared = round(2 * size * similarity / (1 + similarity))
+    genes = rng.choice(N_GENES, 2 * size - n_shared, replace=False).tolist()
+    return set(genes[:size]), set(genes[size - n_shared :])
+
+
+@dataclass
+class Found:
+    n: list[int]
+    best: list[float]
+    place: list[int]
+    n_exact: int
+
+
+def looked_up(
+    index: list[set[int]], others: list[set[int]], *, threshold: float = 0.9, asked: list[bool] | None = None
+) -> Found:
+    """Look the sets up among others, whose places follow theirs."""
+    orders, q = random_orders(N_GENES), len(index)
+    places = np.arange(q + len(others), dtype=np.uint64)
+    n_found, best, place = np.zeros(q, np.int64), np.zeros(q), np.zeros(q, np.uint64)
+    n_exact = GeneSetIndex(*as_sets(index), places[:q], orders).look_up(
+        *as_sets(others),
+        places[q:],
         threshold=threshold,
-        asked=np.ones(len(queries), bool),
+        asked=np.array(asked or [True] * q),
         n_found=n_found,
         best=best,
-        best_place=best_place,
+        best_place=place,
     )
-    return n_found.tolist(), best.tolist(), best_place.tolist()
+    return Found(n_found.tolist(), best.tolist(), place.tolist(), n_exact)
 
 
-@given(st.lists(st.tuples(gene_sets, gene_sets), min_size=1, max_size=5))
+gene_sets = st.sets(st.integers(0, N_GENES - 1), max_size=SIZE)
+
+
+def test_leading_sets_are_the_first_counted_genes_in_rising_order() -> None:
+    is_counted = ALL_GENES.copy()
+    is_counted[[7, 9]] = False
+    ids = np.array([9, 30, 7, 4, 12, 5, 8, 7], np.uint16)
+    sets, sizes = leading_sets(np.array([0, 5, 5, 8]), ids, is_counted, n_genes=2)
+    assert sets.tolist() == [[4, 30], [NOTHING, NOTHING], [5, 8]]
+    assert sizes.tolist() == [2, 0, 2]
+
+
+@given(gene_sets, gene_sets)
 @settings(max_examples=60, deadline=None)
-def test_the_jaccard_index_is_that_of_python_sets(pairs: list[tuple[set[int], set[int]]]) -> None:
-    first, second = (as_arrays(list(side))[0] for side in zip(*pairs, strict=True))
-    assert jaccard(first, second) == pytest.approx([exact(a, b) for a, b in pairs])
+def test_the_exact_index_is_that_of_the_sets(a: set[int], b: set[int]) -> None:
+    (one, other), _ = as_sets([a, b])
+    assert jaccard(one[None], other[None]) == pytest.approx([jaccard_of(a, b)])
 
 
 @given(gene_sets.filter(bool), gene_sets.filter(bool))
-@settings(max_examples=60, deadline=None)
-def test_the_estimate_is_within_five_standard_errors(a: set[int], b: set[int]) -> None:
-    first, second = signatures(*as_arrays([a, b]), ORDERS)
-    truth = exact(a, b)
-    error = np.sqrt(truth * (1 - truth) / ORDERS.shape[1])
-    assert estimated_jaccard(first, second) == pytest.approx(truth, abs=5 * error + 1e-9)
+@settings(max_examples=40, deadline=None)
+def test_the_sketch_estimates_the_index(a: set[int], b: set[int]) -> None:
+    k = 2048
+    first, second = signatures(*as_sets([a, b]), random_orders(N_GENES, n_orders=k))
+    index = jaccard_of(a, b)
+    assert abs(estimated_jaccard(first, second) - index) <= 5 * np.sqrt(index * (1 - index) / k) + 1e-12
 
 
 def test_every_gene_is_first_equally_often() -> None:
@@ -78,61 +103,81 @@ def test_every_gene_is_first_equally_often() -> None:
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(20_000 * 0.1 * 0.9)
 
 
-def test_leading_sets_by_hand() -> None:
-    offsets, ids = np.array([0, 4, 4, 6]), np.array([7, 2, 9, 1, 3, 2], np.uint16)
-    counted = np.ones(10, bool)
-    counted[9] = False
-    sets, sizes = leading_sets(offsets, ids, counted, n_genes=3)
-    assert sets.tolist() == [[1, 2, 7], [NOTHING] * 3, [2, 3, NOTHING]]
-    assert sizes.tolist() == [3, 0, 2]
-    assert leading_sets(offsets, ids, counted, n_genes=2)[0].tolist() == [[2, 7], [NOTHING] * 2, [2, 3]]
+@pytest.mark.parametrize("similarity", [0.6, 0.75, 0.9])
+def test_bands_agree_with_the_stated_probability(similarity: float) -> None:
+    rng, n, n_orders, n_bands = np.random.default_rng(1), 1500, 48, 8
+    pairs = [pair_of(similarity, 50, rng) for _ in range(n)]
+    exact = jaccard_of(*pairs[0])
+    orders = random_orders(N_GENES, n_orders=n_orders)
+    first, second = (
+        band_keys(signatures(*as_sets([pair[side] for pair in pairs]), orders), n_bands=n_bands) for side in (0, 1)
+    )
+    expected = chance_to_find(exact, n_orders=n_orders, n_bands=n_bands)
+    share = (first == second).any(axis=1).mean()
+    assert 0.05 < expected < 0.9999
+    assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / n) + 1 / n
 
 
-def test_pairs_are_found_with_the_stated_chance() -> None:
-    rng, n, size, shared = np.random.default_rng(1), 1500, 40, 33
-    truth = shared / (2 * size - shared)
-    table = [rng.permutation(N_GENES)[: 2 * size - shared].tolist() for _ in range(n)]
-    first, second = [set(row[:size]) for row in table], [set(row[size - shared :]) for row in table]
-    keys = [band_keys(signatures(*as_arrays(sets), ORDERS[:, :128].copy()), n_bands=16) for sets in (first, second)]
-    found = (keys[0] == keys[1]).any(axis=1).mean()
-    expected = chance_to_find(truth, n_orders=128, n_bands=16)
-    assert 0.3 < expected < 0.98
-    assert abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+def test_the_chance_by_hand() -> None:
+    assert chance_to_find(0.5, n_orders=4, n_bands=2) == pytest.approx(1 - 0.75**2)
+    assert chance_to_find(1.0) == 1.0
+    assert chance_to_find(0.0) == 0.0
 
 
-def test_an_index_finds_each_near_pair_once_and_no_far_one() -> None:
-    rng = np.random.default_rng(2)
-    others = [set(rng.choice(N_GENES, 50, replace=False).tolist()) for _ in range(200)]
-    near = set(others[17])
-    near.discard(min(near))  # 49 of 50
-    far = {*list(others[3])[:25], *range(25)}
-    n_found, best, place = look_up([near, far, set(others[5])], [*others, set(others[5])], threshold=0.9)
-    assert n_found == [1, 0, 2]
-    assert best == pytest.approx([0.98, 0.0, 1.0])
-    assert place == [1017, 0, 1005]
+def test_orders_that_cannot_be_dealt_to_the_bands_are_refused() -> None:
+    with pytest.raises(ValueError, match="10 orders cannot be dealt to 4 bands evenly"):
+        band_keys(np.zeros((1, 10), np.uint32), n_bands=4)
 
 
-@given(st.integers(0, 5))
-@settings(deadline=None, max_examples=6)
-def test_the_pairs_of_an_index_are_those_of_a_comparison_of_all(seed: int) -> None:
+def test_near_sets_are_found_and_counted_and_far_ones_are_not() -> None:
+    rng = np.random.default_rng(3)
+    genes = [rng.choice(N_GENES, 70, replace=False).tolist() for _ in range(20)]
+    index = [set(g[:50]) for g in genes]
+    near = [set(g[1:51]) for g in genes]  # 49 of 51
+    far = [set(g[10:60]) for g in genes]  # 40 of 60
+    found = looked_up(index, [*far, *near, *index[:5]])
+    assert found.n == [2] * 5 + [1] * 15
+    assert found.best == pytest.approx([1.0] * 5 + [49 / 51] * 15)
+    assert found.place == [60 + i for i in range(5)] + [40 + i for i in range(5, 20)]
+    assert 25 <= found.n_exact <= 45
+
+
+def test_nearly_all_pairs_at_the_threshold_are_found_and_never_twice() -> None:
+    rng, n = np.random.default_rng(5), 400
+    pairs = [pair_of(0.92, 50, rng) for _ in range(n)]  # 48 of 52
+    found = looked_up([a for a, _ in pairs], [b for _, b in pairs])
+    expected = chance_to_find(48 / 52)
+    assert max(found.n) == 1
+    assert abs(sum(found.n) / n - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
+
+
+def test_a_cell_is_not_its_own_neighbour_and_cells_not_asked_about_stay_as_they_were() -> None:
+    sets, sizes = as_sets([set(range(30)), set(range(30)), set(range(100, 130))])
+    places = np.array([5, 6, 7], np.uint64)
+    n_found, best, place = np.zeros(3, np.int64), np.zeros(3), np.zeros(3, np.uint64)
+    index = GeneSetIndex(sets, sizes, places, random_orders(N_GENES))
+    asked = np.array([True, False, True])
+    index.look_up(sets, sizes, places, threshold=0.9, asked=asked, n_found=n_found, best=best, best_place=place)
+    assert n_found.tolist() == [1, 0, 0]
+    assert (best[0], place[0]) == (1.0, 6)
+    assert best[1:].tolist() == [0.0, 0.0]
+
+
+def test_nothing_is_found_among_no_cells() -> None:
+    assert looked_up([set(range(30))], []).n == [0]
+
+
+@given(st.integers(0, 1000))
+@settings(deadline=None, max_examples=10)
+def test_what_is_found_is_what_a_comparison_of_all_finds(seed: int) -> None:
+    """Far from the threshold, where no pair is missed: a missed one at 49 of 51 is rarer than one in 10⁵."""
     rng = np.random.default_rng(seed)
     base = [set(rng.choice(N_GENES, 50, replace=False).tolist()) for _ in range(5)]
-    others = [{*list(members)[: 50 - drop], *range(drop)} for members in base for drop in (0, 1, 2, 10, 25)]
-    n_found, best, _ = look_up(base, others, threshold=0.95)
-    assert n_found == [sum(exact(q, o) >= 0.95 for o in others) for q in base]
-    assert best == pytest.approx([max(exact(q, o) for o in others) for q in base])
-
-
-def test_a_cell_is_not_its_own_neighbour() -> None:
-    members = set(range(30))
-    assert look_up([members], [members], threshold=0.9, own_places=True)[0] == [0]
-    assert look_up([members, members], [members, members], threshold=0.9, own_places=True)[0] == [1, 1]
+    others = [{*sorted(members)[drop:], *range(2 * drop)} for members in base for drop in (0, 1, 15, 25)]
+    found = looked_up(base, others)
+    assert found.n == [sum(jaccard_of(q, other) >= 0.9 for other in others) for q in base]
+    assert found.best == pytest.approx([max(jaccard_of(q, other) for other in others) for q in base])
 
 
 def test_empty_sets_are_like_no_other() -> None:
-    assert look_up([set(), {1}], [set(), set()], threshold=0.5)[0] == [0, 0]
-
-
-def test_orders_that_bands_cannot_share_evenly_are_refused() -> None:
-    with pytest.raises(ValueError, match="250 orders cannot be dealt to 16 bands evenly"):
-        band_keys(np.zeros((1, 250), np.uint32), n_bands=16)
+    assert looked_up([set(), {1}], [set(), set()], threshold=0.5).n == [0, 0]
