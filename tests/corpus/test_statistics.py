@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
-from cytoglot.corpus.folder import Corpus, SourceInfo, open_corpus, write_corpus
+from cytoglot.corpus.folder import PARTS, Corpus, SourceInfo, open_corpus, write_corpus
+from cytoglot.corpus.records import TABLE_UNITS, RecordReader, draw
 from cytoglot.corpus.shard_file import CellBlock, make_block
 from cytoglot.corpus.statistics import SEVERAL, CorpusStatistics, corpus_statistics
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.errors import InputError
+from cytoglot.tasks import Record, tasks
 
 GENES = tuple("ABCDEFGH")
 PROMPT = 64
@@ -38,7 +40,12 @@ def _lengths(cells: AnnData) -> np.ndarray:
 
 
 def _block(
-    sentences: list[str], *, donors: list[str | None], sources: list[str] | None = None, group: list[int] | None = None
+    sentences: list[str],
+    *,
+    donors: list[str | None],
+    sources: list[str] | None = None,
+    group: list[int] | None = None,
+    **metadata: list[str | None],
 ) -> CellBlock:
     ids = [[GENES.index(gene) for gene in sentence] for sentence in sentences]
     return make_block(
@@ -47,7 +54,7 @@ def _block(
         gene_ids=np.array([gene for cell in ids for gene in cell], int),
         n_genes=len(GENES),
         source=sources or ["one"] * len(ids),
-        metadata={"donor_id": donors, "batch": [None] * len(ids)},
+        metadata={"donor_id": donors, "batch": [None] * len(ids), **metadata},
         group=None if group is None else np.array(group),
     )
 
@@ -141,6 +148,48 @@ def test_tasks_by_what_the_cells_tell(numbers: CorpusStatistics, small_corpus: C
     assert "a single possible answer: 'human'" in lines["organism_annotation"].not_shown
     assert lines["assay_annotation"].records == dict.fromkeys(cells, 0)
     assert "assay" in lines["assay_annotation"].not_shown
+
+
+def _asked_one_by_one(corpus: Corpus) -> dict[str, dict[str, int]]:
+    """Task → part → records that it can ask, each put to it."""
+    reader, key = RecordReader(corpus), draw("any")
+    counts = {name: dict.fromkeys(PARTS, 0) for name in tasks}
+    for part in PARTS:
+        records: list[tuple[str, Record]] = [(unit, row) for unit in TABLE_UNITS for row in reader.table(unit, part)]
+        for block in corpus.blocks(part):
+            opened = reader.open(block)
+            records += [("cell", opened.cell(row, key)) for row in range(len(opened))]
+            records += [("cell_group", opened.group(i, key)) for i in range(len(opened.groups))]
+        for name in tasks:
+            counts[name][part] = sum(unit == tasks[name].unit and tasks[name].can_ask(r) for unit, r in records)
+    return counts
+
+
+def test_tasks_are_counted_as_if_each_record_was_asked(numbers: CorpusStatistics, small_corpus: Corpus) -> None:
+    assert {line.task: line.records for line in numbers.tasks} == _asked_one_by_one(small_corpus)
+
+
+def test_odd_records_are_counted_as_if_each_was_asked(tmp_path: Path) -> None:
+    """Empty cells, cells of one gene, of unknown type or organism, and mouse cells that are told in human genes."""
+    rng, n = np.random.default_rng(0), 60
+    block = _block(
+        ["".join(rng.permutation(list(GENES))[: rng.integers(0, 4)]) for _ in range(n)],
+        donors=[None] * n,
+        sources=list(rng.choice(["one", "two"], n)),
+        group=np.where(np.arange(n) < 40, np.arange(n) // 3, -1).tolist(),
+        cell_type=list(rng.choice(["B", "T", None, " "], n)),
+        organism=list(rng.choice(["human", "mouse", None], n)),
+    )
+    corpus = write_corpus(
+        tmp_path / "corpus",
+        {"train": [block]},
+        vocabulary=GeneVocabulary(GENES),
+        orthologs=np.array([4, 5, -1, -1, 0, 1, -1, -1]),
+        sources=[SourceInfo(name="one", organism="human", abstract="Cells of one."), SourceInfo(name="two")],
+    )
+    counted = {line.task: line.records for line in corpus_statistics(corpus).tasks}
+    assert counted == _asked_one_by_one(corpus)
+    assert 0 < counted["ortholog_translation"]["train"] < counted["unconditional_generation"]["train"] < n
 
 
 def test_a_donor_is_told_apart_within_its_study(tmp_path: Path) -> None:

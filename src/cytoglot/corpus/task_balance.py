@@ -196,11 +196,18 @@ class TaskBalance:
         found.update(texts[code] for code in np.unique(codes[codes >= 0]).tolist())
 
     def _with_ortholog(self, seen: SeenBlock) -> NDArray[np.bool_]:
+        """Tell as `BlockRecords.cell` does which cells have orthologs: none that is told in another species' genes."""
         orthologs = self.corpus.orthologs
         if orthologs is None:
             return np.zeros(len(seen.block), bool)
         n_before = np.concatenate([[0], np.cumsum(orthologs[seen.block.gene_ids] >= 0)])
-        return np.asarray(np.diff(n_before[seen.block.offsets]) > 0)
+        found = np.asarray(np.diff(n_before[seen.block.offsets]) > 0)
+        if "organism" not in seen.block.metadata_columns:
+            return found
+        species = {source.name: source.organism for source in self.corpus.description.sources}
+        (source_n, sources), (organism_n, organisms) = seen.codes("source"), seen.codes("organism")
+        is_own = np.array([[*(organism == species.get(source) for organism in organisms), True] for source in sources])
+        return np.asarray(found & is_own[source_n, organism_n]) if len(found) else found
 
 
 def _has_labels(task: Task[Any, Any]) -> bool:
