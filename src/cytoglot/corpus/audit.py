@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -242,7 +243,10 @@ def _of_groups(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
     others = [(row, found) for row, found in shared if row["column"] != "donor_id"]
     if donors:
         message = "donors in two parts: " + _listing(_shared_text(*each) for each in donors)
-        fix = "split by donor (splits: {by: donor_id}), or do not report scores of these studies: they are flattering"
+        fix = (
+            "split by donor (splits: {by: donor_id}) where a study has several; scores of cells whose donor trains are "
+            "flattering, so report them apart"
+        )
         findings.append(Finding("warning", "donors", message, fix))
     elif any(row["column"] == "donor_id" for row in rows):
         findings.append(Finding("ok", "donors", "none is in two parts of its study"))
@@ -396,9 +400,7 @@ def _of_labels(corpus: Corpus, labels: LabelCounts) -> list[Finding]:
 
 def _ontology(labels: LabelCounts) -> dict[str, Any]:
     """Return how many cells with a cell type have one that names a term of the Cell Ontology."""
-    counts = sum(
-        (labels.of_part("cell_type", part) for part in PARTS), start=type(labels.of_part("cell_type", "train"))()
-    )
+    counts = sum((labels.of_part("cell_type", part) for part in PARTS), Counter[str]())
     mapping = map_labels(counts)
     n_mapped = sum(n for label, n in counts.items() if mapping.ids.get(label))
     unmapped = {label: counts[label] for label in sorted(mapping.unmapped, key=lambda name: (-counts[name], name))}

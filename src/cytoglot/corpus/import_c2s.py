@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cytoglot.corpus.shards import RESERVED, write_table
+from cytoglot.corpus.labelled_table import RESERVED, write_table
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest, fingerprint_file
