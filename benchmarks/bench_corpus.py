@@ -93,8 +93,32 @@ def bench_memory(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         rows.append({"cells": n_cells, "h5ad_mb": atlas.stat().st_size / 1e6, **measured})
         say(json.dumps(rows[-1]))
         atlas.unlink()
+    plot_scale(rows, OUTPUT / "corpus_scale.svg")
     peaks = {row["cells"]: row["peak_mb"] for row in rows}
     return {"rows": rows, "peak_2e6_over_2e5": peaks[2_000_000] / peaks[200_000]}
+
+
+def plot_scale(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw seconds and peak memory against cells; both axes of the seconds are logarithmic."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "cytoglot"
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    cells = [row["cells"] for row in rows]
+    left.loglog(cells, [row["wall_s"] for row in rows], marker="o", color="#0f766e")
+    left.set(xlabel="cells", ylabel="seconds, one worker", title="Time", ylim=(1, 100))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_formatter("")
+    right.semilogx(cells, [row["peak_mb"] for row in rows], marker="o", color="#b45309")
+    right.set(xlabel="cells", ylabel="peak resident MB", title="Memory", ylim=(0, 700))
+    for axes in (left, right):
+        axes.grid(visible=True, which="major", alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def bench_ray(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +147,7 @@ def bench_loader(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench_others(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    atlas = atlas_of(folder, 20_000)
+    atlas = atlas_of(folder, 100_000)
     results = {"build": step("build", atlas, fresh(folder / "corpus"))}
     results["load"] = step("load", folder / "corpus", "gene_level")
     results["datasets_from_generator"] = step("datasets_from_generator", folder / "corpus", folder / "hf_cache")

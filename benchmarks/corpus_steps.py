@@ -192,7 +192,8 @@ def _tokenizer(corpus: Any, kind: str) -> Any:
 def _recipe(path: str) -> Any:
     from cytoglot.corpus.recipe import CorpusRecipe
 
-    return CorpusRecipe.model_validate({"sources": [{"path": path}]})
+    organism = "mouse" if "paul15" in Path(path).stem else "human"
+    return CorpusRecipe.model_validate({"sources": [{"path": path, "organism": organism}]})
 
 
 def _warm_up() -> None:

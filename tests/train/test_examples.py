@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from anndata import AnnData
+from scipy.sparse import csr_matrix
 from transformers import PreTrainedTokenizerBase
 
 from cytoglot.cell_model.load import CellModel
 from cytoglot.data.read import read
-from cytoglot.train.examples import ExamplePlan, Examples, collate, plan_training
+from cytoglot.train.examples import ExamplePlan, Examples, collate, least_genes, plan_training
 from cytoglot.train.prepare import PreparedCells, prepare_cells
 from cytoglot.train.recipe import TrainRecipe
 
@@ -109,3 +110,20 @@ def test_padding_has_no_weight(
     for b, length in enumerate(lengths):
         assert (batch["weights"][b, length:] == 0).all()
         assert (batch["input_ids"][b, length:] == 2).all()
+
+
+def test_a_cell_with_too_few_genes_for_a_task_is_not_asked(
+    cells: AnnData, tokenizer: PreTrainedTokenizerBase, tiny_recipe: TrainRecipe
+) -> None:
+    few = cells[:60].copy()
+    counts = few.X.toarray()
+    counts[:20], counts[:20, 5] = 0, 3  # one gene each
+    counts[20:25] = 0
+    few.X = csr_matrix(counts)
+    mixed = tiny_recipe.model_copy(update={"tasks": {"gene_masking": 1.0, "cell_completion": 1.0}})
+    prepared = prepare_cells(read(few), label="cell_type", recipe=mixed, split=None, split_by="cell", seed=0)
+    plan = plan_training(prepared, mixed, n_examples=400, seed=0)
+    assert prepared.n_words[plan.row].min() >= 2
+    assert [least_genes(name) for name in ("cell_type_annotation", "cell_generation", "gene_masking")] == [0, 1, 2]
+    examples = Examples(prepared, plan, tokenizer, mixed, seed=0, augmented=True, max_tokens=512)
+    assert all((examples[i]["weights"] > 0).any() for i in range(100))

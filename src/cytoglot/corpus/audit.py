@@ -294,7 +294,10 @@ def _of_ids(found: Repeats) -> list[Finding]:
         return [Finding("ok", "cell ids", "unique within each study and over its parts")]
     findings = []
     if n_across:
-        fix = "keep one source of the study, or split by a column that both sources fill alike"
+        fix = (
+            "keep one source of the study, or split by a column that both sources fill alike; none needed where "
+            "barcodes of several libraries coincide by chance (near-duplicates tell)"
+        )
         message = f"cells with the id of a cell of their study in another part: {_counts(found.across)}"
         findings.append(Finding("warning", "cell ids", message, fix))
     if n_within:

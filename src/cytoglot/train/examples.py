@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,8 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
         paraphrased = False
         if self._augmented:
             rng = np.random.default_rng([self._seed, index])
-            gene_ids = training_view(gene_ids, rng, self._recipe.augment)
+            view = training_view(gene_ids, rng, self._recipe.augment)
+            gene_ids = view if len(view) >= least_genes(name) else gene_ids
             paraphrased = rng.random() < self._recipe.paraphrase_share
         gene_ids = gene_ids[: self._prepared.top_genes]
         return self._tokens(name, row, gene_ids, index, paraphrased=paraphrased)
@@ -132,7 +134,15 @@ def plan_validation(prepared: PreparedCells, *, max_cells: int, seed: int) -> Ex
 
 def _usable_rows(prepared: PreparedCells, task: str) -> NDArray[np.int64]:
     rows = prepared.rows("train", labelled="cell_type" in tasks[task].required_metadata)
-    return rows if tasks[task].closed_answer else rows[prepared.sentences.lengths[rows] > 0]
+    return rows[prepared.n_words[rows] >= least_genes(task)]
+
+
+@cache
+def least_genes(task: str) -> int:
+    """Return how many genes a cell must have to be asked about: none for a label, two for a sentence with a gap."""
+    known = {"cell_type": "B", **dict.fromkeys(tasks[task].required_metadata, "known")}
+    records = (CellRecord(genes=tuple(f"GENE{i}" for i in range(n)), metadata=known) for n in range(3))
+    return next(len(record.genes) for record in records if tasks[task].can_ask(record))
 
 
 def _passes(rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
