@@ -381,7 +381,7 @@ def test_a_cell2sentence_folder_that_is_none(refuse: Callable[..., str], tmp_pat
         (["encode"], "Missing argument"),
         (["encode", "x", "-o", "y.parquet", "--bogus"], "No such option: --bogus"),
         (["generate", "--model", "m", "-o", "o.h5ad", "-n", "0"], "Invalid value for '-n'"),
-        (["train", "x", "-o", "m"], "Missing option '--label'"),
+        (["train", "x", "-o", "m"], "pass --label, the column of obs with the cell types"),
         (["encode", "x", "-o", "y.parquet", "--seed", "-1"], "Invalid value for '--seed'"),
     ],
 )
