@@ -468,3 +468,19 @@ def test_options_for_files_are_refused_for_a_corpus(
     ).refusal
     assert f"is a corpus, in which cells, genes and labels are settled; leave out {option[0]}" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_groups_are_written_cell_by_cell_in_valid_genes(small_corpus: Corpus, model: CellModel, tmp_path: Path) -> None:
+    settings = CorpusTaskSettings(n_per_task=3, min_records=3, n_training=20, tasks=("multicell_generation",))
+    evaluate_corpus(small_corpus, model, out=tmp_path / "out", settings=settings)
+    answers = pd.read_parquet(tmp_path / "out" / "answers.parquet").to_dict("records")
+    assert len(answers) == 3
+    for row in answers:
+        wrote, wanted = row["answer"].split("\n"), row["truth"].split("\n")
+        assert len(wrote) == len(wanted)
+        for number, (line, true) in enumerate(zip(wrote, wanted, strict=True), start=1):
+            mark, _, genes = line.partition(": ")
+            assert mark == f"Cell {number}"
+            words = genes.split()
+            assert len(set(words)) == len(words) == len(true.split()) - 2
+            assert all(word in small_corpus.vocabulary for word in words)

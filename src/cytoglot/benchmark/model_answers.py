@@ -1,4 +1,4 @@
-"""How a model answers a task: a closed set by scoring, genes by constrained writing, all else by free writing.
+"""How a model answers a task: a closed set by scoring, genes under constraint, cell by cell, all else by free writing.
 
 Everything is greedy: the likeliest label, the likeliest next token.
 """
@@ -52,6 +52,8 @@ class ModelAnswers:
         worded = [one for one in formats if one is not None]
         if len(worded) == len(formats):
             return self._write(asked.prompts, worded, max(one.max_words for one in worded))
+        if asked.kind == "cells":
+            return self._write_cells(asked)
         return self._write_freely(asked.prompts, budgets)
 
     def fitted(self, question: Question, kind: Kind, labels: Iterable[str] = ()) -> AskedRecord | None:
@@ -98,6 +100,25 @@ class ModelAnswers:
         batch_size = min(_MAX_ROWS, max(1, n_rows))
         answers = generate_answers(self.model.lm, prompts, formats, temperature=0.0, seed=0, batch_size=batch_size)
         return [text for (text, *_) in answers]
+
+    def _write_cells(self, asked: AskedTask) -> list[str]:
+        """Write the cells of a group one after another, each under constraint and as long as the true one.
+
+        Greedy text without a constraint goes round in circles after some genes. What was written stands before the next
+        cell, as in training.
+        """
+        lengths = [[len(part.split()) for part in one.parts] for one in asked.records]
+        written = [""] * len(lengths)
+        for number in range(max(map(len, lengths))):
+            rows = [i for i, cells in enumerate(lengths) if number < len(cells)]
+            for i in rows:
+                written[i] += f"Cell {number + 1}:" if number == 0 else f"\nCell {number + 1}:"
+            n_genes = [lengths[i][number] for i in rows]
+            formats = [DistinctWords(words=self.vocabulary.symbols, min_words=n, max_words=n) for n in n_genes]
+            texts = self._write([f"{asked.prompts[i]} {written[i]}" for i in rows], formats, max(n_genes))
+            for i, text in zip(rows, texts, strict=True):
+                written[i] += f" {text}"
+        return written
 
     def _write_freely(self, prompts: Sequence[str], budgets: Sequence[int]) -> list[str]:
         """Write in batches of prompts of similar length; an answer ends with the context, if not before."""
