@@ -282,7 +282,7 @@ class _Work:
     def _budgets(self, asked: AskedTask, training: Sequence[AskedRecord], constants: Sequence[str]) -> list[int]:
         """Return the most tokens of each free answer, from what training answers and the prompt tell of its length."""
         lengths = self.answerer.n_tokens(constants)
-        if asked.kind in {"genes", "cells"}:  # the constant answer has as many genes and cells as the prompt asks for
+        if asked.kind == "genes":  # the constant answer has as many genes as the prompt asks for
             return [int(1.1 * n) + 8 for n in lengths]
         usual = int(np.quantile(self.answerer.n_tokens([one.truth for one in training]), 0.95))
         return [max(n, usual) for n in lengths]
