@@ -68,7 +68,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 f"override {override!r} goes into {parent!r}, which is a value and not a group of settings"
             )
         values = child
-    values[last] = yaml.safe_load(text)
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _explain(model: type[BaseModel], error: ValidationError, path: str | Path | None) -> str:

@@ -85,11 +85,11 @@ def show_command(
     genes = frozenset(corpus.vocabulary.symbols)
     found = sample_examples(corpus, part, n, task=task, seed=seed)
     examples = [shown(example, genes, max_genes=max_genes) for example in found]
+    if not examples:
+        raise InputError(f"the {part} part of {folder} holds nothing that {task or 'any task'} could ask")
     if json:
         show({"examples": [asdict(example) for example in examples]}, as_json=True)
         return
-    if not examples:
-        raise InputError(f"the {part} part of {folder} holds nothing that {task or 'any task'} could ask")
     for example in examples:
         head = f"--- {example.task} · {example.template} · {example.key} ---"
         sys.stdout.write(f"{head}\n{example.prompt}\n→{example.completion}\n\n")

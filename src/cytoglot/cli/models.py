@@ -228,8 +228,7 @@ def _refuse_for_corpus(source: str, options: Mapping[str, object]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
         raise InputError(
-            f"{source} is a corpus, in which cells, genes and labels are settled; leave out {', '.join(given)} "
-            "(what is asked is chosen with --set, such as --set n_per_task=20)"
+            f"{source} is a corpus, in which cells, genes and labels are settled; leave out {', '.join(given)}"
         )
 
 

@@ -244,7 +244,7 @@ def _of_groups(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
     if donors:
         message = "donors in two parts: " + _listing(_shared_text(*each) for each in donors)
         fix = (
-            "split by donor (splits: {by: donor_id}) where a study has several; scores of cells whose donor trains are "
+            "split by donor (split: {by: donor_id}) where a study has several; scores of cells whose donor trains are "
             "flattering, so report them apart"
         )
         findings.append(Finding("warning", "donors", message, fix))

@@ -137,7 +137,7 @@ def build_corpus(
     if not (out / WORK).is_dir():
         check_output_folder(out, written_by="corpus build", mark=DESCRIPTION)
     with _full_disk_is_told(out), running(engine, workers) as pool:
-        bad = _known_bad(out) if skip_bad else {}
+        bad = _known_bad(out) if skip_bad and not overwrite else {}
         try:
             while True:
                 plan = make_plan(recipe, base, seed=seed, skip_bad=skip_bad, known_bad=bad)

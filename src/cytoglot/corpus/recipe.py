@@ -17,6 +17,12 @@ from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 COMMON_NAMES = {"homo sapiens": "human", "mus musculus": "mouse"}
 
 
+def _known(field: str) -> str:
+    if field not in OBS_FIELDS:
+        raise InputError(f"{field!r} is no field of a cell; {nearest_names(field, OBS_FIELDS)}")
+    return field
+
+
 class CensusRecipe(Settings):
     """Cells of CELLxGENE Census, or of a SOMA experiment that is laid out as Census is."""
 
@@ -78,10 +84,7 @@ class SourceRecipe(Settings):
     @field_validator("columns", "metadata")
     @classmethod
     def _canonical(cls, fields: dict[str, str]) -> dict[str, str]:
-        for field in fields:
-            if field not in OBS_FIELDS:
-                raise InputError(f"{field!r} is no field of a cell; {nearest_names(field, OBS_FIELDS)}")
-        return fields
+        return {_known(field): text for field, text in fields.items()}
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -142,6 +145,11 @@ class CapRecipe(Settings):
     temperature: float | None = Field(default=None, ge=0, le=1)
     """shares become share ** temperature: 1 leaves them, 0 makes values equal; None: no such sampling"""
 
+    @field_validator("per")
+    @classmethod
+    def _known_field(cls, field: str) -> str:
+        return _known(field)
+
 
 class SplitRecipe(Settings):
     """Which cells are held out."""
@@ -173,6 +181,11 @@ class GroupRecipe(Settings):
     """cells of the largest group"""
     within: list[str] = Field(default_factory=lambda: ["donor_id", "tissue"])
     """fields that the cells of a group share"""
+
+    @field_validator("within")
+    @classmethod
+    def _known_fields(cls, fields: list[str]) -> list[str]:
+        return [_known(field) for field in fields]
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
