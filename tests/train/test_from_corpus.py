@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from anndata import AnnData
 
 from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.corpus.examples import askable_tasks
@@ -20,6 +21,7 @@ from cytoglot.lm.tokenizer import build_tokenizer
 from cytoglot.train.corpus_data import as_tensors, gene_tokenizer
 from cytoglot.train.from_corpus import sample_cells, train_corpus
 from cytoglot.train.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
+from cytoglot.train.sft import train
 from cytoglot.train.trainer import BatchTrainer
 
 TASKS = {"cell_type_annotation": 3.0, "gene_masking": 1.0, "tissue_annotation": 1.0, "gene_set_naming": 1.0}
@@ -160,3 +162,13 @@ def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], segment_ids:
     inputs = {**batch, "segment_ids": segment_ids, "n_examples": torch.tensor(1)}
     loss: torch.Tensor = Bare().compute_loss(model.eval(), inputs)
     return loss.detach()
+
+
+def test_an_unknown_source_cannot_be_weighed_and_a_file_has_none(
+    small_corpus: Corpus, cells: AnnData, tmp_path: Path
+) -> None:
+    weighed = recipe(steps=2, evaluate_every=2).model_copy(update={"sources": {"synthetik": 0.5}})
+    with pytest.raises(InputError, match="synthetik"):
+        train_corpus(small_corpus, out=tmp_path / "m", recipe=weighed, device="cpu")
+    with pytest.raises(InputError, match="sources can be weighed in a corpus only"):
+        train(cells, label="cell_type", out=tmp_path / "n", recipe=TrainRecipe(sources={"a": 2}))

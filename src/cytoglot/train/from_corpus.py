@@ -240,6 +240,7 @@ def _batches(
             augment=recipe.augment if training else None,
         ),
         tasks=shares,
+        sources=recipe.sources if training else None,
         seed=seed,
         epochs=None if training else 1,
     )

@@ -91,6 +91,8 @@ class TrainRecipe(Settings):
     tasks: dict[str, float] = Field(default=DEFAULT_TASKS)
     """shares of the tasks among the examples (they are normalised); a task that is not named has none. A corpus is
     learned with equal shares of all tasks that it can ask, unless they are named"""
+    sources: dict[str, float] = Field(default_factory=dict)
+    """of a corpus: source → how often its cells are visited in a pass, 0.5 for every second cell; 1 where not named"""
     paraphrase_share: float = Field(default=0.2, ge=0, le=1)
     """share of the examples whose prompt is any training paraphrase; the rest have the terse one"""
     augment: AugmentSettings = AugmentSettings()

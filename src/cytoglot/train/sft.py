@@ -129,6 +129,8 @@ def _manifest(
 
 def _check_tasks(recipe: TrainRecipe) -> None:
     """Refuse tasks that ask for more than a file of labelled cells tells."""
+    if recipe.sources:
+        raise InputError("sources can be weighed in a corpus only; build one with `cytoglot corpus build`")
     record = CellRecord(genes=("GENE1", "GENE2"), metadata={**recipe.context, "cell_type": "B"}, cell_id="c")
     for name in recipe.tasks:
         if tasks[name].unit != "cell" or not tasks[name].can_ask(record):
