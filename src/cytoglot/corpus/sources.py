@@ -69,7 +69,8 @@ def _is_store(path: Path) -> bool:
 
 
 def _files_in(folder: Path, label: str) -> list[Path]:
-    files = [p for p in sorted(folder.iterdir()) if (p.suffix in _ENDINGS if p.is_file() else _is_store(p))]
+    seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))  # such as macOS leaves beside each file
+    files = [p for p in seen if (p.suffix in _ENDINGS if p.is_file() else _is_store(p))]
     if not files:
         raise InputError(
             f"source {label!r}: the folder {folder} holds no file of cells; expected .h5ad or 10x .h5 files, or zarr "
