@@ -280,11 +280,9 @@ def _of_contents(found: Repeats) -> list[Finding]:
         findings.append(Finding("warning", "identical cells", message, fix))
     if n_within:
         fix = "build with `cells: {duplicates: drop}`, or leave it: they only count more than once"
-        findings.append(
-            Finding("note", "identical cells", f"copies within a part: {_counts(found.within)}; none across parts", fix)
-            if not n_across
-            else Finding("note", "identical cells", f"copies within a part: {_counts(found.within)}", fix)
-        )
+        elsewhere = "" if n_across else "; none across parts"
+        message = f"copies within a part: {_counts(found.within)}{elsewhere}"
+        findings.append(Finding("note", "identical cells", message, fix))
     return findings
 
 
