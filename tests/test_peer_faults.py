@@ -22,7 +22,7 @@ from scipy import sparse
 
 import cytoglot as cg
 from cytoglot.applications.annotation import label_probabilities
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.splits import split_cells
 from cytoglot.errors import InputError
@@ -210,7 +210,7 @@ def test_13_a_saved_model_opens_with_its_tokenizer(tiny_model_folder: Path, tmp_
     moved = shutil.copytree(tiny_model_folder, tmp_path / "nested" / "deep" / "copy")
     tokens = AutoTokenizer.from_pretrained(moved)("GENE1 cell")["input_ids"]
     assert len(tokens) >= 2
-    assert load_model(moved, device="cpu").spec.labels == ("type A", "type B", "type C")
+    assert load_cell_model(moved, device="cpu").spec.labels == ("type A", "type B", "type C")
 
 
 def test_14_a_model_is_loaded_once(
@@ -277,7 +277,7 @@ def test_18_the_trained_model_is_what_is_saved_and_returned(tiny_model: CellMode
     """There: the folder must exist, nothing may be saved, and the object still holds the untrained weights."""
     assert tiny_model.folder is not None
     sentences, _ = tiny_model.sentences(cells[:5])
-    again = load_model(tiny_model.folder, device="cpu")
+    again = load_cell_model(tiny_model.folder, device="cpu")
     np.testing.assert_allclose(again.label_scores(sentences), tiny_model.label_scores(sentences), atol=1e-4)
 
 

@@ -19,7 +19,7 @@ class TextGenerator(Protocol):
     """Samples answers."""
 
     def generate(
-        self, prompts: Sequence[str], answer_format: AnswerFormat, *, n_samples: int, seed: int
+        self, prompts: Sequence[str], answer_format: AnswerFormat, n_samples: int = 1, seed: int = 0
     ) -> list[list[str]]:
         """Return `n_samples` answers for each prompt."""
         ...

@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
-from cytoglot.lm.backends import CausalLm
+from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import build_tokenizer
 from cytoglot.protocols import AnswerScorer, TextGenerator

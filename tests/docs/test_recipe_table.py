@@ -1,6 +1,6 @@
 """The table of settings in docs/training.md is made from the text below each field of the recipe.
 
-python tests/docs/test_recipe_table.py prints it.
+python tests/docs/test_recipe_table.py writes it anew.
 """
 
 from __future__ import annotations
@@ -50,8 +50,10 @@ def _yaml(value: object) -> str:
 def test_the_table_of_settings_is_that_of_the_recipe() -> None:
     text = PAGE.read_text(encoding="utf-8")
     shown = text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
-    assert shown == recipe_table(), "run: python tests/docs/test_recipe_table.py, and paste what it prints"
+    assert shown == recipe_table(), "run: python tests/docs/test_recipe_table.py"
 
 
 if __name__ == "__main__":
-    print(recipe_table(), end="")
+    before = PAGE.read_text(encoding="utf-8")
+    head, tail = before[: before.index(BEGIN) + len(BEGIN)], before[before.index(END) :]
+    PAGE.write_text(head + recipe_table() + tail, encoding="utf-8")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from anndata import AnnData
 
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.corpus.examples import askable_tasks
 from cytoglot.corpus.folder import Corpus
 from cytoglot.corpus.loader import BatchSettings, CorpusLoader
@@ -45,7 +45,7 @@ def trained(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> C
 
 def test_a_model_of_several_tasks_knows_its_labels_and_is_found_again(trained: CellModel, small_corpus: Corpus) -> None:
     assert trained.folder is not None
-    again = load_model(trained.folder, device="cpu")
+    again = load_cell_model(trained.folder, device="cpu")
     assert again.spec.tasks == tuple(TASKS)
     assert again.spec.labels == tuple(small_corpus.count("cell_type", "train"))
     assert sum(again.spec.label_counts) == small_corpus.description.total("n_cells", "train")

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cytoglot.applications.annotation import label_probabilities
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import SPEC_FILE, load_split
 from cytoglot.errors import InputError
 from cytoglot.train.recipe import TrainRecipe
@@ -60,7 +60,7 @@ def test_the_folder_loads_with_plain_transformers(trained: CellModel) -> None:
 
 def test_a_reloaded_model_answers_the_same(trained: CellModel, cells: AnnData) -> None:
     assert trained.folder is not None
-    again = load_model(trained.folder, device="cpu")
+    again = load_cell_model(trained.folder, device="cpu")
     sentences, _ = trained.sentences(cells[:10])
     np.testing.assert_allclose(again.label_scores(sentences), trained.label_scores(sentences), atol=1e-5)
     assert again.spec == trained.spec
@@ -163,7 +163,7 @@ def test_a_killed_run_ends_with_the_same_weights(tiny_recipe: TrainRecipe, cells
     broken.wait()
     assert not (tmp_path / "broken" / SPEC_FILE).exists()
     with pytest.raises(InputError, match="was not finished"):
-        load_model(tmp_path / "broken")
+        load_cell_model(tmp_path / "broken")
     assert _run(tmp_path / "broken", recipe, cells_file).wait() == 0
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "broken"))
     for name, value in whole.items():

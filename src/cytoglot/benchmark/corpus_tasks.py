@@ -25,7 +25,7 @@ from cytoglot.benchmark.constant_answer import fit_constant_answer
 from cytoglot.benchmark.model_answers import ModelAnswers
 from cytoglot.benchmark.results import ResultRow, as_dicts
 from cytoglot.benchmark.task_scores import AskedRecord, AskedTask, Kind, bare_answer, kind_of, statistics
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_model
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.config import Settings
 from cytoglot.corpus.examples import CorpusExamples, askable_tasks
 from cytoglot.corpus.folder import Corpus, open_corpus
@@ -135,7 +135,7 @@ def evaluate_corpus(
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or CorpusTaskSettings()
     corpus = open_corpus(corpus) if isinstance(corpus, (str, Path)) else corpus
-    model = load_model(model, device=device) if isinstance(model, (str, Path)) else model
+    model = load_cell_model(model, device=device) if isinstance(model, (str, Path)) else model
     work = _Work(corpus, model, settings, seed=seed)
     work.run()
     folder = Path(out)

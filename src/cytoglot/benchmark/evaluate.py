@@ -26,7 +26,7 @@ from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
 from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
@@ -119,7 +119,7 @@ def evaluate(
     """
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()
-    model = load_model(model, device=device) if isinstance(model, (str, Path)) else model
+    model = load_cell_model(model, device=device) if isinstance(model, (str, Path)) else model
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
     held_out = held_out_cells(adata, model, label=label)

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.answer_format import DistinctWords
+from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.cell_model.spec import SPEC_FILE, Calibration, CellModelSpec
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.read import stream_adata
 from cytoglot.errors import InputError, VocabularyMismatchError
+from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.constrain import constrain
-from cytoglot.lm.embed import embed_texts
+from cytoglot.lm.embed import Pooling, embed_texts
 from cytoglot.lm.generate import generate_answers
 from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
 from cytoglot.lm.score import score_answers
@@ -291,6 +292,27 @@ class CellModel:
         sentences, _ = decode_texts(texts, self.spec.vocabulary)
         return [sentences.ids(i).astype(np.int64) for i in range(len(sentences))]
 
+    @property
+    def language(self) -> CausalLm:
+        """The language model alone: prompts in, answers, likelihoods and vectors out."""
+        return CausalLm(lm=self.lm)
+
+    def generate(
+        self, prompts: Sequence[str], answer_format: AnswerFormat, n_samples: int = 1, seed: int = 0
+    ) -> list[list[str]]:
+        """Return `n_samples` answers for each prompt, as `CausalLm.generate` does."""
+        return self.language.generate(prompts, answer_format, n_samples=n_samples, seed=seed)
+
+    def log_likelihood(
+        self, prompts: Sequence[str], answers: Sequence[str], *, terminator: bool = True
+    ) -> NDArray[np.float64]:
+        """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers), as `CausalLm.log_likelihood` does."""
+        return self.language.log_likelihood(prompts, answers, terminator=terminator)
+
+    def embed(self, texts: Sequence[str], layer: int = -1, pooling: Pooling = "mean") -> NDArray[np.float32]:
+        """Return one vector per text, shape (n_texts, d), as `CausalLm.embed` does."""
+        return self.language.embed(texts, layer=layer, pooling=pooling)
+
     def embeddings(self, sentences: CellSentences, *, context: Mapping[str, str] | None = None) -> NDArray[np.float32]:
         """Return the mean last hidden state of each cell's prompt, shape (n, d)."""
         return embed_texts(self.lm, self.prompts(sentences, context=context))
@@ -301,7 +323,28 @@ def load_model(
     *,
     device: str = "auto",
     dtype: Dtype = "auto",
-) -> CellModel:
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> CellModel | CausalLm:
+    """Load any causal language model: a folder that `cytoglot.train` wrote, another folder, or a name on the hub.
+
+    Either answers `generate(prompts, answer_format, n_samples=1, seed=0)`, `log_likelihood(prompts, answers)` and
+    `embed(texts, layer=-1, pooling="mean")`; a `CellModel` knows of genes and cell types besides.
+
+    Raises
+    ------
+    InputError
+        See `cytoglot.lm.load.load_language_model`.
+    """
+    if is_model_folder(name_or_folder):
+        return load_cell_model(name_or_folder, device=device, dtype=dtype)
+    lm = load_language_model(
+        name_or_folder, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
+    return CausalLm(lm=lm)
+
+
+def load_cell_model(name_or_folder: str | Path, *, device: str = "auto", dtype: Dtype = "auto") -> CellModel:
     """Load a model folder that `cytoglot.train` wrote.
 
     Raises

@@ -190,11 +190,11 @@ def generate_command(
 ) -> None:
     """Write new cells of a type: every word a valid gene, none twice, with reconstructed expression."""
     from cytoglot.applications.generation import generate
-    from cytoglot.cell_model.load import load_model
+    from cytoglot.cell_model.load import load_cell_model
 
     _prepare(output, threads, json)
     metadata = parse_context(context)
-    cell_model = load_model(model, device=device)
+    cell_model = load_cell_model(model, device=device)
     if dry_run:
         show(_forecast_generation(cell_model, cell_type, n, n_genes) | {"output": output}, as_json=json)
         return
@@ -242,11 +242,11 @@ def _annotator(
     device: str,
 ) -> CellModel:
     """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows."""
-    from cytoglot.cell_model.load import is_model_folder, load_checkpoint, load_model
+    from cytoglot.cell_model.load import is_model_folder, load_cell_model, load_checkpoint
     from cytoglot.data.read import stream_adata
 
     if labels is None or is_model_folder(name):
-        model = load_model(name, device=device)
+        model = load_cell_model(name, device=device)
         return model if templates is None else model.with_templates(templates)
     with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
         vocabulary = stream.vocabulary

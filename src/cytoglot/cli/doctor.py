@@ -11,6 +11,7 @@ from cytoglot.manifest import package_versions
 
 _NEEDED_FOR = {
     "lm": "train, annotate, embed, generate, evaluate",
+    "train": "LoRA (peft) and GRPO (trl)",
     "report": "highly variable genes, plots, reports, the demo",
     "dask": "encoding dask arrays",
     "c2s": "reading cell2sentence data sets through `datasets`",

@@ -263,12 +263,12 @@ def _forecast_evaluation(
     """The model's own time on a few cells, and for the control the time that its training took."""
     import json
 
-    from cytoglot.cell_model.load import load_model
+    from cytoglot.cell_model.load import load_cell_model
     from cytoglot.cell_model.spec import TRAINING_FILE
     from cytoglot.cli.apply import forecast_cells
     from cytoglot.cli.cells import whole_file
 
-    loaded = load_model(model, device=device)
+    loaded = load_cell_model(model, device=device)
     forecast = forecast_cells(loaded, whole_file(source, layer=layer, genes=genes), passes=loaded.spec.views + 1)
     training = model / TRAINING_FILE
     history = json.loads(training.read_text(encoding="utf-8"))["history"] if training.is_file() else []

@@ -21,7 +21,7 @@ from scipy.sparse import csr_matrix
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cytoglot.atomic import write_json
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec
 from cytoglot.config import load_recipe
 from cytoglot.corpus.examples import askable_tasks
@@ -105,7 +105,7 @@ def train_corpus(
     check_folder(folder, manifest, overwrite=overwrite)
     if is_finished(folder) and not overwrite:
         logger.info("%s is finished already; pass overwrite to train it again", folder)
-        return load_model(folder, device=device)
+        return load_cell_model(folder, device=device)
     set_threads(threads)
     open_work(folder, manifest, overwrite=overwrite)
     sample = sample_cells(corpus, "train", n=_SAMPLE_CELLS, seed=seed)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from cytoglot.config import Settings
 from cytoglot.data.qc import QcSettings
@@ -45,6 +46,76 @@ class ModelRecipe(Settings):
     """number of singular vectors"""
 
 
+class LoraRecipe(Settings):
+    """Low-rank adapters instead of full weights :cite:p:`hu2022lora`."""
+
+    rank: int = Field(default=16, gt=0)
+    """inner size of each adapter"""
+    alpha: float = Field(default=32.0, gt=0)
+    """adapters are scaled by alpha / rank"""
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    """share of an adapter's inputs dropped in training"""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """names of the layers that get one; all-linear: every linear layer but the output layer"""
+    train_vectors: bool = False
+    """train the token vectors and the output layer in full besides, as new words need"""
+    quantise: Literal["none", "8bit", "4bit"] = "none"
+    """hold the frozen weights in 8 or 4 bits (QLoRA; needs a GPU and bitsandbytes)"""
+
+
+class GrpoRecipe(Settings):
+    """Alignment by group-relative policy optimisation :cite:p:`shao2024deepseekmath`; only for `kind: grpo`."""
+
+    rewards: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """reward → its settings, such as overlap: {weight: 1.0}; docs/grpo.md lists them"""
+    group_size: int = Field(default=8, ge=2)
+    """answers written to each prompt and compared with each other"""
+    prompts_per_step: int = Field(default=4, gt=0)
+    """prompts of an optimiser step, over all devices"""
+    kl: float = Field(default=0.02, ge=0)
+    """weight of the divergence from the model that training starts from; 0 keeps no reference"""
+    clip: float = Field(default=0.2, gt=0, lt=1)
+    """how far the ratio of new to old probabilities counts"""
+    loss: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "dr_grpo"
+    """how token losses are averaged; dr_grpo does not favour long wrong answers"""
+    scale_rewards: Literal["group", "batch", "none"] = "none"
+    """what advantages are divided by the standard deviation of"""
+    temperature: float = Field(default=1.0, gt=0)
+    """of the answers written while training"""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """share of probability that they are drawn from"""
+    max_answer_tokens: int = Field(default=256, gt=0)
+    """most tokens of an answer"""
+    constrained: bool = False
+    """write only valid answers; the same mask is then in all log-probabilities"""
+    probes: Literal["refuse", "warn", "off"] = "refuse"
+    """what to do where an answer without content (a constant, a copy of the prompt, …) earns a high reward"""
+    max_overlap_gain: float = Field(default=0.15, gt=0)
+    """training stops being called healthy when answers to one prompt share so much more than before it"""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """what to do then"""
+    vllm: Literal["off", "colocate", "server"] = "off"
+    """who writes the answers: the training process, vLLM beside it, or a vLLM server"""
+    vllm_server: str | None = None
+    """address of that server, such as http://node1:8000"""
+
+
+PRESETS: Mapping[str, dict[str, Any]] = {
+    "scratch": {},
+    "c2s": {
+        "learning_rate": 1e-5,
+        "schedule": "linear",
+        "warmup_share": 0.0,
+        "weight_decay": 0.01,
+        "batch_size": 8,
+        "gradient_accumulation": 32,
+        "weight_average": 0.0,
+        "generation_weight": 1.0,
+    },
+}
+"""`preset` → the defaults of `optim`: ours for models from nothing, and those published for Cell2Sentence models
+:cite:p:`rizvi2025c2sscale`."""
+
 DEFAULT_TASKS = {"cell_type_annotation": 0.5, "cell_generation": 0.45, "unconditional_generation": 0.05}
 
 
@@ -54,9 +125,17 @@ class OptimRecipe(Settings):
     steps: int = Field(default=400, gt=0)
     """optimiser steps"""
     batch_size: int = Field(default=32, gt=0)
-    """examples per step and device"""
+    """examples of a batch and device"""
+    gradient_accumulation: int = Field(default=1, gt=0)
+    """batches of an optimiser step; the loss is that of all their examples together"""
+    gradient_checkpointing: bool = False
+    """compute activations twice instead of keeping them: a third slower, a fraction of the memory"""
+    packing: Literal["auto", "on", "off"] = "auto"
+    """put several examples into one row, where they do not see each other; auto: on a GPU"""
     learning_rate: float = Field(default=2e-3, gt=0)
-    """peak learning rate, reached after the warm-up, then a cosine down to nothing"""
+    """peak learning rate, reached after the warm-up"""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """how the learning rate falls after the warm-up; cosine and linear end at nothing"""
     word_learning_rate_ratio: float = Field(default=1.0, ge=0)
     """learning rate of the input vectors relative to the rest (a model from nothing only)"""
     weight_decay: float = Field(default=0.05, ge=0)
@@ -71,17 +150,29 @@ class OptimRecipe(Settings):
     """decay of the running average of the weights, which is what is kept; 0 keeps the last weights"""
     max_grad_norm: float = 1.0
     """gradients are clipped to this norm"""
-    bf16: bool = False
-    """mixed precision"""
+    bf16: bool | None = None
+    """mixed precision; None: where a GPU has it"""
     evaluate_every: int = Field(default=100, gt=0)
-    """steps between two looks at the validation loss, each with a checkpoint"""
+    """steps between two looks at the validation cells, each with a checkpoint"""
+    stop_on: str = "loss"
+    """what the looks compare: loss, or a task's metric on validation cells, such as cell_type_annotation.macro_f1"""
     patience: int | None = Field(default=3, gt=0)
-    """looks without a better validation loss before training stops; None trains all steps"""
+    """looks without a gain before training stops; None trains all steps"""
 
 
 class TrainRecipe(Settings):
     """One training run."""
 
+    kind: Literal["pretrain", "sft", "grpo"] = "sft"
+    """pretrain learns prompts and answers, sft the answers alone, grpo what rewards like"""
+    preset: Literal["scratch", "c2s"] = "scratch"
+    """defaults of `optim`: for models from nothing, or those published for Cell2Sentence models"""
+    source: str | None = None
+    """the file of cells or the corpus, where the command line names none; a path from the working directory"""
+    label: str | None = None
+    """column of obs with the cell types, where the command line names none"""
+    output: str | None = None
+    """the folder to write, where the command line names none"""
     sentence: SentenceRecipe = SentenceRecipe()
     """cells as text"""
     qc: QcSettings | None = None
@@ -103,8 +194,41 @@ class TrainRecipe(Settings):
     """views averaged when annotating, if that lowers the validation loss; else one"""
     context: dict[str, str] = Field(default_factory=dict)
     """metadata stated in every prompt, such as organism: human"""
+    lora: LoraRecipe | None = None
+    """adapters instead of full weights"""
+    grpo: GrpoRecipe = GrpoRecipe()
+    """rewards and how they are followed"""
+    report_to: tuple[str, ...] = ()
+    """trackers of transformers' Trainer to report to, such as tensorboard or wandb"""
+    push_to_hub: str | None = None
+    """owner/name on the Hugging Face hub under which the finished model is published"""
+    hub_private: bool = True
+    """it is published for its owner alone"""
     control: Literal["none", "shuffled_labels"] = "none"
     """`shuffled_labels` permutes the labels of the training cells: the control that must reach chance"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _presets(cls, values: Any) -> Any:
+        """Put the preset's settings, and what the kind implies, under those that are given."""
+        if not isinstance(values, dict):
+            return values
+        implied = dict(PRESETS.get(values.get("preset", "scratch"), {}))
+        if values.get("kind") == "pretrain":
+            implied["loss_on"] = "everything"
+        optim = values.get("optim", {})
+        if not implied or not isinstance(optim, (dict, OptimRecipe)):
+            return values
+        given = optim if isinstance(optim, dict) else {name: getattr(optim, name) for name in optim.model_fields_set}
+        return {**values, "optim": {**implied, **given}}
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> TrainRecipe:
+        if self.kind == "grpo" and self.model.base is None:
+            raise ValueError("kind grpo aligns a trained model: set model.base to its folder")
+        if self.lora is not None and self.model.base is None:
+            raise ValueError("lora adapts a trained model: set model.base to a folder or a name on the hub")
+        return self
 
     @field_validator("tasks")
     @classmethod

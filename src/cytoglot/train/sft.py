@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from cytoglot.atomic import write_json
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, save_split
 from cytoglot.config import load_recipe
 from cytoglot.data.datasets import resolve_source
@@ -102,7 +102,7 @@ def train(
     check_folder(folder, manifest, overwrite=overwrite)
     if is_finished(folder) and not overwrite:
         logger.info("%s is finished already; pass overwrite to train it again", folder)
-        return load_model(folder, device=device)
+        return load_cell_model(folder, device=device)
     _check_tasks(settings)
     set_threads(threads)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)

@@ -122,7 +122,7 @@ def training_arguments(
         per_device_train_batch_size=optim.batch_size,
         per_device_eval_batch_size=optim.batch_size * 2,
         max_grad_norm=optim.max_grad_norm,
-        bf16=optim.bf16,
+        bf16=bool(optim.bf16),
         eval_strategy="steps" if validates else "no",
         eval_steps=optim.evaluate_every,
         save_strategy="steps",

@@ -1,0 +1,1 @@
+"""What fills the sockets `TextGenerator` and `AnswerScorer`: a model in this process, vLLM, or a server."""

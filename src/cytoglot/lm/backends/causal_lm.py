@@ -1,0 +1,78 @@
+"""The sockets for generators and scorers, filled by a `transformers` model in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytoglot.answer_format import AnswerFormat
+from cytoglot.lm.embed import Pooling, embed_texts
+from cytoglot.lm.generate import generate_answers
+from cytoglot.lm.load import LanguageModel
+from cytoglot.lm.score import score_answers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CausalLm:
+    """A language model as `TextGenerator` and `AnswerScorer`, with vectors of texts besides."""
+
+    lm: LanguageModel
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    """Share of probability that tokens are drawn from."""
+    terminator: str = "."
+    """Text between an answer and end of text in the training texts."""
+    batch_size: int = 64
+    """Most answers written at the same time."""
+
+    def generate(
+        self, prompts: Sequence[str], answer_format: AnswerFormat, n_samples: int = 1, seed: int = 0
+    ) -> list[list[str]]:
+        """Return `n_samples` answers for each prompt, without space in front and terminator."""
+        return generate_answers(
+            self.lm,
+            prompts,
+            answer_format,
+            seed=seed,
+            n_samples=n_samples,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            batch_size=self.batch_size,
+            terminator=self.terminator,
+        )
+
+    def log_likelihood(
+        self,
+        prompts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        terminator: bool = True,
+        normalise: Literal["sum", "mean"] = "sum",
+        prior_prompts: Sequence[str] | None = None,
+    ) -> NDArray[np.float64]:
+        """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers).
+
+        Parameters
+        ----------
+        answers
+            Distinct; a space is put in front of those that do not begin with white space.
+        terminator
+            Whether the text that ends an answer, and end of text, are scored with it. Without them, an answer that is
+            the beginning of another is always at least as likely.
+        normalise, prior_prompts
+            As in `cytoglot.lm.score.score_answers`.
+        """
+        ending = self.terminator if terminator else ""
+        framed = [f"{answer if answer[:1].isspace() else ' ' + answer}{ending}" for answer in answers]
+        return score_answers(
+            self.lm, prompts, framed, terminator=terminator, normalise=normalise, prior_prompts=prior_prompts
+        )
+
+    def embed(self, texts: Sequence[str], layer: int = -1, pooling: Pooling = "mean") -> NDArray[np.float32]:
+        """Return one vector per text, float32 of shape (n_texts, d); see `cytoglot.lm.embed.embed_texts`."""
+        return embed_texts(self.lm, texts, layer=layer, pooling=pooling)
