@@ -23,10 +23,10 @@ from cytoglot.benchmark.corpus_tasks import (
     derangement,
     evaluate_corpus,
 )
-from cytoglot.benchmark.model_answers import ModelAnswers
-from cytoglot.benchmark.task_scores import AskedRecord, AskedTask, kind_of, parts_of, statistics
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
+from cytoglot.cell_model.task_answers import ModelAnswers
+from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, kind_of, parts_of, statistics
 from cytoglot.corpus.folder import Corpus, SourceInfo, write_corpus
 from cytoglot.corpus.shard_file import make_block
 from cytoglot.data.genes import GeneVocabulary

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.benchmark.task_scores import AskedRecord, Kind, gene_ids_of
+from cytoglot.cell_model.task_scores import AskedRecord, Kind, gene_ids_of
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.metrics.text import token_f1
 from cytoglot.tasks.multicell import cell_lines

@@ -22,10 +22,10 @@ from pydantic import Field, field_validator
 
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.constant_answer import fit_constant_answer
-from cytoglot.benchmark.model_answers import ModelAnswers
 from cytoglot.benchmark.results import ResultRow, as_dicts
-from cytoglot.benchmark.task_scores import AskedRecord, AskedTask, Kind, bare_answer, kind_of, statistics
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
+from cytoglot.cell_model.task_answers import ModelAnswers
+from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, Kind, bare_answer, kind_of, statistics
 from cytoglot.config import Settings
 from cytoglot.corpus.examples import CorpusExamples, askable_tasks
 from cytoglot.corpus.folder import Corpus, open_corpus
@@ -152,7 +152,7 @@ class _Work:
 
     def __init__(self, corpus: Corpus, model: CellModel, settings: CorpusTaskSettings, *, seed: int) -> None:
         self.corpus, self.model, self.settings, self.seed = corpus, model, settings, seed
-        self.answerer = ModelAnswers(model, corpus.vocabulary)
+        self.answerer = ModelAnswers(model.lm, corpus.vocabulary)
         self.rows: list[ResultRow] = []
         self.table: list[TaskLine] = []
         self.not_shown: dict[str, str] = {}

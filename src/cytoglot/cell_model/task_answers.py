@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText
-from cytoglot.benchmark.task_scores import AskedRecord, AskedTask, Kind, bare_answer, parts_of
-from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, Kind, bare_answer, parts_of
 from cytoglot.corpus.mixture import Question
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.lm.batches import checked_batch_tokens
 from cytoglot.lm.constrain import constrain
 from cytoglot.lm.generate import generate_answers
+from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.score import score_answers
 from cytoglot.lm.tokenizer import encode_completions, encode_pair, encode_prompts
 from cytoglot.tasks.task import AnswerSpace, Task
@@ -33,7 +33,7 @@ _READING_BATCHES = 8
 class ModelAnswers:
     """A model that answers, and what it has room to read."""
 
-    model: CellModel
+    lm: LanguageModel
     vocabulary: GeneVocabulary
     """the genes that answers are made of"""
 
@@ -46,7 +46,7 @@ class ModelAnswers:
             Most tokens of each answer, where no format says what an answer is.
         """
         if asked.kind == "label":
-            likelihood_na = score_answers(self.model.lm, asked.prompts, completions_of(asked.labels))
+            likelihood_na = score_answers(self.lm, asked.prompts, completions_of(asked.labels))
             return [asked.labels[i] for i in likelihood_na.argmax(axis=1)]
         formats = [self._words(asked.task, asked.kind, one.n_genes) for one in asked.records]
         worded = [one for one in formats if one is not None]
@@ -61,10 +61,10 @@ class ModelAnswers:
 
         None if there is no room even with one gene of each cell, or nothing is left to ask.
         """
-        context, longest_label = self.model.lm.context_length, max(self.n_tokens(labels), default=0)
+        context, longest_label = self.lm.context_length, max(self.n_tokens(labels), default=0)
         while True:
             example = question.example()
-            ids, n_prompt = encode_pair(self.model.lm.tokenizer, example.prompt, example.completion)
+            ids, n_prompt = encode_pair(self.lm.tokenizer, example.prompt, example.completion)
             truth = bare_answer(example.completion)
             parts = parts_of(question.task, truth, self.vocabulary)
             if not parts or not all(part.strip() for part in parts):
@@ -81,7 +81,7 @@ class ModelAnswers:
 
     def n_tokens(self, answers: Iterable[str]) -> list[int]:
         """Return the tokens of each answer with its frame and the end of text."""
-        return [len(ids) for ids in encode_completions(self.model.lm.tokenizer, completions_of(answers), eos=True)]
+        return [len(ids) for ids in encode_completions(self.lm.tokenizer, completions_of(answers), eos=True)]
 
     def _words(self, task: Task[Any, Any], kind: Kind, n_genes: int) -> DistinctWords | None:
         """Return the format of an answer of genes; None where the task's answers have no such format."""
@@ -92,13 +92,13 @@ class ModelAnswers:
 
     def _room_for_words(self, task: Task[Any, Any], kind: Kind, asked: AskedRecord) -> int:
         words = self._words(task, kind, asked.n_genes)
-        return 0 if words is None else constrain(words, self.model.lm.tokenizer).enough_tokens(words.max_words)
+        return 0 if words is None else constrain(words, self.lm.tokenizer).enough_tokens(words.max_words)
 
     def _write(self, prompts: Sequence[str], formats: Sequence[AnswerFormat], n_written: int) -> list[str]:
-        longest = max(len(ids) for ids in encode_prompts(self.model.lm.tokenizer, prompts)) + n_written
-        n_rows = _READING_BATCHES * checked_batch_tokens(self.model.lm, None) // longest
+        longest = max(len(ids) for ids in encode_prompts(self.lm.tokenizer, prompts)) + n_written
+        n_rows = _READING_BATCHES * checked_batch_tokens(self.lm, None) // longest
         batch_size = min(_MAX_ROWS, max(1, n_rows))
-        answers = generate_answers(self.model.lm, prompts, formats, temperature=0.0, seed=0, batch_size=batch_size)
+        answers = generate_answers(self.lm, prompts, formats, temperature=0.0, seed=0, batch_size=batch_size)
         return [text for (text, *_) in answers]
 
     def _write_cells(self, asked: AskedTask) -> list[str]:
@@ -122,8 +122,8 @@ class ModelAnswers:
 
     def _write_freely(self, prompts: Sequence[str], budgets: Sequence[int]) -> list[str]:
         """Write in batches of prompts of similar length; an answer ends with the context, if not before."""
-        lengths = np.array([len(ids) for ids in encode_prompts(self.model.lm.tokenizer, prompts)])
-        context = self.model.lm.context_length or int(lengths.max()) + max(budgets)
+        lengths = np.array([len(ids) for ids in encode_prompts(self.lm.tokenizer, prompts)])
+        context = self.lm.context_length or int(lengths.max()) + max(budgets)
         answers = [""] * len(prompts)
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(order), _MAX_ROWS):
