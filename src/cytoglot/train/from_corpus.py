@@ -131,7 +131,7 @@ def _shares(corpus: Corpus, recipe: TrainRecipe) -> dict[str, float]:
 def _refuse_settings_of_files(recipe: TrainRecipe) -> None:
     own = recipe.sentence.model_fields_set - {"top_genes"}
     given = [f"sentence.{name}" for name in sorted(own)]
-    given += [name for name in ("qc", "views", "context", "control") if name in recipe.model_fields_set]
+    given += [name for name in ("qc", "views", "context", "control", "train_share") if name in recipe.model_fields_set]
     if given:
         raise InputError(
             f"{', '.join(given)} cannot be set for a corpus: its cells were chosen and ranked when it was built"

@@ -41,7 +41,7 @@ class PreparedCells:
     labels: NDArray[np.object_]
     """(n,) cell type, None where unknown"""
     part: NDArray[np.object_]
-    """(n,) train, validation or test"""
+    """(n,) train, validation, test, or unused (training cells beyond the recipe's share)"""
     split: Split
     log_ng: csr_matrix
     """log10(1 + counts per 10,000 of the whole cell), columns in the order of the sentence vocabulary"""
@@ -101,7 +101,7 @@ def prepare_cells(
         sentences=sentences,
         top_genes=recipe.sentence.top_genes,
         labels=_training_labels(labels, train, recipe, seed),
-        part=_parts(adata.obs_names, split),
+        part=_thinned(_parts(adata.obs_names, split), recipe.train_share, seed),
         split=split,
         log_ng=_log10_cp10k(adata, columns),
         tie_rates=tie_rates,
@@ -130,6 +130,14 @@ def _parts(names: pd.Index, split: Split) -> NDArray[np.object_]:
     part = np.full(len(names), "", dtype=object)
     for name in ("train", "validation", "test"):
         part[split.mask(names, name)] = name
+    return part
+
+
+def _thinned(part: NDArray[np.object_], share: float, seed: int) -> NDArray[np.object_]:
+    """Leave a share of the training cells, at least one; the others belong to no part."""
+    train = np.flatnonzero(part == "train")
+    order = np.random.default_rng([seed, 6]).permutation(train)
+    part[order[max(1, round(share * len(train))) :]] = "unused"
     return part
 
 

@@ -204,6 +204,8 @@ class TrainRecipe(Settings):
     """owner/name on the Hugging Face hub under which the finished model is published"""
     hub_private: bool = True
     """it is published for its owner alone"""
+    train_share: float = Field(default=1.0, gt=0, le=1)
+    """share of the training cells of a file that are learned from; a smaller share is a part of a larger one"""
     control: Literal["none", "shuffled_labels"] = "none"
     """`shuffled_labels` permutes the labels of the training cells: the control that must reach chance"""
 
