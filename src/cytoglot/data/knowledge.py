@@ -96,7 +96,7 @@ def read_cell_types(path: str | Path) -> list[CellTypeEntry]:
     InputError
         The file is missing or damaged, lacks a column, or a term has no label.
     """
-    table = _table(Path(path), ["id", "label", "definition", "synonyms"])
+    table = read_table(path, ["id", "label", "definition", "synonyms"])
     if (table["label"] == "").any():
         raise InputError(f"{path}: the term {table.loc[table['label'] == '', 'id'].iloc[0]!r} has no label")
     return [
@@ -122,7 +122,7 @@ def read_markers(path: str | Path, *, species: str = "human") -> dict[str, tuple
         The file is missing or damaged, lacks a column, or knows nothing of the species.
     """
     columns = ["species", "CL_ID", "marker", "marker_type", "ECs_global", "SPs_global"]
-    table = _table(Path(path), columns)
+    table = read_table(path, columns)
     of_species = table[table["species"].str.lower() == species.lower()]
     if of_species.empty:
         known = ", ".join(sorted(table["species"].unique()))
@@ -152,7 +152,15 @@ def _open(path: Path) -> TextIO:
     return path.open(encoding="utf-8")
 
 
-def _table(path: Path, columns: list[str]) -> pd.DataFrame:
+def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
+    """Return columns of a tab-separated table as texts, plain or `.gz`; an empty field is an empty text.
+
+    Raises
+    ------
+    InputError
+        The file is missing or damaged, or lacks a column.
+    """
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a table with the columns {', '.join(columns)}")
     try:
