@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessorList, TopPLogitsWarper
+from transformers import LogitsProcessorList, OpenAIGPTConfig, OpenAIGPTLMHeadModel, TopPLogitsWarper
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
 from cytoglot.errors import InputError
@@ -19,7 +20,7 @@ from cytoglot.lm.generate import generate_answers, sample_answers
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.sampling import Sampling, TokenSampler, keep_top_p
 from cytoglot.lm.score import score_answers_naive
-from cytoglot.lm.tokenizer import build_tokenizer
+from cytoglot.lm.tokenizer import build_tokenizer, encode_prompts
 
 FAMILIES = ("llama", "neox", "gpt2", "gemma2", "gemma3", "mistral", "bloom", "mamba")
 
@@ -157,13 +158,121 @@ def test_a_prompt_is_read_once_for_all_its_samples(lm, words, prompts, monkeypat
     read = []
     original = generate._read_prompts
 
-    def count(lm, prompt_ids):
-        read.extend(ids.tobytes() for ids in prompt_ids)
-        return original(lm, prompt_ids)
+    def count(lm, batch, prompts=None):
+        chosen = range(len(batch.prompt_ids)) if prompts is None else prompts
+        read.extend(batch.prompt_ids[prompt].tobytes() for prompt in chosen)
+        return original(lm, batch, prompts)
 
     monkeypatch.setattr(generate, "_read_prompts", count)
     generate_answers(lm, [*prompts, *prompts], genes(words), seed=0, n_samples=5, batch_size=4)
     assert len(read) == len(set(read)) == len(prompts)
+
+
+@pytest.fixture
+def questions(words) -> list[str]:
+    """One cell, then questions of unlike length about it; another cell with three; and a prompt of its own."""
+    cell = "Genes of a cell: " + " ".join(words * 4) + "."
+    asked = ["Type?", "Is it a B cell?", "Which genes are next? Name them all, the highest first.", "Sex?"]
+    other = "Genes of a cell: " + " ".join(words[::-1] * 4) + "."
+    return [f"{cell} {one}" for one in asked * 2] + [f"{other} {one}" for one in asked[:3]] + ["Cell?"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_prompts_share_is_read_once_and_changes_nothing(
+    family, make_lm, word_tokenizer, words, questions, monkeypatch
+):
+    lm = make_lm(family, word_tokenizer)
+    read: list[int] = []
+    original = generate.read_prefix
+    monkeypatch.setattr(generate, "read_prefix", lambda lm, ids: read.append(len(ids)) or original(lm, ids))
+    options = {"seed": 3, "n_samples": 3, "batch_size": 8}
+    keys = [str(i) for i in range(len(questions))]
+    shared = generate_answers(lm, questions, genes(words), keys=keys, **options)
+    shares = family not in {"mistral", "mamba"}  # a window shorter than the prompts, and no keys and values
+    assert len(read) == (2 if shares else 0)
+    assert all(n >= 48 for n in read)
+    with monkeypatch.context() as patched:
+        patched.setattr(generate, "can_share", lambda *_: False)
+        assert shared == generate_answers(lm, questions, genes(words), keys=keys, **options)
+    order = np.random.default_rng(0).permutation(len(questions)).tolist()
+    shuffled = generate_answers(
+        lm, [questions[i] for i in order], genes(words), keys=[keys[i] for i in order], **(options | {"batch_size": 5})
+    )
+    assert shuffled == [shared[i] for i in order]
+
+
+def test_a_shared_cell_saves_eight_of_nine_prefill_tokens(lm, words, monkeypatch):
+    """One cell of many tokens, then many short questions after it."""
+    cell = " ".join(words * 15)
+    questions = [f"{cell} {' '.join(np.roll(words, i)[:3])}?" for i in range(12)]
+    n_tokens = []
+    original = generate._forward
+
+    def count(lm, ids, cache, *more):
+        if cache is None or ids.shape[1] > 1:
+            n_tokens.append(ids.numel())
+        return original(lm, ids, cache, *more)
+
+    read_prefix = generate.read_prefix
+    monkeypatch.setattr(generate, "_forward", count)
+    monkeypatch.setattr(generate, "read_prefix", lambda lm, ids: n_tokens.append(len(ids)) or read_prefix(lm, ids))
+    ours = generate_answers(lm, questions, genes(words), seed=0)
+    n_shared = sum(n_tokens)
+    monkeypatch.setattr(generate, "can_share", lambda *_: False)
+    n_tokens.clear()
+    assert generate_answers(lm, questions, genes(words), seed=0) == ours
+    assert sum(n_tokens) >= 8 * n_shared
+
+
+def test_a_model_without_a_cache_reads_all_again_at_each_step(word_tokenizer, words, prompts):
+    config = OpenAIGPTConfig(
+        vocab_size=len(word_tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=256, initializer_range=0.3
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        lm = LanguageModel(model=OpenAIGPTLMHeadModel(config).eval(), tokenizer=word_tokenizer)
+    together = generate_answers(lm, prompts, genes(words), seed=0, n_samples=3)
+    apart = [
+        generate_answers(lm, [text], genes(words), seed=0, n_samples=3, keys=[str(i)], batch_size=1)[0]
+        for i, text in enumerate(prompts)
+    ]
+    assert together == apart
+    prompt_ids = torch.tensor([encode_prompts(word_tokenizer, prompts[:1])[0].tolist()])
+    greedy = generate_answers(lm, prompts[:1], FreeText(max_tokens=1), seed=0, temperature=0)[0][0]
+    with torch.inference_mode():
+        best = lm.model(input_ids=prompt_ids).logits[0, -1, : len(word_tokenizer)].argmax()
+    assert greedy == word_tokenizer.decode([int(best)], skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("most", [5, 1])
+def test_out_of_memory_halves_the_batch_and_changes_nothing(lm, words, questions, most, monkeypatch, caplog):
+    expected = generate_answers(lm, questions, genes(words), seed=2, n_samples=4)
+    forward = lm.model.forward
+    rows_seen = []
+
+    def small_memory(**inputs):
+        rows_seen.append(len(inputs["input_ids"]))
+        if rows_seen[-1] > most:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        return forward(**inputs)
+
+    small_memory.__signature__ = inspect.signature(forward)
+    monkeypatch.setattr(lm.model, "forward", small_memory)
+    with caplog.at_level("WARNING"):
+        assert generate_answers(lm, questions, genes(words), seed=2, n_samples=4) == expected
+    assert "out of memory with 32 answers at a time; going on with 16" in caplog.text
+    assert sum(n > most for n in rows_seen) <= 5, "later batches start at the size that fitted"
+
+
+def test_an_answer_that_does_not_fit_alone_says_so(lm, words, monkeypatch):
+    def no_memory(**inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    no_memory.__signature__ = inspect.signature(lm.model.forward)
+    monkeypatch.setattr(lm.model, "forward", no_memory)
+    with pytest.raises(torch.OutOfMemoryError, match="injected") as caught:
+        generate_answers(lm, ["Cell?"], genes(words), seed=0)
+    assert "a single answer does not fit the memory" in "".join(caught.value.__notes__)
 
 
 def test_answers_end_before_the_context_is_full(lm, words):
