@@ -1,13 +1,20 @@
 """Vectors of texts from the hidden states of a language model.
 
-Only the body of the model runs: no output layer, whose rows (50,000 in Pythia) can cost more than all the rest.
+Only the body of the model runs, and of the body only what lies below the layer that is asked for: no output layer,
+whose rows (50,000 in Pythia) can cost more than all the rest.
 
-Axes: n texts, b texts of a batch, t tokens, d embedding dimensions.
+Axes: n texts, b texts of a batch, t tokens, s spans of a text, d embedding dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -15,12 +22,21 @@ import torch
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.lm.batches import check_lengths, checked_batch_tokens, length_batches, pad_right
+from cytoglot.lm.batches import check_lengths, pad_right
 from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.tokenizer import encode_prompts
+from cytoglot.lm.memory import in_halves
+from cytoglot.lm.tokenizer import encode_prompts, encode_prompts_with_offsets
 from cytoglot.progress import progress_bar
 
+logger = logging.getLogger(__name__)
+
 Pooling = Literal["mean", "last"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
+"""Tokens of a batch by device. On a CPU bigger batches gain nothing, as caches are small (`benchmarks/bench_embed`)."""
+MAX_PADDING = 0.05
+"""A batch takes a shorter text only while padding is less than this share of it."""
 
 
 def embed_texts(
@@ -29,8 +45,9 @@ def embed_texts(
     *,
     layer: int = -1,
     pooling: Pooling = "mean",
-    only_tokens: NDArray[np.integer] | None = None,
+    spans: Sequence[tuple[int, int]] | None = None,
     batch_tokens: int | None = None,
+    dtype: Precision = "auto",
 ) -> NDArray[np.float32]:
     """Return one vector per text, float32 of shape (n, d), the same whatever else is in the batch.
 
@@ -40,65 +57,254 @@ def embed_texts(
     ----------
     layer
         Which hidden state: 0 is the token embedding, 1 the first layer's output and so on, -1 the last, which is
-        after the final normalisation in most families.
+        after the final normalisation in most families. Deeper layers are not computed.
     pooling
         "mean" over the text's tokens (its opening token included), or "last": the hidden state of the last token.
-    only_tokens
-        Token ids to which the mean is restricted (those of the words: the vector then owes nothing to the wording of
-        the prompt). A text with none of them is averaged over all its tokens.
+    spans
+        Part of each text that is pooled, as positions (first, behind the last) of its characters: those of the cell
+        sentence give a vector of the genes' tokens alone. The whole text is still read, up to the last token taken. A
+        token belongs to a span that it has a character of. The opening token belongs to none; a text whose span has
+        no token is pooled as a whole.
     batch_tokens
         Most tokens in a batch, padding included; by default what suits the device.
+    dtype
+        What to compute with: see `in_precision`.
 
     Raises
     ------
     InputError
         A text is empty (with a tokenizer that opens with nothing) or longer than the context; a layer that the model
-        does not have; an unknown pooling; `only_tokens` with "last".
+        does not have; an unknown pooling or dtype; spans that are not one for each text or lie outside of it.
     """
-    _check_options(lm, layer, pooling, only_tokens)
-    rows = encode_prompts(lm.tokenizer, texts)
-    lengths = np.array([len(row) for row in rows], dtype=np.int64)
-    check_lengths(lm, lengths, what="text")
-    embedding_nd = np.empty((len(rows), int(lm.model.config.get_text_config().hidden_size)), dtype=np.float32)
-    batches = length_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens))
-    with lm.inference(), progress_bar(total=len(rows), description="embed", unit="text") as bar:
-        for batch in batches:
-            batch_rows = [rows[i] for i in batch]
-            hidden_btd = _hidden_states(lm, pad_right(batch_rows, lm.pad_id, lm.device), layer)
-            weight_bt = torch.from_numpy(_pooling_weights(batch_rows, pooling, only_tokens)).to(lm.device)
-            pooled_bd = torch.bmm(weight_bt[:, None], hidden_btd.float())[:, 0]
-            embedding_nd[batch] = pooled_bd.cpu().numpy()
-            bar.update(len(batch))
+    if pooling not in ("mean", "last"):
+        raise InputError(f"pooling must be 'mean' or 'last', found {pooling!r}")
+    layer = checked_layer(lm, layer)
+    rows, ranges = _rows_and_ranges(lm, texts, spans)
+    if pooling == "last":
+        ranges = [np.maximum(r, r[:, 1:] - 1) for r in ranges]
+    embedding_nd = np.empty((len(rows), n_dimensions(lm)), dtype=np.float32)
+    lm = in_precision(lm, dtype)
+    for row, vector_sd in pooled_states(lm, rows, ranges, layer=layer, batch_tokens=batch_tokens):
+        embedding_nd[row] = vector_sd[0]
     return embedding_nd
 
 
-def _check_options(lm: LanguageModel, layer: int, pooling: str, only_tokens: NDArray[np.integer] | None) -> None:
+def pooled_states(
+    lm: LanguageModel,
+    rows: Sequence[NDArray[np.int64]],
+    ranges: Sequence[NDArray[np.int64]],
+    *,
+    layer: int = -1,
+    batch_tokens: int | None = None,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Yield the number of each row and the mean hidden state of each of its token ranges, float32 of shape (s, d).
+
+    Rows come in the order of their lengths, longest first. A batch for which memory runs out is halved.
+
+    Parameters
+    ----------
+    rows
+        Token ids of each text.
+    ranges
+        For each text the tokens (first, behind the last) of its parts, shape (s, 2); an empty range gives zeros.
+
+    Raises
+    ------
+    InputError
+        A row is empty or longer than the context, or there is no such layer.
+    """
+    layer = checked_layer(lm, layer)
+    # A causal model never looks ahead, so tokens behind the last one taken need not be read.
+    rows = [row[: max(1, int(r.max(initial=0)))] for row, r in zip(rows, ranges, strict=True)]
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    check_lengths(lm, lengths, what="text")
+    batches = embedding_batches(lengths, max_tokens=_checked_batch_tokens(lm, batch_tokens))
+    started = time.perf_counter()
+    compute = partial(_pooled, lm, rows, ranges, layer)
+    with progress_bar(total=len(rows), description="embed", unit="text") as bar:
+        for batch in batches:
+            yield from zip(batch.tolist(), in_halves(compute, batch.tolist(), what="text"), strict=True)
+            bar.update(len(batch))
+    logger.info(
+        "%d texts of %d tokens in %d batches, %.1f %% padding, %.1f s",
+        *(len(rows), lengths.sum(), len(batches), 100 * padding_share(lengths, batches), time.perf_counter() - started),
+    )
+
+
+def embedding_batches(lengths: NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
+    """Return the row numbers of each batch, longest rows first, so that too little memory shows at once.
+
+    A batch of b rows holds at most `max_tokens` tokens, counted as b x its longest row, but always one row; less than
+    `MAX_PADDING` of that is padding. Every row is in exactly one batch.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        candidates = order[start : start + max(1, max_tokens // longest)]
+        room = longest * np.arange(1, len(candidates) + 1)
+        fits = (room - np.cumsum(lengths[candidates])) < MAX_PADDING * room
+        n_rows = len(candidates) if fits.all() else max(1, int(np.argmin(fits)))
+        batches.append(candidates[:n_rows])
+        start += n_rows
+    return batches
+
+
+def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> float:
+    """Return the share of padding among all tokens of the batches, 0 without any."""
+    n_computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    n_real = sum(int(lengths[batch].sum()) for batch in batches)
+    return 1 - n_real / n_computed if n_computed else 0.0
+
+
+def in_precision(lm: LanguageModel, dtype: Precision) -> LanguageModel:
+    """Return the model with weights of another type, the same object where nothing is to be done; `lm` is not changed.
+
+    "auto": bfloat16 for a float32 model on a CUDA device that computes with it, else the model's own type. A CPU
+    computes with float32 unless asked, because many have no bfloat16 and are slower with it; those that do are 1.3 to
+    1.7 times as fast, at a cosine above 0.9999 (`benchmarks/bench_embed`). The copy takes memory of its own: for many
+    calls make it once, or load the model in that type. Buffers, such as the frequencies of rotary positions, stay in
+    float32, as when a checkpoint is loaded.
+
+    Raises
+    ------
+    InputError
+        There is no such type.
+    """
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype != "auto" and dtype not in known:
+        raise InputError(f"dtype must be auto, {' or '.join(known)}, found {dtype!r}")
+    own = lm.model.dtype
+    halves = own == torch.float32 and lm.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    wanted = known[dtype] if dtype != "auto" else torch.bfloat16 if halves else own
+    if wanted == own:
+        return lm
+    converted = {
+        id(p): torch.nn.Parameter(p.detach().to(wanted), requires_grad=False)
+        for p in lm.model.parameters()
+        if p.is_floating_point()
+    }
+    return replace(lm, model=copy.deepcopy(lm.model, converted))
+
+
+def n_dimensions(lm: LanguageModel) -> int:
+    """Return the width of a hidden state."""
+    return int(lm.model.config.get_text_config().hidden_size)
+
+
+def checked_layer(lm: LanguageModel, layer: int) -> int:
+    """Return the number of the hidden state, counted from 0.
+
+    Raises
+    ------
+    InputError
+        The model has no such layer.
+    """
     n_layers = int(lm.model.config.get_text_config().num_hidden_layers)
     if not -n_layers - 1 <= layer <= n_layers:
         raise InputError(f"layer must lie between {-n_layers - 1} and {n_layers} in this model, found {layer}")
-    if pooling not in ("mean", "last"):
-        raise InputError(f"pooling must be 'mean' or 'last', found {pooling!r}")
-    if pooling == "last" and only_tokens is not None:
-        raise InputError("only_tokens restricts the mean and does nothing with pooling='last'; pass one of the two")
+    return layer % (n_layers + 1)
+
+
+def token_ranges(offsets_t2: NDArray[np.int64], spans_s2: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the tokens (first, behind the last) that have a character of each span, shape (s, 2).
+
+    Equal numbers where there are none.
+    """
+    first = np.searchsorted(offsets_t2[:, 1], spans_s2[:, 0], side="right")
+    behind = np.searchsorted(offsets_t2[:, 0], spans_s2[:, 1], side="left")
+    return np.stack([first, np.where(spans_s2[:, 1] > spans_s2[:, 0], np.maximum(first, behind), first)], axis=1)
+
+
+def _rows_and_ranges(
+    lm: LanguageModel, texts: Sequence[str], spans: Sequence[tuple[int, int]] | None
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    if spans is None:
+        rows = encode_prompts(lm.tokenizer, texts)
+        return rows, [np.array([[0, len(row)]], dtype=np.int64) for row in rows]
+    if len(spans) != len(texts):
+        raise InputError(f"expected one span for each of {len(texts)} texts, found {len(spans)}; pass as many of both")
+    for i, (text, (first, behind)) in enumerate(zip(texts, spans, strict=True)):
+        if not 0 <= first <= behind <= len(text):
+            raise InputError(
+                f"span {i} must lie in its text of {len(text)} characters, found ({first}, {behind}); "
+                "pass positions of characters, the second behind the last"
+            )
+    rows, offsets = encode_prompts_with_offsets(lm.tokenizer, texts)
+    found = [token_ranges(o, np.array([span], dtype=np.int64)) for o, span in zip(offsets, spans, strict=True)]
+    without = [i for i, r in enumerate(found) if r[0, 0] == r[0, 1]]
+    for i in without:
+        found[i] = np.array([[0, len(rows[i])]], dtype=np.int64)
+    if without:
+        logger.warning("%d of %d spans hold no token: these texts are pooled as a whole", len(without), len(texts))
+    return rows, found
+
+
+def _checked_batch_tokens(lm: LanguageModel, batch_tokens: int | None) -> int:
+    if batch_tokens is None:
+        return BATCH_TOKENS.get(lm.device.type, 8192)
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens must be at least 1, found {batch_tokens}")
+    return batch_tokens
+
+
+def _pooled(
+    lm: LanguageModel,
+    rows: Sequence[NDArray[np.int64]],
+    ranges: Sequence[NDArray[np.int64]],
+    layer: int,
+    batch: Sequence[int],
+) -> list[NDArray[np.float32]]:
+    weight_bst = torch.from_numpy(_pooling_weights([rows[i] for i in batch], [ranges[i] for i in batch]))
+    with lm.inference():
+        hidden_btd = _hidden_states(lm, pad_right([rows[i] for i in batch], lm.pad_id, lm.device), layer)
+        pooled_bsd = torch.bmm(weight_bst.to(lm.device), hidden_btd.float()).cpu().numpy()
+    return [pooled_sd[: len(ranges[i])] for i, pooled_sd in zip(batch, pooled_bsd, strict=True)]
+
+
+def _pooling_weights(rows: Sequence[NDArray[np.int64]], ranges: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    """Share of each token in each vector of its text, shape (b, s, t); 0 on padding and outside of the range."""
+    shape = (len(rows), max((len(r) for r in ranges), default=0), max(map(len, rows)))
+    weight_bst = np.zeros(shape, dtype=np.float32)
+    for weight_st, range_s2 in zip(weight_bst, ranges, strict=True):
+        for weights, (first, behind) in zip(weight_st, range_s2.tolist(), strict=False):
+            weights[first:behind] = 1 / max(behind - first, 1)
+    return weight_bst
+
+
+class _ReachedError(Exception):
+    """Ends a forward pass at the layer whose input was asked for."""
+
+    def __init__(self, hidden_btd: torch.Tensor) -> None:
+        self.hidden_btd = hidden_btd
 
 
 def _hidden_states(lm: LanguageModel, ids_bt: torch.Tensor, layer: int) -> torch.Tensor:
-    if layer == -1 or layer == lm.model.config.get_text_config().num_hidden_layers:
+    if layer == lm.model.config.get_text_config().num_hidden_layers:
         return lm.body(input_ids=ids_bt, use_cache=False).last_hidden_state
-    return lm.body(input_ids=ids_bt, use_cache=False, output_hidden_states=True).hidden_states[layer]
+    with _stopping_before(lm, layer) as stops:
+        try:
+            result = lm.body(input_ids=ids_bt, use_cache=False, output_hidden_states=not stops)
+        except _ReachedError as reached:
+            return reached.hidden_btd
+    return result.hidden_states[layer]
 
 
-def _pooling_weights(
-    rows: Sequence[NDArray[np.int64]], pooling: Pooling, only_tokens: NDArray[np.integer] | None
-) -> NDArray[np.float32]:
-    """Share of each token in its text's vector, shape (b, t); 0 on padding, sums to 1 in each row."""
-    weight_bt = np.zeros((len(rows), max(map(len, rows))), dtype=np.float32)
-    for weights, row in zip(weight_bt, rows, strict=True):
-        if pooling == "last":
-            weights[len(row) - 1] = 1
-            continue
-        taken = np.ones(len(row), dtype=bool) if only_tokens is None else np.isin(row, only_tokens)
-        if not taken.any():
-            taken[:] = True
-        weights[: len(row)] = taken / np.float32(taken.sum())
-    return weight_bt
+@contextmanager
+def _stopping_before(lm: LanguageModel, layer: int) -> Iterator[bool]:
+    """Make the body stop in front of a layer; yields False where its layers cannot be told, and it does not stop."""
+    n_layers = lm.model.config.get_text_config().num_hidden_layers
+    stacks = [m for m in lm.body.children() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers]
+    if len(stacks) != 1:
+        yield False
+        return
+
+    def stop(_: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+        raise _ReachedError(args[0] if args else kwargs["hidden_states"])
+
+    hook = stacks[0][layer].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        yield True
+    finally:
+        hook.remove()

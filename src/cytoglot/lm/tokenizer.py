@@ -104,6 +104,41 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     return [np.concatenate([opening, ids]) for ids in _encode_plain(tokenizer, texts)]
 
 
+def encode_prompts_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Return the token ids of `encode_prompts` and of each token the characters (first, behind the last), shape (t, 2).
+
+    The opening tokens are of no character: (0, 0).
+
+    Raises
+    ------
+    InputError
+        The tokenizer is one of the slow ones, which do not know where in the text a token stands.
+    """
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"expected a tokenizer that knows the places of its tokens in the text, found {type(tokenizer).__name__}; "
+            "save it as a fast tokenizer (tokenizer.json)"
+        )
+    if len(texts) == 0:
+        return [], []
+    opening = opening_ids(tokenizer)
+    found = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    rows = [np.concatenate([opening, np.array(ids, dtype=np.int64)]) for ids in found["input_ids"]]
+    before = np.zeros((len(opening), 2), dtype=np.int64)
+    places = [np.array(offsets, dtype=np.int64).reshape(-1, 2) for offsets in found["offset_mapping"]]
+    return rows, [np.concatenate([before, offsets_t2]) for offsets_t2 in places]
+
+
 def encode_completions(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, eos: bool = False
 ) -> list[NDArray[np.int64]]:
