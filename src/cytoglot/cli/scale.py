@@ -1,0 +1,79 @@
+"""scale: a ladder of models and the power law through it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cytoglot.cli.output import Device, DryRun, Json, Seed, Threads, quiet_for_json, show
+
+_SHOWN = ("size", "mode", "share", "seed", "parameters_without_vectors", "cells", "tokens")
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command("scale")(scale_command)
+
+
+def scale_command(
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the ladder, such as recipes/scaling.yaml.")],
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")
+    ] = None,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Train models of several sizes on several amounts of data, and fit how the held-out loss falls."""
+    from cytoglot.config import load_recipe
+    from cytoglot.report.scaling_figure import write_scaling_figure
+    from cytoglot.train.scale import ScaleRecipe, run_ladder, runs_of
+
+    quiet_for_json(as_json=json)
+    chosen = load_recipe(ScaleRecipe, recipe, settings or [])
+    if dry_run:
+        runs = [{"run": run.name} for run in runs_of(chosen)]
+        show({"runs": runs, "steps": len(runs) * chosen.train.optim.steps, "dry_run": True}, as_json=json)
+        return
+    result = run_ladder(chosen, out=output, device=device, threads=threads, seed=seed)
+    folder = output or Path(str(chosen.output))
+    figure = write_scaling_figure(folder)
+    runs = result["runs"] if json else [_shown(row) for row in result["runs"]]
+    shown: dict[str, Any] = {"runs": runs}
+    shown |= {"power_law": result["power_law"]} if json else {"power_law": _laws(result["power_law"])}
+    show(shown | {"held_out": result["held_out"], "figure": figure, "output": folder}, as_json=json)
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    values = {name: row[name] for name in _SHOWN}
+    for metric, digits in (("loss_per_word", 4), ("accuracy", 3), ("macro_f1", 3)):
+        value, low, high = row[metric], row[f"{metric}_low"], row[f"{metric}_high"]
+        interval = "" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})"
+        values[metric] = "-" if value is None else f"{value:.{digits}f}{interval}"
+    return values
+
+
+def _laws(laws: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    for mode, law in laws.items():
+        if "floor" not in law:
+            rows.append({"mode": mode, "parameter": "none", "value": law["not_fitted"]})
+        for name, (low, high) in law.get("intervals", {}).items():
+            least, most = law["leave_one_out"].get(name, (None, None))
+            rows.append(
+                {
+                    "mode": mode,
+                    "parameter": name,
+                    "value": law[name],
+                    "low": low,
+                    "high": high,
+                    "without_one_run_low": least,
+                    "without_one_run_high": most,
+                }
+            )
+    return rows
