@@ -66,6 +66,15 @@ def test_tau_is_symmetric_bounded_and_agrees_with_counting(first: list[str], sec
         assert tau_b == pytest.approx(kendalltau(x, y).statistic)
 
 
+def test_tau_over_a_large_vocabulary_equals_sorting_all_of_it() -> None:
+    rng = np.random.default_rng(0)
+    vocabulary = list(range(3000))
+    for n in (1, 7, 200):
+        first, second = (rng.permutation(300)[:n].tolist() for _ in range(2))
+        x, y = (g._shared_last_ranks(s, vocabulary) for s in (first, second))
+        assert g.kendall_tau(first, second, set(vocabulary)) == pytest.approx(kendalltau(x, y).statistic, abs=1e-12)
+
+
 @given(SENTENCES)
 @settings(max_examples=40, deadline=None)
 def test_a_sentence_is_perfect_against_itself(sentence: list[str]) -> None:

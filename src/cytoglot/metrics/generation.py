@@ -68,25 +68,26 @@ def gene_jaccard(generated: Sentence, reference: Sentence) -> float:
     reference="C2S on L1000, as τ-b: genes absent from a sentence share its last rank",
 )
 def kendall_tau(
-    generated: Sentence, reference: Sentence, vocabulary: Sequence[Hashable], *, variant: Literal["a", "b"] = "b"
+    generated: Sentence, reference: Sentence, vocabulary: Collection[Hashable], *, variant: Literal["a", "b"] = "b"
 ) -> float:
     """Return Kendall's τ of the ranks of all genes of the vocabulary in two sentences.
 
     Genes absent from a sentence share the rank after its last gene; words outside the vocabulary take no rank; a
     repeated gene has the rank of its first occurrence. The paper prints the formula of τ-a, yet says that ties are
-    handled, so τ-b is the default.
+    handled, so τ-b is the default. Only genes of the two sentences are sorted: pass the vocabulary as a set for speed.
 
     Returns
     -------
     float
         NaN where τ is undefined, such as the τ-b of a sentence without genes.
     """
-    first_g, second_g = _shared_last_ranks(generated, vocabulary), _shared_last_ranks(reference, vocabulary)
-    if len(first_g) < 2 or (variant == "b" and (len(set(first_g)) < 2 or len(set(second_g)) < 2)):
+    known = vocabulary if isinstance(vocabulary, (set, frozenset, dict)) else frozenset(vocabulary)
+    first, second = ([g for g in dict.fromkeys(sentence) if g in known] for sentence in (generated, reference))
+    untied = [_n_pairs(len(known)) - _n_pairs(len(known) - len(present)) for present in (first, second)]
+    if len(known) < 2 or (variant == "b" and 0 in untied):
         return math.nan
-    if variant == "b":
-        return float(kendalltau(first_g, second_g, variant="b").statistic)
-    return _tau_a(first_g, second_g)
+    surplus = _concordance(first, second, n_genes=len(known))
+    return surplus / (math.sqrt(math.prod(untied)) if variant == "b" else _n_pairs(len(known)))
 
 
 @metric(
@@ -201,20 +202,31 @@ def knn_type_agreement(
     return float((nearest_labels(real_nd, real_types, generated_nd, k=k) == wanted).mean())
 
 
-def _shared_last_ranks(sentence: Sentence, vocabulary: Sequence[Hashable]) -> NDArray[np.int64]:
-    index = {gene: i for i, gene in enumerate(vocabulary)}
-    present = list(dict.fromkeys(index[gene] for gene in sentence if gene in index))
-    ranks_g = np.full(len(index), len(present) + 1, dtype=np.int64)
-    ranks_g[present] = np.arange(1, len(present) + 1)
-    return ranks_g
+def _n_pairs(n: int) -> int:
+    return n * (n - 1) // 2
 
 
-def _tau_a(first_g: NDArray[np.int64], second_g: NDArray[np.int64]) -> float:
-    n_pairs = len(first_g) * (len(first_g) - 1) / 2
-    untied = [n_pairs - sum(c * (c - 1) / 2 for c in np.unique(r, return_counts=True)[1]) for r in (first_g, second_g)]
+def _concordance(first: list[Hashable], second: list[Hashable], *, n_genes: int) -> int:
+    """Return the number of concordant less that of discordant pairs of genes, with shared last ranks.
+
+    A gene of both sentences stands above every gene of neither in both of them, so those pairs need no sorting; a gene
+    of one sentence is tied with those of neither in the other.
+    """
+    union = list(dict.fromkeys([*first, *second]))
+    n_both = len(first) + len(second) - len(union)
+    surplus = n_both * (n_genes - len(union))
+    untied = [_n_pairs(len(union)) - _n_pairs(len(union) - len(present)) for present in (first, second)]
     if 0 in untied:
-        return 0.0  # every pair is tied in one of them: none is concordant, none discordant
-    return float(kendalltau(first_g, second_g, variant="b").statistic) * math.sqrt(math.prod(untied)) / n_pairs
+        return surplus
+    ranks = [_shared_last_ranks(present, union) for present in (first, second)]
+    return surplus + round(float(kendalltau(*ranks, variant="b").statistic) * math.sqrt(math.prod(untied)))
+
+
+def _shared_last_ranks(sentence: Sentence, genes: Sequence[Hashable]) -> NDArray[np.int64]:
+    known = set(genes)
+    present = [gene for gene in dict.fromkeys(sentence) if gene in known]
+    rank = {gene: i for i, gene in enumerate(present, start=1)}
+    return np.array([rank.get(gene, len(present) + 1) for gene in genes], dtype=np.int64)
 
 
 def _dice(first: Sentences, second: Sentences) -> NDArray[np.float64]:
