@@ -74,6 +74,8 @@ class GrpoRecipe(Settings):
     """prompts of an optimiser step, over all devices"""
     kl: float = Field(default=0.02, ge=0)
     """weight of the divergence from the model that training starts from; 0 keeps no reference"""
+    updates: int = Field(default=1, gt=0)
+    """optimiser steps on the answers of a step; from the second on they are of an older model, which `clip` bounds"""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """how far the ratio of new to old probabilities counts"""
     loss: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "dr_grpo"
@@ -90,6 +92,10 @@ class GrpoRecipe(Settings):
     """write only valid answers; the same mask is then in all log-probabilities"""
     probes: Literal["refuse", "warn", "off"] = "refuse"
     """what to do where an answer without content (a constant, a copy of the prompt, …) earns a high reward"""
+    held_out_prompts: int = Field(default=32, gt=0)
+    """prompts of validation cells on which rewards and diversity are watched"""
+    held_out_samples: int = Field(default=4, ge=2)
+    """answers to each of them at every look"""
     max_overlap_gain: float = Field(default=0.15, gt=0)
     """training stops being called healthy when answers to one prompt share so much more than before it"""
     on_collapse: Literal["warn", "stop"] = "warn"
@@ -115,6 +121,13 @@ PRESETS: Mapping[str, dict[str, Any]] = {
 }
 """`preset` → the defaults of `optim`: ours for models from nothing, and those published for Cell2Sentence models
 :cite:p:`rizvi2025c2sscale`."""
+
+_IMPLIED: Mapping[str, dict[str, Any]] = {
+    "pretrain": {"loss_on": "everything"},
+    # Rewards are noisy: small steps, and no decay of what the model has learned.
+    "grpo": {"steps": 100, "learning_rate": 2e-4, "schedule": "constant", "weight_decay": 0.0, "evaluate_every": 20},
+}
+"""`kind` → what it implies of `optim`"""
 
 DEFAULT_TASKS = {"cell_type_annotation": 0.5, "cell_generation": 0.45, "unconditional_generation": 0.05}
 
@@ -215,9 +228,7 @@ class TrainRecipe(Settings):
         """Put the preset's settings, and what the kind implies, under those that are given."""
         if not isinstance(values, dict):
             return values
-        implied = dict(PRESETS.get(values.get("preset", "scratch"), {}))
-        if values.get("kind") == "pretrain":
-            implied["loss_on"] = "everything"
+        implied = {**_IMPLIED.get(str(values.get("kind")), {}), **PRESETS.get(values.get("preset", "scratch"), {})}
         optim = values.get("optim", {})
         if not implied or not isinstance(optim, (dict, OptimRecipe)):
             return values
