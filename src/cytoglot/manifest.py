@@ -17,12 +17,14 @@ _PACKAGES = (
     "numba",
     "numpy",
     "pandas",
+    "peft",
     "pyarrow",
     "scanpy",
     "scikit-learn",
     "scipy",
     "torch",
     "transformers",
+    "trl",
 )
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Mapping
+from importlib import metadata
 from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
 
 from cytoglot.extras import EXTRAS
 from cytoglot.manifest import package_versions
@@ -31,10 +35,77 @@ def examine() -> dict[str, Any]:
     return {
         "versions": [{"package": name, "version": version} for name, version in package_versions().items()],
         "extras": extras,
+        "training_stack": training_stack(installed_requirements()),
         "devices": _devices(),
         "threads": _threads(),
         "data_folder": _data_folder(),
     }
+
+
+#: Packages that train, align and serve language models, and whose versions must fit each other.
+_STACK = ("torch", "transformers", "accelerate", "peft", "trl", "vllm", "deepspeed", "bitsandbytes")
+_FORBIDS = {
+    "peft": "lora in a recipe",
+    "trl": "kind: grpo in a recipe",
+    "vllm": "grpo.vllm colocate or server, and --backend vllm",
+    "deepspeed": "deepspeed in a recipe",
+    "bitsandbytes": "lora.quantise",
+}
+
+
+def installed_requirements() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return package → its version and what it says it needs, extras included, of the installed part of the stack."""
+    found = {}
+    for name in _STACK:
+        try:
+            found[name] = (metadata.version(name), tuple(metadata.requires(name) or ()))
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def training_stack(installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[dict[str, str]]:
+    """Return, for each package of the stack, its version, with which others it clashes, and what that forbids.
+
+    A clash is a version outside of what another package asks for by its own metadata; what it asks for in an extra
+    counts where the package of that extra is installed, since it will be used then.
+    """
+    rows = []
+    for name in _STACK:
+        if name not in installed:
+            forbidden = _FORBIDS.get(name, "everything that trains")
+            rows.append({"package": name, "version": "not installed", "clashes": "", "forbids": forbidden})
+            continue
+        clashes = _clashes(name, installed)
+        forbidden = _FORBIDS.get(name, "training") if clashes else ""
+        rows.append(
+            {"package": name, "version": installed[name][0], "clashes": "; ".join(clashes), "forbids": forbidden}
+        )
+    return rows
+
+
+def _clashes(name: str, installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[str]:
+    """Return what a package asks of others that are there in another version."""
+    clashes: dict[str, None] = {}
+    for line in installed[name][1]:
+        try:
+            asked = Requirement(line)
+        except InvalidRequirement:
+            continue
+        other = asked.name.lower()
+        if other == name or other not in installed or not _applies(asked, name, installed):
+            continue
+        version = installed[other][0]
+        if not asked.specifier.contains(version.split("+")[0], prereleases=True):
+            clashes[f"wants {other}{asked.specifier}, found {version}"] = None
+    return list(clashes)
+
+
+def _applies(asked: Requirement, name: str, installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> bool:
+    """Return whether a requirement counts: always, or by an extra that is named like an installed package."""
+    if asked.marker is None or asked.marker.evaluate({"extra": ""}):
+        return True
+    return any(asked.marker.evaluate({"extra": other}) for other in installed if other != name)
 
 
 def _devices() -> list[dict[str, Any]]:
