@@ -34,6 +34,7 @@ from cytoglot.metrics.generation import (
 )
 from cytoglot.metrics.spec import MetricSpec, metric, metrics
 from cytoglot.metrics.text import exact_match, token_f1
+from cytoglot.metrics.token_matching import TokenMatch, match_tokens
 from cytoglot.metrics.uncertainty import (
     AdditiveStatistic,
     Interval,
@@ -47,6 +48,7 @@ __all__ = [
     "AdditiveStatistic",
     "Interval",
     "MetricSpec",
+    "TokenMatch",
     "accuracy",
     "accuracy_statistic",
     "adaptive_ece",
@@ -70,6 +72,7 @@ __all__ = [
     "knn_type_agreement",
     "macro_f1",
     "macro_f1_statistic",
+    "match_tokens",
     "mcnemar",
     "mean_overlap",
     "metric",
