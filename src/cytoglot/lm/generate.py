@@ -48,8 +48,8 @@ class StepWatch(Protocol):
     def start(self, answers: Sequence[tuple[int, int]], constraint: AnswerConstraint) -> None:
         """Begin a batch of answers, each named by its prompt and sample number; drop one that was not finished."""
 
-    def step(self, places: Sequence[int], logits_bs: Tensor, allowed_bs: Tensor) -> None:
-        """See what each row may take next; `places` are the rows' numbers in the batch as it began."""
+    def step(self, places: Sequence[int], logits_bs: Tensor, allowed_bs: Tensor, symbol_b: Tensor) -> None:
+        """See what each row may take next, and what it takes; `places` are the rows' numbers as the batch began."""
 
     def finish(self) -> None:
         """Take the batch as complete: all of its answers have ended."""
@@ -464,9 +464,9 @@ class _Writer:
             logits_bs = self.reading.logits_bv if self.takes_all else self.reading.logits_bv[:, self.tokens_s]
             logits_bs = logits_bs.float()
             allowed_bs = self.state.allowed()
-            if watch is not None:
-                watch.step(self.places, logits_bs, allowed_bs)
             symbol_b = self.sampler.choose(logits_bs, allowed_bs)
+            if watch is not None:
+                watch.step(self.places, logits_bs, allowed_bs, symbol_b)
             if with_log_probs:
                 self._note(logits_bs.masked_fill(~allowed_bs, -torch.inf).log_softmax(dim=1), symbol_b)
             self.state.advance(symbol_b)
