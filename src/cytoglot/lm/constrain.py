@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerBase
 from cytoglot.answer_format import AnswerFormat, DistinctWords, Number, OneOf
 from cytoglot.errors import InputError
 from cytoglot.lm.answer_constraint import AnswerConstraint
+from cytoglot.lm.compiled_trie_state import CompiledTrieState
 from cytoglot.lm.free_text_answer import FreeTextConstraint
 from cytoglot.lm.number_answer import NumberConstraint, NumberGrammar
 from cytoglot.lm.tokenizer import encode_completions
-from cytoglot.lm.word_trie import TrieState, WordTrie, build_trie
+from cytoglot.lm.trie_state import TrieState, TrieTensors
+from cytoglot.lm.word_trie import WordTrie, build_trie
 
 _TRIES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[object, ...], WordTrie]] = WeakKeyDictionary()
 _TRIES_KEPT = 8
@@ -69,16 +71,27 @@ class WordConstraint(AnswerConstraint):
         super().__init__(trie.symbol_tokens_s, eos_id)
         self.bounds = bounds
         self._trie = trie
+        self._tensors: TrieTensors | None = None
         # Tokens of the n longest words, for any n.
         self._longest_n = np.cumsum(np.sort(trie.word_lengths_w)[::-1])
 
-    def start(self, budget_b: Tensor, *, bounds_b2: Tensor | None = None) -> TrieState:
+    def start(self, budget_b: Tensor, *, bounds_b2: Tensor | None = None) -> TrieState | CompiledTrieState:
         """Return the state of a new batch."""
-        if self._trie.parent_k.device != budget_b.device:
-            self._trie = self._trie.to(budget_b.device)
+        device, most_words = budget_b.device, self.bounds[1]
         if bounds_b2 is None:
-            bounds_b2 = torch.tensor(self.bounds, device=budget_b.device).expand(len(budget_b), 2)
-        return TrieState(self._trie, min_words_b=bounds_b2[:, 0], max_words_b=bounds_b2[:, 1], budget_b=budget_b)
+            bounds_b2 = torch.tensor(self.bounds, device=device).expand(len(budget_b), 2)
+        else:
+            most_words = int(bounds_b2[:, 1].max())
+        fewest_b, most_b = bounds_b2.unbind(dim=1)
+        if device.type == "cpu":
+            return CompiledTrieState(
+                self._trie, min_words_b=fewest_b.numpy(), max_words_b=most_b.numpy(), budget_b=budget_b.numpy()
+            )
+        if self._tensors is None or self._tensors.edges.device != device:
+            self._tensors = TrieTensors.on(device, self._trie)
+        return TrieState(
+            self._tensors, min_words_b=fewest_b, max_words_b=most_b, most_words=most_words, budget_b=budget_b
+        )
 
     def max_tokens(self, n_words: int | None = None) -> int:
         """Return a budget of tokens that forbids no answer: `n_words` times the longest word, and the closing."""

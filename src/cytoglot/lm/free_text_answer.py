@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
-from cytoglot.lm.answer_constraint import AnswerConstraint, decode_tokens
+from cytoglot.lm.answer_constraint import AllowedSymbols, AnswerConstraint, decode_tokens
 
 
 class FreeTextConstraint(AnswerConstraint):
@@ -23,6 +23,9 @@ class FreeTextConstraint(AnswerConstraint):
         ids = sorted(tokenizer.get_vocab().values())
         super().__init__(torch.tensor(ids), int(tokenizer.eos_token_id))
         self.answer_format, self.tokenizer = answer_format, tokenizer
+        #: What a row may take next, bool (2, s): any symbol, or end of text if it is finished.
+        self.going_on_or_ended = torch.ones((2, len(ids)), dtype=torch.bool)
+        self.going_on_or_ended[1] = torch.arange(len(ids)) == self.eos_symbol
 
     def start(self, budget_b: Tensor, *, bounds_b2: Tensor | None = None) -> FreeTextState:
         """Return the state of a new batch."""
@@ -53,6 +56,10 @@ class FreeTextState:
         allowed_bs[:, self._constraint.eos_symbol] = True
         return allowed_bs
 
+    def allowed_symbols(self) -> AllowedSymbols:
+        """Return the same for compiled loops, of a state on the CPU."""
+        return AllowedSymbols.of_mask(self._constraint.going_on_or_ended, self.is_finished_b.long())
+
     def advance(self, symbol_b: Tensor) -> None:
         """Take one more symbol for each row."""
         symbol_b = torch.where(self.is_finished_b, self._constraint.eos_symbol, symbol_b)
@@ -60,7 +67,7 @@ class FreeTextState:
         self._ended_b = self._ended_b | (symbol_b == self._constraint.eos_symbol)
 
     def select(self, rows: Tensor) -> None:
-        """Keep only some rows, in the order given."""
+        """Keep, repeat or drop rows, in the order given."""
         self._budget_b, self._ended_b = self._budget_b[rows], self._ended_b[rows]
         self._symbols_bt = self._symbols_bt[rows]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cytoglot.errors import InputError
-from cytoglot.lm.answer_constraint import AnswerConstraint, decode_tokens
+from cytoglot.lm.answer_constraint import AllowedSymbols, AnswerConstraint, decode_tokens
 from cytoglot.lm.tokenizer import encode_completions
 
 DECIMALS = 6
@@ -155,6 +155,10 @@ class NumberState:
         allowed_bs[:, self._constraint.eos_symbol] |= ~allowed_bs.any(dim=1)
         return allowed_bs.to(self._device)
 
+    def allowed_symbols(self) -> AllowedSymbols:
+        """Return the same for compiled loops."""
+        return AllowedSymbols.of_mask(self.allowed())
+
     def advance(self, symbol_b: Tensor) -> None:
         """Take one more symbol for each row."""
         for row, symbol in enumerate(symbol_b.tolist()):
@@ -167,7 +171,7 @@ class NumberState:
                 self._written[row] += self._constraint.pieces[symbol] if symbol >= 0 else "\0"
 
     def select(self, rows: Tensor) -> None:
-        """Keep only some rows, in the order given."""
+        """Keep, repeat or drop rows, in the order given."""
         self._written = [self._written[row] for row in rows.tolist()]
         self._is_finished = [self._is_finished[row] for row in rows.tolist()]
 

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cytoglot.errors import InputError
+from cytoglot.lm import sampling_kernels
+from cytoglot.lm.answer_constraint import AllowedSymbols, AnswerState, check_width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,41 +40,124 @@ class Sampling:
 class TokenSampler:
     """Draws tokens by Gumbel-max: the largest of logit / temperature + Gumbel noise.
 
-    Each row has a counter-based generator (Philox) of its own and takes the same number of draws from it at each step,
-    so that its noise is a function of seed, stream and step.
+    The noise of a token is a pure function of seed, stream, step and token id: 64 bits of a hash (SplitMix64), the same
+    on every device. So a sample is the same in any batch and under any numbering of symbols, and on a CPU no noise is
+    made for what is not allowed.
 
     Parameters
     ----------
     streams
         What names the noise of each row; equal names give equal noise.
+    tokens_s
+        Token id of each symbol; None where symbols are token ids.
     """
 
-    def __init__(self, sampling: Sampling, streams: Sequence[str]) -> None:
+    def __init__(self, sampling: Sampling, streams: Sequence[str], *, tokens_s: Tensor | None = None) -> None:
         self.sampling = sampling
-        is_random = sampling.temperature > 0
-        self._generators = [_generator(sampling.seed, stream) for stream in streams] if is_random else []
+        self._stream_b = torch.tensor([_stream_key(sampling.seed, stream) for stream in streams], dtype=torch.int64)
+        self._n_steps = 0
+        self._tokens_s = tokens_s
+        self._tokens_on_cpu: NDArray[np.int64] | None = None if tokens_s is None else tokens_s.cpu().numpy()
 
     def choose(self, logits_bs: Tensor, allowed_bs: Tensor) -> Tensor:
         """Return one allowed symbol for each row, int64; logits are in float32."""
-        allowed_logits_bs = logits_bs.masked_fill(~allowed_bs, -torch.inf)
-        if not self._generators:
-            return allowed_logits_bs.argmax(dim=1)
-        scaled_bs = allowed_logits_bs / self.sampling.temperature
-        if self.sampling.top_p < 1:
-            scaled_bs = keep_top_p(scaled_bs, self.sampling.top_p)
-        return (scaled_bs + self._gumbel(logits_bs.shape[1]).to(logits_bs.device)).argmax(dim=1)
+        if logits_bs.device.type == "cpu":
+            places_s = np.arange(logits_bs.shape[1])
+            return self._draw_compiled(logits_bs, places_s, AllowedSymbols.of_mask(allowed_bs), with_log_probs=False)[0]
+        return self._draw_on_device(logits_bs.masked_fill(~allowed_bs, -torch.inf))
+
+    def draw(
+        self, logits_bv: Tensor, state: AnswerState, *, with_log_probs: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return a symbol for each row that its state allows, int64, and its log-probability in nats, float64.
+
+        The log-probability is over the allowed symbols, before temperature and top_p; None if not asked for. Logits
+        are those of the whole vocabulary: on a CPU, only those of allowed symbols are looked at.
+        """
+        tokens_s = self._tokens_s
+        if logits_bv.device.type == "cpu":
+            places_s = np.arange(logits_bv.shape[1]) if self._tokens_on_cpu is None else self._tokens_on_cpu
+            return self._draw_compiled(logits_bv, places_s, state.allowed_symbols(), with_log_probs=with_log_probs)
+        logits_bs = (logits_bv if tokens_s is None else logits_bv[:, tokens_s]).float()
+        logits_bs = logits_bs.masked_fill(~state.allowed(), -torch.inf)
+        symbol_b = self._draw_on_device(logits_bs)
+        if not with_log_probs:
+            return symbol_b, None
+        return symbol_b, logits_bs.double().log_softmax(dim=1).gather(1, symbol_b[:, None])[:, 0]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only some rows, in the order given."""
-        if self._generators:
-            self._generators = [self._generators[row] for row in rows]
+        self._stream_b = self._stream_b[torch.tensor(list(rows), dtype=torch.int64)]
 
-    def _gumbel(self, n_symbols: int) -> Tensor:
-        waiting_times_bs = np.empty((len(self._generators), n_symbols))
-        for generator, row in zip(self._generators, waiting_times_bs, strict=True):
-            generator.standard_exponential(out=row)
-        # Minus the log of an exponential is Gumbel; zero, drawn once in 10^16, would be infinite.
-        return -torch.from_numpy(waiting_times_bs).float().clamp_(min=1e-30).log_()
+    def _draw_compiled(
+        self, logits_bv: Tensor, places_s: NDArray[np.int64], allowed: AllowedSymbols, *, with_log_probs: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        check_width(logits_bv.shape[1], places_s)
+        self._n_steps += 1
+        n_rows = len(logits_bv)
+        symbol_b, log_prob_b = np.empty(n_rows, dtype=np.int64), np.empty(n_rows, dtype=np.float64)
+        sampling_kernels.draw_symbols(
+            logits_bv.detach().float().contiguous().numpy(),
+            places_s,
+            places_s if self._tokens_on_cpu is None else self._tokens_on_cpu,
+            allowed.open_rs,
+            allowed.shows_open_r,
+            allowed.few_rc,
+            allowed.n_few_r,
+            allowed.slot_b,
+            self._stream_b.numpy().view(np.uint64),
+            self._n_steps,
+            float(self.sampling.temperature),
+            float(self.sampling.top_p),
+            with_log_probs,
+            symbol_b,
+            log_prob_b,
+        )
+        return torch.from_numpy(symbol_b), torch.from_numpy(log_prob_b) if with_log_probs else None
+
+    def _draw_on_device(self, logits_bs: Tensor) -> Tensor:
+        self._n_steps += 1
+        if self.sampling.temperature == 0:
+            return logits_bs.argmax(dim=1)
+        # Apple's devices have no float64.
+        precise = torch.float32 if logits_bs.device.type == "mps" else torch.float64
+        scaled_bs = logits_bs.to(precise) / self.sampling.temperature
+        if self.sampling.top_p < 1:
+            scaled_bs = keep_top_p(scaled_bs, self.sampling.top_p)
+        if self._tokens_s is None:
+            token_s = torch.arange(logits_bs.shape[1], device=logits_bs.device)
+        else:
+            token_s = self._tokens_s = self._tokens_s.to(logits_bs.device)
+        self._stream_b = self._stream_b.to(logits_bs.device)
+        uniform_bs = token_uniforms(self._stream_b, self._n_steps, token_s).to(precise)
+        waiting_times_bs = -torch.log1p(-uniform_bs)
+        return (scaled_bs - waiting_times_bs.log()).argmax(dim=1)
+
+
+def token_uniforms(stream_b: Tensor, step: int, token_s: Tensor) -> Tensor:
+    """Return what noise is made of: a number between 0 and 1, both excluded, for each row and token, float64 (b, s).
+
+    The same integer arithmetic as the compiled loops': int64 overflows as uint64 does.
+    """
+    key_b = _mixed(stream_b + _as_signed(step * int(sampling_kernels.STEP)))
+    bits_bs = _mixed(key_b[:, None] + (token_s + 1) * _as_signed(int(sampling_kernels.STEP)))
+    return (_shifted(bits_bs, 11).double() + 0.5) * 2.0**-53
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    bits = (bits ^ _shifted(bits, 30)) * _as_signed(int(sampling_kernels.MIX_1))
+    bits = (bits ^ _shifted(bits, 27)) * _as_signed(int(sampling_kernels.MIX_2))
+    return bits ^ _shifted(bits, 31)
+
+
+def _shifted(bits: Tensor, n: int) -> Tensor:
+    """Shift to the right, bringing in zeros."""
+    return (bits >> n) & ((1 << (64 - n)) - 1)
+
+
+def _as_signed(value: int) -> int:
+    """Return the int64 with the same lowest 64 bits."""
+    return (value + 2**63) % 2**64 - 2**63
 
 
 def keep_top_p(logits_bs: Tensor, top_p: float) -> Tensor:
@@ -94,7 +179,5 @@ def _falling(values_bs: Tensor) -> Tensor:
     return torch.from_numpy(-np.sort(-values_bs.numpy(), axis=1))
 
 
-def _generator(seed: int, stream: str) -> np.random.Generator:
-    digest = hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=16).digest()
-    key: NDArray[np.uint64] = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-    return np.random.Generator(np.random.Philox(key=key))
+def _stream_key(seed: int, stream: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=8).digest(), "little", signed=True)
