@@ -11,12 +11,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
+from cytoglot.cell_model.cell_prompt import CellPrompt
 from cytoglot.cell_model.spec import SPEC_FILE, Calibration, CellModelSpec
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
@@ -24,7 +25,7 @@ from cytoglot.data.read import stream_adata
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.constrain import constrain
-from cytoglot.lm.embed import Pooling, embed_texts
+from cytoglot.lm.embed import Pooling, Precision, embed_texts
 from cytoglot.lm.generate import generate_answers
 from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
 from cytoglot.lm.score import score_answers
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+CellPooling = Literal["mean", "last", "sentence"]
 
 MIN_OVERLAP = 0.3
 """A query that has fewer than this share of the model's genes is refused unless the caller lowers it."""
@@ -157,7 +160,7 @@ class CellModel:
             As for `cytoglot.read`.
         """
         with stream_adata(adata, layer=layer, **gene_options.keywords) as stream:
-            overlap = self._overlap(stream.vocabulary, min_overlap)
+            overlap = self.overlap_with(stream.vocabulary, min_overlap=min_overlap)
             ranking = self.spec.ranking
             sentences = encode(
                 stream,
@@ -169,7 +172,14 @@ class CellModel:
         logger.info("%s", overlap)
         return sentences, overlap
 
-    def _overlap(self, query: GeneVocabulary, min_overlap: float) -> VocabularyOverlap:
+    def overlap_with(self, query: GeneVocabulary, *, min_overlap: float = MIN_OVERLAP) -> VocabularyOverlap:
+        """Return how a query's genes meet those of the model.
+
+        Raises
+        ------
+        VocabularyMismatchError
+            The query has fewer than `min_overlap` of the model's genes, or none.
+        """
         known = self.spec.vocabulary
         n_shared = int((query.index_of(known.symbols) >= 0).sum())
         overlap = VocabularyOverlap(n_model=len(known), n_query=len(query), n_shared=n_shared)
@@ -208,31 +218,49 @@ class CellModel:
         A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
         are left for an answer.
         """
+        prompts = self.cell_prompts(
+            sentences, task=task, context=context, view=view, template=template, n_reserved=n_reserved
+        )
+        return [prompt.text for prompt in prompts]
+
+    def cell_prompts(
+        self,
+        sentences: CellSentences,
+        *,
+        task: str = "cell_type_annotation",
+        context: Mapping[str, str] | None = None,
+        view: int = 0,
+        template: int | str | None = None,
+        n_reserved: int = 1,
+    ) -> list[CellPrompt]:
+        """Return `prompts` that know where the cell sentence stands in them."""
         chosen: Task[CellRecord, Any] = self.task(task)
-        records = list(self.records(sentences, context=context, view=view))
-        prompts = [chosen.prompt(record, template=template) for record in records]
+        prompts = [
+            CellPrompt(text=chosen.prompt(record, template=template), record=record, task=chosen, template=template)
+            for record in self.records(sentences, context=context, view=view)
+        ]
         room = None if self.lm.context_length is None else self.lm.context_length - n_reserved
         # A token has a byte at least, so most models need no counting.
-        if room is None or max((len(prompt.encode()) for prompt in prompts), default=0) <= room:
+        if room is None or max((len(prompt.text.encode()) for prompt in prompts), default=0) <= room:
             return prompts
-        n_tokens = [len(ids) for ids in self.lm.tokenizer(prompts)["input_ids"]]
+        n_tokens = [len(ids) for ids in self.lm.tokenizer([prompt.text for prompt in prompts])["input_ids"]]
         n_long = sum(n > room for n in n_tokens)
         if n_long:
             logger.info("%d of %d sentences are cut to the model's context of %d tokens", n_long, len(prompts), room)
         return [
-            prompt if n <= room else self._shortened(record, chosen, template, room)
-            for prompt, record, n in zip(prompts, records, n_tokens, strict=True)
+            prompt if n <= room else self._shortened(prompt, room) for prompt, n in zip(prompts, n_tokens, strict=True)
         ]
 
-    def _shortened(self, record: CellRecord, task: Task, template: int | str | None, room: int) -> str:
+    def _shortened(self, prompt: CellPrompt, room: int) -> CellPrompt:
         """Drop genes from the end, a guess at a time, until the prompt fits."""
         while True:
-            prompt = task.prompt(record, template=template)
-            n_tokens = len(self.lm.tokenizer(prompt)["input_ids"])
-            if n_tokens <= room or not record.genes:
+            n_tokens = len(self.lm.tokenizer(prompt.text)["input_ids"])
+            genes = prompt.record.genes
+            if n_tokens <= room or not genes:
                 return prompt
-            n_dropped = math.ceil((n_tokens - room) * len(record.genes) / n_tokens)
-            record = replace(record, genes=record.genes[: len(record.genes) - n_dropped])
+            n_dropped = math.ceil((n_tokens - room) * len(genes) / n_tokens)
+            record = replace(prompt.record, genes=genes[: len(genes) - n_dropped])
+            prompt = replace(prompt, record=record, text=prompt.task.prompt(record, template=prompt.template))
 
     def label_scores(
         self,
@@ -269,20 +297,30 @@ class CellModel:
 
         The number of a cell is the key of its noise, so a cell does not depend on its companions.
         """
-        task: Task[CellRecord, Any] = self.task("unconditional_generation" if cell_type is None else "cell_generation")
-        known = {} if cell_type is None else {"cell_type": cell_type}
-        metadata = {**self.spec.context, **(context or {}), **known}
-        words = self.spec.vocabulary.symbols
+        prompts, formats = self.writing_prompts(cell_type, lengths, context=context)
         answers = generate_answers(
             self.lm,
-            [task.prompt(CellRecord(num_genes=int(length), metadata=metadata)) for length in lengths],
-            [DistinctWords(words=words, min_words=int(length), max_words=int(length)) for length in lengths],
+            prompts,
+            formats,
             temperature=temperature,
             top_p=top_p,
             seed=seed,
             keys=[str(i) for i in range(len(lengths))],
         )
         return [text for (text, *_) in answers]
+
+    def writing_prompts(
+        self, cell_type: str | None, lengths: NDArray[np.integer], *, context: Mapping[str, str] | None = None
+    ) -> tuple[list[str], list[DistinctWords]]:
+        """Return the prompt for a new cell sentence of each length, and the format of its answer."""
+        task: Task[CellRecord, Any] = self.task("unconditional_generation" if cell_type is None else "cell_generation")
+        known = {} if cell_type is None else {"cell_type": cell_type}
+        metadata = {**self.spec.context, **(context or {}), **known}
+        words = self.spec.vocabulary.symbols
+        return (
+            [task.prompt(CellRecord(num_genes=int(length), metadata=metadata)) for length in lengths],
+            [DistinctWords(words=words, min_words=int(length), max_words=int(length)) for length in lengths],
+        )
 
     def write_ids(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, temperature: float, seed: int = 0
@@ -309,13 +347,49 @@ class CellModel:
         """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers), as `CausalLm.log_likelihood` does."""
         return self.language.log_likelihood(prompts, answers, terminator=terminator)
 
-    def embed(self, texts: Sequence[str], layer: int = -1, pooling: Pooling = "mean") -> NDArray[np.float32]:
+    def embed(
+        self,
+        texts: Sequence[str],
+        layer: int = -1,
+        pooling: Pooling = "mean",
+        *,
+        spans: Sequence[tuple[int, int]] | None = None,
+    ) -> NDArray[np.float32]:
         """Return one vector per text, shape (n_texts, d), as `CausalLm.embed` does."""
-        return self.language.embed(texts, layer=layer, pooling=pooling)
+        return self.language.embed(texts, layer=layer, pooling=pooling, spans=spans)
 
-    def embeddings(self, sentences: CellSentences, *, context: Mapping[str, str] | None = None) -> NDArray[np.float32]:
-        """Return the mean last hidden state of each cell's prompt, shape (n, d)."""
-        return embed_texts(self.lm, self.prompts(sentences, context=context))
+    def embeddings(
+        self,
+        sentences: CellSentences,
+        *,
+        context: Mapping[str, str] | None = None,
+        layer: int = -1,
+        pooling: CellPooling = "mean",
+        batch_tokens: int | None = None,
+        dtype: Precision = "auto",
+    ) -> NDArray[np.float32]:
+        """Return one vector per cell from the hidden states of its prompt, shape (n, d).
+
+        Parameters
+        ----------
+        layer, batch_tokens, dtype
+            As in `cytoglot.lm.embed.embed_texts`.
+        pooling
+            "mean" over all tokens of the prompt, "last" token, or "sentence": mean over the tokens of the genes alone
+            (an empty cell has none, and gets the mean over its prompt).
+        """
+        if pooling not in get_args(CellPooling):
+            raise InputError(f"pooling must be {', '.join(get_args(CellPooling))}, found {pooling!r}")
+        prompts = self.cell_prompts(sentences, context=context)
+        return embed_texts(
+            self.lm,
+            [prompt.text for prompt in prompts],
+            layer=layer,
+            pooling="last" if pooling == "last" else "mean",
+            spans=[prompt.sentence_span for prompt in prompts] if pooling == "sentence" else None,
+            batch_tokens=batch_tokens,
+            dtype=dtype,
+        )
 
 
 def load_model(

@@ -73,6 +73,13 @@ class CausalLm:
             self.lm, prompts, framed, terminator=terminator, normalise=normalise, prior_prompts=prior_prompts
         )
 
-    def embed(self, texts: Sequence[str], layer: int = -1, pooling: Pooling = "mean") -> NDArray[np.float32]:
+    def embed(
+        self,
+        texts: Sequence[str],
+        layer: int = -1,
+        pooling: Pooling = "mean",
+        *,
+        spans: Sequence[tuple[int, int]] | None = None,
+    ) -> NDArray[np.float32]:
         """Return one vector per text, float32 of shape (n_texts, d); see `cytoglot.lm.embed.embed_texts`."""
-        return embed_texts(self.lm, texts, layer=layer, pooling=pooling)
+        return embed_texts(self.lm, texts, layer=layer, pooling=pooling, spans=spans)

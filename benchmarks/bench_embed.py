@@ -1,0 +1,246 @@
+"""Vectors of cells of varied length beside cell2sentence 1.2.0: same weights, same tokens, same prompts, on CPU.
+
+    python -m benchmarks.bench_embed [--cells 64] [--rounds 3] [--threads 1 2] [--sweep] [--json]
+
+A GPT-NeoX of Pythia-14M's size with random weights and a byte-level BPE tokenizer in which a gene is about four tokens.
+Both sides take turns in the same run. `cytoglot bf16` computes in bfloat16; `cytoglot genes` is a model of the same
+width whose tokenizer has a token for each gene. The output layer has the tokenizer's rows, and in a second table the
+50,304 of Pythia. `--sweep` times ours alone at several batch sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenizerBase
+
+from benchmarks.bench_constrain import byte_level, gene_like
+from benchmarks.peer import peer_python
+from cytoglot.lm.embed import BATCH_TOKENS, Precision, embed_texts, embedding_batches, padding_share
+from cytoglot.lm.load import LanguageModel
+from cytoglot.lm.tokenizer import build_tokenizer, encode_prompts
+
+PYTHIA_ROWS = 50_304
+PEER_BATCH = 8
+"""the peer's default"""
+SWEEP = (512, 1024, 2048, 4096, 8192, 16_384)
+
+
+def main() -> None:
+    arguments = _arguments()
+    genes = gene_like(2000)
+    texts = cells(genes, arguments.cells)
+    bpe = byte_level(genes, 1000)
+    by_gene = build_tokenizer(genes, [texts[0]], n_subwords=512)
+    result: dict[str, Any] = {"texts": describe(texts, bpe, by_gene)}
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in (0, PYTHIA_ROWS):
+            lm = neox(bpe, rows, seed=0)
+            lm.save(Path(folder) / f"rows-{rows}")
+            bench = Bench(
+                folder=Path(folder), model=f"rows-{rows}", texts=texts, lm=lm, by_gene=neox(by_gene, rows, seed=1)
+            )
+            for threads in arguments.threads:
+                name = f"{lm.n_vocabulary} output rows, {threads} threads"
+                result[name] = bench.run(threads, arguments.rounds)
+                _print(name, result[name])
+            bench.stop()
+            if rows == 0:
+                result["correctness"] = bench.correctness()
+                _print("correctness", result["correctness"])
+                if arguments.sweep:
+                    result["sweep"] = sweep(lm, texts, arguments.threads, arguments.rounds)
+                    _print("sweep, tokens/s", result["sweep"])
+    _print("texts", result["texts"])
+    if arguments.json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+
+
+def cells(genes: tuple[str, ...], n: int) -> list[str]:
+    """Prompts whose sentences have 40 to 420 genes, 200 on average, as when every expressed gene is written."""
+    rng = np.random.default_rng(0)
+    n_genes = np.clip(rng.lognormal(np.log(180), 0.5, size=n), 40, 420).astype(int)
+    sentences = [" ".join(rng.choice(genes, size=k, replace=False)) for k in n_genes]
+    return [f"Genes of a cell, from highest to lowest: {sentence}. The cell type is:" for sentence in sentences]
+
+
+def neox(tokenizer: PreTrainedTokenizerBase, rows: int, seed: int) -> LanguageModel:
+    """Random weights in the shape of Pythia-14M."""
+    torch.manual_seed(seed)
+    config = GPTNeoXConfig(
+        vocab_size=rows or -(-len(tokenizer) // 128) * 128,
+        hidden_size=128,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=4096,
+        rotary_pct=0.25,
+    )
+    return LanguageModel(model=AutoModelForCausalLM.from_config(config).eval(), tokenizer=tokenizer)
+
+
+@dataclass
+class Bench:
+    """Both sides with one model."""
+
+    folder: Path
+    model: str
+    texts: list[str]
+    lm: LanguageModel
+    by_gene: LanguageModel
+
+    def __post_init__(self) -> None:
+        self.prompts = self.folder / "prompts.json"
+        self.prompts.write_text(json.dumps(self.texts))
+        worker = Path(__file__).with_name("peer_embed.py")
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self.worker = subprocess.Popen([str(peer_python()), str(worker)], text=True, **pipes)
+
+    def run(self, threads: int, rounds: int) -> dict[str, dict[str, float]]:
+        """Return seconds (medians over rounds) and how many times faster than the peer each of ours is."""
+        torch.set_num_threads(threads)
+        self.peer(threads)  # warm up
+        timed(self.lm, self.texts)
+        times: dict[str, list[dict[str, float]]] = {}
+        for _ in range(rounds):
+            times.setdefault("cell2sentence", []).append(self.peer(threads))
+            times.setdefault("cytoglot", []).append(timed(self.lm, self.texts))
+            times.setdefault("cytoglot bf16", []).append(timed(self.lm, self.texts, dtype="bfloat16"))
+            times.setdefault("cytoglot genes", []).append(timed(self.by_gene, self.texts))
+            times.setdefault("cytoglot genes bf16", []).append(timed(self.by_gene, self.texts, dtype="bfloat16"))
+        table = {}
+        for name, found in times.items():
+            row = {unit: median(t[unit] for t in found) for unit in ("wall_s", "cpu_s")}
+            for unit in ("wall", "cpu"):
+                ratios = [a[f"{unit}_s"] / b[f"{unit}_s"] for a, b in zip(times["cell2sentence"], found, strict=True)]
+                row[f"times_faster_{unit}"] = median(ratios)
+            table[name] = row
+        return table
+
+    def peer(self, threads: int, batch: int = PEER_BATCH) -> dict[str, float]:
+        """Let the peer embed the texts; return its seconds."""
+        assert self.worker.stdin is not None
+        assert self.worker.stdout is not None
+        request = {
+            "folder": str(self.folder / self.model),
+            "scratch": str(self.folder / f"scratch-{self.model}"),
+            "prompts": str(self.prompts),
+            "threads": threads,
+            "batch": batch,
+            "out": str(self.folder / "peer.npy"),
+        }
+        self.worker.stdin.write(json.dumps(request) + "\n")
+        self.worker.stdin.flush()
+        answer: dict[str, float] = json.loads(self.worker.stdout.readline())
+        return answer
+
+    def correctness(self) -> dict[str, float]:
+        """Return how near each is to the mean of the hidden states of each text alone."""
+        truth_nd = np.stack([self._alone(text) for text in self.texts])
+        peer_n = cosine(np.load(self.folder / "peer.npy"), truth_nd)
+        return {
+            "cosine ours fp32, least": float(cosine(embed_texts(self.lm, self.texts), truth_nd).min()),
+            "cosine ours bf16, least": float(
+                cosine(embed_texts(self.lm, self.texts, dtype="bfloat16"), truth_nd).min()
+            ),
+            "cosine peer, mean": float(peer_n.mean()),
+            "cosine peer, least": float(peer_n.min()),
+        }
+
+    def _alone(self, text: str) -> NDArray[np.float32]:
+        ids = torch.from_numpy(encode_prompts(self.lm.tokenizer, [text])[0])[None]
+        with torch.no_grad():
+            hidden_td = self.lm.model(ids, output_hidden_states=True).hidden_states[-1][0]
+        return hidden_td.mean(0).numpy()
+
+    def stop(self) -> None:
+        """End the peer's process."""
+        assert self.worker.stdin is not None
+        self.worker.stdin.close()
+        self.worker.wait()
+
+
+def timed(
+    lm: LanguageModel, texts: list[str], *, dtype: Precision = "float32", batch_tokens: int | None = None
+) -> dict[str, float]:
+    started, cpu_started = time.perf_counter(), time.process_time()
+    embed_texts(lm, texts, dtype=dtype, batch_tokens=batch_tokens)
+    return {"wall_s": time.perf_counter() - started, "cpu_s": time.process_time() - cpu_started}
+
+
+def sweep(lm: LanguageModel, texts: list[str], threads: list[int], rounds: int) -> dict[str, dict[str, float]]:
+    """Return tokens per second of wall clock for each batch size, precision and number of threads."""
+    n_tokens = sum(len(row) for row in encode_prompts(lm.tokenizer, texts))
+    table: dict[str, dict[str, float]] = {}
+    for n_threads in threads:
+        torch.set_num_threads(n_threads)
+        for dtype in ("float32", "bfloat16"):
+            found: dict[int, list[float]] = {size: [] for size in SWEEP}
+            for _ in range(rounds):
+                for size in SWEEP:
+                    found[size].append(n_tokens / timed(lm, texts, dtype=dtype, batch_tokens=size)["wall_s"])
+            table[f"{dtype}, {n_threads} threads"] = {str(size): median(rates) for size, rates in found.items()}
+    return table
+
+
+def describe(
+    texts: list[str], bpe: PreTrainedTokenizerBase, by_gene: PreTrainedTokenizerBase
+) -> dict[str, float | str]:
+    lengths = {name: _lengths(tokenizer, texts) for name, tokenizer in (("bpe", bpe), ("genes", by_gene))}
+    in_order = [np.arange(i, min(i + PEER_BATCH, len(texts))) for i in range(0, len(texts), PEER_BATCH)]
+    batches = embedding_batches(lengths["bpe"], max_tokens=BATCH_TOKENS["cpu"])
+    return {
+        "cells": len(texts),
+        "tokens a cell": f"{lengths['bpe'].mean():.0f} ({lengths['bpe'].min()} to {lengths['bpe'].max()})",
+        "gene-level tokens a cell": f"{lengths['genes'].mean():.0f}",
+        "padding ours": padding_share(lengths["bpe"], batches),
+        "padding peer": padding_share(lengths["bpe"], in_order),
+        "load": os.getloadavg()[0],
+        "device": "cpu " + torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> NDArray[np.int64]:
+    return np.array([len(row) for row in encode_prompts(tokenizer, texts)])
+
+
+def cosine(a_nd: NDArray[np.floating], b_nd: NDArray[np.floating]) -> NDArray[np.floating]:
+    return (a_nd * b_nd).sum(1) / np.linalg.norm(a_nd, axis=1) / np.linalg.norm(b_nd, axis=1)
+
+
+def _print(title: str, table: dict[str, Any]) -> None:
+    sys.stderr.write(f"\n{title}\n")
+    for name, value in table.items():
+        items = value.items() if isinstance(value, dict) else [("", value)]
+        shown = "  ".join(f"{k} {v:.6g}".strip() if isinstance(v, float) else f"{k} {v}".strip() for k, v in items)
+        sys.stderr.write(f"  {name:26s} {shown}\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The cells of a file or an AnnData as chunks of sentences over a model's genes, whatever their number."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.stream import open_cells, stream_adata
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.cell_source import CellSource, open_source
+from cytoglot.sentence.encode import ranker_for
+from cytoglot.sentence.ranker import Ranker
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceStream:
+    """Sentences of n cells, made a chunk at a time."""
+
+    overlap: VocabularyOverlap
+    chunk_cells: int
+    _cells: CellSource
+    _ranker: Ranker
+
+    @property
+    def cell_ids(self) -> NDArray[np.object_]:
+        """Names of the cells, shape (n,)."""
+        return self._cells.cell_ids
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self._cells.cell_ids)
+
+    def chunks(self, first_cell: int = 0) -> Iterator[CellSentences]:
+        """Yield the sentences of the cells from `first_cell` on, `chunk_cells` at a time.
+
+        They are those of `CellModel.sentences`, whatever the chunks.
+        """
+        for block in self._cells.blocks(first_cell):
+            ids = self.cell_ids[first_cell : first_cell + block.shape[0]]
+            ranked = self._ranker.rank(block, ids)
+            yield CellSentences(
+                cell_ids=ids,
+                offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(ranked.lengths)]),
+                gene_ids=ranked.gene_ids,
+                n_expressed=ranked.n_expressed,
+                vocabulary=self._ranker.vocabulary,
+                settings=self._ranker.settings,
+                tie_rates=self._ranker.tie_rates,
+            )
+            first_cell += block.shape[0]
+
+
+@contextmanager
+def open_sentences(
+    model: CellModel,
+    source: AnnData | str | Path,
+    *,
+    layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
+    min_overlap: float = MIN_OVERLAP,
+    chunk_cells: int = 1024,
+) -> Iterator[SentenceStream]:
+    """Open cells for a model; of a file `obs`, the names of genes and one chunk are in memory.
+
+    Raises
+    ------
+    VocabularyMismatchError
+        The cells have fewer than `min_overlap` of the model's genes.
+    InputError
+        As for `cytoglot.read`.
+    """
+    if isinstance(source, (str, Path)):
+        opened = open_cells(source, layer=layer, **gene_options.keywords)
+    else:
+        opened = stream_adata(source, layer=layer, **gene_options.keywords)
+    with opened as stream, open_source(stream, layer=layer, chunk_cells=chunk_cells) as cells:
+        overlap = model.overlap_with(stream.vocabulary, min_overlap=min_overlap)
+        logger.info("%s", overlap)
+        # whole sentences, as `CellModel.sentences` makes them: a view may drop genes before the cut
+        settings = RankSettings(ties=model.spec.ranking.ties, seed=model.spec.ranking.seed)
+        ranker = ranker_for(cells, genes=model.spec.vocabulary, settings=settings, tie_rates=model.spec.tie_rates_g)
+        yield SentenceStream(overlap=overlap, chunk_cells=chunk_cells, _cells=cells, _ranker=ranker)

@@ -1,0 +1,86 @@
+"""Where the genes stand in a prompt, whatever the wording around them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from anndata import AnnData
+
+from cytoglot.cell_model.cell_prompt import CellPrompt
+from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.sentence_stream import open_sentences
+from cytoglot.errors import InputError
+from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.task import tasks
+
+ANNOTATION = tasks["cell_type_annotation"]
+
+
+def _prompt(genes: tuple[str, ...], template: int | str | None = None) -> CellPrompt:
+    record = CellRecord(genes=genes, metadata={"organism": "human"})
+    return CellPrompt(
+        text=ANNOTATION.prompt(record, template=template), record=record, task=ANNOTATION, template=template
+    )
+
+
+@pytest.mark.parametrize("template", [None, *sorted(ANNOTATION.templates.names)])
+@pytest.mark.parametrize("genes", [("ACTB", "HLA-DRA", "T"), ("T",), ("cell",), ("C", "cell", "type")])
+def test_every_gene_is_found_in_every_wording(genes: tuple[str, ...], template: str | None) -> None:
+    prompt = _prompt(genes, template)
+    first, behind = prompt.sentence_span
+    assert prompt.text[first:behind] == " ".join(genes)
+    assert [prompt.text[a:b] for a, b in prompt.gene_spans] == list(genes)
+    others = _prompt(("QQ",) * len(genes), template).text
+    assert others == prompt.text[:first] + " ".join(["QQ"] * len(genes)) + prompt.text[behind:]
+
+
+def test_an_empty_sentence_has_no_span() -> None:
+    prompt = _prompt(())
+    assert prompt.sentence_span == (0, 0)
+    assert prompt.gene_spans.shape == (0, 2)
+
+
+def test_genes_that_a_wording_writes_in_capitals_are_found(
+    tiny_model: CellModel, cells: AnnData, tmp_path: Path
+) -> None:
+    (tmp_path / "p.json").write_text(
+        '{"model_input": ["GENE words: {cell_sentence}\\nKind?"], "response": ["{cell_type}."]}'
+    )
+    reworded = tiny_model.with_templates(tmp_path / "p.json")
+    sentences, _ = reworded.sentences(cells[:2])
+    (prompt, _) = reworded.cell_prompts(sentences)
+    first, behind = prompt.sentence_span
+    assert prompt.text[:first] == "GENE words: "
+    assert prompt.text[behind:] == "\nKind?"
+
+
+def test_a_wording_that_parts_the_genes_otherwise_is_refused() -> None:
+    prompt = replace(_prompt(("ACTB", "B2M")), task=_Commas(), text="Genes: ACTB,B2M.")
+    with pytest.raises(InputError, match="expected a prompt with 2 genes in a row, found 1 words where"):
+        _ = prompt.gene_spans
+
+
+class _Commas:
+    name = "commas"
+
+    def prompt(self, record: CellRecord, *, template: object) -> str:
+        return f"Genes: {','.join(record.genes)}."
+
+
+@pytest.mark.parametrize("chunk_cells", [1, 7, 64, 1000])
+def test_sentences_of_a_stream_are_those_of_the_whole(
+    tiny_model: CellModel, cells: AnnData, cells_file: Path, chunk_cells: int
+) -> None:
+    whole, overlap = tiny_model.sentences(cells)
+    for source in (cells, cells_file):
+        with open_sentences(tiny_model, source, chunk_cells=chunk_cells) as stream:
+            assert stream.n_cells == len(whole)
+            assert stream.overlap == overlap
+            parts = list(stream.chunks())
+            assert [words for part in parts for words in part] == list(whole)
+            np.testing.assert_array_equal(np.concatenate([part.cell_ids for part in parts]), whole.cell_ids)
+            (rest, *_) = stream.chunks(first_cell=200)
+            assert list(rest) == list(whole[200 : 200 + chunk_cells])
