@@ -442,7 +442,8 @@ class _Writer:
             bounds_b2=torch.tensor(bounds, device=lm.device) if bounds else None,
         )
         self.max_steps = max(budgets)
-        self.sampler = TokenSampler(sampling, [f"{row.request.key}\0{row.sample}" for row in rows])
+        names = [f"{row.request.key}\0{row.sample}" for row in rows]
+        self.sampler = TokenSampler(sampling, names, tokens_s=constraint.tokens_s)
         self.tokens_s = constraint.tokens_s.to(lm.device)
         self.takes_all = len(self.tokens_s) == reading.logits_bv.shape[1]
         # What each row of the state is in the batch as it was given; and what is known of those.
@@ -461,14 +462,13 @@ class _Writer:
         if watch is not None:
             watch.start(self.named, self.constraint)
         for _ in range(self.max_steps):
-            logits_bs = self.reading.logits_bv if self.takes_all else self.reading.logits_bv[:, self.tokens_s]
-            logits_bs = logits_bs.float()
-            allowed_bs = self.state.allowed()
-            symbol_b = self.sampler.choose(logits_bs, allowed_bs)
+            logits_bv = self.reading.logits_bv
+            symbol_b, log_prob_b = self.sampler.draw(logits_bv, self.state, with_log_probs=with_log_probs)
             if watch is not None:
-                watch.step(self.places, logits_bs, allowed_bs, symbol_b)
-            if with_log_probs:
-                self._note(logits_bs.masked_fill(~allowed_bs, -torch.inf).log_softmax(dim=1), symbol_b)
+                logits_bs = logits_bv if self.takes_all else logits_bv[:, self.tokens_s]
+                watch.step(self.places, logits_bs.float(), self.state.allowed(), symbol_b)
+            if log_prob_b is not None:
+                self._note(log_prob_b)
             self.state.advance(symbol_b)
             going_on = self._collect()
             if len(going_on) == 0:
@@ -478,9 +478,9 @@ class _Writer:
             watch.finish()
         return [answer for answer in self.answers if answer is not None]
 
-    def _note(self, log_probs_bs: Tensor, symbol_b: Tensor) -> None:
-        chosen_b = log_probs_bs.gather(1, symbol_b[:, None])[:, 0].tolist()
-        for place, log_prob, is_finished in zip(self.places, chosen_b, self.state.is_finished_b.tolist(), strict=True):
+    def _note(self, log_prob_b: Tensor) -> None:
+        is_finished_b = self.state.is_finished_b.tolist()
+        for place, log_prob, is_finished in zip(self.places, log_prob_b.tolist(), is_finished_b, strict=True):
             if not is_finished:
                 self.log_probs[place].append(log_prob)
 
