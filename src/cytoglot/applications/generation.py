@@ -56,7 +56,7 @@ def generate(
     InputError
         `n` or `n_genes` is not positive, or asks for more genes than the vocabulary has.
     """
-    _check(model, cell_type, n, n_genes)
+    check_generation(model, cell_type, n, n_genes)
     lengths = np.full(n, n_genes) if n_genes is not None else draw_lengths(model, cell_type, n, seed=seed)
     used = model.spec.calibration.generation_temperature if temperature is None else temperature
     texts = model.write(cell_type, lengths, temperature=used, top_p=top_p, context=context, seed=seed)
@@ -94,7 +94,8 @@ def draw_lengths(model: CellModel, cell_type: str | None, n: int, *, seed: int) 
     return np.clip(np.round(lengths), 1, len(model.spec.vocabulary)).astype(np.int64)
 
 
-def _check(model: CellModel, cell_type: str | None, n: int, n_genes: int | None) -> None:
+def check_generation(model: CellModel, cell_type: str | None, n: int, n_genes: int | None) -> None:
+    """Refuse a cell type that the model does not know, and numbers that are not positive or too large."""
     if cell_type is not None and cell_type not in model.spec.labels:
         raise UnknownNameError("cell type of this model", cell_type, model.spec.labels)
     if n < 1:

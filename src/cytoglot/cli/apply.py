@@ -181,6 +181,9 @@ def generate_command(
         float | None, typer.Option("--temperature", min=0, help="Of the sampling; default: the model's own.")
     ] = None,
     top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus of the sampling.")] = 1.0,
+    expected: Annotated[
+        bool, typer.Option("--expected", help="No cells but a table of what is expected of each gene, with intervals.")
+    ] = False,
     context: Context = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -188,15 +191,23 @@ def generate_command(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Write new cells of a type: every word a valid gene, none twice, with reconstructed expression."""
+    """Write new cells of a type: every word a valid gene, none twice, with reconstructed expression.
+
+    With --expected, -n is the number of sentences that expectations rest on (64 or more is advised), and the output is
+    a table, .csv or .parquet.
+    """
     from cytoglot.applications.generation import generate
     from cytoglot.cell_model.load import load_cell_model
 
-    _prepare(output, threads, json)
+    _prepare(output, threads, json, suffixes=(".csv", ".parquet") if expected else (".h5ad",))
     metadata = parse_context(context)
     cell_model = load_cell_model(model, device=device)
     if dry_run:
         show(_forecast_generation(cell_model, cell_type, n, n_genes) | {"output": output}, as_json=json)
+        return
+    if expected:
+        chosen = {"temperature": temperature, "top_p": top_p, "context": metadata, "seed": seed}
+        show(_write_expected(cell_model, cell_type, output, n=n, n_genes=n_genes, **chosen), as_json=json)
         return
     result = generate(
         cell_model,
@@ -224,10 +235,27 @@ def generate_command(
     )
 
 
-def _prepare(output: Path, threads: int | None, as_json: bool) -> None:
+def _write_expected(model: CellModel, cell_type: str | None, output: Path, **options: Any) -> dict[str, Any]:
+    from cytoglot.applications.expected_expression import expected_expression
+    from cytoglot.atomic import atomic_path
+
+    genes = expected_expression(model, cell_type, **options)
+    with atomic_path(output) as path:
+        genes.to_csv(path, index=False) if output.suffix == ".csv" else genes.to_parquet(path, index=False)
+    highest = genes.nlargest(10, "expression_mean")[list(genes.columns[:8])]
+    return {
+        "genes": len(genes),
+        "cell_type": cell_type or "any",
+        "expected_genes_of_a_sentence": float(genes["p_present"].sum()),
+        "highest": highest.to_dict(orient="records"),
+        "output": output,
+    }
+
+
+def _prepare(output: Path, threads: int | None, as_json: bool, *, suffixes: tuple[str, ...] = (".h5ad",)) -> None:
     from cytoglot.lm.load import set_threads
 
-    check_output(output, suffixes=(".h5ad",))
+    check_output(output, suffixes=suffixes)
     quiet_for_json(as_json=as_json)
     set_threads(threads)
 
