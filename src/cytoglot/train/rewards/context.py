@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Sentences = tuple[tuple[str, ...], ...]
 COLUMNS = ("task", "answer", "cell_type", "num_genes", "key")
 """what is told of every prompt beside its text"""
+_UNTYPED = frozenset({"unconditional_generation"})
+"""tasks whose prompt never tells the type, so that answers cannot be judged by it"""
 
 _NO_REFERENCE: Mapping[str, Sentences] = MappingProxyType({})
 _NO_IDS: Mapping[str, str | None] = MappingProxyType({})
@@ -110,7 +112,7 @@ class Answer:
     true: str
     """the true answer, without the terminator"""
     cell_type: str
-    """empty if unknown"""
+    """empty if unknown, or if the prompt does not tell it: then all types together stand for it"""
     num_genes: int
     """words asked for; 0 if the answer is no sentence"""
     key: str
@@ -138,7 +140,7 @@ def read_answers(
     """
     _check_columns(completions, columns)
     prompts = columns.get("prompts") or [""] * len(completions)
-    answers = []
+    types, answers = told_types(columns), []
     for i, completion in enumerate(completions):
         text, ended = _without_terminator(completion, context)
         answers.append(
@@ -149,12 +151,18 @@ def read_answers(
                 prompt=str(prompts[i]),
                 task=str(columns["task"][i]),
                 true=_without_terminator(str(columns["answer"][i]), context)[0],
-                cell_type=str(columns["cell_type"][i] or ""),
+                cell_type=types[i],
                 num_genes=max(0, int(columns["num_genes"][i] or 0)),
                 key=str(columns["key"][i]) if "key" in columns else "",
             )
         )
     return answers
+
+
+def told_types(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Return each prompt's cell type, empty where it is unknown or the task does not tell it."""
+    pairs = zip(columns["task"], columns["cell_type"], strict=True)
+    return ["" if task in _UNTYPED else str(name or "") for task, name in pairs]
 
 
 def _check_columns(completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
