@@ -80,8 +80,8 @@ class DiversityWatch:
             real = "" if math.isnan(self.real) else f"; real cells of one type: {self.real:.2f}"
             return (
                 f"answers to one prompt grow alike: their overlap rose from {self.before.between_samples:.2f} to "
-                f"{now.between_samples:.2f}, by more than grpo.max_overlap_gain = {self.max_overlap_gain:g}{real}; raise "
-                "grpo.kl, lower optim.learning_rate or train fewer steps"
+                f"{now.between_samples:.2f}, by more than grpo.max_overlap_gain = {self.max_overlap_gain:g}{real}; "
+                "raise grpo.kl, lower optim.learning_rate or train fewer steps"
             )
         if now.repeated_words - self.before.repeated_words > _MAX_REPEATED_GAIN:
             return (

@@ -32,6 +32,7 @@ from cytoglot.lm.constrain import constrain
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import encode_prompts
 from cytoglot.train.grpo_prompts import AskedPrompt
+from cytoglot.train.rewards.mixture import RewardTerm
 
 NUMBER = "number"
 """column of the data set and key of a batch: which prompt of the plan a row is"""
@@ -167,6 +168,8 @@ class CellGrpoTrainer(GRPOTrainer):
     ----------
     prompts
         The plan: prompt i is row i of the data set. One generation takes as many as a step has, in order.
+    reward_terms
+        Parts of the reward; `args.reward_weights` has their weights.
     kl
         Weight of the divergence from the reference; 0 keeps none. With adapters the reference is the model without.
     """
@@ -177,6 +180,7 @@ class CellGrpoTrainer(GRPOTrainer):
         prompts: Sequence[AskedPrompt],
         *,
         args: Any,
+        reward_terms: Sequence[RewardTerm],
         constrained: bool,
         kl: float,
         terminator: str = ".",
@@ -188,9 +192,16 @@ class CellGrpoTrainer(GRPOTrainer):
         has_adapter = is_peft_model(lm.model)
         reference = copy.deepcopy(lm.model) if kl > 0 and not has_adapter else None
         rows = Dataset.from_dict({"prompt": [""] * len(prompts), NUMBER: list(range(len(prompts)))})
+        # args.beta is 0, or TRL would load the reference by the name in the model's configuration.
         super().__init__(
-            model=lm.model, args=args, train_dataset=rows, processing_class=lm.tokenizer, **options
-        )  # args.beta is 0, or TRL would load the reference by the name in the model's configuration
+            model=lm.model,
+            reward_funcs=[term.function for term in reward_terms],
+            args=args,
+            train_dataset=rows,
+            processing_class=lm.tokenizer,
+            **options,
+        )
+        self._terms = tuple(reward_terms)
         self.remove_callback(PrinterCallback)
         self.beta = kl
         if reference is not None:
@@ -230,6 +241,20 @@ class CellGrpoTrainer(GRPOTrainer):
             output: dict[str, Any] = super()._generate_and_score_completions(asked)
         output[NUMBER] = torch.tensor(numbers, device=self.accelerator.device)
         return output
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        """Return the rewards of all processes' answers, and log what TRL does not: spread within groups, clipping."""
+        rewards_nr: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        log = self._metrics["train" if self.model.training else "eval"]
+        total_n = (rewards_nr * self.reward_weights.to(rewards_nr.device)).nansum(dim=1)
+        log["group_std"].append(total_n.view(-1, self.num_generations).std(dim=1).mean().item())
+        for term, value_n in zip(self._terms, rewards_nr.unbind(dim=1), strict=True):
+            bounds = [b for b in (term.function.settings.clip_low, term.function.settings.clip_high) if b is not None]
+            known_n = value_n[~value_n.isnan()]
+            if bounds and len(known_n):
+                at_bound = torch.isin(known_n, torch.tensor(bounds, dtype=known_n.dtype, device=known_n.device))
+                log[f"rewards/{term.name}/clipped"].append(at_bound.float().mean().item())
+        return rewards_nr
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         with self._working_on(inputs[NUMBER].tolist()):
