@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
-import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as library_logging
 
 from cytoglot.atomic import atomic_path
 from cytoglot.errors import InputError
+from cytoglot.extras import require
+from cytoglot.lm.sources import Adapter, checked_source, commit_of, find_adapter, is_of_the_hub
 from cytoglot.lm.tokenizer import padding_id
 from cytoglot.progress import progress_is_shown
 
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+Quantise = Literal["none", "8bit", "4bit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +43,10 @@ class LanguageModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is immutable
+    source: str | None = None
+    """folder or hub name that it was loaded from; None for a model made here"""
+    revision: str | None = None
+    """commit of the hub that it was loaded from"""
 
     @property
     def context_length(self) -> int | None:
@@ -90,11 +105,14 @@ def load_language_model(
     dtype: Dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    quantise: Quantise = "none",
 ) -> LanguageModel:
     """Load a causal language model from a folder or from the Hugging Face hub, ready for inference.
 
     Weights are read from safetensors only, since other formats can run code. A tokenizer without a pad token gets its
-    end-of-text token as one.
+    end-of-text token as one. Of a folder or repository that holds an adapter alone (`adapter_config.json`), the base
+    model that it names is loaded and the adapter merged into it. All files of a hub model are of one commit, which is
+    in `LanguageModel.revision`.
 
     Parameters
     ----------
@@ -108,35 +126,136 @@ def load_language_model(
         Branch, tag or commit on the hub.
     trust_remote_code
         Run Python code that comes with the model. Only for sources you have read.
+    quantise
+        Hold the weights of the linear layers in 8 or 4 bits (4: NF4, computed in bfloat16). Needs an NVIDIA GPU and
+        the package `bitsandbytes`; such a model can be trained with adapters only.
 
     Raises
     ------
     InputError
         The folder is missing or is not a model folder, the hub cannot provide the name, weights are missing or
-        damaged, the tokenizer is missing or does not belong to the model, or the device is not there.
+        damaged, the tokenizer is missing or does not belong to the model, the model brings code that is not trusted,
+        the base of an adapter cannot be found, or the device is not there.
     """
     target = choose_device(device)
-    source = _checked_source(name_or_folder)
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    quantisation = _quantisation(quantise, target)
+    source = checked_source(name_or_folder)
+    commit = commit_of(source, revision)
+    adapter = find_adapter(source, commit or revision)
+    if adapter is not None and quantisation is not None:
+        raise InputError(f"{source} holds an adapter, which cannot be merged into quantised weights; quantise its base")
+    options = {"revision": commit or revision or "main", "trust_remote_code": trust_remote_code}
+    if adapter is not None:
+        lm = replace(_adapted(adapter, device, dtype, trust=trust_remote_code), source=source, revision=commit)
+    else:
+        model, tokenizer = _read(name_or_folder, source, _torch_dtype(dtype, target), quantisation, options)
+        lm = LanguageModel(model=model, tokenizer=tokenizer, device=target, source=source, revision=commit)
+        if quantisation is None:
+            lm.model.to(target)
+    lm.model.eval()
+    logger.info("loaded %s: %s parameters, %s on %s", source, f"{lm.model.num_parameters():,}", lm.model.dtype, target)
+    return lm
+
+
+def _read(
+    name_or_folder: str | Path,
+    source: str,
+    dtype: torch.dtype | str,
+    quantisation: BitsAndBytesConfig | None,
+    options: dict[str, Any],
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read weights and tokenizer of one commit or folder, and check that they are whole and belong together."""
+    given: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    if quantisation is not None:
+        given |= {"quantization_config": quantisation, "device_map": {"": "cuda"}}
     try:
         with own_progress_only():
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model, loading = AutoModelForCausalLM.from_pretrained(
-                source, dtype=_torch_dtype(dtype, target), use_safetensors=True, output_loading_info=True, **options
-            )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise InputError(_why_not(name_or_folder, error)) from error
-    except Exception as error:  # safetensors and the hub client have exceptions without a common base
-        if type(error).__module__.split(".")[0] not in {"safetensors_rust", "safetensors", "huggingface_hub"}:
+            model, loading = AutoModelForCausalLM.from_pretrained(source, **given, **options)
+    except Exception as error:
+        if not isinstance(error, (KeyError, ImportError, RuntimeError)) and not is_of_the_hub(error):
             raise
         raise InputError(_why_not(name_or_folder, error)) from error
     _check_complete(name_or_folder, loading)
     _check_tokenizer(name_or_folder, model, tokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.to(target).eval()
-    logger.info("loaded %s: %s parameters, %s on %s", source, f"{model.num_parameters():,}", model.dtype, target)
-    return LanguageModel(model=model, tokenizer=tokenizer, device=target)
+    return model, tokenizer
+
+
+def _adapted(adapter: Adapter, device: str, dtype: Dtype, *, trust: bool) -> LanguageModel:
+    """Return the base with the adapter merged into its weights, and with the tokenizer beside the adapter, if any."""
+    from cytoglot.lm.lora import merge_lora
+
+    peft = require("peft", extra="train", purpose="an adapter")
+    try:
+        lm = load_language_model(
+            adapter.base, device=device, dtype=dtype, revision=adapter.revision, trust_remote_code=trust
+        )
+    except InputError as error:
+        raise InputError(f"the adapter in {adapter.folder} needs its base {adapter.base}: {error}") from error
+    if adapter.has_tokenizer:
+        tokenizer = AutoTokenizer.from_pretrained(str(adapter.folder), trust_remote_code=False)
+        if _n_ids(tokenizer) > lm.model.get_input_embeddings().weight.shape[0]:
+            lm.model.resize_token_embeddings(_n_ids(tokenizer))
+        lm = replace(lm, tokenizer=tokenizer)
+    with warnings.catch_warnings():
+        # An adapter of which a part is missing would do nothing there, silently.
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        try:
+            model = peft.PeftModel.from_pretrained(lm.model, str(adapter.folder), torch_device=str(lm.device))
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, UserWarning) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the adapter in {adapter.folder} does not fit {adapter.base}: {reason}") from error
+    if not hasattr(model, "merge_and_unload"):
+        kind = model.peft_config["default"].peft_type
+        raise InputError(f"the adapter in {adapter.folder} is of kind {kind}, which cannot be merged into weights")
+    return merge_lora(replace(lm, model=model))
+
+
+def read_configuration(
+    name_or_folder: str | Path, *, revision: str | None = None
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Return configuration and tokenizer of a model (of an adapter: of its base) without reading its weights.
+
+    Raises
+    ------
+    InputError
+        As for `load_language_model`.
+    """
+    source = checked_source(name_or_folder)
+    commit = commit_of(source, revision)
+    adapter = find_adapter(source, commit or revision)
+    if adapter is not None:
+        return read_configuration(adapter.base, revision=adapter.revision)
+    options: dict[str, Any] = {"revision": commit or revision or "main", "trust_remote_code": False}
+    try:
+        return AutoConfig.from_pretrained(source, **options), AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        if not isinstance(error, (KeyError, ImportError)) and not is_of_the_hub(error):
+            raise
+        raise InputError(_why_not(name_or_folder, error)) from error
+
+
+def _quantisation(quantise: Quantise, device: torch.device) -> BitsAndBytesConfig | None:
+    if quantise == "none":
+        return None
+    if quantise not in {"8bit", "4bit"}:
+        raise InputError(f"quantise must be none, 8bit or 4bit, found {quantise!r}")
+    if device.type != "cuda":
+        raise InputError(
+            f"quantise={quantise} needs an NVIDIA GPU, found {device}; leave it out, or use such a machine"
+        )
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(f"quantise={quantise} needs the package bitsandbytes; run: pip install bitsandbytes")
+    if quantise == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 @contextmanager
@@ -195,38 +314,13 @@ def _torch_dtype(name: Dtype, device: torch.device) -> torch.dtype | str:
     return known[name]
 
 
-def _checked_source(name_or_folder: str | Path) -> str:
-    """Return what `from_pretrained` is to be given, after the checks that need no loading."""
-    folder = Path(name_or_folder).expanduser()
-    if folder.is_file():
-        raise InputError(f"{folder} is a file; pass the folder that holds config.json and the weights")
-    if folder.is_dir():
-        _check_folder(folder)
-        return str(folder)
-    if isinstance(name_or_folder, Path) or not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name_or_folder):
-        raise InputError(f"model folder {folder} does not exist; pass a folder that holds config.json, or a hub name")
-    return name_or_folder
-
-
-def _check_folder(folder: Path) -> None:
-    found = sorted(path.name for path in folder.iterdir())
-    listed = ", ".join(found[:10]) or "nothing"
-    if "config.json" not in found:
-        raise InputError(f"{folder} is not a model folder: no config.json there, found {listed}")
-    if not any(name.endswith(".safetensors") for name in found):
-        raise InputError(
-            f"{folder} holds no safetensors weights, found {listed}; save the model again with "
-            "save_pretrained(..., safe_serialization=True): other formats can run code and are not read"
-        )
-    # transformers 5 makes an empty tokenizer of the model's class where none was saved, without a word.
-    if not any(name in found for name in TOKENIZER_FILES):
-        raise InputError(
-            f"{folder} holds no tokenizer, found {listed}; call tokenizer.save_pretrained({str(folder)!r})"
-        )
-
-
 def _why_not(name_or_folder: str | Path, error: Exception) -> str:
     reason = " ".join(str(error).split())[:500]
+    if "trust_remote_code" in reason:
+        return (
+            f"{name_or_folder} brings Python code of its own, which is not run unless you pass trust_remote_code=True; "
+            f"do so only if you have read it: {reason}"
+        )
     if Path(name_or_folder).expanduser().is_dir():
         return f"the model in {name_or_folder} cannot be loaded: {reason}"
     return (
@@ -249,8 +343,13 @@ def _check_tokenizer(name_or_folder: str | Path, model: PreTrainedModel, tokeniz
     if not tokenizer("ACTB cell", add_special_tokens=False)["input_ids"]:
         raise InputError(f"the tokenizer of {name_or_folder} is empty: it gives no token for 'ACTB cell'")
     n_rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > n_rows:
+    if _n_ids(tokenizer) > n_rows:
         raise InputError(
-            f"the tokenizer of {name_or_folder} has {len(tokenizer):,} tokens but the model only {n_rows:,} rows; "
-            "they do not belong together"
+            f"the tokenizer of {name_or_folder} has {_n_ids(tokenizer):,} tokens but the model only {n_rows:,} rows; "
+            "they do not belong together (after adding tokens, call model.resize_token_embeddings(len(tokenizer)))"
         )
+
+
+def _n_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the rows that a model needs: one more than the highest id, which may be above the number of tokens."""
+    return 1 + max(tokenizer.get_vocab().values(), default=-1)

@@ -1,0 +1,180 @@
+"""Where a model comes from: a folder, one commit of a repository of the hub, or an adapter and the base it names.
+
+Everything here looks at names and small files; weights are read elsewhere, and from safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import HTTPError
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from cytoglot.errors import InputError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MERGED_BESIDE = "; the folder above holds the weights with this adapter merged in: load that one"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """The files of an adapter, and the model that it adapts."""
+
+    folder: Path
+    base: str
+    """folder or hub name"""
+    revision: str | None
+    """of the base on the hub"""
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer lies beside the adapter."""
+        return any((self.folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Tell whether this may be the name of a repository on the hub: no folder, and in the form of one."""
+    if isinstance(name, Path) or Path(name).expanduser().exists():
+        return False
+    return re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name) is not None
+
+
+def checked_source(name_or_folder: str | Path) -> str:
+    """Return what `from_pretrained` is to be given.
+
+    Raises
+    ------
+    InputError
+        This is a file, a folder without a model, or neither a folder nor the name of a repository.
+    """
+    folder = Path(name_or_folder).expanduser()
+    if folder.is_file():
+        raise InputError(f"{folder} is a file; pass the folder that holds config.json and the weights")
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder)
+    if not is_hub_name(name_or_folder):
+        raise InputError(f"model folder {folder} does not exist; pass a folder that holds config.json, or a hub name")
+    return str(name_or_folder)
+
+
+def commit_of(source: str, revision: str | None = None) -> str | None:
+    """Return the commit of a hub repository that a branch, tag or commit now stands for.
+
+    Offline it is the commit in the cache. None for a folder, and where neither hub nor cache knows it (loading then
+    says why).
+    """
+    if not is_hub_name(source):
+        return None
+    offline = huggingface_hub.constants.is_offline_mode()
+    try:
+        resolved = huggingface_hub.HfApi().resolve_revision(source, revision=revision, local_files_only=offline)
+    except Exception as error:  # their errors have no common base
+        if not is_of_the_hub(error):
+            raise
+        return None
+    return getattr(resolved, "resolved", None)
+
+
+def is_of_the_hub(error: Exception) -> bool:
+    """Tell whether an error comes from the hub's client, its HTTP library, the network or the reader of weights."""
+    foreign = {"safetensors_rust", "safetensors", "huggingface_hub", HTTPError.__module__.split(".")[0]}
+    return isinstance(error, (OSError, ValueError)) or type(error).__module__.split(".")[0] in foreign
+
+
+def find_adapter(source: str, revision: str | None) -> Adapter | None:
+    """Return the adapter that a folder or repository holds in place of a whole model; None for a whole model.
+
+    Raises
+    ------
+    InputError
+        The adapter's weights are in a format that can run code, its configuration names no base, or the base is a
+        folder that is not here.
+    """
+    folder = Path(source)
+    if is_hub_name(source):
+        if find_adapter_config_file(source, revision=revision) is None:
+            return None
+        folder = _download(source, revision)
+    elif not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise InputError(
+            f"the adapter in {source} has no {ADAPTER_WEIGHTS}, found {_listed(folder)}; save it again with "
+            "safe_serialization=True: other formats can run code and are not read"
+        )
+    config = _read_config(folder)
+    return Adapter(folder=folder, base=_base_of(config, folder), revision=config.get("revision"))
+
+
+def _download(source: str, revision: str | None) -> Path:
+    wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer*", "special_tokens_map.json", *TOKENIZER_FILES]
+    try:
+        return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=wanted))
+    except Exception as error:
+        if not is_of_the_hub(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the adapter {source} cannot be fetched from the Hugging Face hub: {reason}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / ADAPTER_CONFIG
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); copy the adapter again") from error
+    if not isinstance(value, dict) or not value.get("base_model_name_or_path"):
+        raise InputError(f"{path} names no base model; write its folder or hub name into base_model_name_or_path")
+    return value
+
+
+def _base_of(config: dict[str, Any], folder: Path) -> str:
+    """Return the base as it can be loaded: a folder is looked for from here and from the adapter's folder."""
+    base = str(config["base_model_name_or_path"])
+    for candidate in (Path(base).expanduser(), folder / base):
+        if candidate.is_dir():
+            return str(candidate)
+    if is_hub_name(base) and "/" in base:
+        return base
+    merged = _MERGED_BESIDE if (folder.parent / "config.json").is_file() else ""
+    raise InputError(
+        f"the adapter in {folder} was trained on {base}, which is not here; put that model there, or write its folder "
+        f"or hub name into base_model_name_or_path of {folder / ADAPTER_CONFIG}{merged}"
+    )
+
+
+def _check_folder(folder: Path) -> None:
+    found = {path.name for path in folder.iterdir()}
+    weights = any(name.endswith(".safetensors") and name != ADAPTER_WEIGHTS for name in found)
+    if ADAPTER_CONFIG in found:
+        if weights and "config.json" in found:
+            raise InputError(
+                f"{folder} holds both a whole model and an adapter ({ADAPTER_CONFIG}), so which is meant cannot be "
+                "known; move the adapter into a folder of its own"
+            )
+        return
+    if "config.json" not in found:
+        unfinished = ".work" in found
+        advice = " (its training was not finished: run the same `cytoglot train` again)" if unfinished else ""
+        raise InputError(f"{folder} is not a model folder: no config.json there, found {_listed(folder)}{advice}")
+    if not weights:
+        raise InputError(
+            f"{folder} holds no safetensors weights, found {_listed(folder)}; save the model again with "
+            "save_pretrained(..., safe_serialization=True): other formats can run code and are not read"
+        )
+    # transformers 5 makes an empty tokenizer of the model's class where none was saved, without a word.
+    if not any(name in found for name in TOKENIZER_FILES):
+        raise InputError(
+            f"{folder} holds no tokenizer, found {_listed(folder)}; call tokenizer.save_pretrained({str(folder)!r})"
+        )
+
+
+def _listed(folder: Path) -> str:
+    return ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
