@@ -1,6 +1,7 @@
 """The few errors that callers may want to catch.
 
-The command line turns an `InputError` into one line on stderr and exit code 2; anything else is a fault of ours.
+The command line turns an `InputError` into one line on stderr and exit code 2, other errors of this file into one line
+and exit code 1; anything else is a fault of ours.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ class UnknownNameError(InputError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0])
+
+
+class NotFiniteError(CytoglotError, ArithmeticError):
+    """A computation that must give numbers gave NaN or infinity; the message says where what it was given is kept."""
 
 
 class VocabularyMismatchError(InputError):

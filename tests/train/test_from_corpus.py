@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +13,15 @@ from anndata import AnnData
 from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.corpus.examples import askable_tasks
 from cytoglot.corpus.folder import Corpus
-from cytoglot.corpus.loader import BatchSettings, CorpusLoader
+from cytoglot.corpus.loader import BatchSettings
 from cytoglot.errors import InputError
 from cytoglot.lm.scratch import ScratchSettings, scratch_model
 from cytoglot.lm.tokenizer import build_tokenizer
-from cytoglot.train.corpus_data import as_tensors, gene_tokenizer
+from cytoglot.train.answer_loss import loss_sum
+from cytoglot.train.corpus_data import CorpusBatches, CorpusDataset, gene_tokenizer
 from cytoglot.train.from_corpus import sample_cells, train_corpus
 from cytoglot.train.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
 from cytoglot.train.sft import train
-from cytoglot.train.trainer import BatchTrainer
 
 TASKS = {"cell_type_annotation": 3.0, "gene_masking": 1.0, "tissue_annotation": 1.0, "gene_set_naming": 1.0}
 
@@ -125,43 +124,29 @@ def test_the_command_trains_on_a_corpus_and_refuses_options_of_files(
 
 
 def test_examples_of_one_row_do_not_see_each_other(small_corpus: Corpus) -> None:
-    """The loss of a packed batch is that of its examples alone, for either kind of attention mask."""
+    """The loss of a packed batch is that of its examples alone, for either kind of attention."""
     tokenizer = build_tokenizer(small_corpus.vocabulary.symbols, ["genes. Cell type:"], context_length=256)
     made = scratch_model(tokenizer, recipe().model.scratch, seed=0)
-    loader = CorpusLoader(
+    reader = CorpusDataset(
         small_corpus,
         tokenizer=gene_tokenizer(tokenizer, small_corpus.vocabulary),
         batches=BatchSettings(context=256, batch_size=3),
         tasks=TASKS,
     )
-    batch = as_tensors(next(iter(loader)))
-    assert int(batch["n_examples"]) > 6
+    batch = next(iter(CorpusBatches([reader])))
+    assert batch["n_examples"] > 6
     for attention in ("sdpa", "eager"):
         made.set_attn_implementation(attention)
         with torch.no_grad():
-            packed = loss_of(made, batch, batch["segment_ids"])
+            packed = loss_sum(made, batch)
             apart = torch.zeros(())
             for row in range(3):
                 for segment in range(1, int(batch["segment_ids"][row].max()) + 1):
                     chosen = batch["segment_ids"][row] == segment
-                    single = {name: batch[name][row][chosen][None] for name in ("input_ids", "weights")}
-                    single |= {"position_ids": batch["position_ids"][row][chosen][None]}
-                    apart += loss_of(made, single, torch.ones_like(single["input_ids"]))
+                    apart += loss_sum(made, {name: batch[name][row][chosen][None] for name in ("input_ids", "weights")})
+            leaking = loss_sum(made, {name: batch[name] for name in ("input_ids", "weights")})
         assert packed == pytest.approx(float(apart), rel=1e-5)
-        leaking = loss_of(made, batch, torch.ones_like(batch["segment_ids"]))
         assert abs(float(leaking) - float(packed)) > 1e-3
-
-
-def loss_of(model: torch.nn.Module, batch: dict[str, torch.Tensor], segment_ids: torch.Tensor) -> torch.Tensor:
-    """The sum of the weighted losses, as `BatchTrainer` computes it before it is divided."""
-
-    class Bare(BatchTrainer):
-        def __init__(self) -> None:
-            self.accelerator = SimpleNamespace(unwrap_model=lambda wrapped: wrapped)
-
-    inputs = {**batch, "segment_ids": segment_ids, "n_examples": torch.tensor(1)}
-    loss: torch.Tensor = Bare().compute_loss(model.eval(), inputs)
-    return loss.detach()
 
 
 def test_an_unknown_source_cannot_be_weighed_and_a_file_has_none(

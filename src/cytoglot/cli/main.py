@@ -12,7 +12,7 @@ import warnings
 import typer
 
 from cytoglot.cli import apply, corpus, data, models, scale
-from cytoglot.errors import InputError, MissingExtraError
+from cytoglot.errors import CytoglotError, InputError, MissingExtraError
 from cytoglot.extras import EXTRAS
 
 app = typer.Typer(
@@ -51,6 +51,8 @@ def run(arguments: list[str] | None = None) -> int:
         code = app(given or ["--help"], standalone_mode=False)
     except (InputError, MissingExtraError) as error:
         return _fail(error, 1 if _is_full_disk(error.__cause__) else 2)
+    except CytoglotError as error:
+        return _fail(error, 1)
     except (typer.Abort, KeyboardInterrupt):
         return _fail(None, 130, text="interrupted; the same command goes on where it stopped, where it can")
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 from torch.utils.data import IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerBase
 
@@ -15,8 +16,10 @@ from cytoglot.corpus.loader import CorpusLoader
 from cytoglot.corpus.packing import TokenBatch
 from cytoglot.corpus.tokenize import GeneTokenizer
 from cytoglot.data.genes import GeneVocabulary
+from cytoglot.errors import InputError
 from cytoglot.extras import require
 from cytoglot.lm.tokenizer import opening_ids
+from cytoglot.train.answer_loss import Batch
 
 if TYPE_CHECKING:
     import datasets
@@ -94,6 +97,63 @@ class CorpusDataset(IterableDataset[dict[str, torch.Tensor]]):
                 **self._options,
             )
         return self._loader
+
+
+class CorpusBatches:
+    """A `BatchSource` of one or several readers of a corpus; a batch holds rows of each of them.
+
+    So a process can stand for several: with the same number of readers and rows in a step, a step has the same examples
+    whether the readers are in one process or in many.
+    """
+
+    def __init__(self, readers: Sequence[CorpusDataset]) -> None:
+        self._readers = list(readers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Go on behind the last batch that was given."""
+        for batches in zip(*self._readers, strict=False):
+            yield joined(batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the positions of the readers."""
+        return {"readers": [reader.state_dict() for reader in self._readers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to saved positions."""
+        for reader, position in zip(self._readers, state["readers"], strict=True):
+            reader.load_state_dict(position)
+
+
+def readers_of(rank: int, world: int, *, n_readers: int, batch_size: int) -> range:
+    """Return the numbers of the readers of a process.
+
+    Raises
+    ------
+    InputError
+        Readers cannot be shared out evenly among processes, or rows of a batch among the readers of a process.
+    """
+    if n_readers % world or batch_size % (n_readers // world):
+        raise InputError(
+            f"expected optim.readers to be a multiple of the {world} processes, and optim.batch_size one of the "
+            f"readers of a process, found {n_readers} readers and {batch_size} rows"
+        )
+    each = n_readers // world
+    return range(rank * each, (rank + 1) * each)
+
+
+def joined(batches: Sequence[Mapping[str, torch.Tensor]]) -> Batch:
+    """Return the rows of several batches as one, with the numbers of its examples and of its tokens.
+
+    Rows that hold one example each come without segments and positions: the model knows them.
+    """
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    arrays = {
+        name: torch.cat([pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches]) for name in ARRAYS
+    }
+    n_tokens = int((arrays["segment_ids"] > 0).sum())
+    if int(arrays["segment_ids"].max()) == 1:
+        arrays = {name: arrays[name] for name in ("input_ids", "weights")}
+    return {**arrays, "n_examples": sum(int(batch["n_examples"]) for batch in batches), "n_tokens": n_tokens}
 
 
 def as_tensors(batch: TokenBatch) -> dict[str, torch.Tensor]:

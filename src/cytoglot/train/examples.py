@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from cytoglot.corpus.packing import best_fit
+from cytoglot.errors import InputError
 from cytoglot.lm.tokenizer import encode_pair
 from cytoglot.sentence.augment import training_view
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
+from cytoglot.train.answer_loss import Batch
 from cytoglot.train.prepare import PreparedCells
 from cytoglot.train.recipe import TrainRecipe
 
-_WINDOW = 8  # batches whose examples are sorted by length together
+_WINDOW = 8  # steps whose examples are sorted by length together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +37,14 @@ class ExamplePlan:
     row: NDArray[np.int64]
 
 
-class Examples(Dataset[dict[str, NDArray[Any]]]):
+class Examples(Dataset[dict[str, Any]]):
     """Token ids and loss weights of each example of a plan.
 
-    An item is {"input_ids": int64 (t,), "weights": float32 (t,)}; weight w of token t is its share in the loss of
-    predicting token t from those before it. The label tokens of an annotation weigh 1 each, the tokens of any other
-    answer `generation_weight` over their number, prompt tokens 0 (or like those of a generation, when everything is
-    learned).
+    An item is {"input_ids": int64 (t,), "weights": float32 (t,), "about": what it is}. Weight w of token t is its share
+    in the loss of predicting token t from those before it: the label tokens of an annotation weigh 1 each, the tokens
+    of any other answer `generation_weight` over their number, prompt tokens 0 (or like those of a generation, when
+    everything is learned). A sample over `max_tokens` loses genes from the end of its sentence, never its answer; one
+    that is too long without any gene is an InputError.
     """
 
     def __init__(
@@ -61,7 +65,7 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
     def __len__(self) -> int:
         return len(self._plan.row)
 
-    def __getitem__(self, index: int) -> dict[str, NDArray[Any]]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         row, name = int(self._plan.row[index]), str(self._plan.task[index])
         sentences = self._prepared.sentences
         gene_ids: NDArray[Any] = sentences.ids(row)
@@ -76,7 +80,7 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
 
     def _tokens(
         self, name: str, row: int, gene_ids: NDArray[np.integer], index: int, *, paraphrased: bool
-    ) -> dict[str, NDArray[Any]]:
+    ) -> dict[str, Any]:
         """Render and tokenize; a sample over the context loses genes from the end of the sentence, never its answer."""
         task = tasks[name]
         while True:
@@ -84,11 +88,20 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
             template = None if paraphrased else task.short_template(record)
             example = task.example(record, template=template, seed=self._seed, epoch=index)
             ids, n_prompt = encode_pair(self._tokenizer, example.prompt, example.completion)
-            if len(ids) <= self._max_tokens or len(gene_ids) == 0:
+            if len(ids) <= self._max_tokens:
                 break
+            if len(gene_ids) == 0:
+                raise InputError(
+                    f"{name} of cell {self._prepared.sentences.cell_ids[row]} has {len(ids)} tokens without any gene "
+                    f"and the model reads {self._max_tokens}; leave the task out or take a model with a longer context"
+                )
             per_gene = len(ids) / len(gene_ids)
             gene_ids = gene_ids[: max(0, len(gene_ids) - int(np.ceil((len(ids) - self._max_tokens) / per_gene)))]
-        return {"input_ids": np.asarray(ids, dtype=np.int64), "weights": self._weights(name, len(ids), n_prompt)}
+        return {
+            "input_ids": np.asarray(ids, dtype=np.int64),
+            "weights": self._weights(name, len(ids), n_prompt),
+            "about": f"{name} of cell {self._prepared.sentences.cell_ids[row]}",
+        }
 
     def _record(self, row: int, gene_ids: NDArray[np.integer]) -> CellRecord:
         label = self._prepared.labels[row]
@@ -109,8 +122,14 @@ class Examples(Dataset[dict[str, NDArray[Any]]]):
         return weights_t
 
 
-def plan_training(prepared: PreparedCells, recipe: TrainRecipe, *, n_examples: int, seed: int) -> ExamplePlan:
-    """Deal tasks by their shares and cells without replacement within each pass; batches hold similar lengths."""
+def plan_training(
+    prepared: PreparedCells, recipe: TrainRecipe, *, n_examples: int, seed: int, step_size: int | None = None
+) -> ExamplePlan:
+    """Deal tasks by their shares and cells without replacement within each pass; steps hold similar lengths.
+
+    `step_size` is the number of examples of an optimiser step, by default a batch of one process. A plan depends on it,
+    and not on how a step's examples are shared out.
+    """
     rng = np.random.default_rng([seed, 2])
     names = np.array(list(recipe.tasks), dtype=object)
     shares = np.array([recipe.tasks[name] for name in names])
@@ -119,7 +138,7 @@ def plan_training(prepared: PreparedCells, recipe: TrainRecipe, *, n_examples: i
     for name in names:
         places = np.flatnonzero(task == name)
         row[places] = _passes(_usable_rows(prepared, str(name)), len(places), rng)
-    order = _by_length(prepared.n_words[row], recipe.optim.batch_size, rng)
+    order = _by_length(prepared.n_words[row], step_size or recipe.optim.batch_size, rng)
     return ExamplePlan(task=task[order], row=row[order])
 
 
@@ -150,21 +169,44 @@ def _passes(rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArra
     return np.concatenate([rng.permutation(rows) for _ in range(n_passes)] or [rows])[:n]
 
 
-def _by_length(lengths: NDArray[np.integer], batch_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def _by_length(lengths: NDArray[np.integer], step_size: int, rng: np.random.Generator) -> NDArray[np.int64]:
     order: list[NDArray[np.int64]] = []
-    for start in range(0, len(lengths), batch_size * _WINDOW):
-        window = start + np.argsort(lengths[start : start + batch_size * _WINDOW], kind="stable")
-        batches = [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-        order += [batches[i] for i in rng.permutation(len(batches))]
+    for start in range(0, len(lengths), step_size * _WINDOW):
+        window = start + np.argsort(lengths[start : start + step_size * _WINDOW], kind="stable")
+        steps = [window[i : i + step_size] for i in range(0, len(window), step_size)]
+        order += [steps[i] for i in rng.permutation(len(steps))]
     return np.concatenate(order) if order else np.empty(0, dtype=np.int64)
 
 
-def collate(items: Sequence[Mapping[str, NDArray[Any]]], *, pad_token_id: int) -> dict[str, torch.Tensor]:
-    """Pad on the right. No attention mask: a causal model never looks at what comes later (and is faster without)."""
-    width = max(len(item["input_ids"]) for item in items)
-    ids_bt = np.full((len(items), width), pad_token_id, dtype=np.int64)
-    weights_bt = np.zeros((len(items), width), dtype=np.float32)
-    for b, item in enumerate(items):
-        ids_bt[b, : len(item["input_ids"])] = item["input_ids"]
-        weights_bt[b, : len(item["weights"])] = item["weights"]
-    return {"input_ids": torch.from_numpy(ids_bt), "weights": torch.from_numpy(weights_bt)}
+def collate(items: Sequence[Mapping[str, Any]], *, pad_token_id: int, row_tokens: int | None = None) -> Batch:
+    """Return examples as a batch: one in each row, or packed into rows of about `row_tokens` tokens.
+
+    Rows are padded on the right and there is no attention mask: a causal model never looks at what comes later (and is
+    faster without). In packed rows the positions begin anew with each example; see `cytoglot.train.answer_loss`.
+    """
+    lengths = [len(item["input_ids"]) for item in items]
+    if row_tokens is None:
+        rows, width = [[i] for i in range(len(items))], max(lengths)
+    else:
+        width = min(max(row_tokens, *lengths), sum(lengths))
+        rows = best_fit(lengths, width)
+    shape = (len(rows), width)
+    ids_bt, weights_bt = np.full(shape, pad_token_id, dtype=np.int64), np.zeros(shape, dtype=np.float32)
+    positions_bt, segments_bt = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    for b, row in enumerate(rows):
+        begin = 0
+        for segment, i in enumerate(row, start=1):
+            place = (b, slice(begin, begin + lengths[i]))
+            ids_bt[place], weights_bt[place] = items[i]["input_ids"], items[i]["weights"]
+            weights_bt[b, begin] = 0  # nothing before it in its example predicts it
+            positions_bt[place], segments_bt[place] = np.arange(lengths[i]), segment
+            begin += lengths[i]
+    arrays = {"input_ids": ids_bt, "weights": weights_bt}
+    if row_tokens is not None:
+        arrays |= {"position_ids": positions_bt, "segment_ids": segments_bt}
+    return {
+        **{name: torch.from_numpy(array) for name, array in arrays.items()},
+        "n_examples": len(items),
+        "n_tokens": sum(lengths),
+        "about": [str(item["about"]) for item in items if "about" in item],
+    }

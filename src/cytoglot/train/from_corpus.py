@@ -6,23 +6,19 @@ resumed by the same call, finished when `cytoglot.json` is there.
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cytoglot.atomic import write_json
-from cytoglot.cell_model.load import CellModel, load_cell_model
-from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec
+from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.config import load_recipe
 from cytoglot.corpus.examples import askable_tasks
 from cytoglot.corpus.folder import Corpus, Part, open_corpus
@@ -31,18 +27,22 @@ from cytoglot.corpus.records import read_row_group, row_groups
 from cytoglot.corpus.shard_file import concat_blocks
 from cytoglot.data.ontology import map_labels
 from cytoglot.errors import InputError
-from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, own_progress_only, set_threads
+from cytoglot.lm.load import LanguageModel, set_threads
 from cytoglot.lm.scratch import scratch_model
 from cytoglot.lm.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.task import tasks
+from cytoglot.train.answer_loss import Batch
 from cytoglot.train.calibrate import calibrate
-from cytoglot.train.callbacks import History, WeightAverage
-from cytoglot.train.corpus_data import CorpusDataset, gene_tokenizer
+from cytoglot.train.callbacks import History
+from cytoglot.train.corpus_data import CorpusBatches, CorpusDataset, gene_tokenizer, readers_of
+from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, finish, fit, open_run, start_model
+from cytoglot.train.held_out import held_out_of_corpus
+from cytoglot.train.model_card import corpus_facts
+from cytoglot.train.processes import n_processes, rank
 from cytoglot.train.recipe import TrainRecipe
-from cytoglot.train.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
-from cytoglot.train.trainer import BatchTrainer, optimiser_and_schedule, training_arguments
+from cytoglot.train.trainer import TrainingData
 from cytoglot.train.word_vectors import co_expression_vectors
 
 logger = logging.getLogger(__name__)
@@ -95,23 +95,30 @@ def train_corpus(
     corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
     shares = _shares(corpus, settings)
-    folder = Path(out)
     manifest = Manifest(
         command="train",
         config={"recipe": {**settings.model_dump(mode="json"), "tasks": shares}},
         seeds={"seed": seed},
-        inputs={"corpus": corpus.description.fingerprint, "source": corpus.folder.name},
+        inputs={
+            "corpus": corpus.description.fingerprint,
+            "source": corpus.folder.name,
+            **base_fingerprint(settings),
+        },
     )
-    check_folder(folder, manifest, overwrite=overwrite)
-    if is_finished(folder) and not overwrite:
-        logger.info("%s is finished already; pass overwrite to train it again", folder)
-        return load_cell_model(folder, device=device)
+    run = Run(folder=Path(out), recipe=settings, manifest=manifest, seed=seed, device=device)
+    finished = begin(run, overwrite=overwrite)
+    if finished is not None:
+        return finished
     set_threads(threads)
-    open_work(folder, manifest, overwrite=overwrite)
+    open_run(run, overwrite=overwrite)
     sample = sample_cells(corpus, "train", n=_SAMPLE_CELLS, seed=seed)
-    lm = _start_model(corpus, sample, settings, shares, seed=seed, device=device)
-    history = _fit(lm, corpus, settings, shares, folder, seed=seed)
-    return _finish(folder, lm, corpus, sample, settings, shares, manifest, history, seed=seed)
+    lm, history = _fit(run, corpus, sample, shares)
+
+    def make_model(lm: LanguageModel) -> CellModel:
+        model = CellModel(lm=lm, spec=_spec(corpus, sample, settings, shares, manifest), folder=run.folder)
+        return _calibrated(model, corpus, seed=seed) if model.spec.labels else model
+
+    return finish(run, make_model, lm, history, facts={"corpus": corpus_facts(corpus)})
 
 
 def _shares(corpus: Corpus, recipe: TrainRecipe) -> dict[str, float]:
@@ -165,11 +172,9 @@ def sample_cells(corpus: Corpus, part: Part, *, n: int, seed: int) -> CellSample
     return CellSample(sentences, labels)
 
 
-def _start_model(
-    corpus: Corpus, sample: CellSample, recipe: TrainRecipe, shares: dict[str, float], *, seed: int, device: str
-) -> LanguageModel:
-    if recipe.model.base is not None:
-        return load_language_model(recipe.model.base, device=device, dtype="float32", revision=recipe.model.revision)
+def _new_model(
+    corpus: Corpus, sample: CellSample, recipe: TrainRecipe, shares: dict[str, float], *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     scratch, sentences = recipe.model.scratch, sample.sentences
     tokenizer = _tokenizer(corpus, shares, scratch.context_length)
     vectors = None
@@ -186,8 +191,7 @@ def _start_model(
         word_vectors=vectors,
         word_texts=[sentences.ids(i)[:top_genes] for i in range(min(1000, len(sentences)))],
     )
-    target = choose_device(device)
-    return LanguageModel(model=model.to(target), tokenizer=tokenizer, device=target)
+    return model, tokenizer
 
 
 def _rank_weights(sentences: CellSentences, recipe: TrainRecipe) -> csr_matrix:
@@ -208,14 +212,35 @@ def _tokenizer(corpus: Corpus, shares: dict[str, float], context_length: int) ->
     return build_tokenizer(corpus.vocabulary.symbols, texts, context_length=context_length)
 
 
-def _batches(
+def _fit(run: Run, corpus: Corpus, sample: CellSample, shares: dict[str, float]) -> tuple[LanguageModel, History]:
+    """Build or load the model and train it, from the last whole checkpoint if there is one."""
+    recipe, seed = run.recipe, run.seed
+    lm = start_model(run, lambda: _new_model(corpus, sample, recipe, shares, seed=seed))
+    read = partial(_reader, lm, corpus, recipe, seed=seed, packed=can_pack(lm, recipe.optim, auto=True))
+    n_readers = recipe.optim.readers or n_processes()
+    mine = readers_of(rank(), n_processes(), n_readers=n_readers, batch_size=recipe.optim.batch_size)
+    readers = [
+        read("train", shares, rank=number, world=n_readers, batch_size=recipe.optim.batch_size // len(mine))
+        for number in mine
+    ]
+    data = TrainingData(
+        batches=CorpusBatches(readers),
+        validation=_validation_batches(read, corpus, shares, batch_size=recipe.optim.batch_size),
+        held_out=None if recipe.optim.stop_on == "loss" else held_out_of_corpus(corpus, shares, recipe, seed),
+    )
+    return fit(run, lm, data)
+
+
+def _reader(
     lm: LanguageModel,
     corpus: Corpus,
     recipe: TrainRecipe,
-    shares: dict[str, float],
     part: Part,
+    shares: dict[str, float],
     *,
     seed: int,
+    packed: bool,
+    batch_size: int,
     rank: int = 0,
     world: int = 1,
 ) -> CorpusDataset:
@@ -229,7 +254,8 @@ def _batches(
         tokenizer=gene_tokenizer(lm.tokenizer, corpus.vocabulary),
         batches=BatchSettings(
             context=min(lm.context_length or _LONGEST, _LONGEST),
-            batch_size=optim.batch_size,
+            packed=packed,
+            batch_size=batch_size,
             pad_id=padding_id(lm.tokenizer),
         ),
         examples=ExampleSettings(
@@ -246,97 +272,19 @@ def _batches(
     )
 
 
-class _Position(TrainerCallback):
-    """Keeps where the reading stands in each checkpoint, one file for each process."""
-
-    def __init__(self, reader: CorpusDataset, *, rank: int) -> None:
-        self._reader, self._name = reader, f"reader-{rank}.json"
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        write_json(
-            Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self._name, self._reader.state_dict()
-        )
-
-    def restore(self, checkpoint: Path) -> None:
-        self._reader.load_state_dict(json.loads((checkpoint / self._name).read_text(encoding="utf-8")))
-
-
-def _fit(
-    lm: LanguageModel, corpus: Corpus, recipe: TrainRecipe, shares: dict[str, float], folder: Path, *, seed: int
-) -> History:
-    """Train, from the last whole checkpoint if there is one."""
-    history = History()
-    average = WeightAverage(lm.model, decay=recipe.optim.weight_average, patience=recipe.optim.patience)
-    validation = _validation_batches(lm, corpus, recipe, shares, seed=seed)
-    arguments = training_arguments(folder / WORK, recipe, lm, seed=seed, validates=bool(validation))
-    arguments.ignore_data_skip = True  # the reader itself goes to where the checkpoint was made
-    rank, world = arguments.process_index, arguments.world_size
-    reader = _batches(lm, corpus, recipe, shares, "train", seed=seed, rank=rank, world=world)
-    position = _Position(reader, rank=rank)
-    trainer = BatchTrainer(
-        model=lm.model,
-        args=arguments,
-        train_dataset=reader,
-        eval_dataset=validation or None,
-        optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=recipe.model.base is None),
-        average=average,
-        history=history,
-    )
-    trainer.add_callback(position)
-    checkpoint = last_checkpoint(folder / WORK)
-    if checkpoint is not None:
-        logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
-        for part in (average, history, position):
-            part.restore(checkpoint)
-    lm.model.train()
-    with own_progress_only():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    average.keep_best()
-    lm.model.eval()
-    return history
-
-
 def _validation_batches(
-    lm: LanguageModel, corpus: Corpus, recipe: TrainRecipe, shares: dict[str, float], *, seed: int
-) -> list[dict[str, torch.Tensor]]:
+    read: Callable[..., CorpusDataset], corpus: Corpus, shares: dict[str, float], *, batch_size: int
+) -> list[Batch]:
     """Return about `_VALIDATION_EXAMPLES` examples of the validation part, of the tasks that it can ask."""
     askable = set(askable_tasks(corpus, "validation"))
     possible = {name: share for name, share in shares.items() if name in askable}
-    batches: list[dict[str, torch.Tensor]] = []
+    batches: list[Batch] = []
     if possible:
-        for batch in _batches(lm, corpus, recipe, possible, "validation", seed=seed):
+        for batch in CorpusBatches([read("validation", possible, batch_size=batch_size)]):
             batches.append(batch)
             if sum(int(b["n_examples"]) for b in batches) >= _VALIDATION_EXAMPLES:
                 break
     return batches
-
-
-def _finish(
-    folder: Path,
-    lm: LanguageModel,
-    corpus: Corpus,
-    sample: CellSample,
-    recipe: TrainRecipe,
-    shares: dict[str, float],
-    manifest: Manifest,
-    history: History,
-    *,
-    seed: int,
-) -> CellModel:
-    """Fit what needs the finished model, write everything, the spec last, and remove the work folder."""
-    started = time.perf_counter()
-    model = CellModel(lm=lm, spec=_spec(corpus, sample, recipe, shares, manifest), folder=folder)
-    if model.spec.labels:
-        model = _calibrated(model, corpus, seed=seed)
-    with own_progress_only():
-        lm.model.save_pretrained(folder)
-        lm.tokenizer.save_pretrained(folder)
-    make_readable(folder)
-    write_json(folder / TRAINING_FILE, {"history": history.rows, "messages": []})
-    model.spec.save(folder)
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    logger.info("wrote %s (calibration and saving took %.1f s)", folder, time.perf_counter() - started)
-    return model
 
 
 def _calibrated(model: CellModel, corpus: Corpus, *, seed: int) -> CellModel:

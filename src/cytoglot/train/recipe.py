@@ -129,6 +129,9 @@ _IMPLIED: Mapping[str, dict[str, Any]] = {
 }
 """`kind` → what it implies of `optim`"""
 
+LORA_LEARNING_RATE = 2e-4
+"""the default of `optim.learning_rate` with adapters: rates for models from nothing are too high for trained ones"""
+
 DEFAULT_TASKS = {"cell_type_annotation": 0.5, "cell_generation": 0.45, "unconditional_generation": 0.05}
 
 
@@ -145,6 +148,9 @@ class OptimRecipe(Settings):
     """compute activations twice instead of keeping them: a third slower, a fraction of the memory"""
     packing: Literal["auto", "on", "off"] = "auto"
     """put several examples into one row, where they do not see each other; auto: on a GPU"""
+    readers: int | None = Field(default=None, gt=0)
+    """streams that a corpus is read in, shared out among the processes; None: one for each process. Set it to repeat a
+    run of several processes with fewer"""
     learning_rate: float = Field(default=2e-3, gt=0)
     """peak learning rate, reached after the warm-up"""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -228,7 +234,9 @@ class TrainRecipe(Settings):
         """Put the preset's settings, and what the kind implies, under those that are given."""
         if not isinstance(values, dict):
             return values
-        implied = {**_IMPLIED.get(str(values.get("kind")), {}), **PRESETS.get(values.get("preset", "scratch"), {})}
+        adapted = {"learning_rate": LORA_LEARNING_RATE} if values.get("lora") is not None else {}
+        kind, preset = _IMPLIED.get(str(values.get("kind")), {}), PRESETS.get(values.get("preset", "scratch"), {})
+        implied = {**adapted, **kind, **preset}
         optim = values.get("optim", {})
         if not implied or not isinstance(optim, (dict, OptimRecipe)):
             return values

@@ -16,6 +16,8 @@ from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest
 
 WORK = ".work"
+MARK_FILE = "checkpoint.json"
+"""what a checkpoint says of itself, written last"""
 
 
 def is_finished(folder: Path) -> bool:
@@ -47,19 +49,36 @@ def check_folder(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
 
 
 def open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
-    """Make the work folder, which marks the run as unfinished, or go on with the one that is there."""
-    if overwrite and folder.is_dir():
-        shutil.rmtree(folder)
-    if not (folder / WORK / "manifest.json").is_file():
-        write_json(folder / WORK / "manifest.json", manifest.to_dict())
+    """Make the work folder, which marks the run as unfinished, or go on with the one that is there.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written.
+    """
+    try:
+        if overwrite and folder.is_dir():
+            shutil.rmtree(folder)
+        if not (folder / WORK / "manifest.json").is_file():
+            write_json(folder / WORK / "manifest.json", manifest.to_dict())
+    except OSError as error:
+        raise InputError(f"expected a folder that can be written, found {folder}: {error.strerror or error}") from error
 
 
 def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole (the trainer state is its last file)."""
-    found = [
-        p for p in work.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and (p / "history.json").is_file()
-    ]
-    return max(found, key=lambda p: int(p.name.removeprefix("checkpoint-")), default=None)
+    """Return the newest checkpoint of ours that was written whole."""
+    found = [path for path in work.glob("checkpoint-*") if (path / MARK_FILE).is_file()]
+    return max(found, key=_step, default=None)
+
+
+def discard_old_checkpoints(work: Path, *, n_kept: int) -> None:
+    """Keep the newest checkpoints only."""
+    for checkpoint in sorted(work.glob("checkpoint-*"), key=_step)[:-n_kept]:
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def make_readable(folder: Path) -> None:

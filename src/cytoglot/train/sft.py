@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cytoglot.atomic import write_json
-from cytoglot.cell_model.load import CellModel, load_cell_model
-from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, save_split
+from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.config import load_recipe
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
@@ -28,20 +25,23 @@ from cytoglot.data.ontology import map_labels
 from cytoglot.data.read import read
 from cytoglot.data.splits import Split
 from cytoglot.errors import InputError
-from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, own_progress_only, set_threads
+from cytoglot.lm.load import LanguageModel, set_threads
 from cytoglot.lm.scratch import scratch_model
 from cytoglot.lm.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, fit_rank_curve
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
+from cytoglot.train.batches import NumberedBatches
 from cytoglot.train.calibrate import calibrate, generation_temperature
-from cytoglot.train.callbacks import History, WeightAverage
+from cytoglot.train.callbacks import History
 from cytoglot.train.examples import Examples, collate, plan_training, plan_validation
+from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, finish, fit, open_run, start_model
+from cytoglot.train.held_out import held_out_of_cells
 from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells, word_quantiles
+from cytoglot.train.processes import n_processes, rank
 from cytoglot.train.recipe import TrainRecipe
-from cytoglot.train.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
-from cytoglot.train.trainer import AnswerTrainer, optimiser_and_schedule, training_arguments
+from cytoglot.train.trainer import TrainingData
 from cytoglot.train.word_vectors import co_expression_vectors
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MAX_VALIDATION_CELLS = 1000
+_ROW_TOKENS = 2048  # of packed rows: attention costs their square
 
 
 def train(
@@ -93,24 +94,28 @@ def train(
         The source or the label column cannot be used, or `out` holds a run with other settings, or other files.
     """
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
-    folder = Path(out)
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
     manifest = _manifest(adata, source, settings, label=label, split_by=split_by, split=split, seed=seed)
     if gene_options != DEFAULT_GENES:  # what they did to the cells is in the inputs already
         manifest = replace(manifest, config={**manifest.config, **gene_options.to_dict()})
-    check_folder(folder, manifest, overwrite=overwrite)
-    if is_finished(folder) and not overwrite:
-        logger.info("%s is finished already; pass overwrite to train it again", folder)
-        return load_cell_model(folder, device=device)
+    run = Run(folder=Path(out), recipe=settings, manifest=manifest, seed=seed, device=device)
+    finished = begin(run, overwrite=overwrite)
+    if finished is not None:
+        return finished
     _check_tasks(settings)
     set_threads(threads)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
-    open_work(folder, manifest, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
+    open_run(run, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
     for message in prepared.messages:
         logger.info("%s", message)
-    lm, history = _fit(prepared, settings, folder, seed=seed, device=device)
-    return _finish(folder, lm, prepared, settings, manifest, history, label=label)
+    lm, history = _fit(run, prepared)
+
+    def make_model(lm: LanguageModel) -> CellModel:
+        spec = _spec(prepared, settings, manifest, label=label)
+        return _calibrated(CellModel(lm=lm, spec=spec, folder=run.folder), prepared)
+
+    return finish(run, make_model, lm, history, split=prepared.split, messages=prepared.messages)
 
 
 def _manifest(
@@ -123,7 +128,11 @@ def _manifest(
         command="train",
         config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided},
         seeds={"seed": seed},
-        inputs={"cells": cells, "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData"},
+        inputs={
+            "cells": cells,
+            "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
+            **base_fingerprint(recipe),
+        },
     )
 
 
@@ -140,44 +149,36 @@ def _check_tasks(recipe: TrainRecipe) -> None:
             )
 
 
-def _fit(
-    prepared: PreparedCells, recipe: TrainRecipe, folder: Path, *, seed: int, device: str
-) -> tuple[LanguageModel, History]:
+def _fit(run: Run, prepared: PreparedCells) -> tuple[LanguageModel, History]:
     """Build or load the model and train it, from the last whole checkpoint if there is one."""
-    lm = _start_model(prepared, recipe, seed=seed, device=device)
+    recipe, seed = run.recipe, run.seed
+    lm = start_model(run, lambda: _new_model(prepared, recipe, seed=seed))
     max_tokens = lm.context_length or 1 << 30
     make = partial(Examples, prepared, tokenizer=lm.tokenizer, recipe=recipe, seed=seed, max_tokens=max_tokens)
     optim = recipe.optim
-    n_examples = optim.steps * optim.batch_size
-    history = History()
-    average = WeightAverage(lm.model, decay=optim.weight_average, patience=optim.patience)
-    validation = make(plan=plan_validation(prepared, max_cells=_MAX_VALIDATION_CELLS, seed=seed), augmented=False)
-    trainer = AnswerTrainer(
-        model=lm.model,
-        args=training_arguments(folder / WORK, recipe, lm, seed=seed, validates=len(validation) > 0),
-        data_collator=partial(collate, pad_token_id=padding_id(lm.tokenizer)),
-        train_dataset=make(plan=plan_training(prepared, recipe, n_examples=n_examples, seed=seed), augmented=True),
-        eval_dataset=validation if len(validation) else None,
-        optimizers=optimiser_and_schedule(lm.model, optim, from_nothing=recipe.model.base is None),
-        average=average,
-        history=history,
+    packed = can_pack(lm, optim, auto=lm.device.type == "cuda")
+    layout = partial(
+        collate,
+        pad_token_id=padding_id(lm.tokenizer),
+        row_tokens=min(max_tokens, _ROW_TOKENS) if packed else None,
     )
-    checkpoint = last_checkpoint(folder / WORK)
-    if checkpoint is not None:
-        logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
-        average.restore(checkpoint)
-        history.restore(checkpoint)
-    lm.model.train()
-    with own_progress_only():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    average.keep_best()
-    lm.model.eval()
-    return lm, history
+    step_size = n_processes() * optim.batch_size * optim.gradient_accumulation
+    plan = plan_training(prepared, recipe, n_examples=optim.steps * step_size, seed=seed, step_size=step_size)
+    held = make(plan=plan_validation(prepared, max_cells=_MAX_VALIDATION_CELLS, seed=seed), augmented=False)
+    batches = NumberedBatches(
+        make(plan=plan, augmented=True), layout, batch_size=optim.batch_size, rank=rank(), world=n_processes()
+    )
+    data = TrainingData(
+        batches=batches,
+        validation=list(NumberedBatches(held, layout, batch_size=2 * optim.batch_size)),
+        held_out=None if optim.stop_on == "loss" else held_out_of_cells(prepared, recipe, seed),
+    )
+    return fit(run, lm, data)
 
 
-def _start_model(prepared: PreparedCells, recipe: TrainRecipe, *, seed: int, device: str) -> LanguageModel:
-    if recipe.model.base is not None:
-        return load_language_model(recipe.model.base, device=device, dtype="float32", revision=recipe.model.revision)
+def _new_model(
+    prepared: PreparedCells, recipe: TrainRecipe, *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     sentences = prepared.sentences
     tokenizer = _tokenizer(prepared, recipe)
     rows = prepared.rows("train", labelled=False)
@@ -186,17 +187,15 @@ def _start_model(prepared: PreparedCells, recipe: TrainRecipe, *, seed: int, dev
         rank = min(recipe.model.word_vector_rank, recipe.model.scratch.hidden_size - 1)
         vectors = co_expression_vectors(prepared.log_ng[rows], rank=rank, seed=seed)
     some = np.random.default_rng([seed, 4]).permutation(rows)[:1000]
-    texts = [sentences.ids(int(i))[: prepared.top_genes] for i in some]
     model = scratch_model(
         tokenizer,
         recipe.model.scratch,
         seed=seed,
         words=sentences.vocabulary.symbols,
         word_vectors=vectors,
-        word_texts=texts,
+        word_texts=[sentences.ids(int(i))[: prepared.top_genes] for i in some],
     )
-    target = choose_device(device)
-    return LanguageModel(model=model.to(target), tokenizer=tokenizer, device=target)
+    return model, tokenizer
 
 
 def _tokenizer(prepared: PreparedCells, recipe: TrainRecipe) -> PreTrainedTokenizerBase:
@@ -207,33 +206,6 @@ def _tokenizer(prepared: PreparedCells, recipe: TrainRecipe) -> PreTrainedTokeni
     return build_tokenizer(
         prepared.sentences.vocabulary.symbols, texts, context_length=recipe.model.scratch.context_length
     )
-
-
-def _finish(
-    folder: Path,
-    lm: LanguageModel,
-    prepared: PreparedCells,
-    recipe: TrainRecipe,
-    manifest: Manifest,
-    history: History,
-    *,
-    label: str,
-) -> CellModel:
-    """Fit what needs the finished model, write everything, the spec last, and remove the work folder."""
-    started = time.perf_counter()
-    spec = _spec(prepared, recipe, manifest, label=label)
-    model = CellModel(lm=lm, spec=spec, folder=folder)
-    model = _calibrated(model, prepared)
-    with own_progress_only():
-        lm.model.save_pretrained(folder)
-        lm.tokenizer.save_pretrained(folder)
-    make_readable(folder)
-    save_split(prepared.split, folder)
-    write_json(folder / TRAINING_FILE, {"history": history.rows, "messages": list(prepared.messages)})
-    model.spec.save(folder)
-    shutil.rmtree(folder / WORK, ignore_errors=True)
-    logger.info("wrote %s (calibration and saving took %.1f s)", folder, time.perf_counter() - started)
-    return model
 
 
 def _calibrated(model: CellModel, prepared: PreparedCells) -> CellModel:
