@@ -1,4 +1,7 @@
-"""Cells as vectors: the mean last hidden state over the real tokens of a cell's prompt."""
+"""Cells as vectors: hidden states of a cell's prompt, pooled; for an AnnData in memory, or from file to file.
+
+Axes: n cells, d embedding dimensions.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, VocabularyOverlap
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
+from cytoglot.lm.embed import Precision, checked_layer
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+KEY = "X_cytoglot"
 
 
 def embed(
@@ -23,27 +29,58 @@ def embed(
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
     context: Mapping[str, str] | None = None,
-    key_added: str = "X_cytoglot",
+    key_added: str = KEY,
     min_overlap: float = MIN_OVERLAP,
+    hidden_layer: int = -1,
+    pooling: CellPooling = "mean",
+    dtype: Precision = "auto",
+    batch_tokens: int | None = None,
     copy: bool = True,
 ) -> AnnData:
     """Return `adata` with `obsm[key_added]`, float32 of shape (n_cells, d), and a record in `uns["cytoglot"]`.
 
-    The body of the model alone is run (no output layer); a cell's vector does not depend on which cells it is batched
-    with. Labels are neither needed nor read. `copy=False` writes into `adata` itself.
+    The body of the model alone is run (no output layer), and no deeper than asked; a cell's vector does not depend on
+    which cells it is batched with. Labels are neither needed nor read. `copy=False` writes into `adata` itself. For
+    files larger than memory there is `cytoglot.applications.embed_file`.
+
+    Parameters
+    ----------
+    layer
+        Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+    hidden_layer, pooling, dtype, batch_tokens
+        Which hidden state (0: the token vectors, -1: the last), how its tokens are pooled ("mean", "last", or
+        "sentence": the genes alone), what to compute with: see `CellModel.embeddings`.
 
     Raises
     ------
     InputError, VocabularyMismatchError
-        The matrix cannot be read, or the genes are not those of the model.
+        The matrix cannot be read, the genes are not those of the model, or there is no such layer or pooling.
     """
     sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
-    embedding_nd = model.embeddings(sentences, context=context)
+    embedding_nd = model.embeddings(
+        sentences, context=context, layer=hidden_layer, pooling=pooling, dtype=dtype, batch_tokens=batch_tokens
+    )
     result = adata.copy() if copy else adata
     result.obsm[key_added] = embedding_nd
-    record = {"key": key_added, "pooling": "mean over real tokens, last hidden state", "overlap": str(overlap)}
+    record = embedding_record(model, overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
     result.uns["cytoglot"] = {**result.uns.get("cytoglot", {}), "embedding": record}
     return result
+
+
+def embedding_record(
+    model: CellModel, overlap: VocabularyOverlap, *, key_added: str, hidden_layer: int, pooling: CellPooling
+) -> dict[str, str | int]:
+    """Return what `uns["cytoglot"]["embedding"]` says: values that every AnnData format can store."""
+    pooled = {"mean": "mean over real tokens", "last": "last token", "sentence": "mean over the tokens of the genes"}
+    layer = checked_layer(model.lm, hidden_layer)
+    n_layers = checked_layer(model.lm, -1)
+    which = "last hidden state" if layer == n_layers else f"hidden state {layer} of {n_layers}"
+    return {
+        "key": key_added,
+        "pooling": f"{pooled[pooling]}, {which}",
+        "hidden_layer": layer,
+        "overlap": str(overlap),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -378,8 +378,7 @@ class CellModel:
             "mean" over all tokens of the prompt, "last" token, or "sentence": mean over the tokens of the genes alone
             (an empty cell has none, and gets the mean over its prompt).
         """
-        if pooling not in get_args(CellPooling):
-            raise InputError(f"pooling must be {', '.join(get_args(CellPooling))}, found {pooling!r}")
+        check_pooling(pooling)
         prompts = self.cell_prompts(sentences, context=context)
         return embed_texts(
             self.lm,
@@ -457,6 +456,12 @@ def load_checkpoint(
         tasks=("cell_type_annotation",),
     )
     return CellModel(lm=lm, spec=spec, folder=None)
+
+
+def check_pooling(pooling: str) -> None:
+    """Refuse a way of pooling that there is not."""
+    if pooling not in get_args(CellPooling):
+        raise InputError(f"pooling must be one of {', '.join(get_args(CellPooling))}, found {pooling!r}")
 
 
 def is_model_folder(name_or_folder: str | Path) -> bool:

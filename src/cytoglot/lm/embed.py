@@ -12,7 +12,7 @@ import copy
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -48,6 +48,7 @@ def embed_texts(
     spans: Sequence[tuple[int, int]] | None = None,
     batch_tokens: int | None = None,
     dtype: Precision = "auto",
+    progress: bool = True,
 ) -> NDArray[np.float32]:
     """Return one vector per text, float32 of shape (n, d), the same whatever else is in the batch.
 
@@ -69,6 +70,8 @@ def embed_texts(
         Most tokens in a batch, padding included; by default what suits the device.
     dtype
         What to compute with: see `in_precision`.
+    progress
+        Draw a bar, where bars are drawn; False for one part of a longer work.
 
     Raises
     ------
@@ -84,8 +87,11 @@ def embed_texts(
         ranges = [np.maximum(r, r[:, 1:] - 1) for r in ranges]
     embedding_nd = np.empty((len(rows), n_dimensions(lm)), dtype=np.float32)
     lm = in_precision(lm, dtype)
-    for row, vector_sd in pooled_states(lm, rows, ranges, layer=layer, batch_tokens=batch_tokens):
-        embedding_nd[row] = vector_sd[0]
+    with progress_bar(total=len(rows), description="embed", unit="text") if progress else nullcontext() as bar:
+        for row, vector_sd in pooled_states(lm, rows, ranges, layer=layer, batch_tokens=batch_tokens):
+            embedding_nd[row] = vector_sd[0]
+            if bar is not None:
+                bar.update()
     return embedding_nd
 
 
@@ -121,10 +127,8 @@ def pooled_states(
     batches = embedding_batches(lengths, max_tokens=_checked_batch_tokens(lm, batch_tokens))
     started = time.perf_counter()
     compute = partial(_pooled, lm, rows, ranges, layer)
-    with progress_bar(total=len(rows), description="embed", unit="text") as bar:
-        for batch in batches:
-            yield from zip(batch.tolist(), in_halves(compute, batch.tolist(), what="text"), strict=True)
-            bar.update(len(batch))
+    for batch in batches:
+        yield from zip(batch.tolist(), in_halves(compute, batch.tolist(), what="text"), strict=True)
     logger.info(
         "%d texts of %d tokens in %d batches, %.1f %% padding, %.1f s",
         *(len(rows), lengths.sum(), len(batches), 100 * padding_share(lengths, batches), time.perf_counter() - started),
