@@ -26,7 +26,7 @@ from transformers.utils import logging as library_logging
 from cytoglot.atomic import atomic_path
 from cytoglot.errors import InputError
 from cytoglot.extras import require
-from cytoglot.lm.sources import Adapter, checked_source, commit_of, find_adapter, is_of_the_hub
+from cytoglot.lm.sources import Adapter, check_index, checked_source, commit_of, find_adapter, is_of_the_hub
 from cytoglot.lm.tokenizer import padding_id
 from cytoglot.progress import progress_is_shown
 
@@ -169,9 +169,12 @@ def _read(
     if quantisation is not None:
         given |= {"quantization_config": quantisation, "device_map": {"": "cuda"}}
     try:
+        check_index(source, options["revision"])
         with own_progress_only():
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model, loading = AutoModelForCausalLM.from_pretrained(source, **given, **options)
+    except InputError:
+        raise
     except Exception as error:
         if not isinstance(error, (KeyError, ImportError, RuntimeError)) and not is_of_the_hub(error):
             raise
@@ -197,9 +200,11 @@ def _adapted(adapter: Adapter, device: str, dtype: Dtype, *, trust: bool) -> Lan
     if adapter.has_tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(str(adapter.folder), trust_remote_code=False)
         if _n_ids(tokenizer) > lm.model.get_input_embeddings().weight.shape[0]:
-            lm.model.resize_token_embeddings(_n_ids(tokenizer))
+            lm.model.resize_token_embeddings(_n_ids(tokenizer), mean_resizing=False)
         lm = replace(lm, tokenizer=tokenizer)
     with warnings.catch_warnings():
+        # peft 0.21 still asks transformers 5.23 by an old name; nothing that a user could change.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         # An adapter of which a part is missing would do nothing there, silently.
         warnings.filterwarnings("error", message=".*missing adapter keys")
         try:

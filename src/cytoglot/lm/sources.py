@@ -13,11 +13,13 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HTTPError
+from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cytoglot.errors import InputError
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MERGED_BESIDE = "; the folder above holds the weights with this adapter merged in: load that one"
 
@@ -111,6 +113,33 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
         )
     config = _read_config(folder)
     return Adapter(folder=folder, base=_base_of(config, folder), revision=config.get("revision"))
+
+
+def check_index(source: str, revision: str | None) -> None:
+    """Refuse weights in several files of which the index names one that is not safetensors.
+
+    `transformers` opens whatever an index names, even if it was told to read safetensors only.
+    """
+    found = cached_file(
+        source,
+        INDEX,
+        revision=revision,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return
+    try:
+        files = set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{INDEX} of {source} is damaged ({error}); copy the model again") from error
+    unsafe = sorted(str(name) for name in files if not str(name).endswith(".safetensors"))
+    if unsafe:
+        raise InputError(
+            f"{INDEX} of {source} names {unsafe[0]}, which is not safetensors; save the model again with "
+            "save_pretrained(..., safe_serialization=True): other formats can run code and are not read"
+        )
 
 
 def _download(source: str, revision: str | None) -> Path:
