@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytoglot.errors import InputError
-from cytoglot.lm import score
+from cytoglot.lm import answer_passes, score
 from cytoglot.lm.answer_tree import AnswerTree, split_answers
 from cytoglot.lm.batches import length_batches
 from cytoglot.lm.load import LanguageModel
@@ -19,11 +19,11 @@ from cytoglot.lm.score import score_answers, score_answers_naive, score_pairs
 from cytoglot.lm.tokenizer import encode_completions, encode_prompts
 
 WAYS = {
-    "llama": "tree",
-    "neox": "tree",
-    "gpt2": "tree",
+    "llama": "pass",
+    "neox": "pass",
+    "gpt2": "pass",
     "gemma2": "tree",
-    "gemma3": "tree",
+    "gemma3": "pass",
     "mistral": "expand",
     "bloom": "expand",
     "mamba": "plain",
@@ -113,10 +113,10 @@ def test_many_answers_are_scored_in_parts_with_the_same_result(
 ):
     lm = make_lm(family, word_tokenizer)
     whole = score_answers(lm, prompts, labels)
-    monkeypatch.setattr(score, "MAX_LOGITS", 5 * lm.n_vocabulary)
+    monkeypatch.setattr(answer_passes, "MAX_LOGITS", 5 * lm.n_vocabulary)
     np.testing.assert_allclose(score_answers(lm, prompts, labels), whole, atol=1e-5)
     monkeypatch.setattr(score, "MAX_NODES", 12)
-    monkeypatch.setattr(score, "MAX_LOGITS", 2**26)
+    monkeypatch.setattr(answer_passes, "MAX_LOGITS", 2**26)
     np.testing.assert_allclose(score_answers(lm, prompts, labels), whole, atol=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_a_prompt_is_read_once_for_all_answers(scratch_lm, prompts, labels, monk
     hook.remove()
     n_nodes = AnswerTree.build(encode_completions(scratch_lm.tokenizer, labels, eos=True)).n_nodes
     n_prefix = max(len(ids) for ids in encode_prompts(scratch_lm.tokenizer, prompts)) - 1
-    assert [tuple(shape) for shape in read] == [(5, n_prefix), (5, n_nodes)]
+    assert [tuple(shape) for shape in read] == [(5, n_prefix + n_nodes)]
 
 
 def test_prompt_tokens_never_reach_the_output_layer(scratch_lm, prompts, labels):
@@ -170,7 +170,7 @@ def test_half_precision_agrees_with_full_within_its_rounding(make_lm, word_token
     full = make_lm("llama", word_tokenizer)
     half = LanguageModel(model=copy.deepcopy(full.model).to(torch.bfloat16), tokenizer=word_tokenizer)
     np.testing.assert_allclose(score_answers(half, prompts, labels), score_answers(full, prompts, labels), atol=0.6)
-    assert way_of(half) == "tree"
+    assert way_of(half) == "pass"
 
 
 def test_pairs_equal_the_diagonal_of_all_answers(scratch_lm, hub_like_lm, make_lm, word_tokenizer, prompts, labels):
@@ -259,10 +259,18 @@ def test_a_damaged_model_is_not_scored_as_if_it_were_well(make_lm, word_tokenize
         score_answers(lm, ["Cell?"], labels)
 
 
-def test_the_normaliser_is_exact_for_large_logits_and_in_chunks():
-    logits = torch.tensor([[1000.0, 1000.0, -1000.0], [0.0, 0.0, 0.0], [-5.0, 3.0, 2.0]])
-    expected = [1000 + math.log(2), math.log(3), math.log(math.exp(-5) + math.exp(3) + math.exp(2))]
-    np.testing.assert_allclose(score._log_normaliser(logits, chunk=3).numpy(), expected, rtol=1e-7)
+def test_log_probabilities_are_exact_for_large_logits_and_in_chunks(monkeypatch):
+    logits = torch.tensor([[[1000.0, 1000.0, -1000.0], [0.0, 0.0, 0.0]], [[-5.0, 3.0, 2.0], [1.0, -np.inf, 1.0]]])
+    third = 3 - math.log(math.exp(-5) + math.exp(3) + math.exp(2))
+    tokens = [np.array([1, 0]), np.array([1])]
+    tree = AnswerTree.build([np.array([1, 0]), np.array([2])])
+    for chunk in (2**24, 3, 1):
+        monkeypatch.setattr(answer_passes, "_CHUNK", chunk)
+        found = answer_passes._path_log_p(logits, [0, 0], tokens)
+        np.testing.assert_allclose(found, [-math.log(2) - math.log(3), third], rtol=1e-6)
+        of_tree = answer_passes._answer_log_p(logits, tree)
+        expected = [[-math.log(2) - math.log(3), -2000 - math.log(2)], [third - math.log(2), third - 1]]
+        np.testing.assert_allclose(of_tree, expected, rtol=1e-6)
 
 
 def test_the_window_is_the_shortest_that_is_in_use():

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cytoglot.lm.load import LanguageModel
 
@@ -89,12 +90,21 @@ def read_prefix(lm: LanguageModel, ids: Ids) -> Cache:
 def expand(cache: Cache, n: int) -> Cache:
     """Return the cache of one prefix as that of `n` rows; the one given stays as it is.
 
-    Rows are views of the same numbers until the model appends to them, which copies.
+    Rows are views of the same numbers until the model appends to them, which copies. A cache of `n` rows already gives
+    one of the same rows.
+
+    Raises
+    ------
+    NotImplementedError
+        The cache holds something else than keys and values, such as the state of Mamba's layers, which models change in
+        place.
     """
     expanded = copy.copy(cache)
     expanded.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in expanded.layers:
-        if layer.get_seq_length() > 0:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            raise NotImplementedError(f"cannot show a cache of {type(layer).__name__} to several rows")
+        if layer.keys is not None and layer.get_seq_length() > 0:
             layer.keys = layer.keys.expand(n, *layer.keys.shape[1:])
             layer.values = layer.values.expand(n, *layer.values.shape[1:])
     return expanded

@@ -1,45 +1,47 @@
 """Exact log-likelihoods of answers; for a closed set of answers the shared work is done once.
 
-The tokens of a prompt are computed once and kept as keys and values. The answers are merged into a tree of tokens,
-whose root is the prompt's last token, and the whole tree is evaluated in one pass: a mask lets each node see the
-prompt and its own ancestors, and positions count along the branch. Each row of logits then serves every answer that
-passes through its node. Not all model families understand such masks, so the first call on a model compares the ways
-below on a small example and takes the first that agrees with plain evaluation:
+The answers are merged into a tree of tokens, whose root is the prompt's last token. A mask lets each node see the
+prompt and its own ancestors, and positions count along the branch; each row of logits then serves every answer that
+passes through its node. What prompts share at their beginning is read once (`cytoglot.lm.prefix`). Not all model
+families understand such masks, so the first call on a model compares the ways below on a small example and takes the
+first that agrees with plain evaluation:
 
-tree    prompts in batches, all answers in one pass over the tree
-expand  prompt by prompt; its keys and values are repeated for each answer, no mask at all
+pass    prompts in batches, each followed by the tree, in one pass without a cache
+tree    prompts in batches; then, behind their keys and values, one pass for each part of the tree
+expand  prompt by prompt; its keys and values are shown to each answer, no mask at all
 plain   every prompt with every answer from the start
 
-Axes: n prompts, a answers, b rows of a batch, t tokens, m nodes of the tree, r rows of logits, v vocabulary.
+Axes: n prompts, a answers.
 """
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from cytoglot.errors import InputError
+from cytoglot.lm import answer_passes
+from cytoglot.lm.answer_passes import answer_by_answer, behind_prompts, in_one_pass, pair_by_pair
 from cytoglot.lm.answer_tree import AnswerTree, Ids, split_answers
-from cytoglot.lm.batches import check_lengths, checked_batch_tokens, length_batches, pad_right
+from cytoglot.lm.batches import check_lengths, checked_batch_tokens, length_batches
 from cytoglot.lm.load import LanguageModel
+from cytoglot.lm.memory import in_halves
+from cytoglot.lm.prefix import PrefixGroup, can_share, read_prefix, shared_prefixes
 from cytoglot.lm.tokenizer import encode_completions, encode_prompts
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["tree", "expand", "plain"]
+Way = Literal["pass", "tree", "expand", "plain"]
 
-#: Most logits held at once (256 MB in float32); larger trees are evaluated in parts, larger batches cut.
-MAX_LOGITS = 2**26
 #: Most nodes evaluated at once: attention among them grows with the square.
 MAX_NODES = 2048
 #: Difference per token, in nats, up to which a way agrees with plain evaluation; half precision rounds more.
@@ -117,8 +119,16 @@ def score_pairs(
     completion_ids = _encode_completions(lm, completions, terminator)
     prompt_ids = encode_prompts(lm.tokenizer, prompts)
     _check_pairs(lm, prompt_ids, np.array([len(ids) for ids in completion_ids]), what="prompt with its completion")
+    likelihood_n = np.empty(len(prompt_ids))
+    longest = max(len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True))
     with lm.inference():
-        return _checked(_plain(lm, prompt_ids, completion_ids, checked_batch_tokens(lm, batch_tokens)))
+        for group in _prefix_groups(lm, prompt_ids, longest):
+            prefix = read_prefix(lm, group.prefix) if len(group.prefix) else None
+            some, their_completions = ([rows[i] for i in group.members] for rows in (prompt_ids, completion_ids))
+            likelihood_n[group.members] = pair_by_pair(
+                lm, some, their_completions, checked_batch_tokens(lm, batch_tokens), prefix
+            )
+    return _checked(likelihood_n)
 
 
 def score_answers_naive(
@@ -173,11 +183,28 @@ def _score(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], ba
     if len(prompts) == 0:
         return np.empty((0, len(answers)))
     longest = max(map(len, prompts)) + max(map(len, answers))
-    # Beyond its window a sliding layer would see too far through the tree's mask.
-    ways: tuple[Way, ...] = ("tree", "expand") if longest <= (lm.attention_window or longest) else ("expand",)
+    if longest > (lm.attention_window or longest):
+        ways: tuple[Way, ...] = ("expand",)  # a sliding layer would see too far through the tree's mask
+    else:
+        ways = ("pass", "tree", "expand") if len(_parts(lm, answers)) == 1 else ("tree", "expand")
     with lm.inference():
         way = _fitting_way(lm, np.unique(np.concatenate([prompts[0], *answers])), ways)
-        return _checked(_evaluate(lm, prompts, answers, way, batch_tokens))
+        groups = [_all_alone(prompts)] if way == "plain" else _prefix_groups(lm, prompts, longest)
+        return _checked(_evaluate(lm, prompts, answers, way, batch_tokens, groups))
+
+
+def _parts(lm: LanguageModel, answers: Sequence[Ids]) -> list[Ids]:
+    return split_answers(answers, max(2, min(MAX_NODES, answer_passes.MAX_LOGITS // lm.n_vocabulary)))
+
+
+def _all_alone(prompts: Sequence[Ids]) -> PrefixGroup:
+    return PrefixGroup(prefix=np.empty(0, dtype=np.int64), members=np.arange(len(prompts)))
+
+
+def _prefix_groups(lm: LanguageModel, prompts: Sequence[Ids], longest: int) -> list[PrefixGroup]:
+    groups = shared_prefixes(prompts)
+    # The model is tried out only where there is something to share.
+    return groups if all(len(g.prefix) == 0 for g in groups) or can_share(lm, longest) else [_all_alone(prompts)]
 
 
 def _checked(likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -190,150 +217,47 @@ def _checked(likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _evaluate(
-    lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], way: Way, batch_tokens: int
+    lm: LanguageModel,
+    prompts: Sequence[Ids],
+    answers: Sequence[Ids],
+    way: Way,
+    batch_tokens: int,
+    groups: Sequence[PrefixGroup],
 ) -> NDArray[np.float64]:
+    parts = _parts(lm, answers)
+    trees = [AnswerTree.build([answers[j] for j in part]) for part in parts]
+    n_nodes = max(tree.n_nodes for tree in trees)
+    in_trees = np.argsort(np.concatenate(parts))
+
+    def score(prefix: Cache | None, batch: Sequence[int]) -> list[NDArray[np.float64]]:
+        some = [prompts[i] for i in batch]
+        if way == "pass" and len(trees) == 1:
+            return list(in_one_pass(lm, some, trees[0], prefix)[:, in_trees])
+        if way in ("pass", "tree"):
+            return list(behind_prompts(lm, some, trees, prefix)[:, in_trees])
+        if way == "expand":
+            return [answer_by_answer(lm, prompt, answers, batch_tokens, prefix) for prompt in some]
+        return [pair_by_pair(lm, [prompt] * len(answers), answers, batch_tokens) for prompt in some]
+
+    max_rows = max(1, answer_passes.MAX_LOGITS // (n_nodes * lm.n_vocabulary)) if way in ("pass", "tree") else 1
+    batching = {"max_tokens": batch_tokens, "extra": n_nodes, "max_rows": max_rows}
     likelihood_na = np.empty((len(prompts), len(answers)))
     with progress_bar(total=len(prompts), description="score", unit="prompt") as bar:
-        if way == "tree":
-            groups = split_answers(answers, max(2, min(MAX_NODES, MAX_LOGITS // lm.n_vocabulary)))
-            trees = [AnswerTree.build([answers[j] for j in group]) for group in groups]
-            n_nodes = max(tree.n_nodes for tree in trees)
-            max_rows = max(1, MAX_LOGITS // (n_nodes * lm.n_vocabulary))
-            lengths = np.array([len(row) for row in prompts], dtype=np.int64)
-            for batch in length_batches(lengths, max_tokens=batch_tokens, extra=n_nodes, max_rows=max_rows):
-                scores = _tree(lm, [prompts[i] for i in batch], trees)
-                likelihood_na[np.ix_(batch, np.concatenate(groups))] = scores
-                bar.update(len(batch))
-        else:
-            one_prompt = _expand if way == "expand" else _repeat
-            for i, prompt in enumerate(prompts):
-                likelihood_na[i] = one_prompt(lm, prompt, answers, batch_tokens)
-                bar.update(1)
+        for prefix, batch in _batches(lm, prompts, groups, batching):
+            likelihood_na[batch] = in_halves(partial(score, prefix), batch.tolist(), what="prompt with its answers")
+            bar.update(len(batch))
     return likelihood_na
 
 
-def _tree(lm: LanguageModel, prompts: Sequence[Ids], trees: Sequence[AnswerTree]) -> NDArray[np.float64]:
-    """Score the answers of all trees, in their order, for a batch of prompts."""
-    cache = DynamicCache()
-    prefix_bt = pad_right([prompt[:-1] for prompt in prompts], lm.pad_id, lm.device)
-    if prefix_bt.shape[1]:
-        lm.body(input_ids=prefix_bt, past_key_values=cache, use_cache=True)
-    scores = []
-    for tree in trees:
-        logits_bmv = lm.model(
-            input_ids=_tree_tokens(prompts, tree).to(lm.device),
-            attention_mask=_tree_mask(prompts, tree, prefix_bt.shape[1], lm.model.dtype).to(lm.device),
-            position_ids=_tree_positions(prompts, tree).to(lm.device),
-            past_key_values=cache,
-            use_cache=True,
-        ).logits
-        log_p_be = _edge_log_p(logits_bmv, tree)
-        scores += [log_p_be[:, edges].sum(axis=1) for edges in tree.answer_edges]
-        cache.crop(-tree.n_nodes)
-    return np.stack(scores, axis=1)
-
-
-def _tree_tokens(prompts: Sequence[Ids], tree: AnswerTree) -> torch.Tensor:
-    tokens_bm = np.tile(tree.token, (len(prompts), 1))
-    tokens_bm[:, 0] = [prompt[-1] for prompt in prompts]
-    return torch.from_numpy(tokens_bm)
-
-
-def _tree_positions(prompts: Sequence[Ids], tree: AnswerTree) -> torch.Tensor:
-    return torch.from_numpy(np.array([len(prompt) - 1 for prompt in prompts])[:, None] + tree.depth)
-
-
-def _tree_mask(prompts: Sequence[Ids], tree: AnswerTree, n_prefix: int, dtype: torch.dtype) -> torch.Tensor:
-    """Additive mask, shape (b, 1, m, n_prefix + m): each node sees its prompt without padding, and its ancestors."""
-    is_prompt_bt = np.arange(n_prefix) < np.array([len(prompt) - 1 for prompt in prompts])[:, None]
-    seen_bmt = np.concatenate(
-        [
-            np.broadcast_to(is_prompt_bt[:, None], (len(prompts), tree.n_nodes, n_prefix)),
-            np.broadcast_to(tree.sees, (len(prompts), tree.n_nodes, tree.n_nodes)),
-        ],
-        axis=2,
-    )
-    mask = torch.zeros(seen_bmt.shape, dtype=dtype)
-    return mask.masked_fill_(torch.from_numpy(~seen_bmt), torch.finfo(dtype).min)[:, None]
-
-
-def _edge_log_p(logits_bmv: torch.Tensor, tree: AnswerTree) -> NDArray[np.float64]:
-    node, token = torch.from_numpy(tree.edge_node), torch.from_numpy(tree.edge_token)
-    picked_be = logits_bmv[:, node.to(logits_bmv.device), token.to(logits_bmv.device)].cpu().double()
-    normaliser_bm = _log_normaliser(logits_bmv.flatten(0, 1)).view(logits_bmv.shape[:2])
-    return (picked_be - normaliser_bm[:, node]).numpy()
-
-
-def _expand(lm: LanguageModel, prompt: Ids, answers: Sequence[Ids], batch_tokens: int) -> NDArray[np.float64]:
-    """Score answers behind one prompt. Its cache is repeated for each; nothing is padded in front, so no mask."""
-    prefix_1t = torch.from_numpy(prompt[:-1])[None].to(lm.device)
-    cache = DynamicCache(config=lm.model.config)
-    if prefix_1t.shape[1]:
-        lm.body(input_ids=prefix_1t, past_key_values=cache, use_cache=True)
-    likelihood_a = np.empty(len(answers))
-    lengths = np.array([len(answer) for answer in answers], dtype=np.int64)
-    max_rows = max(1, MAX_LOGITS // (int(lengths.max()) * lm.n_vocabulary))
-    for batch in length_batches(lengths, max_tokens=batch_tokens, extra=len(prompt) - 1, max_rows=max_rows):
-        repeated = copy.deepcopy(cache)
-        repeated.batch_repeat_interleave(len(batch))
-        read = [np.append(prompt[-1], answers[j][:-1]) for j in batch]
-        logits_btv = lm.model(
-            input_ids=pad_right(read, lm.pad_id, lm.device), past_key_values=repeated, use_cache=True
-        ).logits
-        likelihood_a[batch] = _path_log_p(logits_btv, [0] * len(batch), [answers[j] for j in batch])
-    return likelihood_a
-
-
-def _repeat(lm: LanguageModel, prompt: Ids, answers: Sequence[Ids], batch_tokens: int) -> NDArray[np.float64]:
-    return _plain(lm, [prompt] * len(answers), answers, batch_tokens)
-
-
-def _plain(
-    lm: LanguageModel, prompts: Sequence[Ids], completions: Sequence[Ids], batch_tokens: int
-) -> NDArray[np.float64]:
-    """Score pairs, each read from its start; only the positions of completions reach the output layer."""
-    read = [np.concatenate([p, c[:-1]]) for p, c in zip(prompts, completions, strict=True)]
-    lengths = np.array([len(row) for row in read], dtype=np.int64)
-    max_rows = max(1, MAX_LOGITS // (int(max(map(len, completions))) * lm.n_vocabulary))
-    likelihood_n = np.empty(len(read))
-    for batch in length_batches(lengths, max_tokens=batch_tokens, max_rows=max_rows):
-        ids_bt = pad_right([read[i] for i in batch], lm.pad_id, lm.device)
-        first = min(len(prompts[i]) for i in batch) - 1
-        logits_btv = _last_logits(lm.model, ids_bt, ids_bt.shape[1] - first)
-        starts = [len(prompts[i]) - 1 - first for i in batch]
-        likelihood_n[batch] = _path_log_p(logits_btv, starts, [completions[i] for i in batch])
-    return likelihood_n
-
-
-def _last_logits(model: PreTrainedModel, ids_bt: torch.Tensor, n_kept: int) -> torch.Tensor:
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        return model(input_ids=ids_bt, use_cache=False, logits_to_keep=n_kept).logits
-    return model(input_ids=ids_bt, use_cache=False).logits[:, -n_kept:]
-
-
-def _path_log_p(logits_btv: torch.Tensor, starts: Sequence[int], tokens: Sequence[Ids]) -> NDArray[np.float64]:
-    """Sum the log-probabilities of each row's tokens, the first of which is predicted at column `start`."""
-    sizes = np.array([len(ids) for ids in tokens])
-    row = torch.from_numpy(np.repeat(np.arange(len(tokens)), sizes)).to(logits_btv.device)
-    column = torch.from_numpy(
-        np.concatenate([start + np.arange(size) for start, size in zip(starts, sizes, strict=True)])
-    )
-    logits_rv = logits_btv[row, column.to(logits_btv.device)]
-    token = torch.from_numpy(np.concatenate(tokens)).to(logits_btv.device)
-    picked = logits_rv.gather(1, token[:, None])[:, 0].cpu().double()
-    log_p = (picked - _log_normaliser(logits_rv)).numpy()
-    return np.add.reduceat(log_p, np.cumsum(sizes) - sizes)
-
-
-def _log_normaliser(logits_rv: torch.Tensor, *, chunk: int = 2**22) -> torch.Tensor:
-    """Return log Σ exp of each row as float64 on the CPU, summed in float64 (float32 where the device has no more)."""
-    wide = torch.float32 if logits_rv.device.type == "mps" else torch.float64
-    parts = []
-    for block in torch.split(logits_rv, max(1, chunk // logits_rv.shape[1])):
-        highest = block.amax(dim=1, keepdim=True).float()
-        total = (block.float() - highest).exp_().sum(dim=1, dtype=wide)
-        parts.append(total.log().cpu().double() + highest[:, 0].cpu().double())
-    return torch.cat(parts)
+def _batches(
+    lm: LanguageModel, prompts: Sequence[Ids], groups: Sequence[PrefixGroup], batching: Mapping[str, int]
+) -> Iterator[tuple[Cache | None, Ids]]:
+    """Give the prompts of each batch, and keys and values of what they begin with, read once for all batches."""
+    lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
+    for group in groups:
+        prefix = read_prefix(lm, group.prefix) if len(group.prefix) else None
+        for batch in length_batches(lengths[group.members] - len(group.prefix), **batching):
+            yield prefix, group.members[batch]
 
 
 def _fitting_way(lm: LanguageModel, tokens: Ids, ways: tuple[Way, ...]) -> Way:
@@ -352,12 +276,15 @@ def _find_way(lm: LanguageModel, tokens: Ids, ways: tuple[Way, ...]) -> Way:
     prompts = [draw.choice(tokens, size=n) for n in (3, max(1, min(12, (lm.attention_window or 17) - 5)), 1)]
     a, b, c, d = (draw.choice(tokens, size=2) for _ in range(4))
     answers = [np.concatenate(parts) for parts in ([a, b], [a, c], [a], [d, a, b[:1]])]
-    expected = np.stack([_repeat(lm, prompt, answers, MAX_NODES) for prompt in prompts])
+    alone = [_all_alone(prompts)]
+    expected = _evaluate(lm, prompts, answers, "plain", MAX_NODES, alone)
     is_half = lm.model.dtype in (torch.float16, torch.bfloat16)
     tolerance = (HALF_TOLERANCE if is_half else TOLERANCE) * np.array([len(answer) for answer in answers])
     for way in ways:
         try:
-            found = _evaluate(lm, prompts, answers, way, MAX_NODES)
+            found = _evaluate(lm, prompts, answers, way, MAX_NODES, alone)
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
             logger.debug("%s cannot score by %r: %s", type(lm.model).__name__, way, error)
             continue
