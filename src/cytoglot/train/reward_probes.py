@@ -5,7 +5,7 @@ Axes: n prompts, k answers to each prompt.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from cytoglot.errors import InputError
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
 from cytoglot.train.rewards.context import RewardContext, RewardPrompts
 from cytoglot.train.rewards.mixture import MixedReward, make_reward
-from cytoglot.train.rewards.probe_answers import TRUE, ProbeAnswers
+from cytoglot.train.rewards.probe_answers import ProbeAnswers
+from cytoglot.train.rewards.reward import AnswerReward
 
 Floats = NDArray[np.float64]
 _REMEDIES = ("diversity", "validity", "distinctness", "label_match")
@@ -103,14 +104,34 @@ def probe_reward(
     """
     if not len(prompts):
         raise InputError("probes of a reward need prompts of held-out cells, found none")
+    favourites = {
+        term.name: own.favourites for term in reward.terms if isinstance(own := term.function.reward, AnswerReward)
+    }
     rated: list[_RatedTask] = []
     for task in dict.fromkeys(prompts.columns["task"]):
         of_task = prompts.take(i for i, name in enumerate(prompts.columns["task"]) if name == task)
-        answers = ProbeAnswers(of_task, context, group_size=group_size, max_words=max_words, seed=seed)
+        answers = ProbeAnswers(
+            of_task, context, favourites=favourites, group_size=group_size, max_words=max_words, seed=seed
+        )
         rated.append(_RatedTask(reward, answers, context, task=str(task), margin=margin, seed=seed))
     rows = tuple(row for of_task in rated for row in of_task.rows())
     hackable = any(row.reaches for row in rows)
     return ProbeReport(rows=rows, hackable=hackable, message=_message(rows, rated, hackable=hackable))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Remedy:
+    reward: str
+    amount: float
+    """of two for one reward, the greater is needed"""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Change:
+    remedy: _Remedy
+    gain: Callable[[str], Floats]
+    """kind of answer → what the change adds to its total, shape (n, k)"""
 
 
 class _RatedTask:
@@ -129,7 +150,8 @@ class _RatedTask:
         self.task, self._answers, self._context, self._margin, self._seed = task, answers, context, margin, seed
         self._weights = {term.name: term.weight for term in reward.terms}
         self._parts = {kind: self._rate(reward, completions) for kind, completions in answers.completions.items()}
-        self._totals = {kind: _sum(parts, self._weights) for kind, parts in self._parts.items()}
+        self._others: dict[str, dict[str, Floats]] = {}
+        self._totals = {kind: _total(parts, self._weights) for kind, parts in self._parts.items()}
         if np.isnan(self._totals[answers.standard]).all():
             raise InputError(
                 f"none of the rewards {', '.join(self._weights)} rates answers to the task {task!r}; add one that does "
@@ -142,18 +164,53 @@ class _RatedTask:
         return sorted(rows, key=lambda row: (row.is_probe, -row.reward.value))
 
     def explain(self, row: ProbeRow) -> str:
-        """Say what a probe earns, which rewards let it through and what would stop it."""
+        """Say what a probe earns and which rewards let it through."""
         real = self._row(self._answers.standard)
-        lets_in = {
-            name: value - (real.parts[name] or 0.0)
-            for name, value in row.parts.items()
-            if value is not None and value >= (real.parts[name] or 0.0)
-        }
-        by = ", ".join(f"{name} ({gain:+.2f})" for name, gain in sorted(lets_in.items(), key=lambda item: -item[1]))
+        by = ", ".join(f"{name} ({gain:+.2f})" for name, gain in self._lets_in(row)) or "too few prompts to tell"
         return (
             f"{self.task}: {row.answer} earns {_interval(row.reward)}, {self._answers.standard} "
-            f"{_interval(real.reward)}; let through by {by or 'too few prompts to tell'}; {self._remedy(row.answer)}"
+            f"{_interval(real.reward)}, let through by {by}"
         )
+
+    def remedy(self, row: ProbeRow) -> _Remedy:
+        """Return the first of a few changes of the mixture at which a probe falls behind."""
+        for change in self._changes(row):
+            if self._behind(row.answer, change.gain).low > self._margin:
+                return change.remedy
+        text = "lower the weight of what lets a probe through, or ask more prompts: no single change stops all of them"
+        return _Remedy(reward="", amount=0.0, text=text)
+
+    def _changes(self, row: ProbeRow) -> Iterator[_Change]:
+        """Yield changes to try: rewards of little weight, a limit to what lets the probe in, rewards of great weight."""
+        candidates = [*self._weights, *(name for name in _REMEDIES if name not in self._weights)]
+        # With a weight below that of overlap, diversity leaves the average cell a gain (see docs/grpo.md).
+        least = {"diversity": self._weights.get("overlap", 0.0)}
+        added = [(name, w) for name in candidates for w in _WEIGHTS if w >= least.get(name, 0.0)]
+        small = [(name, w) for name, w in added if w <= max(1.0, least.get(name, 0.0))]
+        yield from (self._weighing(row.answer, *change) for change in small)
+        yield from (self._clipping(name) for name, _ in self._lets_in(row))
+        yield from (self._weighing(row.answer, *change) for change in added if change not in small)
+
+    def _lets_in(self, row: ProbeRow) -> list[tuple[str, float]]:
+        """Return the rewards that pay a probe no less than real answers, with what they pay more."""
+        real = self._row(self._answers.standard).parts
+        gains = [(name, value - (real[name] or 0.0)) for name, value in row.parts.items() if value is not None]
+        return sorted(((name, gain) for name, gain in gains if gain >= 0), key=lambda pair: -pair[1])
+
+    def _weighing(self, kind: str, name: str, weight: float) -> _Change:
+        values = {which: self._part(which, name) for which in (self._answers.standard, kind)}
+        total, verb = self._weights.get(name, 0.0) + weight, "raise" if name in self._weights else "add"
+        remedy = _Remedy(reward=name, amount=total, text=f"{verb} {name}: {{weight: {total:g}}}")
+        return _Change(remedy=remedy, gain=lambda which: weight * values[which])
+
+    def _clipping(self, name: str) -> _Change:
+        high = float(np.nanmedian(self._parts[self._answers.standard][name]))
+        text = f"clip {name}: {{clip_high: {high:.2g}}}, which is what real answers earn"
+
+        def gain(kind: str) -> Floats:
+            return self._weights[name] * (np.minimum(self._parts[kind][name], high) - self._parts[kind][name])
+
+        return _Change(remedy=_Remedy(reward=name, amount=0.0, text=text), gain=gain)
 
     def _row(self, kind: str) -> ProbeRow:
         behind = self._behind(kind)
@@ -166,52 +223,44 @@ class _RatedTask:
             task=self.task,
             answer=kind,
             is_probe=is_probe,
-            reward=_mean(self._totals[kind], self._seed),
+            reward=_mean(_of_prompts(self._totals[kind]), self._seed),
             behind=behind,
             parts=parts,
             reaches=is_probe and not behind.low > self._margin,
         )
 
-    def _behind(self, kind: str, extra: tuple[Floats, Floats] | None = None) -> Interval:
-        """Return real less probe, with a further reward of both added where `extra` gives its weighted values."""
-        real, probe = self._totals[self._answers.standard], self._totals[kind]
-        if extra is not None:
-            real, probe = real + np.nan_to_num(extra[0]), probe + np.nan_to_num(extra[1])
-        return _mean(real - probe, self._seed)
+    def _behind(self, kind: str, gain: Callable[[str], Floats] | None = None) -> Interval:
+        """Return real less probe by prompt; `gain` is what a change adds to the total of a kind of answer."""
+        real, probe = (
+            self._totals[which] + (0.0 if gain is None else np.nan_to_num(gain(which)))
+            for which in (self._answers.standard, kind)
+        )
+        return _mean(_of_prompts(real) - _of_prompts(probe), self._seed)
 
-    def _remedy(self, kind: str) -> str:
-        """Name a reward and the least weight, of a few, at which this probe falls behind."""
-        for name in [*self._weights, *(name for name in _REMEDIES if name not in self._weights)]:
-            real, probe = (self._part(which, name) for which in (self._answers.standard, kind))
-            if real is None or probe is None:
-                continue
-            least = self._weights.get("overlap", 0.0) if name == "diversity" else 0.0
-            for weight in (w for w in _WEIGHTS if w >= least):
-                if self._behind(kind, (weight * real, weight * probe)).low > self._margin:
-                    total = self._weights.get(name, 0.0) + weight
-                    return f"{'raise' if name in self._weights else 'add'} {name}: {{weight: {total:g}}}"
-        return "no single reward of these would stop it: lower the weight of what lets it through, or ask more prompts"
-
-    def _part(self, kind: str, name: str) -> Floats | None:
-        """Return the unweighted values of a reward, in the mixture or not; None if it cannot rate these answers."""
-        if name in self._weights:
-            return self._parts[kind][name]
-        values = self._rate(make_reward({name: {}}, self._context), self._answers.completions[kind])[name]
-        return None if np.isnan(values).all() else values
+    def _part(self, kind: str, name: str) -> Floats:
+        """Return the unweighted values of a reward, whether it is in the mixture or not."""
+        if name not in self._parts[kind]:
+            self._others.setdefault(kind, {}).update(
+                self._rate(make_reward({name: {}}, self._context), self._answers.completions[kind])
+            )
+        return self._parts[kind][name] if name in self._parts[kind] else self._others[kind][name]
 
     def _rate(self, reward: MixedReward, completions: Sequence[str]) -> dict[str, Floats]:
-        """Return name → mean over the k answers to each prompt, shape (n,), NaN where the reward says nothing."""
+        """Return name → values of shape (n, k), NaN where the reward says nothing."""
         parts = reward.parts(list(completions), **self._answers.columns)
-        return {name: _mean_of_group(values, self._answers.group_size) for name, values in parts.items()}
+        return {
+            name: np.array([np.nan if v is None else v for v in values]).reshape(-1, self._answers.group_size)
+            for name, values in parts.items()
+        }
 
 
-def _mean_of_group(values: Sequence[float | None], group_size: int) -> Floats:
-    values_nk = np.array([np.nan if v is None else v for v in values]).reshape(-1, group_size)
+def _of_prompts(values_nk: Floats) -> Floats:
+    """Return the mean over the answers to each prompt, NaN where none is rated."""
     known_n = (~np.isnan(values_nk)).sum(axis=1)
     return np.where(known_n > 0, np.nansum(values_nk, axis=1) / np.maximum(known_n, 1), np.nan)
 
 
-def _sum(parts: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
+def _total(parts: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
     weighted = np.array([weights[name] * values for name, values in parts.items()])
     return np.where(np.isnan(weighted).all(axis=0), np.nan, np.nansum(weighted, axis=0))
 
@@ -232,9 +281,14 @@ def _message(rows: Sequence[ProbeRow], rated: Sequence[_RatedTask], *, hackable:
         )
     task_of = {of_task.task: of_task for of_task in rated}
     through = sorted((row for row in rows if row.reaches), key=lambda row: row.behind.value)
-    lines = [task_of[row.task].explain(row) for row in through[:3]]
+    faults = [task_of[row.task].explain(row) for row in through[:3]]
     more = f"; and {len(through) - 3} more" if len(through) > 3 else ""
-    return "the mixture can be fooled: " + "; ".join(lines) + more
+    needed: dict[str, _Remedy] = {}
+    for remedy in (task_of[row.task].remedy(row) for row in through):
+        if remedy.reward not in needed or needed[remedy.reward].amount < remedy.amount:
+            needed[remedy.reward] = remedy
+    remedies = "; ".join(remedy.text for remedy in needed.values())
+    return f"the mixture can be fooled: {'; '.join(faults)}{more}. What would stop it: {remedies}"
 
 
 def _interval(interval: Interval) -> str:
@@ -247,6 +301,3 @@ def _number(value: float | None) -> str:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-__all__ = ["TRUE", "ProbeReport", "ProbeRow", "probe_reward"]

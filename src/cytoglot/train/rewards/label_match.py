@@ -46,7 +46,8 @@ class LabelMatch(AnswerReward[LabelMatchSettings]):
         """Return the reward; None unless a label was asked for, or the settings name the task."""
         if not (is_label(answer) or answer.task in self.settings.tasks) or not answer.true:
             return None
-        parsed = parse_label(answer.text, (*self.context.labels, answer.true) if answer.true else self.context.labels)
+        labels = self.context.labels
+        parsed = parse_label(answer.text, labels if answer.true in labels else (*labels, answer.true))
         written = parsed.label or parsed.text
         if written == answer.true:
             return 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ _HOUSEKEEPING = tuple(
     CFL1 MYL6 OAZ1 UBC UBB YWHAZ PPIA HPRT1 TBP GUSB HMBS SDHA TUBB LDHA PGK1 ALDOA ENO1 TPI1 COX4I1 ATP5F1E
     """.split()  # noqa: SIM905 - one quoted gene a line would fill a page
 )
+_NONE: Mapping[str, Callable[[str], tuple[str, ...]]] = MappingProxyType({})
 _N_WORDS = 10
 """genes of a probe where no sentence was asked for"""
 
@@ -33,6 +35,8 @@ class ProbeAnswers:
     ----------
     prompts
         Prompts of one task.
+    favourites
+        Reward → genes of a cell type that please it alone; each makes a probe that writes them first.
     """
 
     def __init__(
@@ -40,12 +44,14 @@ class ProbeAnswers:
         prompts: RewardPrompts,
         context: RewardContext,
         *,
+        favourites: Mapping[str, Callable[[str], tuple[str, ...]]] = _NONE,
         group_size: int,
         max_words: int | None,
         seed: int,
     ) -> None:
         self._context, self.group_size = context, group_size
         self._max_words, self._rng = max_words, np.random.default_rng([seed, 8])
+        self._favourites = favourites
         self._is_draw = str(prompts.columns["task"][0]) in DRAWS
         self._prompts = prompts = self._with_other_cells(prompts) if self._is_draw else prompts
         self._asked = [int(n or 0) for n in prompts.columns["num_genes"]]
@@ -68,15 +74,19 @@ class ProbeAnswers:
             "one gene repeated": lambda i: " ".join([self._usual(1)[0]] * self._n_words(i)),
             "an empty answer": lambda i: "",
         }
+        for name, genes_of in self._favourites.items():
+            if any(map(genes_of, set(self._types))) and any(self._asked):
+                writers[f"genes that please {name}"] = lambda i, of=genes_of: self._sentence(  # type: ignore[misc]
+                    [*of(self._types[i]), *self._profile(i)], i
+                )
         written = {kind: self._each(writer) for kind, writer in writers.items()}
         if self._is_draw:
             written[OTHER] = self._other_cells()
         labels = self._labels()
         if labels:
             written["every label"] = self._each(lambda i: ", ".join(labels))
-        written["random genes, as many as allowed"] = [
-            self._completed(self._random(i)) for i in range(len(self._prompts)) for _ in range(self.group_size)
-        ]
+        written["random genes"] = self._drawn(lambda i: self._n_words(i))
+        written["random genes, as many as allowed"] = self._drawn(lambda i: self._max_words or 4 * self._n_words(i))
         return written
 
     def _each(self, writer: Callable[[int], str]) -> list[str]:
@@ -91,7 +101,8 @@ class ProbeAnswers:
         types = {name: cells for name, cells in self._context.reference.items() if cells}
         if any(self._asked) and types:
             commonest = max(types, key=lambda name: len(types[name]))
-            return " ".join(max(types[commonest], key=lambda genes: len(genes)))
+            longest: tuple[str, ...] = max(types[commonest], key=len)
+            return " ".join(longest)
         return str(Counter(self._prompts.columns["answer"]).most_common(1)[0][0])
 
     def _cut(self, text: str, i: int) -> str:
@@ -120,9 +131,11 @@ class ProbeAnswers:
         """Return the genes that most training cells hold, whatever their type."""
         return self._context.profiles.top("", n) or self._context.genes[:n]
 
-    def _random(self, i: int) -> str:
-        n = min(self._max_words or 4 * self._n_words(i), len(self._context.genes))
-        return " ".join(self._context.genes[j] for j in self._rng.permutation(len(self._context.genes))[:n])
+    def _drawn(self, n_words: Callable[[int], int]) -> list[str]:
+        """Return sentences of distinct random genes, each answer another draw."""
+        genes = np.array(self._context.genes, dtype=object)
+        numbers = [i for i in range(len(self._prompts)) for _ in range(self.group_size)]
+        return [self._completed(" ".join(self._rng.permutation(genes)[: n_words(i)])) for i in numbers]
 
     def _n_words(self, i: int) -> int:
         return self._asked[i] or _N_WORDS

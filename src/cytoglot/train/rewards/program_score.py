@@ -75,7 +75,7 @@ class ProgramScore(AnswerReward[ProgramScoreSettings]):
         self.programs: Mapping[str, Genes] = {name: genes for name, genes in known.items() if genes}
         if not self.programs:
             raise InputError(f"none of the program's genes is in the vocabulary of {len(context.genes)} genes")
-        self.controls = {name: self._draw_controls(genes) for name, genes in self.programs.items()}
+        self.controls: Mapping[str, Genes] = {name: self._draw_controls(genes) for name, genes in self.programs.items()}
 
     def rate(self, answer: Answer) -> float | None:
         """Return the score; None for what is no sentence, and for a type without a program."""
@@ -86,6 +86,11 @@ class ProgramScore(AnswerReward[ProgramScoreSettings]):
         genes, controls = self.programs[program], self.controls[program]
         score = _mean_weight(genes, weight) - _mean_weight(controls, weight)
         return score if self.settings.direction == "up" else -score
+
+    def favourites(self, cell_type: str) -> Genes:
+        """Return the genes of the program, or of the controls if the program is to be low."""
+        program = "" if "" in self.programs else cell_type
+        return (self.programs if self.settings.direction == "up" else self.controls).get(program, ())
 
     def _read_programs(self) -> Mapping[str, Genes]:
         """Return cell type → genes, with "" for a program of all types."""

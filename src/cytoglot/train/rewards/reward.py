@@ -64,6 +64,10 @@ class AnswerReward(ABC, Generic[S]):
         """Return the reward of each answer; overridden where answers are rated together."""
         return [self.rate(answer) for answer in answers]
 
+    def favourites(self, cell_type: str) -> tuple[str, ...]:
+        """Return genes that please this reward alone, for a probe that writes them first; by default none."""
+        return ()
+
     @abstractmethod
     def rate(self, answer: Answer) -> float | None:
         """Return the reward of one answer, None if it does not apply; never raises on any text."""

@@ -108,11 +108,14 @@ def load_text_encoder(name_or_folder: str | Path, *, layer: int = -1, device: st
     """
     extras.require("torch", extra="lm", purpose="text similarity")
     transformers = extras.require("transformers", extra="lm", purpose="text similarity")
+    from cytoglot.lm.load import own_progress_only
+
     folder = Path(name_or_folder).expanduser()
     source = str(folder) if folder.is_dir() else str(name_or_folder)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModel.from_pretrained(source, use_safetensors=True)
+        with own_progress_only():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+            model = transformers.AutoModel.from_pretrained(source, use_safetensors=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
