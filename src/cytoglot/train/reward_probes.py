@@ -181,7 +181,7 @@ class _RatedTask:
         return _Remedy(reward="", amount=0.0, text=text)
 
     def _changes(self, row: ProbeRow) -> Iterator[_Change]:
-        """Yield changes to try: rewards of little weight, a limit to what lets the probe in, rewards of great weight."""
+        """Yield changes to try: rewards of little weight, limits to what lets the probe in, rewards of great weight."""
         candidates = [*self._weights, *(name for name in _REMEDIES if name not in self._weights)]
         # With a weight below that of overlap, diversity leaves the average cell a gain (see docs/grpo.md).
         least = {"diversity": self._weights.get("overlap", 0.0)}

@@ -32,5 +32,5 @@ def test_the_table_of_the_settings_is_used(rate, tmp_path) -> None:
     (tmp_path / "terms.tsv").write_text("id\tparents\nCL:0000624\tCL:0000236\n")  # CD4 T right below B
     settings = {"ontology": str(tmp_path / "terms.tsv"), "half_distance": 1}
     assert rate("label_match", [" B cell.", " CD8 T cell."], **settings, **LABEL) == pytest.approx([0.5, 0])
-    with pytest.raises(InputError, match="reward 'label_match'.*does not exist"):
+    with pytest.raises(InputError, match=r"reward 'label_match'.*does not exist"):
         rate("label_match", [" B cell."], ontology="nowhere.tsv", **LABEL)

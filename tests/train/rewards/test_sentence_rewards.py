@@ -128,9 +128,9 @@ def test_programs_from_files(rate, tmp_path) -> None:
 
 
 def test_faults_of_a_program_are_named(rate) -> None:
-    with pytest.raises(ValueError, match="reward 'program_score'.*exactly one of genes"):
+    with pytest.raises(ValueError, match=r"reward 'program_score'.*exactly one of genes"):
         rate("program_score", [" A."])
-    with pytest.raises(ValueError, match="reward 'program_score': none of the program's genes is in the vocabulary"):
+    with pytest.raises(ValueError, match=r"reward 'program_score': none of the program's genes is in the vocabulary"):
         rate("program_score", [" A."], genes=("NOPE",))
-    with pytest.raises(ValueError, match="gmt and gene_set go together"):
+    with pytest.raises(ValueError, match=r"gmt and gene_set go together"):
         rate("program_score", [" A."], gmt="sets.gmt")

@@ -38,8 +38,10 @@ class _Cloud:
     """Where the training cells of a type are."""
 
     centroid_d: NDArray[np.float64]
-    spread: float
+    typical: float
     """median distance of the cells from the centroid"""
+    scale: float
+    """what distances are measured in: that median, or a thousandth of the centroid's length if cells are all alike"""
 
 
 @register_reward
@@ -71,7 +73,7 @@ class EmbeddingDistance(AnswerReward[EmbeddingDistanceSettings]):
             cloud = self._cloud(answers[i].cell_type)
             assert cloud is not None
             distance = float(np.linalg.norm(vector_of[genes[i]] - cloud.centroid_d))
-            rated[i] = self._nearness(distance, cloud.spread) * len(genes[i]) / answers[i].longest
+            rated[i] = self._nearness(distance, cloud) * len(genes[i]) / answers[i].longest
         return rated
 
     def rate(self, answer: Answer) -> float | None:
@@ -81,9 +83,9 @@ class EmbeddingDistance(AnswerReward[EmbeddingDistanceSettings]):
     def _can_rate(self, answer: Answer) -> bool:
         return answer.is_sentence and self._cloud(answer.cell_type) is not None
 
-    def _nearness(self, distance: float, spread: float) -> float:
-        away = abs(distance - spread) if self.settings.target == "typical" else distance
-        return float(np.exp(-away / (self.settings.width * spread)))
+    def _nearness(self, distance: float, cloud: _Cloud) -> float:
+        away = abs(distance - cloud.typical) if self.settings.target == "typical" else distance
+        return float(np.exp(-away / (self.settings.width * cloud.scale)))
 
     def _measure(self, cell_type: str) -> _Cloud | None:
         cells = [sentence for sentence in self.context.profiles.cells(cell_type) if sentence]
@@ -92,9 +94,9 @@ class EmbeddingDistance(AnswerReward[EmbeddingDistanceSettings]):
         taken = np.linspace(0, len(cells) - 1, min(len(cells), self.settings.max_cells)).round().astype(int)
         vectors_nd = self._embed([cells[i] for i in taken])
         centroid_d = vectors_nd.mean(axis=0)
-        spread = float(np.median(np.linalg.norm(vectors_nd - centroid_d, axis=1)))
-        # Cells that are all alike have no spread; then only the centroid itself is near.
-        return _Cloud(centroid_d=centroid_d, spread=max(spread, 1e-6))
+        typical = float(np.median(np.linalg.norm(vectors_nd - centroid_d, axis=1)))
+        scale = max(typical, 1e-3 * float(np.linalg.norm(centroid_d)), 1e-12)
+        return _Cloud(centroid_d=centroid_d, typical=typical, scale=scale)
 
     def _embed(self, sentences: Sequence[tuple[str, ...]]) -> NDArray[np.float64]:
         from cytoglot.lm.embed import embed_texts  # torch is loaded for this reward only
@@ -107,10 +109,13 @@ class EmbeddingDistance(AnswerReward[EmbeddingDistanceSettings]):
 
 def _text_that_fits(lm: LanguageModel, sentence: Sequence[str]) -> str:
     """Return the sentence, without its last genes where the model could not read all of them."""
+    from cytoglot.lm.tokenizer import encode_prompts
+
     limit = lm.context_length
+    sentence = sentence[:limit]  # a gene has one token at least
     while True:
-        text = " ".join(sentence)
-        n_tokens = len(lm.tokenizer(text)["input_ids"])
+        text = " " + " ".join(sentence)  # behind a space, as genes are in training
+        n_tokens = len(encode_prompts(lm.tokenizer, [text])[0])
         if limit is None or n_tokens <= limit or len(sentence) <= 1:
             return text
         sentence = sentence[: max(1, min(len(sentence) - 1, len(sentence) * limit // n_tokens))]
