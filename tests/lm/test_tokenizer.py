@@ -133,6 +133,14 @@ def test_special_tokens_in_a_text_stay_text(word_tokenizer):
     assert word_tokenizer.decode(ids, skip_special_tokens=True) == "a <eos> tissue<pad>"
 
 
+def test_ids_are_those_of_a_plain_call_that_splits_special_tokens(word_tokenizer, byte_tokenizer, prompts):
+    texts = [*prompts, "", " a <eos> b<bos>", "<|endoftext|> Müller γδ", " HLA-DRA"]
+    for tokenizer in (word_tokenizer, byte_tokenizer):
+        expected = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        tokenizer(texts, max_length=3, truncation=True)  # leaves its settings in the backend
+        assert [ids.tolist() for ids in encode_completions(tokenizer, texts)] == expected
+
+
 def test_a_pair_is_prompt_then_completion_then_eos(word_tokenizer, byte_tokenizer):
     for tokenizer in (word_tokenizer, byte_tokenizer):
         ids, n_prompt = encode_pair(tokenizer, "Type:", " B cell.")

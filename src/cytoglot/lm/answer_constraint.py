@@ -218,9 +218,12 @@ class ConstraintProcessor(LogitsProcessor):
         """Return the earlier row that each row continues, nothing if it is its own, None if some row continues none."""
         seen_bt = self._seen_bt
         n_seen = seen_bt.shape[1]
-        # At the prompt's end begins another generation, and on another device.
-        if written_bt.shape[1] < n_seen or n_seen == 0 or written_bt.device != seen_bt.device:
+        # Fewer tokens are another generation's.
+        if written_bt.shape[1] < n_seen or written_bt.device != seen_bt.device:
             return None
+        if n_seen == 0:
+            same_start = len(written_bt) == len(seen_bt)
+            return torch.empty(0, dtype=torch.int64, device=seen_bt.device) if same_start else None
         begun_bt = written_bt[:, :n_seen]
         if torch.equal(begun_bt, seen_bt):
             return torch.empty(0, dtype=torch.int64, device=seen_bt.device)

@@ -9,6 +9,7 @@ import math
 import re
 from fractions import Fraction
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,8 +22,12 @@ from cytoglot.lm.tokenizer import encode_completions
 DECIMALS = 6
 """Most digits behind the point; expression values, scores and doses need no more."""
 
+_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _NUMBER = re.compile(r"(-?)(0|[1-9]\d*)(?:\.(\d+))?")
 _BEGUN = re.compile(r"(-?)(0|[1-9]\d*)?(\.\d*)?")
+
+
+_PIECES: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[object, ...], dict[int, str]]] = WeakKeyDictionary()
 
 
 class NumberGrammar:
@@ -187,12 +192,34 @@ class NumberState:
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, characters: set[str]) -> dict[int, str]:
     """Return the tokens that consist of these characters alone, id → the text that they add to a text."""
+    known = _PIECES.setdefault(tokenizer, {})
+    # Tokens can be added to a tokenizer.
+    key = (frozenset(characters), len(tokenizer))
+    if key not in known:
+        known[key] = _find_pieces(tokenizer, characters)
+    return known[key]
+
+
+def _find_pieces(tokenizer: PreTrainedTokenizerBase, characters: set[str]) -> dict[int, str]:
     anchor = encode_completions(tokenizer, ["a"])[0].tolist()
     start = len(decode_tokens(tokenizer, anchor))
     special: set[Any] = set(tokenizer.all_special_ids)
     pieces = {}
-    for token_id in sorted(set(tokenizer.get_vocab().values()) - special):
+    for spelling, token_id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
+        if token_id in special or _holds_letters(spelling, characters):
+            continue
         piece = decode_tokens(tokenizer, [*anchor, token_id])[start:]
         if piece and characters.issuperset(piece):
             pieces[token_id] = piece
     return pieces
+
+
+def _holds_letters(spelling: str, characters: set[str]) -> bool:
+    """Return whether a token surely has letters that are none of these characters; decoding tells, but takes longer.
+
+    Between the letters of ASCII and U+0250 lie those by which byte-level tokenizers spell other bytes.
+    """
+    if _BYTE.fullmatch(spelling):
+        return False
+    letters = (c for c in spelling.removesuffix("</w>") if c.isalpha() and not "\x80" <= c < "\u0250")
+    return any(c not in characters for c in letters)

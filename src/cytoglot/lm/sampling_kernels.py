@@ -20,6 +20,8 @@ _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 #: SplitMix64: the step of its counter, and the multipliers of its finaliser.
 STEP, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LN2 = math.log(2.0)
+#: Symbols that are looked at together, in vector instructions.
+_BLOCK = 128
 #: Falling probabilities of `_keep_top_p` are first sorted into bins of this width (in logits).
 _BIN_WIDTH, _N_BINS = 0.125, 512
 
@@ -71,30 +73,38 @@ def draw_symbols(
     `column_s` is where a symbol stands in the logits, `tokens_s` what names its noise.
     """
     most = open_rs.shape[1] + few_rc.shape[1]
-    symbol_n, logit_n = np.empty(most, np.int64), np.empty(most, np.float32)
+    symbol_n, logit_n, weight_n = np.empty(most, np.int64), np.empty(most, np.float32), np.empty(most, np.float32)
     for b in range(len(slot_b)):
-        r = slot_b[b]
         key = _mixed(stream_b[b] + np.uint64(step) * STEP)
-        n = 0
-        if shows_open_r[r]:
-            for s in range(open_rs.shape[1]):
-                symbol_n[n] = s
-                logit_n[n] = logits_bv[b, column_s[s]]
-                n += open_rs[r, s]
-        for c in range(n_few_r[r]):
-            symbol_n[n] = few_rc[r, c]
-            logit_n[n] = logits_bv[b, column_s[few_rc[r, c]]]
-            n += 1
-        largest = _largest(logit_n[:n])
-        log_total = largest + math.log(_sum_exp(logit_n[:n], largest)) if with_log_probs else 0.0
+        n = _gather(logits_bv[b], column_s, open_rs, shows_open_r, few_rc, n_few_r, slot_b[b], symbol_n, logit_n)
+        first = _first_largest(logit_n[:n])
+        largest, log_total = np.float64(logit_n[first]), 0.0
+        if with_log_probs:
+            log_total = largest + math.log(_weigh(logit_n[:n], largest, 1.0, weight_n))
         if temperature == 0.0:
-            place = _first_place(logit_n[:n], largest)
+            place = first
         else:
             if top_p < 1.0:
-                n = _keep_top_p(symbol_n, logit_n, n, largest, temperature, top_p)
+                n = _keep_top_p(symbol_n[:n], logit_n[:n], weight_n, largest, 1.0 / temperature, top_p)
             place = _noisiest(symbol_n[:n], logit_n[:n], tokens_s, key, temperature)
         symbol_b[b] = symbol_n[place]
         log_prob_b[b] = logit_n[place] - log_total
+
+
+@numba.njit(**_options)
+def _gather(logits_v, column_s, open_rs, shows_open_r, few_rc, n_few_r, r, symbol_n, logit_n):
+    """Write the allowed symbols of a row and their logits; return how many they are."""
+    n = 0
+    if shows_open_r[r]:
+        for s in range(open_rs.shape[1]):
+            symbol_n[n] = s
+            logit_n[n] = logits_v[column_s[s]]
+            n += open_rs[r, s]
+    for c in range(n_few_r[r]):
+        symbol_n[n] = few_rc[r, c]
+        logit_n[n] = logits_v[column_s[few_rc[r, c]]]
+        n += 1
+    return n
 
 
 @numba.njit(**_options)
@@ -111,27 +121,38 @@ def _copy_open(scores_n, is_open_n, masked_n):
         masked_n[i] = scores_n[i] if is_open_n[i] else np.float32(-np.inf)
 
 
-@numba.njit(fastmath={"nnan", "nsz", "reassoc"}, **_options)
-def _largest(values_n):
-    largest = np.float32(-np.inf)
-    for value in values_n:
-        largest = max(largest, value)
-    return largest
-
-
 @numba.njit(**_options)
-def _first_place(values_n, value):
-    for i in range(len(values_n)):
-        if values_n[i] == value:
-            return i
-    return 0
+def _first_largest(values_n):
+    first = 0
+    for i in range(1, len(values_n)):
+        if values_n[i] > values_n[first]:
+            first = i
+    return first
 
 
-@numba.njit(**_options)
-def _sum_exp(values_n, largest):
+@numba.njit(fastmath={"reassoc", "contract"}, **_options)
+def _weigh(logit_n, largest, inverse_temperature, weight_n):
+    """Write exp((logit - largest) / temperature) and return the sum; relative errors are about 1e-7."""
     total = 0.0
-    for value in values_n:
-        total += math.exp(np.float64(value) - largest)
+    halvings, exponents = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
+    powers = exponents.view(np.float32)
+    per_logit, most = np.float32(inverse_temperature / _LN2), np.float32(largest)
+    for start in range(0, len(logit_n), _BLOCK):
+        n = min(_BLOCK, len(logit_n) - start)
+        for i in range(n):
+            # Smaller weights than 2^-126 are as good as that.
+            halvings[i] = max((logit_n[start + i] - most) * per_logit, np.float32(-126.0))
+            exponents[i] = np.int32(halvings[i] - np.float32(0.5))
+            halvings[i] = (halvings[i] - np.float32(exponents[i])) * np.float32(_LN2)
+            exponents[i] = (exponents[i] + 127) << 23
+        for i in range(n):
+            x = halvings[i]
+            # exp on [-ln 2 / 2, ln 2 / 2] by its series, times a power of two that is written by its exponent bits.
+            series = np.float32(1 / 120) + x * np.float32(1 / 720)
+            series = np.float32(1 / 6) + x * (np.float32(1 / 24) + x * series)
+            series = np.float32(1.0) + x * (np.float32(1.0) + x * (np.float32(0.5) + x * series))
+            weight_n[start + i] = series * powers[i]
+            total += np.float64(weight_n[start + i])
     return total
 
 
@@ -139,17 +160,34 @@ def _sum_exp(values_n, largest):
 def _noisiest(symbol_n, logit_n, tokens_s, key, temperature):
     """Return the place of the largest logit / temperature + Gumbel noise.
 
-    Noise is minus the log of a waiting time, and the time is at least the uniform number it is made from: so the
-    leading zeros of the random bits bound the noise, and logs are taken for the few symbols only that may be best.
+    Noise is minus the log of a waiting time, which is at least the uniform number that it is made from. The bits of a
+    float, read as an integer, are a line below its binary logarithm: that bounds the noise, and logarithms proper are
+    taken only for the few symbols that may be best.
     """
-    best, place = -np.inf, 0
-    for i in range(len(symbol_n)):
-        bits = _mixed(key + np.uint64(tokens_s[symbol_n[i]] + 1) * STEP)
-        scaled = np.float64(logit_n[i]) / temperature
-        if scaled + _LN2 * (_leading_zeros(bits) + 1) > best:
-            noisy = scaled - math.log(-math.log1p(-_uniform(bits)))
-            if noisy > best:
-                best, place = noisy, i
+    best, place, threshold = -np.inf, 0, np.float32(-np.inf)
+    inverse_temperature = 1.0 / temperature
+    bits, scaled = np.empty(_BLOCK, np.uint64), np.empty(_BLOCK, np.float32)
+    leading = np.empty(_BLOCK, np.float32)
+    leading_bits = leading.view(np.int32)
+    offset, slope = np.float32(151 * _LN2), np.float32(_LN2 * 2.0**-23)
+    for start in range(0, len(symbol_n), _BLOCK):
+        n = min(_BLOCK, len(symbol_n) - start)
+        for i in range(n):
+            bits[i] = _mixed(key + np.uint64(tokens_s[symbol_n[start + i]] + 1) * STEP)
+        for i in range(n):
+            leading[i] = np.float32(np.int32(bits[i] >> np.uint64(40)))
+            scaled[i] = np.float32(logit_n[start + i] * inverse_temperature)
+        n_better = 0
+        for i in range(n):
+            n_better += scaled[i] + (offset - np.float32(leading_bits[i]) * slope) > threshold
+        if n_better == 0:
+            continue
+        for i in range(n):
+            if scaled[i] + (offset - np.float32(leading_bits[i]) * slope) > threshold:
+                noisy = logit_n[start + i] / temperature - math.log(-math.log1p(-_uniform(bits[i])))
+                if noisy > best:
+                    best, place = noisy, start + i
+                    threshold = np.float32(best - 1e-3 - 1e-6 * abs(best))  # float32 errs by less
     return place
 
 
@@ -160,31 +198,24 @@ def _uniform(bits):
 
 
 @numba.njit(**_options)
-def _leading_zeros(bits):
-    n = 0
-    while n < 53 and bits >> np.uint64(63 - n) == np.uint64(0):
-        n += 1
-    return n
+def _keep_top_p(symbol_n, logit_n, weight_n, largest, inverse_temperature, top_p):
+    """Move the symbols of the nucleus to the front, in order, and return how many they are; see `keep_top_p`.
 
-
-@numba.njit(**_options)
-def _keep_top_p(symbol_n, logit_n, n, largest, temperature, top_p):
-    """Move the symbols of the nucleus to the front, in order, and return how many they are; see `keep_top_p`."""
-    bin_n, probability_n, total = np.empty(n, np.int32), np.empty(n, np.float64), 0.0
-    mass = np.zeros(_N_BINS, np.float64)
+    Weights are sorted only where the sum reaches `top_p`: in one of many bins of logits.
+    """
+    n = len(symbol_n)
+    total = _weigh(logit_n, largest, inverse_temperature, weight_n)
+    bin_n, mass = np.empty(n, np.int32), np.zeros(_N_BINS, np.float64)
     for i in range(n):
-        below = (np.float64(largest) - logit_n[i]) / temperature
-        bin_n[i] = min(_N_BINS - 1, int(min(below, 1e6) / _BIN_WIDTH))
-        probability_n[i] = math.exp(-below)
-        mass[bin_n[i]] += probability_n[i]
-    for m in mass:
-        total += m
+        below = (largest - logit_n[i]) * (inverse_temperature / _BIN_WIDTH)
+        bin_n[i] = np.int32(min(below, _N_BINS - 1.0))
+        mass[bin_n[i]] += weight_n[i]
     reached, last_bin = 0.0, 0
     while last_bin < _N_BINS - 1 and reached + mass[last_bin] < top_p * total:
         reached += mass[last_bin]
         last_bin += 1
-    rising = np.sort(probability_n[bin_n == last_bin])
-    least = rising[-1] if len(rising) else 0.0
+    rising = np.sort(weight_n[:n][bin_n == last_bin])
+    least = np.float32(np.inf)
     for i in range(len(rising) - 1, -1, -1):
         if reached >= top_p * total:
             break
@@ -192,7 +223,7 @@ def _keep_top_p(symbol_n, logit_n, n, largest, temperature, top_p):
         reached += rising[i]
     n_kept = 0
     for i in range(n):
-        if bin_n[i] < last_bin or (bin_n[i] == last_bin and probability_n[i] >= least):
+        if bin_n[i] < last_bin or (bin_n[i] == last_bin and weight_n[i] >= least):
             symbol_n[n_kept], logit_n[n_kept] = symbol_n[i], logit_n[i]
             n_kept += 1
     return n_kept

@@ -126,7 +126,7 @@ class TrieState:
             self.unused_bk[:, 1 : self._n_first + 1] > 0, begins_b[:, None], out=allowed_bs[:, : self._n_first]
         )
         # The word that would end here is not yet counted as used, but must not begin again.
-        own_b = (self.first_node_b - 1).clamp(min=0)
+        own_b = (self.first_node_b - 1).clamp(min=0, max=self._n_first - 1)
         others_left_b = self.unused_bk[rows_b, self.first_node_b] > 1
         allowed_bs[rows_b, own_b] &= ~ends_b | others_left_b
         if self._depth > 1:
