@@ -86,8 +86,11 @@ def halves(batch: Batch) -> list[Batch]:
     n_rows, width = batch["input_ids"].shape
     if n_rows > 1:
         return [_part(batch, slice(None, n_rows // 2)), _part(batch, slice(n_rows // 2, None))]
-    segments_t = batch["segment_ids"][0] if "segment_ids" in batch else None
-    starts = [] if segments_t is None else (torch.nonzero(segments_t[1:] != segments_t[:-1]).flatten() + 1).tolist()
+    if "segment_ids" not in batch:
+        return [batch]
+    segments_t = batch["segment_ids"][0]
+    begins_t = (segments_t[1:] != segments_t[:-1]) & (segments_t[1:] > 0)  # what is padded begins nothing
+    starts = (torch.nonzero(begins_t).flatten() + 1).tolist()
     if not starts:
         return [batch]
     cut = min(starts, key=lambda start: abs(start - width // 2))
