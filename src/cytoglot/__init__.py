@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cytoglot.sentence.cell_sentence import CellSentences as CellSentences
     from cytoglot.sentence.decode import decode as decode
     from cytoglot.sentence.encode import encode as encode
-    from cytoglot.train.sft import train as train
+    from cytoglot.train.run import train as train
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOME = {
     "load_model": "cytoglot.cell_model.load",
     "read": "cytoglot.data.read",
     "reconstruct": "cytoglot.applications.reconstruction",
-    "train": "cytoglot.train.sft",
+    "train": "cytoglot.train",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
@@ -49,7 +49,8 @@ __all__ = ["__version__", *sorted(_HOME)]
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'cytoglot' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    home = importlib.import_module(_HOME[name])
+    value = home if _HOME[name] == f"{__name__}.{name}" else getattr(home, name)  # a package that can be called
     globals()[name] = value  # the next use is an ordinary attribute
     return value
 

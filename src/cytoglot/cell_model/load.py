@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.cell_model.cell_prompt import CellPrompt
-from cytoglot.cell_model.spec import SPEC_FILE, Calibration, CellModelSpec
+from cytoglot.cell_model.spec import SPEC_FILE, SPLIT_FILE, Calibration, CellModelSpec
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.read import stream_adata
@@ -29,6 +29,7 @@ from cytoglot.lm.embed import Pooling, Precision, embed_texts
 from cytoglot.lm.generate import generate_answers
 from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
 from cytoglot.lm.score import score_answers
+from cytoglot.lm.sources import find_file, is_hub_name
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.decode import decode_texts
@@ -401,8 +402,9 @@ def load_model(
 ) -> CellModel | CausalLm:
     """Load any causal language model: a folder that `cytoglot.train` wrote, another folder, or a name on the hub.
 
-    Either answers `generate(prompts, answer_format, n_samples=1, seed=0)`, `log_likelihood(prompts, answers)` and
-    `embed(texts, layer=-1, pooling="mean")`; a `CellModel` knows of genes and cell types besides.
+    What `cytoglot.train` wrote is a `CellModel`, from the hub as well; anything else is a `CausalLm`. Either answers
+    `generate(prompts, answer_format, n_samples=1, seed=0)`, `log_likelihood(prompts, answers)` and `embed(texts,
+    layer=-1, pooling="mean")`; a `CellModel` knows of genes and cell types besides.
 
     Raises
     ------
@@ -414,6 +416,10 @@ def load_model(
     lm = load_language_model(
         name_or_folder, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
     )
+    if is_hub_name(name_or_folder):
+        found = [find_file(str(name_or_folder), file, lm.revision or revision) for file in (SPEC_FILE, SPLIT_FILE)]
+        if found[0] is not None:
+            return CellModel(lm=lm, spec=CellModelSpec.load(found[0].parent), folder=found[0].parent)
     return CausalLm(lm=lm)
 
 
@@ -467,6 +473,35 @@ def check_pooling(pooling: str) -> None:
 def is_model_folder(name_or_folder: str | Path) -> bool:
     """Return whether the folder holds a `cytoglot.json`."""
     return (Path(name_or_folder) / SPEC_FILE).is_file()
+
+
+def check_same_genes(base: str | Path, vocabulary: GeneVocabulary, *, min_share: float = MIN_OVERLAP) -> None:
+    """Refuse to train a cell model on genes of which it knows too few; any other base may learn any genes.
+
+    Parameters
+    ----------
+    base
+        Folder or hub name of the model that training starts from.
+    vocabulary
+        The genes that sentences will be made of.
+    min_share
+        Share of them that the base must know.
+
+    Raises
+    ------
+    VocabularyMismatchError
+        The base holds a `cytoglot.json` and knows a smaller share.
+    """
+    if not is_model_folder(base):
+        return
+    known = CellModelSpec.load(base).vocabulary
+    n_shared = int((known.index_of(vocabulary.symbols) >= 0).sum())
+    if n_shared < min_share * len(vocabulary):
+        raise VocabularyMismatchError(
+            f"{base} knows {n_shared} of the {len(vocabulary)} genes to train on, fewer than {min_share:.0%}: it knows "
+            f"{_examples(known.symbols)}, the data have {_examples(vocabulary.symbols)}; pass data with the same kind "
+            "of gene names and of the same species, or lower model.min_known_genes"
+        )
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -130,6 +130,8 @@ def save_adapter(lm: LanguageModel, folder: str | Path) -> Path:
     if not is_adapted(lm):
         raise InputError("expected a model with an adapter, found a plain one; add one with add_lora")
     folder = Path(folder)
+    for config in cast(Any, lm.model).peft_config.values():
+        config.revision = lm.revision  # the adapter fits these weights of its base and no later ones
     trains_vectors = any(weight.requires_grad for weight in _vectors(lm.model))
     with own_progress_only():
         cast("PeftModel", lm.model).save_pretrained(str(folder), save_embedding_layers=trains_vectors)

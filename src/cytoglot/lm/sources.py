@@ -115,23 +115,29 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
     return Adapter(folder=folder, base=_base_of(config, folder), revision=config.get("revision"))
 
 
-def check_index(source: str, revision: str | None) -> None:
-    """Refuse weights in several files of which the index names one that is not safetensors.
-
-    `transformers` opens whatever an index names, even if it was told to read safetensors only.
-    """
+def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
+    """Return where a file of a folder or hub repository lies, after fetching it; None if there is none."""
     found = cached_file(
         source,
-        INDEX,
+        name,
         revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
+    return None if found is None else Path(found)
+
+
+def check_index(source: str, revision: str | None) -> None:
+    """Refuse weights in several files of which the index names one that is not safetensors.
+
+    `transformers` opens whatever an index names, even if it was told to read safetensors only.
+    """
+    found = find_file(source, INDEX, revision)
     if found is None:
         return
     try:
-        files = set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values())
+        files = set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{INDEX} of {source} is damaged ({error}); copy the model again") from error
     unsafe = sorted(str(name) for name in files if not str(name).endswith(".safetensors"))

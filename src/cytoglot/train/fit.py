@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cytoglot.atomic import write_json
-from cytoglot.cell_model.load import CellModel, load_cell_model
+from cytoglot.cell_model.load import CellModel, check_same_genes, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, save_split
+from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.splits import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.load import LanguageModel, choose_device, load_language_model, own_progress_only
@@ -94,6 +95,12 @@ def base_fingerprint(recipe: TrainRecipe) -> Mapping[str, str]:
     return {"base": fingerprint_texts([fingerprint_of(path) for path in read])}
 
 
+def check_base(recipe: TrainRecipe, vocabulary: GeneVocabulary) -> None:
+    """Refuse a base that knows too few of the genes to train on; a `VocabularyMismatchError`."""
+    if recipe.model.base is not None:
+        check_same_genes(recipe.model.base, vocabulary, min_share=recipe.model.min_known_genes)
+
+
 def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> LanguageModel:
     """Return the model that training starts from: the recipe's base, with an adapter if it has one, or a new one.
 
@@ -108,12 +115,14 @@ def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreT
         lm = LanguageModel(model=model.to(device), tokenizer=tokenizer, device=device)
     else:
         # Frozen weights may be in half precision; those that learn may not.
-        half = recipe.lora is not None and uses_bf16(recipe.optim, device)
+        quantise = recipe.lora.quantise if recipe.lora is not None else "none"
+        half = quantise != "none" or (recipe.lora is not None and uses_bf16(recipe.optim, device))
         lm = load_language_model(
             recipe.model.base,
             device=run.device,
             dtype="bfloat16" if half else "float32",
             revision=recipe.model.revision,
+            quantise=quantise,
         )
     if recipe.lora is not None:
         lora = recipe.lora
@@ -248,6 +257,7 @@ def finish(
     split: Split | None = None,
     messages: Sequence[str] = (),
     facts: Mapping[str, Any] | None = None,
+    held_out: HeldOutScores | None = None,
 ) -> CellModel:
     """Make the cell model of a trained language model, write everything, the spec last, and remove the work folder.
 
@@ -257,6 +267,8 @@ def finish(
         Language model → cell model, calibrated; called in the first process alone.
     facts
         What `training.json` and the model card tell besides.
+    held_out
+        Measures the finished model on validation records, for the same.
 
     Raises
     ------
@@ -269,13 +281,31 @@ def finish(
         with _told(run):
             if is_adapted(lm):
                 save_adapter(lm, run.folder / ADAPTER_FOLDER)
-            lm = merge_lora(lm)
+            lm = _merged(run, lm)
         model = make_model(lm)
+        told = {"history": history.rows, "messages": list(messages), **(facts or {}), **_measured(lm, held_out)}
         with _told(run):
-            _write(run, model, {"history": history.rows, "messages": list(messages), **(facts or {})}, split)
+            _write(run, model, told, split)
         logger.info("wrote %s (calibration and saving took %.1f s)", run.folder, time.perf_counter() - started)
     wait_for_all()
     return model or load_cell_model(run.folder, device=run.device)
+
+
+def _merged(run: Run, lm: LanguageModel) -> LanguageModel:
+    """Merge the adapter; into weights that were quantised for training, it is merged as they were before."""
+    if run.recipe.lora is None or run.recipe.lora.quantise == "none":
+        return merge_lora(lm)
+    return load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
+
+
+def _measured(lm: LanguageModel, held_out: HeldOutScores | None) -> dict[str, Mapping[str, float]]:
+    if held_out is None:
+        return {}
+    try:
+        return {"validation": held_out.scores(lm)}
+    except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
+        logger.warning("the tasks are not measured on validation records: %s", error)
+        return {}
 
 
 def _write(run: Run, model: CellModel, training: Mapping[str, Any], split: Split | None) -> None:

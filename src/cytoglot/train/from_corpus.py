@@ -37,7 +37,7 @@ from cytoglot.train.answer_loss import Batch
 from cytoglot.train.calibrate import calibrate
 from cytoglot.train.callbacks import History
 from cytoglot.train.corpus_data import CorpusBatches, CorpusDataset, gene_tokenizer, readers_of
-from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, finish, fit, open_run, start_model
+from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, open_run, start_model
 from cytoglot.train.held_out import held_out_of_corpus
 from cytoglot.train.model_card import corpus_facts
 from cytoglot.train.processes import n_processes, rank
@@ -109,6 +109,7 @@ def train_corpus(
     finished = begin(run, overwrite=overwrite)
     if finished is not None:
         return finished
+    check_base(settings, corpus.vocabulary)
     set_threads(threads)
     open_run(run, overwrite=overwrite)
     sample = sample_cells(corpus, "train", n=_SAMPLE_CELLS, seed=seed)
@@ -118,7 +119,8 @@ def train_corpus(
         model = CellModel(lm=lm, spec=_spec(corpus, sample, settings, shares, manifest), folder=run.folder)
         return _calibrated(model, corpus, seed=seed) if model.spec.labels else model
 
-    return finish(run, make_model, lm, history, facts={"corpus": corpus_facts(corpus)})
+    held_out = held_out_of_corpus(corpus, shares, settings, seed)
+    return finish(run, make_model, lm, history, facts={"corpus": corpus_facts(corpus)}, held_out=held_out)
 
 
 def _shares(corpus: Corpus, recipe: TrainRecipe) -> dict[str, float]:

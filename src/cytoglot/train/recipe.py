@@ -38,6 +38,8 @@ class ModelRecipe(Settings):
     """a Hugging Face model by name or folder; None for a model from nothing"""
     revision: str | None = None
     """the revision of a model on the hub"""
+    min_known_genes: float = Field(default=0.3, ge=0, le=1)
+    """share of the genes to train on that a base which was trained here must know"""
     scratch: ScratchSettings = ScratchSettings()
     """the model from nothing"""
     word_vectors: Literal["co_expression", "random"] = "co_expression"

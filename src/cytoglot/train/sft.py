@@ -36,7 +36,7 @@ from cytoglot.train.batches import NumberedBatches
 from cytoglot.train.calibrate import calibrate, generation_temperature
 from cytoglot.train.callbacks import History
 from cytoglot.train.examples import Examples, collate, plan_training, plan_validation
-from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, finish, fit, open_run, start_model
+from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, open_run, start_model
 from cytoglot.train.held_out import held_out_of_cells
 from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells, word_quantiles
 from cytoglot.train.processes import n_processes, rank
@@ -106,6 +106,7 @@ def train(
     _check_tasks(settings)
     set_threads(threads)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
+    check_base(settings, prepared.sentences.vocabulary)
     open_run(run, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
     for message in prepared.messages:
         logger.info("%s", message)
@@ -115,7 +116,15 @@ def train(
         spec = _spec(prepared, settings, manifest, label=label)
         return _calibrated(CellModel(lm=lm, spec=spec, folder=run.folder), prepared)
 
-    return finish(run, make_model, lm, history, split=prepared.split, messages=prepared.messages)
+    return finish(
+        run,
+        make_model,
+        lm,
+        history,
+        split=prepared.split,
+        messages=prepared.messages,
+        held_out=held_out_of_cells(prepared, settings, seed),
+    )
 
 
 def _manifest(
