@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cytoglot.applications.annotation import annotate as annotate
     from cytoglot.applications.embedding import embed as embed
+    from cytoglot.applications.gene_vectors import gene_embeddings as gene_embeddings
     from cytoglot.applications.generation import generate as generate
     from cytoglot.applications.reconstruction import reconstruct as reconstruct
     from cytoglot.benchmark.evaluate import evaluate as evaluate
@@ -35,6 +36,7 @@ _HOME = {
     "embed": "cytoglot.applications.embedding",
     "encode": "cytoglot.sentence.encode",
     "evaluate": "cytoglot.benchmark.evaluate",
+    "gene_embeddings": "cytoglot.applications.gene_vectors",
     "generate": "cytoglot.applications.generation",
     "load_dataset": "cytoglot.data.datasets",
     "load_model": "cytoglot.cell_model.load",

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from anndata import AnnData
 
+from cytoglot.applications import embed_file
 from cytoglot.data.synthetic import make_cells
 from cytoglot.sentence.unfinished import UnfinishedOutput
 
@@ -113,7 +114,55 @@ def test_a_kill_in_the_middle_of_encode(command: Command, larger_file: Path, tmp
     assert _names(tmp_path) == ["broken.parquet", "whole.parquet"]
 
 
-@pytest.mark.parametrize("name", ["annotate", "embed", "generate"])
+def test_a_full_disk_in_the_middle_of_embed(
+    command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.h5ad"
+    out.write_bytes(b"an older result")
+    write = embed_file._Parts.write
+
+    def fill_the_disk(self: Any, number: int, vectors_nd: Any) -> None:
+        if number == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, number, vectors_nd)
+
+    arguments = ["embed", cells_file, "--model", tiny_model_folder, "-o", out, "--chunk-cells", "60", "--json"]
+    with monkeypatch.context() as patched:
+        patched.setattr(embed_file._Parts, "write", fill_the_disk)
+        outcome = command(*arguments)
+    assert outcome.code == 1
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("cytoglot: ")]
+    assert line.startswith(f"cytoglot: no space left for {out}; free some and run the same command again")
+    assert out.read_bytes() == b"an older result"
+    assert command(*arguments).result["resumed_cells"] == 120
+    assert _names(tmp_path) == ["out.h5ad"]
+
+
+def test_a_kill_in_the_middle_of_embed(
+    command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole.h5ad", tmp_path / "broken.h5ad"
+    arguments = ["embed", cells_file, "--model", tiny_model_folder, "--chunk-cells", "20", "--device", "cpu", "--json"]
+    command(*arguments, "-o", whole).result
+    slowly = (
+        "import time\nfrom cytoglot.applications.embed_file import _Parts as P\nwrite = P.write\n"
+        "def slow(*a):\n    write(*a)\n    time.sleep(0.3)\nP.write = slow"
+    )
+    process = _cytoglot(*arguments, "-o", broken, code=slowly)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob(".broken*/vectors-000003*")) and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not broken.exists()
+    result = command(*arguments, "-o", broken).result
+    assert 80 <= result["resumed_cells"] < 240
+    assert broken.read_bytes() == whole.read_bytes()
+    assert _names(tmp_path) == ["broken.h5ad", "whole.h5ad"]
+
+
+@pytest.mark.parametrize("name", ["annotate", "generate"])
 def test_a_full_disk_while_cells_are_written(
     command: Command,
     name: str,

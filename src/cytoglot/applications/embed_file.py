@@ -32,6 +32,7 @@ from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.cell_prompt import CellPrompt
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.cell_model.sentence_stream import SentenceStream, open_sentences
+from cytoglot.data.formats import readable
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.errors import InputError
 from cytoglot.lm.embed import Precision, checked_layer, embed_texts, in_precision, n_dimensions
@@ -152,11 +153,17 @@ def embed_file(
 
 
 def takes_vectors(path: str | Path) -> bool:
-    """Return whether the file is an h5ad whose copy vectors can be added to: one written by anndata 0.7 or later."""
+    """Return whether the file is an h5ad whose copy vectors can be added to: one written by anndata 0.7 or later.
+
+    Raises
+    ------
+    InputError
+        The file is HDF5 and damaged.
+    """
     path = Path(path)
     if not path.is_file() or not h5py.is_hdf5(path):
         return False
-    with h5py.File(path, "r") as file:
+    with readable(path), h5py.File(path, "r") as file:
         return "obs" in file and "var" in file and "encoding-type" in file["obs"].attrs
 
 
@@ -271,15 +278,26 @@ def _write_h5ad(
 def _write_parquet(
     source: Path, partial: Path, cells: SentenceStream, parts: _Parts, record: Mapping[str, str | int], n_d: int
 ) -> None:
+    found = ((cells.cell_ids[rows], vectors_nd) for rows, vectors_nd in parts.read())
+    write_vectors(partial, found, {"source": source.name, **record}, n_d=n_d)
+
+
+def write_vectors(
+    path: Path,
+    parts: Iterable[tuple[NDArray[np.object_], NDArray[np.float32]]],
+    record: Mapping[str, str | int],
+    *,
+    n_d: int,
+) -> None:
+    """Write cell ids and vectors as Parquet, a row group for each part; `record` becomes metadata of the file."""
     schema = pa.schema(
         [("cell_id", pa.string()), (str(record["key"]), pa.list_(pa.float32(), n_d))],
-        metadata={"cytoglot": json.dumps({"source": source.name, **record})},
+        metadata={"cytoglot": json.dumps(dict(record))},
     )
-    with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for rows, vectors_nd in parts.read():
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for ids, vectors_nd in parts:
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), n_d)
-            ids = pa.array(cells.cell_ids[rows], type=pa.string())
-            writer.write_table(pa.table([ids, vectors], schema=schema))
+            writer.write_table(pa.table([pa.array(ids, type=pa.string()), vectors], schema=schema))
 
 
 def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:

@@ -1,7 +1,8 @@
-"""annotate, embed, generate: a model and cells in, an AnnData file out."""
+"""annotate, generate: a model and cells in, an AnnData file out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytoglot.cell_model.load import CellModel
+    from cytoglot.data.genes import GeneVocabulary
 
 Templates = Annotated[
     str | None,
@@ -48,7 +50,6 @@ MinOverlap = Annotated[float, typer.Option("--min-overlap", help="Least share of
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of this module."""
     app.command("annotate")(annotate_command)
-    app.command("embed")(embed_command)
     app.command("generate")(generate_command)
 
 
@@ -81,7 +82,9 @@ def annotate_command(
     given = _read_labels(labels)
     metadata = parse_context(context)
     file = whole_file(source, layer=layer, genes=gene_options(gene_column, gene_mapping, duplicates))
-    cell_model = _annotator(model, file, given, context=metadata, templates=templates, device=device)
+    cell_model = load_for_cells(
+        model, lambda: _genes_of(file), given, context=metadata, templates=templates, device=device
+    )
     if dry_run:
         passes = views or cell_model.spec.views
         show(forecast_cells(cell_model, file, passes=passes) | {"output": output}, as_json=json)
@@ -101,7 +104,7 @@ def annotate_command(
         seed=seed,
         copy=False,
     )
-    _write(result, output)
+    write_h5ad(result, output)
     counts = result.obs[KEY].value_counts()
     show(
         {
@@ -110,61 +113,6 @@ def annotate_command(
             "cell_types": [{"cell_type": str(name), "cells": int(n)} for name, n in counts.items() if n],
             "labels_without_ontology_term": result.uns["cytoglot"]["annotation"]["labels_without_ontology_term"],
             "overlap": result.uns["cytoglot"]["annotation"]["overlap"],
-            "output": output,
-        },
-        as_json=json,
-    )
-
-
-def embed_command(
-    source: Source,
-    model: Model,
-    output: Output,
-    key_added: Annotated[str, typer.Option("--key-added", help="Name in obsm.")] = "X_cytoglot",
-    checkpoint: Annotated[
-        bool, typer.Option("--checkpoint", help="The model has no cytoglot.json: rank the file's own genes.")
-    ] = False,
-    templates: Templates = None,
-    context: Context = None,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    gene_mapping: GeneMapping = None,
-    duplicates: DuplicateGenes = "sum",
-    min_overlap: MinOverlap = 0.3,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Write a vector for every cell into obsm (nothing here is random: the seed changes nothing)."""
-    from cytoglot.applications.embedding import embed
-
-    _prepare(output, threads, json)
-    metadata = parse_context(context)
-    file = whole_file(source, layer=layer, genes=gene_options(gene_column, gene_mapping, duplicates))
-    labels = () if checkpoint else None
-    cell_model = _annotator(model, file, labels, context=metadata, templates=templates, device=device)
-    if dry_run:
-        show(forecast_cells(cell_model, file, passes=1) | {"output": output}, as_json=json)
-        return
-    result = embed(
-        file.adata,
-        cell_model,
-        layer=file.layer,
-        gene_options=file.genes,
-        context=metadata,
-        key_added=key_added,
-        min_overlap=min_overlap,
-        copy=False,
-    )
-    _write(result, output)
-    show(
-        {
-            "cells": result.n_obs,
-            "dimensions": result.obsm[key_added].shape[1],
-            "key": key_added,
-            "overlap": result.uns["cytoglot"]["embedding"]["overlap"],
             "output": output,
         },
         as_json=json,
@@ -219,7 +167,7 @@ def generate_command(
         context=metadata,
         seed=seed,
     )
-    _write(result, output)
+    write_h5ad(result, output)
     lengths = [len(text.split()) for text in result.obs["cell_sentence"]]
     show(
         {
@@ -260,26 +208,33 @@ def _prepare(output: Path, threads: int | None, as_json: bool, *, suffixes: tupl
     set_threads(threads)
 
 
-def _annotator(
+def load_for_cells(
     name: str,
-    file: WholeFile,
+    vocabulary: Callable[[], GeneVocabulary],
     labels: tuple[str, ...] | None,
     *,
     context: dict[str, str],
     templates: str | None,
     device: str,
 ) -> CellModel:
-    """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows."""
+    """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows.
+
+    `vocabulary` reads the genes of the cells, which such a checkpoint is asked about.
+    """
     from cytoglot.cell_model.load import is_model_folder, load_cell_model, load_checkpoint
-    from cytoglot.data.read import stream_adata
 
     if labels is None or is_model_folder(name):
         model = load_cell_model(name, device=device)
-        return model if templates is None else model.with_templates(templates)
-    with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
-        vocabulary = stream.vocabulary
-    model = load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
+    else:
+        model = load_checkpoint(name, vocabulary(), labels=labels, context=context, device=device)
     return model if templates is None else model.with_templates(templates)
+
+
+def _genes_of(file: WholeFile) -> GeneVocabulary:
+    from cytoglot.data.read import stream_adata
+
+    with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
+        return stream.vocabulary
 
 
 def _read_labels(path: Path | None) -> tuple[str, ...] | None:
@@ -303,7 +258,8 @@ def _method(name: str) -> Literal["score", "generate"]:
     raise InputError(f"--method must be score or generate, found {name!r}")
 
 
-def _write(adata: AnnData, output: Path) -> None:
+def write_h5ad(adata: AnnData, output: Path) -> None:
+    """Write a compressed h5ad, atomically."""
     from cytoglot.atomic import atomic_path
 
     with atomic_path(output) as path:

@@ -1,0 +1,65 @@
+"""embed and gene-vectors on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pyarrow.parquet as pq
+from anndata import AnnData
+
+from cytoglot.cell_model.load import CellModel
+
+Command = Callable[..., Any]
+
+
+def test_the_vectors_alone_in_a_layer_from_the_genes_alone(
+    command: Command, tiny_model: CellModel, cells: AnnData, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.parquet"
+    options = ["--hidden-layer", "0", "--pooling", "sentence", "--key-added", "X_zero", "--chunk-cells", "50"]
+    result = command("embed", cells_file, "--model", tiny_model_folder, "-o", out, *options, "--json").result
+    assert (result["cells"], result["dimensions"], result["key"]) == (240, 32, "X_zero")
+    sentences, _ = tiny_model.sentences(cells)
+    expected = tiny_model.embeddings(sentences, layer=0, pooling="sentence")
+    np.testing.assert_allclose(np.stack(pq.read_table(out)["X_zero"].to_pandas()), expected, atol=1e-5)
+
+
+def test_the_file_may_be_its_own_output(
+    command: Command, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    command("embed", path, "--model", tiny_model_folder, "-o", path, "--json").result
+    command("embed", path, "--model", tiny_model_folder, "-o", path, "--key-added", "X_2", "--json").result
+    assert set(anndata.read_h5ad(path).obsm) == {"X_cytoglot", "X_2"}
+    assert [p.name for p in tmp_path.iterdir()] == ["cells.h5ad"]
+
+
+def test_options_that_are_not_there(
+    command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    embed = ["embed", cells_file, "--model", tiny_model_folder, "-o", tmp_path / "o.h5ad"]
+    assert "pooling must be one of mean, last, sentence, found 'max'" in command(*embed, "--pooling", "max").refusal
+    assert "layer must lie between -2 and 1" in command(*embed, "--hidden-layer", "5").refusal
+    assert "dtype must be auto, float32 or bfloat16, found 'int8'" in command(*embed, "--dtype", "int8").refusal
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_gene_vectors_static_and_over_cells(
+    command: Command, cells_file: Path, tiny_model: CellModel, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    n_genes = len(tiny_model.spec.vocabulary)
+    out = tmp_path / "static.h5ad"
+    result = command("gene-vectors", "--model", tiny_model_folder, "-o", out, "--json").result
+    assert (result["genes"], result["dimensions"], result["kind"]) == (n_genes, 32, "static")
+    assert anndata.read_h5ad(out).shape == (n_genes, 32)
+    out = tmp_path / "contextual.parquet"
+    result = command("gene-vectors", cells_file, "--model", tiny_model_folder, "-o", out, "--json").result
+    assert (result["kind"], result["n_cells"], result["hidden_layer"]) == ("contextual", 240, 1)
+    table = pq.read_table(out).to_pandas()
+    assert list(table["gene"]) == list(tiny_model.spec.vocabulary.symbols)
+    assert result["n_absent"] == int((table["n_occurrences"] == 0).sum())
