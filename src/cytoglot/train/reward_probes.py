@@ -183,9 +183,10 @@ class _RatedTask:
     def _changes(self, row: ProbeRow) -> Iterator[_Change]:
         """Yield changes to try: rewards of little weight, limits to what lets the probe in, rewards of great weight."""
         candidates = [*self._weights, *(name for name in _REMEDIES if name not in self._weights)]
-        # With a weight below that of overlap, diversity leaves the average cell a gain (see docs/grpo.md).
-        least = {"diversity": self._weights.get("overlap", 0.0)}
-        added = [(name, w) for name in candidates for w in _WEIGHTS if w >= least.get(name, 0.0)]
+        # With less weight than the rewards that favour the average cell, diversity leaves it a gain (docs/grpo.md).
+        favours_average = sum(self._weights.get(name, 0.0) for name in ("overlap", "kendall_tau_b"))
+        least = {"diversity": favours_average - self._weights.get("diversity", 0.0)}
+        added = [(name, max(w, least.get(name, 0.0))) for name in candidates for w in _WEIGHTS]
         small = [(name, w) for name, w in added if w <= max(1.0, least.get(name, 0.0))]
         yield from (self._weighing(row.answer, *change) for change in small)
         yield from (self._clipping(name) for name, _ in self._lets_in(row))
