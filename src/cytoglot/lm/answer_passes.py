@@ -46,14 +46,14 @@ def in_one_pass(
     ids_bt = torch.cat([stem_bt, _tree_tokens(prompts, tree).to(lm.device)], dim=1)
     stem_positions = torch.arange(n_prefix, n_prefix + stem_bt.shape[1]).expand(len(prompts), -1)
     positions_bt = torch.cat([stem_positions, _tree_positions(prompts, tree)], dim=1).to(lm.device)
-    sees_bmt = _seen(prompts, tree, n_prefix + stem_bt.shape[1]).to(lm.device)
+    mask_bmt = _mask(prompts, tree, n_prefix + stem_bt.shape[1], lm.model.dtype).to(lm.device)
     with last_queries_masked(lm):
         logits_bmv = _last_logits(
             lm,
             ids_bt,
             tree.n_nodes,
             _repeated(prefix, len(prompts)),
-            attention_mask=sees_bmt,
+            attention_mask=mask_bmt,
             position_ids=positions_bt,
         )
     return _answer_log_p(logits_bmv, tree)
@@ -70,13 +70,10 @@ def behind_prompts(
         lm.body(input_ids=stem_bt, past_key_values=cache, use_cache=True)
     scores = []
     for tree in trees:
-        sees_bmt = _seen(prompts, tree, n_prefix + stem_bt.shape[1])
-        # Not every attention takes bool.
-        hidden_bmt = torch.zeros(sees_bmt.shape, dtype=lm.model.dtype)
-        hidden_bmt.masked_fill_(~sees_bmt, torch.finfo(lm.model.dtype).min)
+        mask_bmt = _mask(prompts, tree, n_prefix + stem_bt.shape[1], lm.model.dtype)
         logits_bmv = lm.model(
             input_ids=_tree_tokens(prompts, tree).to(lm.device),
-            attention_mask=hidden_bmt.to(lm.device),
+            attention_mask=mask_bmt.to(lm.device),
             position_ids=_tree_positions(prompts, tree).to(lm.device),
             past_key_values=expand(cache, len(prompts)) if len(cache.layers) else DynamicCache(),
             use_cache=True,
@@ -154,13 +151,14 @@ def _tree_positions(prompts: Sequence[Ids], tree: AnswerTree) -> Tensor:
     return torch.from_numpy(np.array([len(prompt) - 1 for prompt in prompts])[:, None] + tree.depth)
 
 
-def _seen(prompts: Sequence[Ids], tree: AnswerTree, n_stem: int) -> Tensor:
-    """Return, of shape (b, 1, m, n_stem + m), what each node sees: its prompt without padding, and its ancestors."""
-    sees = torch.empty((len(prompts), 1, tree.n_nodes, n_stem + tree.n_nodes), dtype=torch.bool)
-    n_read_b = torch.tensor([len(prompt) - 1 for prompt in prompts])
-    sees[..., :n_stem] = (torch.arange(n_stem) < n_read_b[:, None])[:, None, None]
-    sees[..., n_stem:] = torch.from_numpy(tree.sees)
-    return sees
+def _mask(prompts: Sequence[Ids], tree: AnswerTree, n_read: int, dtype: torch.dtype) -> Tensor:
+    """Return an additive mask, shape (b, 1, m, n_read + m): nodes see their prompt, not its padding, and ancestors."""
+    hidden = torch.finfo(dtype).min
+    mask = torch.zeros((len(prompts), 1, tree.n_nodes, n_read + tree.n_nodes), dtype=dtype)
+    length_b = torch.tensor([len(prompt) - 1 for prompt in prompts])
+    mask[..., :n_read].masked_fill_((torch.arange(n_read) >= length_b[:, None])[:, None, None], hidden)
+    mask[..., n_read:].masked_fill_(torch.from_numpy(~tree.sees), hidden)
+    return mask
 
 
 def _last_logits(lm: LanguageModel, ids_bt: Tensor, n_kept: int, cache: Cache | None = None, **options: Any) -> Tensor:

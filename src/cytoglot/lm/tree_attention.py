@@ -34,9 +34,10 @@ def tree_attention(
         Shapes (b, h, t, d), (b, h, k, d) and (b, h, k, d). Keys are those of a prefix read earlier (maybe none), of the
         stem and of the nodes.
     attention_mask
-        Shape (b, 1, m, k), bool: what each of the last m queries may see. The other queries, the stem, see the prefix
-        and the stem up to themselves.
+        Shape (b, 1, m, k), added to what the last m queries read of the keys. The other queries, the stem, see the
+        prefix and the stem up to themselves.
     """
+    attention_mask = attention_mask.to(query.dtype)
     n_stem = query.shape[2] - attention_mask.shape[2]
     n_seen = key.shape[2] - attention_mask.shape[2]
     nodes_bmhd, _ = sdpa_attention_forward(module, query[:, :, n_stem:], key, value, attention_mask, **options)
