@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch")
@@ -83,6 +85,12 @@ def test_memory_by_hand() -> None:
     assert qlora == 0.53 * 800 + 2 * 200 + 16 * 2 * 50 + activations + logits
     shared = training_memory(size, tokens=6, learned_share=0.5, shards=2)
     assert shared == 8 * 1000 + 2 * 2 * 800 / 4 + activations + logits
+
+
+def test_the_table_of_the_page_is_that_of_the_arithmetic() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "cluster.md").read_text(encoding="utf-8")
+    shown = page[page.index("<!-- memory: begin -->\n") + 23 : page.index("<!-- memory: end -->")]
+    assert shown == memory_table(), "run: python tests/train/test_memory.py, and paste what it prints"
 
 
 def test_numbers_that_are_none_are_refused() -> None:
