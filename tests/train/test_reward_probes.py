@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -228,6 +229,14 @@ class TestAnswers:
         assert len(set(group)) == 3
         profile = set(answers.completions["the mean profile of the type"][0].removesuffix(".").split())
         assert all(len(profile & set(cell.removesuffix(".").split())) > N_WORDS / 2 for cell in group)
+
+    def test_a_group_of_real_cells_holds_none_twice(self, context) -> None:
+        few = dataclasses.replace(context, reference={"B cell": context.reference["B cell"][:2]})
+        prompts = prompts_of("cell_generation", 6)  # two of each type: three other B cells, one other of the rest
+        answers = ProbeAnswers(prompts, few, group_size=8, max_words=None, seed=0)
+        assert answers.group_size == 3
+        assert set(answers.columns["cell_type"]) == {"B cell"}
+        assert all(len(set(answers.completions[OTHER][i : i + 3])) == 3 for i in (0, 3))
 
     def test_a_prompt_is_copied_by_its_genes_where_it_shows_some(self, context) -> None:
         shown = ProbeAnswers(prompts_of("cell_type_annotation", 2), context, group_size=1, max_words=None, seed=0)

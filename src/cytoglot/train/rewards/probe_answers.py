@@ -31,6 +31,8 @@ _N_WORDS = 10
 class ProbeAnswers:
     """`completions`: kind of answer → completions, `group_size` to each prompt, in the order of `columns`.
 
+    Where other real cells are the standard, prompts of types that have fewer than a group of them are left out.
+
     Parameters
     ----------
     prompts
@@ -57,7 +59,7 @@ class ProbeAnswers:
         self._asked = [int(n or 0) for n in prompts.columns["num_genes"]]
         self._types = told_types(prompts.columns)
         self._by_name = {gene.upper(): gene for gene in reversed(context.genes)}
-        repeated = prompts.take(i for i in range(len(prompts)) for _ in range(group_size))
+        repeated = prompts.take(i for i in range(len(prompts)) for _ in range(self.group_size))
         self.columns: dict[str, list[Any]] = repeated.as_columns()
         self.completions: Mapping[str, list[str]] = self._write()
         self.standard = OTHER if self._is_draw else TRUE
@@ -144,15 +146,20 @@ class ProbeAnswers:
         return () if any(self._asked) else self._context.labels
 
     def _with_other_cells(self, prompts: RewardPrompts) -> RewardPrompts:
-        """Return the prompts whose type has another real cell; an InputError if there is none."""
+        """Return the prompts whose type has other real cells enough for a group, which is made smaller if none has.
+
+        No cell may stand twice in a group: real answers would look less diverse than they are.
+        """
         types = told_types(prompts.columns)
-        several = {name for name, n in Counter(types).items() if n > 1 or self._context.profiles.cells(name)}
-        if not several:
+        held_out = Counter(types)
+        others = {name: held_out[name] - 1 + len(self._context.profiles.cells(name)) for name in held_out}
+        self.group_size = min(self.group_size, max(others.values()))
+        if self.group_size < 1:
             raise InputError(
                 f"probes of {prompts.columns['task'][0]!r} compare with other real cells of the same types, found none "
-                f"of {', '.join(sorted(set(types)))}; give the context sentences of training cells"
+                f"of {', '.join(sorted(others))}; give the context sentences of training cells"
             )
-        return prompts.take(i for i, name in enumerate(types) if name in several)
+        return prompts.take(i for i, name in enumerate(types) if others[name] >= self.group_size)
 
     def _other_cells(self) -> list[str]:
         """Return real cells of each prompt's type, not its own: held-out ones, and training cells where those lack."""
@@ -172,4 +179,4 @@ class ProbeAnswers:
         order = self._rng.permutation(len(pool))
         missing = np.array([max(0, self._asked[i] - len(pool[j])) for j in order])
         best = order[np.argsort(missing, kind="stable")]
-        return [pool[best[k % len(best)]] for k in range(self.group_size)]
+        return [pool[j] for j in best[: self.group_size]]
