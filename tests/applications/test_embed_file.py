@@ -116,10 +116,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
             embed_file(cells_file, broken, tiny_model, chunk_cells=50)
     assert not broken.exists()
     embedded: list[int] = []
-    count = module.embed_texts
-    monkeypatch.setattr(
-        module, "embed_texts", lambda lm, texts, **k: embedded.append(len(texts)) or count(lm, texts, **k)
-    )
+    embed_tokens = module.embed_tokens
+
+    def counted(lm: Any, tokens: Any, **options: Any) -> Any:
+        embedded.append(len(tokens.rows))
+        return embed_tokens(lm, tokens, **options)
+
+    monkeypatch.setattr(module, "embed_tokens", counted)
     summary = embed_file(cells_file, broken, tiny_model, chunk_cells=50)
     kept = 150 if where == "in a chunk" else 240
     assert summary.resumed_cells == kept
@@ -166,6 +169,14 @@ def test_what_other_settings_have_left_is_not_taken(
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_no_cells_give_no_vectors(tiny_model: CellModel, cells: AnnData, tmp_path: Path) -> None:
+    cells[:0].copy().write_h5ad(tmp_path / "in.h5ad")
+    for name in ("out.h5ad", "out.parquet"):
+        assert embed_file(tmp_path / "in.h5ad", tmp_path / name, tiny_model).cells == 0
+    assert anndata.read_h5ad(tmp_path / "out.h5ad").obsm["X_cytoglot"].shape == (0, 32)
+    assert pq.read_table(tmp_path / "out.parquet").num_rows == 0
+
+
 def test_an_older_result_is_replaced(tiny_model: CellModel, cells_file: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "first.h5ad", tmp_path / "second.h5ad"
     embed_file(cells_file, first, tiny_model)
@@ -182,7 +193,7 @@ def test_memory_does_not_grow_with_the_file(
     tiny_model: CellModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of arrays and Python objects, without the model: three times the cells are three times the chunks, no more."""
-    monkeypatch.setattr(module, "embed_texts", lambda _lm, texts, **_: np.zeros((len(texts), 32), np.float32))
+    monkeypatch.setattr(module, "embed_tokens", lambda _lm, read, **_: np.zeros((len(read.rows), 32), np.float32))
     peaks, matrix_bytes = [], []
     for n in (3000, 9000):  # both beyond the sample of 2,048 cells that a matrix is judged by
         source = tmp_path / f"{n}.h5ad"

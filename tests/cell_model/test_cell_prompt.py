@@ -70,6 +70,17 @@ class _Commas:
         return f"Genes: {','.join(record.genes)}."
 
 
+def test_vectors_of_the_genes_alone_owe_nothing_to_the_question(tiny_model: CellModel, cells: AnnData) -> None:
+    sentences, _ = tiny_model.sentences(cells[:5])
+    prompts = tiny_model.cell_prompts(sentences)
+    found = tiny_model.embeddings(sentences, pooling="sentence")
+    assert not np.allclose(found, tiny_model.embeddings(sentences), atol=1e-3)
+    spans = [prompt.sentence_span for prompt in prompts]
+    np.testing.assert_allclose(tiny_model.embed([p.text for p in prompts], spans=spans), found, atol=1e-5)
+    other_ending = [prompt.text[:behind] + ". Of what?" for prompt, (_, behind) in zip(prompts, spans, strict=True)]
+    np.testing.assert_allclose(tiny_model.embed(other_ending, spans=spans), found, atol=1e-5)
+
+
 @pytest.mark.parametrize("chunk_cells", [1, 7, 64, 1000])
 def test_sentences_of_a_stream_are_those_of_the_whole(
     tiny_model: CellModel, cells: AnnData, cells_file: Path, chunk_cells: int

@@ -1,8 +1,8 @@
 """A file of cells of any size → their vectors in a file, in chunks, through kills and full disks.
 
 Each finished chunk is kept in a hidden folder beside the output, so that the same command after a kill goes on where it
-stopped and ends with the same bytes. One chunk of cells is in memory, and the next is read and ranked while the model
-computes.
+stopped and ends with the same bytes. One chunk of cells is in memory, and the next is read, ranked and tokenised while
+the model computes.
 
 Axes: n cells, d embedding dimensions.
 """
@@ -29,16 +29,24 @@ from numpy.typing import NDArray
 
 from cytoglot.applications.embedding import KEY, embedding_record
 from cytoglot.atomic import atomic_path
-from cytoglot.cell_model.cell_prompt import CellPrompt
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.cell_model.sentence_stream import SentenceStream, open_sentences
 from cytoglot.data.formats import readable
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.errors import InputError
-from cytoglot.lm.embed import Precision, checked_layer, embed_texts, in_precision, n_dimensions
+from cytoglot.lm.embed import (
+    Precision,
+    TextTokens,
+    checked_layer,
+    embed_tokens,
+    in_precision,
+    n_dimensions,
+    read_texts,
+)
 from cytoglot.lm.fingerprint import model_fingerprint
 from cytoglot.manifest import fingerprint_of, fingerprint_texts, package_versions
 from cytoglot.progress import progress_bar
+from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.unfinished import UnfinishedOutput
 
 logger = logging.getLogger(__name__)
@@ -200,24 +208,23 @@ class _Work:
         n_resumed = min(n_old * cells.chunk_cells, cells.n_cells)
         if n_resumed:
             logger.info("%d of %d cells are kept from an interrupted run", n_resumed, cells.n_cells)
-        prompts = (self.model.cell_prompts(part, context=self.context) for part in cells.chunks(n_resumed))
+        tokens = (self._read(part) for part in cells.chunks(n_resumed))
         with progress_bar(total=cells.n_cells, description="embed", unit="cell") as bar:
             bar.update(n_resumed)
-            for number, chunk in enumerate(_one_ahead(prompts), start=n_old):
-                parts.write(number, self._vectors(chunk))
-                bar.update(len(chunk))
+            for number, chunk in enumerate(_one_ahead(tokens), start=n_old):
+                vectors_nd = embed_tokens(
+                    self.model.lm, chunk, layer=self.hidden_layer, batch_tokens=self.batch_tokens, on_text=bar.update
+                )
+                parts.write(number, vectors_nd)
         return n_resumed
 
-    def _vectors(self, prompts: list[CellPrompt]) -> NDArray[np.float32]:
-        return embed_texts(
+    def _read(self, sentences: CellSentences) -> TextTokens:
+        prompts = self.model.cell_prompts(sentences, context=self.context)
+        return read_texts(
             self.model.lm,
             [prompt.text for prompt in prompts],
-            layer=self.hidden_layer,
             pooling="last" if self.pooling == "last" else "mean",
             spans=[prompt.sentence_span for prompt in prompts] if self.pooling == "sentence" else None,
-            batch_tokens=self.batch_tokens,
-            dtype="auto",
-            progress=False,
         )
 
 

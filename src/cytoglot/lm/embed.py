@@ -11,9 +11,9 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -48,7 +48,6 @@ def embed_texts(
     spans: Sequence[tuple[int, int]] | None = None,
     batch_tokens: int | None = None,
     dtype: Precision = "auto",
-    progress: bool = True,
 ) -> NDArray[np.float32]:
     """Return one vector per text, float32 of shape (n, d), the same whatever else is in the batch.
 
@@ -70,8 +69,6 @@ def embed_texts(
         Most tokens in a batch, padding included; by default what suits the device.
     dtype
         What to compute with: see `in_precision`.
-    progress
-        Draw a bar, where bars are drawn; False for one part of a longer work.
 
     Raises
     ------
@@ -79,19 +76,61 @@ def embed_texts(
         A text is empty (with a tokenizer that opens with nothing) or longer than the context; a layer that the model
         does not have; an unknown pooling or dtype; spans that are not one for each text or lie outside of it.
     """
+    layer = checked_layer(lm, layer)
+    tokens = read_texts(lm, texts, pooling=pooling, spans=spans)
+    lm = in_precision(lm, dtype)
+    with progress_bar(total=len(texts), description="embed", unit="text") as bar:
+        return embed_tokens(lm, tokens, layer=layer, batch_tokens=batch_tokens, on_text=bar.update)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextTokens:
+    """Texts as the model reads them, and the tokens of each that are pooled."""
+
+    rows: Sequence[NDArray[np.int64]]
+    """token ids of each text"""
+    ranges: Sequence[NDArray[np.int64]]
+    """(1, 2) for each text: first token, behind the last"""
+
+
+def read_texts(
+    lm: LanguageModel,
+    texts: Sequence[str],
+    *,
+    pooling: Pooling = "mean",
+    spans: Sequence[tuple[int, int]] | None = None,
+) -> TextTokens:
+    """Return the texts as tokens: the part of `embed_texts` that can be done ahead, in another thread.
+
+    Raises
+    ------
+    InputError
+        An unknown pooling, or spans that are not one for each text or lie outside of it.
+    """
     if pooling not in ("mean", "last"):
         raise InputError(f"pooling must be 'mean' or 'last', found {pooling!r}")
-    layer = checked_layer(lm, layer)
     rows, ranges = _rows_and_ranges(lm, texts, spans)
     if pooling == "last":
         ranges = [np.maximum(r, r[:, 1:] - 1) for r in ranges]
-    embedding_nd = np.empty((len(rows), n_dimensions(lm)), dtype=np.float32)
-    lm = in_precision(lm, dtype)
-    with progress_bar(total=len(rows), description="embed", unit="text") if progress else nullcontext() as bar:
-        for row, vector_sd in pooled_states(lm, rows, ranges, layer=layer, batch_tokens=batch_tokens):
-            embedding_nd[row] = vector_sd[0]
-            if bar is not None:
-                bar.update()
+    return TextTokens(rows=rows, ranges=ranges)
+
+
+def embed_tokens(
+    lm: LanguageModel,
+    tokens: TextTokens,
+    *,
+    layer: int = -1,
+    batch_tokens: int | None = None,
+    on_text: Callable[[], object] = lambda: None,
+) -> NDArray[np.float32]:
+    """Return one vector per text, as `embed_texts` does, computed in the model's own type.
+
+    `on_text` is called when another text is done.
+    """
+    embedding_nd = np.empty((len(tokens.rows), n_dimensions(lm)), dtype=np.float32)
+    for row, vector_sd in pooled_states(lm, tokens.rows, tokens.ranges, layer=layer, batch_tokens=batch_tokens):
+        embedding_nd[row] = vector_sd[0]
+        on_text()
     return embedding_nd
 
 
@@ -166,10 +205,10 @@ def in_precision(lm: LanguageModel, dtype: Precision) -> LanguageModel:
     """Return the model with weights of another type, the same object where nothing is to be done; `lm` is not changed.
 
     "auto": bfloat16 for a float32 model on a CUDA device that computes with it, else the model's own type. A CPU
-    computes with float32 unless asked, because many have no bfloat16 and are slower with it; those that do are 1.3 to
-    1.7 times as fast, at a cosine above 0.9999 (`benchmarks/bench_embed`). The copy takes memory of its own: for many
-    calls make it once, or load the model in that type. Buffers, such as the frequencies of rotary positions, stay in
-    float32, as when a checkpoint is loaded.
+    computes with float32 unless asked: those that have bfloat16 are 1.3 to 1.9 times as fast with it, at a cosine above
+    0.9999 (`benchmarks/bench_embed`), but many have not and are slower, and a result should not depend on that. The
+    copy takes memory of its own: for many calls make it once, or load the model in that type. Buffers, such as the
+    frequencies of rotary positions, stay in float32, as when a checkpoint is loaded.
 
     Raises
     ------
