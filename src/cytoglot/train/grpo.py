@@ -15,8 +15,6 @@ import importlib.util
 import json
 import logging
 import math
-import shutil
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,9 +29,8 @@ from scipy.sparse import csr_matrix
 from trl import GRPOConfig
 
 from cytoglot.answer_format import FreeText
-from cytoglot.atomic import write_json
 from cytoglot.cell_model.load import CellModel, is_model_folder, load_cell_model
-from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, CellModelSpec, load_split, save_split
+from cytoglot.cell_model.spec import CellModelSpec, load_split
 from cytoglot.config import load_recipe
 from cytoglot.corpus.folder import Corpus, is_corpus, open_corpus
 from cytoglot.data.datasets import resolve_source
@@ -45,11 +42,13 @@ from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.splits import Split, split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.load import LanguageModel, load_language_model, own_progress_only, set_threads
-from cytoglot.lm.lora import add_lora, merge_lora, save_adapter
+from cytoglot.lm.lora import add_lora
 from cytoglot.lm.sampling import Sampling
 from cytoglot.lm.tokenizer import encode_completions, encode_prompts
-from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_texts
+from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.metrics.uncertainty import resampling_unit
+from cytoglot.train.callbacks import History
+from cytoglot.train.fit import Run, base_fingerprint, begin, finish, open_run
 from cytoglot.train.grpo_prompts import (
     AskableCells,
     AskedPrompt,
@@ -62,14 +61,13 @@ from cytoglot.train.grpo_prompts import (
 )
 from cytoglot.train.grpo_watch import AlignmentWatch, last_look
 from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells
-from cytoglot.train.processes import is_first, join_processes, n_processes, wait_for_all
+from cytoglot.train.processes import from_first, n_processes
 from cytoglot.train.recipe import GrpoRecipe, TrainRecipe
 from cytoglot.train.reward_looks import HeldOutRewards
 from cytoglot.train.reward_probes import probe_reward
 from cytoglot.train.rewards import MixedReward, RewardContext, make_reward
 from cytoglot.train.rollouts import CellGrpoTrainer, FormatConstraints
-from cytoglot.train.run_folder import WORK, check_folder, is_finished, make_readable, open_work
-from cytoglot.train.trainer import optimiser_and_schedule
+from cytoglot.train.trainer import optimiser_and_schedule, uses_bf16
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -133,13 +131,11 @@ def train_grpo(
     """
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
     _check_recipe(settings)
-    join_processes(device)
-    folder, base = Path(out), str(settings.model.base)
+    base = str(settings.model.base)
     model = load_cell_model(base, device=device, dtype="float32") if is_model_folder(base) else None
-    inputs = {"base": _fingerprint_model(base, settings.model.revision)}
     if isinstance(source, Corpus) or (isinstance(source, (str, Path)) and is_corpus(source)):
         corpus = source if isinstance(source, Corpus) else open_corpus(source)
-        inputs |= {"corpus": corpus.description.fingerprint, "source": corpus.folder.name}
+        inputs = {"corpus": corpus.description.fingerprint, "source": corpus.folder.name}
         config: dict[str, Any] = {}
         lay = partial(_ground_of_corpus, corpus, model, settings, seed=seed, device=device)
     else:
@@ -148,7 +144,7 @@ def train_grpo(
             raise InputError("pass the label, the column of obs with the cell types: the base model names none")
         found = resolve_source(source) if isinstance(source, (str, Path)) else source
         adata = read(found, layer=layer, **gene_options.keywords)
-        inputs |= {
+        inputs = {
             "cells": fingerprint_texts([*adata.obs_names, *adata.var_names, str(adata.X.sum())]),
             "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
         }
@@ -161,17 +157,17 @@ def train_grpo(
         command="train",
         config={"recipe": settings.model_dump(mode="json"), **config},
         seeds={"seed": seed},
-        inputs=inputs,
+        inputs={**inputs, **base_fingerprint(settings)},
     )
-    check_folder(folder, manifest, overwrite=overwrite)
-    if is_finished(folder) and not overwrite:
-        logger.info("%s is finished already; pass overwrite to train it again", folder)
-        return load_cell_model(folder, device=device)
+    run = Run(folder=Path(out), recipe=settings, manifest=manifest, seed=seed, device=device)
+    finished = begin(run, overwrite=overwrite)
+    if finished is not None:
+        return finished
     set_threads(threads)
     ground = lay()
     for message in ground.messages:
         logger.info("%s", message)
-    return _align(ground, settings, folder, manifest, seed=seed, overwrite=overwrite)
+    return _align(ground, run, overwrite=overwrite)
 
 
 def _check_recipe(recipe: TrainRecipe) -> None:
@@ -208,21 +204,6 @@ def _check_recipe(recipe: TrainRecipe) -> None:
             f"optim.steps ({recipe.optim.steps}) must be a multiple of grpo.updates ({grpo.updates}), the steps on the "
             "same answers"
         )
-
-
-def _fingerprint_model(base: str, revision: str | None) -> str:
-    """Fingerprint names, sizes and both ends of the weights of a folder; a hub model by name and revision."""
-    folder = Path(base)
-    if not folder.is_dir():
-        return f"{base}@{revision or 'main'}"
-    parts: list[bytes] = []
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json"), *folder.glob(SPEC_FILE)]):
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(1 << 20)
-            file.seek(max(0, size - (1 << 20)))
-            parts += [path.name.encode(), str(size).encode(), head, file.read()]
-    return fingerprint_bytes(parts)
 
 
 def _n_prompts(recipe: TrainRecipe) -> int:
@@ -364,24 +345,17 @@ def _ground_of_corpus(
     return _Ground(lm=lm, source=source, finish=finish, split=None, messages=())
 
 
-def _align(
-    ground: _Ground, recipe: TrainRecipe, folder: Path, manifest: Manifest, *, seed: int, overwrite: bool
-) -> CellModel:
-    """Test the rewards, train, and write everything, the spec last."""
-    grpo, lm = recipe.grpo, ground.lm
-    plan = plan_prompts(ground.source, lm, n=_n_prompts(recipe), seed=seed)
+def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
+    """Test the rewards, train, and write everything."""
+    recipe, grpo, lm = run.recipe, run.recipe.grpo, ground.lm
+    plan = plan_prompts(ground.source, lm, n=_n_prompts(recipe), seed=run.seed)
     held_out = held_out_prompts(ground.source, lm, n=grpo.held_out_prompts)
     max_tokens = _room(lm, [*plan, *held_out], grpo)
     context = _reward_context(ground, plan, grpo)
     reward = make_reward(grpo.rewards, context)
     messages = [*ground.messages, *_check_rewards(reward, plan)]
     probes = _probe(reward, ground.source, lm, context, grpo, max_tokens=max_tokens)
-    if is_first():
-        open_work(folder, manifest, overwrite=overwrite)
-    wait_for_all()
-    lora = recipe.lora
-    if lora is not None:
-        lm = add_lora(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)
+    open_run(run, overwrite=overwrite)
     watched = HeldOutRewards(
         held_out,
         reward,
@@ -389,19 +363,34 @@ def _align(
         constrained=grpo.constrained,
         n_samples=grpo.held_out_samples,
         max_tokens=max_tokens,
-        sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=seed),
+        sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=run.seed),
         unit=ground.source.unit,
     )
-    watch = _fit(lm, plan, reward, watched, recipe, folder / WORK, max_tokens=max_tokens, seed=seed)
-    record = {
-        "history": watch.rows,
-        "evaluation": watched.table(watch.looks, seed=seed),
-        "diversity": _diversity_rows(watch, watched),
-        "probes": probes,
-        "kept_step": watch.kept_step,
-        "messages": [*messages, *watch.messages],
-    }
-    return _finish(ground, lm, folder, manifest, record)
+    lm = _with_adapter(lm, recipe, seed=run.seed)
+    watch = _fit(lm, plan, reward, watched, run, max_tokens=max_tokens)
+    history = History()
+    history.rows = watch.rows
+    return finish(
+        run,
+        lambda aligned: replace(ground.finish(_without_trl(aligned), run.manifest), folder=run.folder),
+        lm,
+        history,
+        split=ground.split,
+        messages=[*messages, *watch.messages],
+        facts={
+            "evaluation": watched.table(watch.looks, seed=run.seed),
+            "diversity": _diversity_rows(watch, watched),
+            "probes": probes,
+            "kept_step": watch.kept_step,
+        },
+    )
+
+
+def _with_adapter(lm: LanguageModel, recipe: TrainRecipe, *, seed: int) -> LanguageModel:
+    lora = recipe.lora
+    if lora is None:
+        return lm
+    return add_lora(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)
 
 
 def _room(lm: LanguageModel, asked: Sequence[AskedPrompt], grpo: GrpoRecipe) -> int:
@@ -505,14 +494,12 @@ def _fit(
     plan: Sequence[AskedPrompt],
     reward: MixedReward,
     watched: HeldOutRewards,
-    recipe: TrainRecipe,
-    work: Path,
+    run: Run,
     *,
     max_tokens: int,
-    seed: int,
 ) -> AlignmentWatch:
     """Train, from the last whole checkpoint if there is one."""
-    grpo = recipe.grpo
+    recipe, grpo = run.recipe, run.recipe.grpo
     every = -(-recipe.optim.evaluate_every // grpo.updates) * grpo.updates  # answers do not outlive a checkpoint
     watch = AlignmentWatch(
         lm, watched, every=every, max_overlap_gain=grpo.max_overlap_gain, on_collapse=grpo.on_collapse
@@ -520,7 +507,7 @@ def _fit(
     trainer = CellGrpoTrainer(
         lm,
         plan,
-        args=_arguments(work, recipe, lm, reward, max_tokens=max_tokens, seed=seed),
+        args=_arguments(run.work, recipe, lm, reward, max_tokens=max_tokens, seed=run.seed),
         reward_terms=reward.terms,
         constrained=grpo.constrained,
         kl=grpo.kl,
@@ -528,7 +515,7 @@ def _fit(
         optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=False),
         callbacks=[watch],
     )
-    checkpoint = last_look(work)
+    checkpoint = from_first(last_look(run.work))
     if checkpoint is not None:
         logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
         watch.restore(checkpoint)
@@ -574,7 +561,7 @@ def _arguments(
         save_strategy="no",  # the looks say when
         save_total_limit=2,
         max_grad_norm=optim.max_grad_norm,
-        bf16=bool(optim.bf16),
+        bf16=uses_bf16(optim, lm.device),
         **_recomputed(on=optim.gradient_checkpointing),
         disable_tqdm=True,
         log_level="error",
@@ -617,28 +604,6 @@ def _diversity_rows(watch: AlignmentWatch, watched: HeldOutRewards) -> list[dict
         for look in watch.looks
         for mode, found in look.diversity.items()
     ]
-
-
-def _finish(ground: _Ground, lm: LanguageModel, folder: Path, manifest: Manifest, record: dict[str, Any]) -> CellModel:
-    """Write weights and record, the spec last, and remove the work folder; the first process does it for all."""
-    started = time.perf_counter()
-    if is_first():
-        if hasattr(lm.model, "peft_config"):
-            save_adapter(lm, folder / "adapter")
-        plain = _without_trl(merge_lora(lm))
-        model = replace(ground.finish(plain, manifest), folder=folder)
-        with own_progress_only():
-            plain.model.save_pretrained(folder)
-            plain.tokenizer.save_pretrained(folder)
-        make_readable(folder)
-        if ground.split is not None:
-            save_split(ground.split, folder)
-        write_json(folder / TRAINING_FILE, record)
-        model.spec.save(folder)
-        shutil.rmtree(folder / WORK, ignore_errors=True)
-        logger.info("wrote %s (calibration and saving took %.1f s)", folder, time.perf_counter() - started)
-    wait_for_all()
-    return load_cell_model(folder, device=str(lm.device)) if not is_first() else model
 
 
 def _without_trl(lm: LanguageModel) -> LanguageModel:

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cytoglot.atomic import write_json
-from cytoglot.errors import InputError
+from cytoglot.errors import NotFiniteError
 from cytoglot.lm.load import LanguageModel
 from cytoglot.progress import progress_bar
 from cytoglot.train.diversity_watch import Diversity, DiversityWatch
@@ -170,7 +170,7 @@ class AlignmentWatch(TrainerCallback):
         row |= {_part_name(name): value for name, value in logs.items() if name.startswith("rewards/")}
         self.rows.append(row)
         if not math.isfinite(logs["loss"]):
-            raise InputError(
+            raise NotFiniteError(
                 f"the loss is {logs['loss']} at step {state.global_step}, so no step could follow; lower "
                 "optim.learning_rate, or raise grpo.kl; the same call goes on from the last checkpoint"
             )
