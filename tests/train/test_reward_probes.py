@@ -99,7 +99,7 @@ def test_the_named_remedy_works(context) -> None:
 def test_every_probe_finds_the_mixture_that_it_is_for(
     context, monkeypatch: pytest.MonkeyPatch, terms: dict[str, Any], answer: str
 ) -> None:
-    monkeypatch.setattr("cytoglot.train.rewards.mixture.load_function", lambda path, _: OWN[path.split(":")[1]])
+    monkeypatch.setattr("cytoglot.train.rewards.mixture.load_own", lambda path: OWN[path.split(":")[1]])
     report = probe(terms, context)
     assert report.hackable
     assert row_of(report, answer).reaches

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from cytoglot.train.rewards import Answer, AnswerReward, RewardSettings
+
 ANSWER = "no function"
 
 
@@ -33,3 +35,17 @@ def texts(completions: list[str], **columns: object) -> list[str]:
 
 def one_number(completions: list[str], **columns: object) -> float:
     return 1.0
+
+
+class BrevitySettings(RewardSettings):
+    words: int = 1
+
+
+class Brevity(AnswerReward[BrevitySettings]):
+    """Words that are enough, over words written."""
+
+    name = "brevity"
+    settings_type = BrevitySettings
+
+    def rate(self, answer: Answer) -> float | None:
+        return self.settings.words / len(answer.words) if answer.words else None

@@ -73,6 +73,13 @@ def test_settings_of_an_own_function_are_its_arguments(context) -> None:
     assert reward([" A B C."], **columns(1)) == pytest.approx([3])
 
 
+def test_an_own_class_of_rewards_has_settings_of_its_own(context) -> None:
+    reward = make_reward({f"{OWN}:Brevity": {"words": 3}}, context)
+    assert reward([" A B.", ""], **columns(2)) == [1.5, None]
+    with pytest.raises(InputError, match=r"reward 'own_rewards:Brevity' has no setting 'word'; did you mean 'words'"):
+        make_reward({f"{OWN}:Brevity": {"word": 3}}, context)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -106,7 +113,7 @@ def test_an_array_of_rewards_is_a_list_too(context) -> None:
         ({"overlap": {"clip_low": 1, "clip_high": 0}}, "settings of reward 'overlap': .*clip_low must be below"),
         ({"no_such_module_x:f": {}}, "module 'no_such_module_x' cannot be imported .ModuleNotFoundError"),
         ({f"{OWN}:lenght": {}}, "has no 'lenght'; did you mean 'length'"),
-        ({f"{OWN}:ANSWER": {}}, "must name a function, found str"),
+        ({f"{OWN}:ANSWER": {}}, "must name a function or a class of rewards, found str"),
         ({"x": {"reward": ":f"}}, "is named package.module:function, found ':f'"),
         ({f"{OWN}:length": {"weight": "much"}}, "setting 'weight' of reward 'own_rewards:length'"),
         ({"embedding_distance": {}}, "reward 'embedding_distance': it needs a language model"),

@@ -1,10 +1,11 @@
 """What a model is rewarded for: one file per reward, found by the registry; `make_reward` mixes them."""
 
-from cytoglot.train.rewards.context import RewardContext, RewardPrompts
+from cytoglot.train.rewards.context import Answer, RewardContext, RewardPrompts
 from cytoglot.train.rewards.mixture import MixedReward, RewardTerm, make_reward
 from cytoglot.train.rewards.reward import AnswerReward, RewardSettings, register_reward, rewards
 
 __all__ = [
+    "Answer",
     "AnswerReward",
     "MixedReward",
     "RewardContext",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -12,8 +13,8 @@ from pydantic import ValidationError
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.protocols import Reward
 from cytoglot.train.rewards.context import RewardContext
-from cytoglot.train.rewards.own_function import load_function
-from cytoglot.train.rewards.reward import RewardSettings, rewards
+from cytoglot.train.rewards.own_function import load_own
+from cytoglot.train.rewards.reward import AnswerReward, RewardSettings, rewards
 
 _COMMON = frozenset(RewardSettings.model_fields)
 
@@ -127,10 +128,10 @@ def make_reward(terms: Mapping[str, Mapping[str, Any]], context: RewardContext) 
     Parameters
     ----------
     terms
-        Name → settings, such as `{"overlap": {"weight": 0.5}}`. The name is that of a registered reward, or the path of
-        a function, `package.module:function`, which is called as TRL calls rewards, with the settings that are not
-        ours as further arguments. With `reward: NAME` among the settings the key is any name of one's own, so that a
-        reward can be there twice.
+        Name → settings, such as `{"overlap": {"weight": 0.5}}`. The name is that of a registered reward or a path
+        `package.module:name`: of a class like ours, or of a function, which is called as TRL calls rewards,
+        `function(completions, **columns)`, with the settings that are not ours as further arguments. With
+        `reward: NAME` among the settings the key is any name of one's own, so that a reward can be there twice.
 
     Raises
     ------
@@ -145,17 +146,17 @@ def make_reward(terms: Mapping[str, Mapping[str, Any]], context: RewardContext) 
 
 def _make_term(name: str, settings: dict[str, Any], context: RewardContext) -> RewardTerm:
     kind = str(settings.pop("reward", name))
-    if ":" in kind:
-        own = {key: settings.pop(key) for key in list(settings) if key not in _COMMON}
-        checked = _check_settings(RewardSettings, settings, name)
-        reward: Reward = load_function(kind, own)
-    else:
-        reward_type = rewards[kind]
-        checked = _check_settings(reward_type.settings_type, settings, name)
+    found: Any = load_own(kind) if ":" in kind else rewards[kind]
+    if isinstance(found, type) and issubclass(found, AnswerReward):
+        checked = _check_settings(found.settings_type, settings, name)
         try:
-            reward = reward_type(checked, context)
+            reward: Reward = found(checked, context)
         except InputError as error:
             raise InputError(f"reward {name!r}: {error}") from error
+    else:
+        own = {key: settings.pop(key) for key in list(settings) if key not in _COMMON}
+        checked = _check_settings(RewardSettings, settings, name)
+        reward = partial(found, **own)
     return RewardTerm(name=name, weight=checked.weight, function=CheckedReward(name, reward, checked))
 
 
