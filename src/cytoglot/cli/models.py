@@ -1,4 +1,4 @@
-"""train, evaluate, report, demo: a model, its judgement, and the page that shows it."""
+"""train, evaluate, report, card, push, demo: a model, its judgement, the pages that show it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cytoglot.benchmark.evaluate import EvaluateSettings
     from cytoglot.cell_model.load import CellModel
     from cytoglot.data.gene_options import GeneOptions
-    from cytoglot.train.recipe import TrainRecipe
+    from cytoglot.train.run import Plan
 
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
@@ -39,13 +39,19 @@ def add_commands(app: typer.Typer) -> None:
     app.command("train")(train_command)
     app.command("evaluate")(evaluate_command)
     app.command("report")(report_command)
+    app.command("card")(card_command)
+    app.command("push")(push_command)
     app.command("demo")(demo_command)
     app.command("doctor")(doctor_command)
 
 
 def train_command(
-    source: Source,
-    output: Folder,
+    source: Annotated[
+        str | None, typer.Argument(help="File of cells, data set or corpus; by default the recipe's source.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write; by default the recipe's output.")
+    ] = None,
     label: Annotated[
         str | None, typer.Option("--label", help="Column of obs with the cell types; not for a corpus.")
     ] = None,
@@ -63,28 +69,21 @@ def train_command(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Train a language model of a file of cells, or of a corpus; the same command resumes an unfinished folder."""
+    """Train as a recipe says: pretrain, sft or grpo, on a file or a corpus; the same command resumes."""
     from cytoglot.config import load_recipe
-    from cytoglot.corpus.folder import is_corpus
-    from cytoglot.train.from_corpus import train_corpus
+    from cytoglot.train.processes import is_first
     from cytoglot.train.recipe import TrainRecipe
-    from cytoglot.train.sft import train
+    from cytoglot.train.run import plan_run, train
 
     quiet_for_json(as_json=json)
     chosen = load_recipe(TrainRecipe, recipe, settings or [])
-    if is_corpus(source):
-        unfit = _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=dry_run)
-        _refuse_for_corpus(source, unfit | {"--split-by": split_by if split_by != "auto" else None})
-        model = train_corpus(
-            source, out=output, recipe=chosen, seed=seed, device=device, threads=threads, overwrite=overwrite
-        )
-        _show_model(model, output, as_json=json)
-        return
-    if label is None:
-        raise InputError("pass --label, the column of obs with the cell types (a corpus needs none)")
+    plan = plan_run(source, label=label, out=output, recipe=chosen, needs_folder=not dry_run)
+    if plan.on_corpus:
+        unfit = _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=False)
+        _refuse_for_corpus(str(plan.source), unfit | {"--split-by": split_by if split_by != "auto" else None})
     genes = gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
-        show(_forecast_training(source, chosen, layer=layer, genes=genes), as_json=json)
+        show(_forecast_training(plan, layer=layer, genes=genes, threads=threads), as_json=json)
         return
     model = train(
         source,
@@ -99,7 +98,37 @@ def train_command(
         threads=threads,
         overwrite=overwrite,
     )
-    _show_model(model, output, as_json=json)
+    if is_first():
+        _show_model(model, plan.out, as_json=json)
+
+
+def card_command(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", help="Folder that evaluate wrote about this model.")
+    ] = None,
+    json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """Write the card (README.md) of a model folder, with test metrics where an evaluation is given."""
+    from cytoglot.train.model_card import write_model_card
+
+    quiet_for_json(as_json=json)
+    show({"card": write_model_card(model, evaluation)}, as_json=json)
+
+
+def push_command(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see it, if it is new.")] = False,
+    json: Json = False,
+    seed: Seed = 0,
+) -> None:
+    """Publish a finished model folder on the Hugging Face Hub, for its owner alone unless --public."""
+    from cytoglot.train.publish import publish
+
+    quiet_for_json(as_json=json)
+    show({"page": publish(model, repository, private=not public)}, as_json=json)
 
 
 def evaluate_command(
@@ -246,15 +275,20 @@ def _evaluate_corpus(
     show(shown | {"not_shown": not_shown, "messages": result.messages, "output": output}, as_json=as_json)
 
 
-def _forecast_training(source: str, recipe: TrainRecipe, *, layer: str | None, genes: GeneOptions) -> dict[str, Any]:
-    """Count tokens from the sentences of the file and time a few steps' worth of a forward and backward pass."""
+def _forecast_training(plan: Plan, *, layer: str | None, genes: GeneOptions, threads: int | None) -> dict[str, Any]:
+    """Count tokens of examples as training makes them; try a few steps where that is cheap."""
+    from cytoglot.corpus.folder import open_corpus
     from cytoglot.data.datasets import resolve_source
     from cytoglot.data.read import read
-    from cytoglot.train.forecast import forecast_training
+    from cytoglot.lm.load import set_threads
+    from cytoglot.train.forecast import forecast_training, matrix_mb
 
-    if recipe.model.base is not None:
-        raise InputError("--dry-run times models from nothing only; leave out model.base, or start the run and stop it")
-    return forecast_training(read(resolve_source(source), layer=layer, **genes.keywords), recipe) | {"dry_run": True}
+    set_threads(threads)
+    if plan.on_corpus:
+        return forecast_training(open_corpus(plan.source), plan.recipe) | {"dry_run": True}
+    adata = read(resolve_source(plan.source), layer=layer, **genes.keywords)
+    found = forecast_training(adata, plan.recipe, label=plan.label)
+    return found | {"memory_mb": found["memory_mb"] + round(matrix_mb(adata)), "dry_run": True}
 
 
 def _forecast_evaluation(

@@ -122,7 +122,7 @@ def scratch_model(
         settings = scratch_settings(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(_llama_config(tokenizer, settings))
+        model = LlamaForCausalLM(llama_config(tokenizer, settings))
         if word_vectors is not None:
             _check_vectors(words, word_vectors, settings)
             token_ids = torch.from_numpy(word_token_ids(tokenizer, words or []))
@@ -135,7 +135,8 @@ def scratch_model(
     return model.eval()
 
 
-def _llama_config(tokenizer: PreTrainedTokenizerBase, settings: ScratchSettings) -> LlamaConfig:
+def llama_config(tokenizer: PreTrainedTokenizerBase, settings: ScratchSettings) -> LlamaConfig:
+    """Return the configuration of the model that `scratch_model` makes."""
     return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,

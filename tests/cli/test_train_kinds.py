@@ -1,0 +1,128 @@
+"""`cytoglot train` for every kind of recipe; `card` and `push`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+
+from cytoglot.corpus.folder import Corpus
+
+Command = Callable[..., Any]
+
+
+def _recipe(path: Path, **values: Any) -> Path:
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+@pytest.fixture
+def small() -> dict[str, Any]:
+    """Settings with which anything trains in a second."""
+    return {
+        "sentence": {"top_genes": 10},
+        "model": {
+            "scratch": {"hidden_size": 16, "n_layers": 1, "n_heads": 2, "feed_forward": 16, "context_length": 256},
+            "word_vector_rank": 8,
+        },
+        "optim": {"steps": 2, "batch_size": 2, "evaluate_every": 2},
+        "tasks": {"cell_type_annotation": 1},
+        "views": 1,
+    }
+
+
+def test_a_recipe_alone_says_everything(
+    command: Command, cells_file: Path, small: dict[str, Any], tmp_path: Path
+) -> None:
+    named = {"source": str(cells_file), "label": "cell_type", "output": str(tmp_path / "model")}
+    recipe = _recipe(tmp_path / "r.yaml", **small, **named)
+    assert command("train", "--recipe", recipe, "--dry-run", "--json").result["steps"] == 2
+    assert not (tmp_path / "model").exists()
+    result = command("train", "--recipe", recipe, "--json").result
+    assert result["model"] == str(tmp_path / "model")
+    assert result["labels"] == 3
+    assert (tmp_path / "model" / "README.md").is_file()
+    other = command("train", cells_file, "--recipe", recipe, "-o", tmp_path / "other", "--json").result
+    assert other["model"] == str(tmp_path / "other")
+    spec = (tmp_path / "other" / "cytoglot.json").read_text()
+    assert str(tmp_path) not in spec  # paths of this machine stay here
+
+
+def test_pretraining_on_a_corpus(command: Command, small_corpus: Corpus, small: dict[str, Any], tmp_path: Path) -> None:
+    small["model"].pop("word_vector_rank")
+    small.pop("views")
+    recipe = _recipe(tmp_path / "r.yaml", **small, kind="pretrain", source=str(small_corpus.folder))
+    forecast = command("train", "--recipe", recipe, "--dry-run", "--json").result
+    assert forecast["kind"] == "pretrain"
+    assert forecast["cells"] == small_corpus.description.total("n_cells", "train")
+    assert command("train", "--recipe", recipe, "-o", tmp_path / "m", "--json").result["tasks"] == 1
+    card = (tmp_path / "m" / "README.md").read_text()
+    assert "| kind | pretrain |" in card
+    assert "| optim.loss_on | everything |" in card
+    assert "| synthetic |  | human | CC0 |" in card
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no cells to train on: pass SOURCE"),
+        (["{cells}", "--label", "cell_type"], "no folder for the model: pass -o FOLDER"),
+        (["{cells}", "-o", "m"], "pass --label"),
+        (["{corpus}", "-o", "m", "--label", "x"], "is a corpus, in which labels are settled; leave out the label 'x'"),
+        (["{corpus}", "-o", "m", "--layer", "counts"], "is a corpus, in which cells, genes and labels are settled"),
+        (["{cells}", "-o", "m", "--set", "kind=rl"], "kind: Input should be 'pretrain', 'sft' or 'grpo', found 'rl'"),
+        (["{cells}", "-o", "m", "--set", "kind=grpo"], "kind grpo aligns a trained model: set model.base to its fold"),
+        (["{cells}", "-o", "m", "--set", "lora={{}}"], "lora adapts a trained model: set model.base to a folder or"),
+        (["{cells}", "-o", "m", "--label", "cell_type", "--set", "push_to_hub=x"], "is named owner/name, found 'x'"),
+    ],
+)
+def test_what_is_missing_is_told_in_one_line(
+    command: Command, cells_file: Path, small_corpus: Corpus, arguments: list[str], message: str
+) -> None:
+    filled = [argument.format(cells=cells_file, corpus=small_corpus.folder) for argument in arguments]
+    assert message in command("train", *filled).refusal
+
+
+def test_the_card_is_written_again_with_test_metrics(
+    command: Command, tiny_model_folder: Path, cells_file: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    out = tmp_path / "evaluation"
+    skipped = [x for name in ("control", "generation", "maps") for x in ("--set", f"{name}=false")]
+    assert command("evaluate", cells_file, "--model", tmp_path / "model", "-o", out, *skipped, "--json").code == 0
+    result = command("card", tmp_path / "model", "--evaluation", out, "--json").result
+    assert result == {"card": str(tmp_path / "model" / "README.md")}
+    text = Path(result["card"]).read_text()
+    rows = json.loads((out / "results.json").read_text())["results"]
+    ours = next(row for row in rows if (row["method"], row["metric"]) == ("cytoglot", "macro_f1"))
+    assert f"| annotation | macro_f1 | cytoglot | {ours['value']:.3f} ({ours['low']:.3f} to {ours['high']:.3f})" in text
+    for method in {row["method"] for row in rows if row["metric"] == "macro_f1"}:
+        assert f"| annotation | macro_f1 | {method} |" in text
+    assert "no cytoglot.json" in command("card", tmp_path).refusal
+
+
+def test_push_needs_a_network_and_a_name(
+    command: Command, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model_folder, tmp_path / "model")
+    assert "HF_HUB_OFFLINE must not be set" in command("push", tmp_path / "model", "me/cells").refusal
+    assert "is named owner/name, found 'cells'" in command("push", tmp_path / "model", "cells").refusal
+    made: list[bool] = []
+
+    class Api:
+        def create_repo(self, *, private: bool, **_: Any) -> str:
+            made.append(private)
+            return "https://hub/me/cells"
+
+        def upload_folder(self, **_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    assert command("push", tmp_path / "model", "me/cells", "--json").result == {"page": "https://hub/me/cells"}
+    assert command("push", tmp_path / "model", "me/cells", "--public").code == 0
+    assert made == [True, False]
