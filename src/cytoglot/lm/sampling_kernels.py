@@ -22,8 +22,6 @@ STEP, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9
 _LN2 = math.log(2.0)
 #: Symbols that are looked at together, in vector instructions.
 _BLOCK = 128
-#: Falling probabilities of `_keep_top_p` are first sorted into bins of this width (in logits).
-_BIN_WIDTH, _N_BINS = 0.125, 512
 
 
 @numba.njit(**_options)
@@ -201,29 +199,30 @@ def _uniform(bits):
 def _keep_top_p(symbol_n, logit_n, weight_n, largest, inverse_temperature, top_p):
     """Move the symbols of the nucleus to the front, in order, and return how many they are; see `keep_top_p`.
 
-    Weights are sorted only where the sum reaches `top_p`: in one of many bins of logits.
+    The least weight that is kept is found by bisection over the bits of a float, which rise with it.
     """
     n = len(symbol_n)
-    total = _weigh(logit_n, largest, inverse_temperature, weight_n)
-    bin_n, mass = np.empty(n, np.int32), np.zeros(_N_BINS, np.float64)
-    for i in range(n):
-        below = (largest - logit_n[i]) * (inverse_temperature / _BIN_WIDTH)
-        bin_n[i] = np.int32(min(below, _N_BINS - 1.0))
-        mass[bin_n[i]] += weight_n[i]
-    reached, last_bin = 0.0, 0
-    while last_bin < _N_BINS - 1 and reached + mass[last_bin] < top_p * total:
-        reached += mass[last_bin]
-        last_bin += 1
-    rising = np.sort(weight_n[:n][bin_n == last_bin])
-    least = np.float32(np.inf)
-    for i in range(len(rising) - 1, -1, -1):
-        if reached >= top_p * total:
-            break
-        least = rising[i]
-        reached += rising[i]
+    enough = top_p * _weigh(logit_n, largest, inverse_temperature, weight_n)
+    bits_n = weight_n.view(np.int32)
+    low, high = np.int32(0), np.int32(0x3F800001)  # just above 1, the largest weight
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _sum_from(weight_n, bits_n, n, middle) >= enough:
+            low = middle
+        else:
+            high = middle
     n_kept = 0
     for i in range(n):
-        if bin_n[i] < last_bin or (bin_n[i] == last_bin and weight_n[i] >= least):
+        if bits_n[i] >= low:
             symbol_n[n_kept], logit_n[n_kept] = symbol_n[i], logit_n[i]
             n_kept += 1
     return n_kept
+
+
+@numba.njit(fastmath={"reassoc"}, **_options)
+def _sum_from(weight_n, bits_n, n, least):
+    """Return the sum of the weights that are not below the one of the given bits."""
+    total = 0.0
+    for i in range(n):
+        total += np.float64(weight_n[i]) if bits_n[i] >= least else 0.0
+    return total

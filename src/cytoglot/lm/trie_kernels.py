@@ -103,11 +103,12 @@ def fill_mask(slots, slot_b, allowed_bs):
     n_first = slots.open_rs.shape[1]
     for b in range(len(slot_b)):
         r = slot_b[b]
-        if slots.shows_open_r[r]:
-            allowed_bs[b, :n_first] = slots.open_rs[r]
-            allowed_bs[b, n_first:] = False
-        else:
-            allowed_bs[b] = False
+        n_shown = n_first if slots.shows_open_r[r] else 0
+        # Loops, since assignments to slices take a second longer to compile.
+        for symbol in range(n_shown):
+            allowed_bs[b, symbol] = slots.open_rs[r, symbol]
+        for symbol in range(n_shown, allowed_bs.shape[1]):
+            allowed_bs[b, symbol] = False
         for c in range(slots.n_few_r[r]):
             allowed_bs[b, slots.few_rc[r, c]] = True
 
@@ -162,7 +163,7 @@ def _use(trie, slots, r, word):
     at = slots.at[r]
     slots.words_rw[r, at[N_WORDS]] = word
     at[N_WORDS] += 1
-    _count(trie, slots, r, word, -1)
+    _count(trie, slots, r, word, np.int32(-1))
 
 
 @numba.njit(**_options)
@@ -258,10 +259,10 @@ def _become(trie, slots, r, other):
     while n_same < at[N_WORDS] and n_same < of[N_WORDS] and slots.words_rw[r, n_same] == slots.words_rw[other, n_same]:
         n_same += 1
     for i in range(n_same, at[N_WORDS]):
-        _count(trie, slots, r, slots.words_rw[r, i], 1)
+        _count(trie, slots, r, slots.words_rw[r, i], np.int32(1))
     for i in range(n_same, of[N_WORDS]):
         slots.words_rw[r, i] = slots.words_rw[other, i]
-        _count(trie, slots, r, slots.words_rw[r, i], -1)
+        _count(trie, slots, r, slots.words_rw[r, i], np.int32(-1))
     for column in range(MAY_CLOSE):
         at[column] = of[column]
     _say_next(trie, slots, r)
