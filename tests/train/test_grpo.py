@@ -156,6 +156,14 @@ def test_the_aligned_model_is_a_model_folder_like_any_other(aligned: CellModel, 
         torch.testing.assert_close(plain(input_ids=ids).logits, aligned.lm.model(input_ids=ids).logits)
 
 
+def test_the_card_tells_what_rewards_said(aligned: CellModel) -> None:
+    row = next(r for r in _record(_folder(aligned))["evaluation"] if (r["step"], r["reward"]) == (6, "easy"))
+    card = (_folder(aligned) / "README.md").read_text(encoding="utf-8")
+    expected = f"{row['mean']:.3f} ({row['low']:.3f} to {row['high']:.3f}) | {row['gain']:.3f} ("
+    assert f"| easy | constrained | {expected}" in card
+    assert "On 8 prompts of validation cells" in card
+
+
 def test_a_finished_folder_is_returned_as_it_is(
     aligned: CellModel, cells: AnnData, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -580,13 +580,13 @@ def _recomputed(*, on: bool) -> dict[str, bool]:
 
 def _batches(recipe: TrainRecipe) -> tuple[int, int]:
     """Return answers of a batch and device, and batches of a step: at most `optim.batch_size` answers at a time."""
-    total, world = recipe.grpo.group_size * recipe.grpo.prompts_per_step, n_processes()
-    if total % world:
+    grpo, world = recipe.grpo, n_processes()
+    if grpo.prompts_per_step % world:  # some rewards compare the answers to a prompt, so these stay together
         raise InputError(
-            f"the {total} answers of a step (grpo.group_size × grpo.prompts_per_step) must be shared out evenly among "
-            f"{world} processes; change one of the two"
+            f"grpo.prompts_per_step ({grpo.prompts_per_step}) must be a multiple of the {world} processes, which "
+            "share the prompts; change one of the two"
         )
-    local = total // world
+    local = grpo.group_size * grpo.prompts_per_step // world
     size = next(n for n in range(min(local, recipe.optim.batch_size), 0, -1) if local % n == 0)
     return size, local // size
 

@@ -154,6 +154,7 @@ def _card(facts: _Facts, results: _Results | None) -> str:
         _tasks(facts),
         _training(facts),
         _validation(facts),
+        _rewards(facts),
         _test(results),
         _limits(facts, results),
         _making(facts),
@@ -303,8 +304,41 @@ def _validation(facts: _Facts) -> str:
 
 def _last_scores(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the task metrics of the last look, for folders that hold no others."""
-    looks = [{name: v for name, v in row.items() if "." in name and v is not None} for row in history]
+    tasks = [{name: v for name, v in row.items() if "/" not in name} for row in history]  # others are of rewards
+    looks = [{name: v for name, v in row.items() if "." in name and v is not None} for row in tasks]
     return next((look for look in reversed(looks) if look), {})
+
+
+def _rewards(facts: _Facts) -> str:
+    """Return what rewards said of the last look at held-out prompts, for a model that was aligned with them."""
+    looked = [row for row in facts.training.get("evaluation", ()) if row.get("mean") is not None]
+    if not looked:
+        return ""
+    kept = facts.training.get("kept_step")
+    step = looked[-1]["step"] if kept is None else kept
+    rows = [
+        (
+            row["reward"],
+            row["answers"],
+            _bounded(row, "mean", "low", "high"),
+            _bounded(row, "gain", "gain_low", "gain_high"),
+        )
+        for row in looked
+        if row["step"] == step
+    ]
+    return (
+        "## Rewards on held-out prompts\n\n"
+        + _table(
+            ("reward", "answers", f"mean at step {step:,} (95 % interval)", "gain from the base (95 % interval)"), rows
+        )
+        + f"\nOn {looked[-1]['prompts']:,} prompts of validation cells, always with the same noise; resampled by "
+        f"{looked[-1]['unit']}.\n"
+    )
+
+
+def _bounded(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
+    bounds = "" if row[low] is None or row[high] is None else f" ({row[low]:.3f} to {row[high]:.3f})"
+    return f"{row[value]:.3f}{bounds}"
 
 
 def _test(results: _Results | None) -> str:
