@@ -91,6 +91,7 @@ def test_the_named_remedy_works(context) -> None:
         ({"kendall_tau_b": {}}, "the mean profile of the type"),
         ({"program_score": {"genes": GENES[:9]}}, "genes that please program_score"),
         ({"diversity": {}}, "an empty answer"),
+        ({"own_rewards:like_real_cells": {}}, "one training cell of the type"),
         ({"own_rewards:length": {}}, "random genes, as many as allowed"),
         ({"own_rewards:negative_length": {}}, "an empty answer"),
         ({"own_rewards:likes_copies": {}}, "a copy of the prompt"),
@@ -106,7 +107,15 @@ def test_every_probe_finds_the_mixture_that_it_is_for(
     assert report.message.startswith("the mixture can be fooled: ")
 
 
+def _typicality(text: str) -> float:
+    """Greatest overlap with the likeliest genes of a type: about the same for every real cell."""
+    words = set(text.strip(" .").split())
+    likeliest = [np.random.default_rng(t).permutation(len(GENES))[:N_WORDS] for t in range(len(TYPES))]
+    return max(len(words & {GENES[g] for g in genes}) for genes in likeliest) / N_WORDS
+
+
 OWN = {
+    "like_real_cells": lambda completions, **_: [-abs(_typicality(text) - 0.62) for text in completions],
     "length": lambda completions, **_: [float(len(text.split())) for text in completions],
     "negative_length": lambda completions, **_: [-float(len(text.split())) for text in completions],
     "likes_copies": lambda completions, prompts, **_: [

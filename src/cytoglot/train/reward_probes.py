@@ -16,7 +16,7 @@ from cytoglot.errors import InputError
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
 from cytoglot.train.rewards.context import RewardContext, RewardPrompts
 from cytoglot.train.rewards.mixture import MixedReward, make_reward
-from cytoglot.train.rewards.probe_answers import ProbeAnswers
+from cytoglot.train.rewards.probe_answers import ONE_CELL, ProbeAnswers
 from cytoglot.train.rewards.reward import AnswerReward
 
 Floats = NDArray[np.float64]
@@ -150,6 +150,7 @@ class _RatedTask:
         self.task, self._answers, self._context, self._margin, self._seed = task, answers, context, margin, seed
         self._weights = {term.name: term.weight for term in reward.terms}
         self._parts = {kind: self._rate(reward, completions) for kind, completions in answers.completions.items()}
+        self._memorise(reward)
         self._others: dict[str, dict[str, Floats]] = {}
         self._totals = {kind: _total(parts, self._weights) for kind, parts in self._parts.items()}
         if np.isnan(self._totals[answers.standard]).all():
@@ -157,6 +158,24 @@ class _RatedTask:
                 f"none of the rewards {', '.join(self._weights)} rates answers to the task {task!r}; add one that does "
                 "(docs/grpo.md lists them), or leave the task out"
             )
+
+    def _memorise(self, reward: MixedReward) -> None:
+        """Add the answer of a model that knows one cell of each type by heart: the best of a few for each type."""
+        candidates = [(texts, self._rate(reward, texts)) for texts in self._answers.memorised]
+        if not candidates:
+            return
+        earned_cn = np.array([_of_prompts(_total(parts, self._weights)) for _, parts in candidates])
+        types_n = np.array(self._answers.types, dtype=object)
+        best_n = np.zeros(len(types_n), dtype=np.int64)
+        for name in set(self._answers.types):
+            best_n[types_n == name] = np.nan_to_num(earned_cn[:, types_n == name]).mean(axis=1).argmax()
+        self._parts[ONE_CELL] = {
+            name: np.stack([candidates[c][1][name][i] for i, c in enumerate(best_n)]) for name in self._weights
+        }
+        n_each = self._answers.group_size
+        self._answers.completions[ONE_CELL] = [
+            text for i, c in enumerate(best_n) for text in candidates[c][0][i * n_each : (i + 1) * n_each]
+        ]
 
     def rows(self) -> list[ProbeRow]:
         """Return the row of each kind of answer, real ones first, probes by falling reward."""

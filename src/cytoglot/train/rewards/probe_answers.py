@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from cytoglot.train.rewards.context import RewardContext, RewardPrompts, told_ty
 
 TRUE = "true answers"
 OTHER = "other real cells of the type"
+ONE_CELL = "one training cell of the type"
 DRAWS = frozenset({"cell_generation", "unconditional_generation"})
 """tasks whose prompt does not tell which cell is meant: the true answer is one draw among many"""
 
@@ -24,6 +25,8 @@ _HOUSEKEEPING = tuple(
     """.split()  # noqa: SIM905 - one quoted gene a line would fill a page
 )
 _NONE: Mapping[str, Callable[[str], tuple[str, ...]]] = MappingProxyType({})
+_MEMORISED = 5
+"""training cells of a type that are tried as an answer to all of its prompts"""
 _N_WORDS = 10
 """genes of a probe where no sentence was asked for"""
 
@@ -57,11 +60,13 @@ class ProbeAnswers:
         self._is_draw = str(prompts.columns["task"][0]) in DRAWS
         self._prompts = prompts = self._with_other_cells(prompts) if self._is_draw else prompts
         self._asked = [int(n or 0) for n in prompts.columns["num_genes"]]
-        self._types = told_types(prompts.columns)
+        self.types = told_types(prompts.columns)
         self._by_name = {gene.upper(): gene for gene in reversed(context.genes)}
         repeated = prompts.take(i for i in range(len(prompts)) for _ in range(self.group_size))
         self.columns: dict[str, list[Any]] = repeated.as_columns()
-        self.completions: Mapping[str, list[str]] = self._write()
+        self.completions: dict[str, list[str]] = self._write()
+        self.memorised = self._memorised() if self._is_draw else []
+        """candidates for `ONE_CELL`: the same training cell for all prompts of a type"""
         self.standard = OTHER if self._is_draw else TRUE
         self.real = frozenset({TRUE, OTHER})
 
@@ -77,9 +82,9 @@ class ProbeAnswers:
             "an empty answer": lambda i: "",
         }
         for name, genes_of in self._favourites.items():
-            if any(map(genes_of, set(self._types))) and any(self._asked):
+            if any(map(genes_of, set(self.types))) and any(self._asked):
                 writers[f"genes that please {name}"] = lambda i, of=genes_of: self._sentence(  # type: ignore[misc]
-                    [*of(self._types[i]), *self._profile(i)], i
+                    [*of(self.types[i]), *self._profile(i)], i
                 )
         written = {kind: self._each(writer) for kind, writer in writers.items()}
         if self._is_draw:
@@ -90,6 +95,16 @@ class ProbeAnswers:
         written["random genes"] = self._drawn(lambda i: self._n_words(i))
         written["random genes, as many as allowed"] = self._drawn(lambda i: self._max_words or 4 * self._n_words(i))
         return written
+
+    def _memorised(self) -> list[list[str]]:
+        cells = {name: [c for c in self._context.profiles.cells(name) if c] for name in set(self.types)}
+        if not all(cells.values()):
+            return []
+        places = (np.arange(_MEMORISED) + 0.5) / _MEMORISED
+        return [
+            self._each(lambda i, at=at: self._cut(" ".join(_at(cells[self.types[i]], at)), i))  # type: ignore[misc]
+            for at in places
+        ]
 
     def _each(self, writer: Callable[[int], str]) -> list[str]:
         return [self._completed(writer(i)) for i in range(len(self._prompts)) for _ in range(self.group_size)]
@@ -126,7 +141,7 @@ class ProbeAnswers:
         return " ".join(list(dict.fromkeys([*genes, *self._usual(n + len(genes))]))[:n])
 
     def _profile(self, i: int) -> tuple[str, ...]:
-        profile = self._context.profiles.top(self._types[i], self._n_words(i))
+        profile = self._context.profiles.top(self.types[i], self._n_words(i))
         return profile or self._usual(self._n_words(i))
 
     def _usual(self, n: int) -> tuple[str, ...]:
@@ -164,10 +179,10 @@ class ProbeAnswers:
     def _other_cells(self) -> list[str]:
         """Return real cells of each prompt's type, not its own: held-out ones, and training cells where those lack."""
         held_out: defaultdict[str, list[tuple[int, list[str]]]] = defaultdict(list)
-        for i, (name, answer) in enumerate(zip(self._types, self._prompts.columns["answer"], strict=True)):
+        for i, (name, answer) in enumerate(zip(self.types, self._prompts.columns["answer"], strict=True)):
             held_out[name].append((i, str(answer).split()))
         chosen: list[list[str]] = []
-        for i, name in enumerate(self._types):
+        for i, name in enumerate(self.types):
             others = [words for j, words in held_out[name] if j != i]
             if len(others) < self.group_size:
                 others += map(list, self._context.profiles.cells(name))
@@ -180,3 +195,7 @@ class ProbeAnswers:
         missing = np.array([max(0, self._asked[i] - len(pool[j])) for j in order])
         best = order[np.argsort(missing, kind="stable")]
         return [pool[j] for j in best[: self.group_size]]
+
+
+def _at(cells: Sequence[tuple[str, ...]], place: float) -> tuple[str, ...]:
+    return cells[int(place * len(cells))]
