@@ -1,11 +1,13 @@
 """Vectors of cells of varied length beside cell2sentence 1.2.0: same weights, same tokens, same prompts, on CPU.
 
     python -m benchmarks.bench_embed [--cells 64] [--rounds 3] [--threads 1 2] [--sweep] [--json]
+    python -m benchmarks.bench_embed --memory 25000 100000
 
 A GPT-NeoX of Pythia-14M's size with random weights and a byte-level BPE tokenizer in which a gene is about four tokens.
 Both sides take turns in the same run. `cytoglot bf16` computes in bfloat16; `cytoglot genes` is a model of the same
 width whose tokenizer has a token for each gene. The output layer has the tokenizer's rows, and in a second table the
-50,304 of Pythia. `--sweep` times ours alone at several batch sizes.
+50,304 of Pythia. `--sweep` times ours alone at several batch sizes. `--memory` embeds synthetic files of these many
+cells from file to file, each in a process of its own, and prints the most memory that it held.
 """
 
 from __future__ import annotations
@@ -32,9 +34,15 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 
 from benchmarks.bench_constrain import byte_level, gene_like
 from benchmarks.peer import peer_python
+from benchmarks.synthetic_atlas import N_GENES, write_atlas
+from cytoglot.applications.embed_file import embed_file
+from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.spec import CellModelSpec
+from cytoglot.data.genes import GeneVocabulary
 from cytoglot.lm.embed import BATCH_TOKENS, Precision, embed_texts, embedding_batches, padding_share
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import build_tokenizer, encode_prompts
+from cytoglot.sentence.cell_sentence import RankSettings
 
 PYTHIA_ROWS = 50_304
 PEER_BATCH = 8
@@ -44,6 +52,9 @@ SWEEP = (512, 1024, 2048, 4096, 8192, 16_384)
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.memory or arguments.memory_worker:
+        memory(arguments.memory) if arguments.memory else memory_worker(arguments.memory_worker)
+        return
     genes = gene_like(2000)
     texts = cells(genes, arguments.cells)
     bpe = byte_level(genes, 1000)
@@ -199,6 +210,49 @@ def sweep(lm: LanguageModel, texts: list[str], threads: list[int], rounds: int) 
     return table
 
 
+def memory(numbers: list[int]) -> None:
+    """Print the peak memory of embedding files of these many cells (the token vectors, so that reading is the work)."""
+    with tempfile.TemporaryDirectory() as folder:
+        for n in numbers:
+            path = write_atlas(Path(folder) / f"{n}.h5ad", n)
+            command = [sys.executable, "-m", "benchmarks.bench_embed", "--memory-worker", str(path)]
+            found = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            sys.stdout.write(f"{n} cells, file of {path.stat().st_size / 1e6:.0f} MB: {found}")
+            sys.stdout.flush()
+            path.unlink()
+
+
+def memory_worker(path: Path) -> None:
+    """Embed one file into a copy of it; print seconds and the most memory held, without and with the work."""
+    genes = [f"GENE{i}" for i in range(N_GENES)]
+    tokenizer = build_tokenizer(genes, ["Genes of a cell: The cell type is:"], n_subwords=400)
+    torch.manual_seed(0)
+    config = GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = CellModel(
+        lm=LanguageModel(model=AutoModelForCausalLM.from_config(config).eval(), tokenizer=tokenizer),
+        spec=CellModelSpec(vocabulary=GeneVocabulary(tuple(genes)), ranking=RankSettings(top_genes=100)),
+    )
+    model.embed(["warm"], layer=0)
+    before, started = _peak_mb(), time.perf_counter()
+    embed_file(path, path.with_suffix(".out.h5ad"), model, hidden_layer=0, pooling="sentence")
+    sys.stdout.write(f"{time.perf_counter() - started:.0f} s, at most {_peak_mb():.0f} MB ({before:.0f} before)\n")
+
+
+def _peak_mb() -> float:
+    # not getrusage, whose peak a new process inherits from the one that started it
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
+
+
 def describe(
     texts: list[str], bpe: PreTrainedTokenizerBase, by_gene: PreTrainedTokenizerBase
 ) -> dict[str, float | str]:
@@ -238,6 +292,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--memory", type=int, nargs="+")
+    parser.add_argument("--memory-worker", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

@@ -239,9 +239,10 @@ def _forecast(
     with open_sentences(
         model, source, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=n_some
     ) as stream:
-        started = time.perf_counter()
-        some = next(stream.chunks(), None)
+        some, started = next(stream.chunks(), None), time.perf_counter()
         if some is not None:
+            model.embeddings(some, layer=hidden_layer, **options)  # the first time compiles and warms up
+            started = time.perf_counter()
             model.embeddings(some, layer=hidden_layer, **options)
         per_cell = (time.perf_counter() - started) / max(1, min(n_some, stream.n_cells))
     vectors_mb = stream.n_cells * n_dimensions(model.lm) * 4 / 1e6
