@@ -4,7 +4,8 @@
     python -m benchmarks.bench_embed --memory 25000 100000
 
 A GPT-NeoX of Pythia-14M's size with random weights and a byte-level BPE tokenizer in which a gene is about four tokens.
-Both sides take turns in the same run. `cytoglot bf16` computes in bfloat16; `cytoglot genes` is a model of the same
+Both sides take turns in the same run; the peer in batches of 8 in the given order, its default, and `one by one`, where
+it has no padding. `cytoglot bf16` computes in bfloat16; `cytoglot genes` is a model of the same
 width whose tokenizer has a token for each gene. The output layer has the tokenizer's rows, and in a second table the
 50,304 of Pythia. `--sweep` times ours alone at several batch sizes. `--memory` embeds synthetic files of these many
 cells from file to file, each in a process of its own, and prints the most memory that it held.
@@ -39,7 +40,8 @@ from cytoglot.applications.embed_file import embed_file
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.data.genes import GeneVocabulary
-from cytoglot.lm.embed import BATCH_TOKENS, Precision, embed_texts, embedding_batches, padding_share
+from cytoglot.lm.batches import DEFAULT_BATCH_TOKENS
+from cytoglot.lm.embed import Precision, embed_texts, embedding_batches, padding_share
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import build_tokenizer, encode_prompts
 from cytoglot.sentence.cell_sentence import RankSettings
@@ -131,6 +133,7 @@ class Bench:
         times: dict[str, list[dict[str, float]]] = {}
         for _ in range(rounds):
             times.setdefault("cell2sentence", []).append(self.peer(threads))
+            times.setdefault("cell2sentence one by one", []).append(self.peer(threads, batch=1, out=None))
             times.setdefault("cytoglot", []).append(timed(self.lm, self.texts))
             times.setdefault("cytoglot bf16", []).append(timed(self.lm, self.texts, dtype="bfloat16"))
             times.setdefault("cytoglot genes", []).append(timed(self.by_gene, self.texts))
@@ -144,7 +147,7 @@ class Bench:
             table[name] = row
         return table
 
-    def peer(self, threads: int, batch: int = PEER_BATCH) -> dict[str, float]:
+    def peer(self, threads: int, *, batch: int = PEER_BATCH, out: str | None = "peer.npy") -> dict[str, float]:
         """Let the peer embed the texts; return its seconds."""
         assert self.worker.stdin is not None
         assert self.worker.stdout is not None
@@ -154,7 +157,7 @@ class Bench:
             "prompts": str(self.prompts),
             "threads": threads,
             "batch": batch,
-            "out": str(self.folder / "peer.npy"),
+            "out": out and str(self.folder / out),
         }
         self.worker.stdin.write(json.dumps(request) + "\n")
         self.worker.stdin.flush()
@@ -258,7 +261,7 @@ def describe(
 ) -> dict[str, float | str]:
     lengths = {name: _lengths(tokenizer, texts) for name, tokenizer in (("bpe", bpe), ("genes", by_gene))}
     in_order = [np.arange(i, min(i + PEER_BATCH, len(texts))) for i in range(0, len(texts), PEER_BATCH)]
-    batches = embedding_batches(lengths["bpe"], max_tokens=BATCH_TOKENS["cpu"])
+    batches = embedding_batches(lengths["bpe"], max_tokens=DEFAULT_BATCH_TOKENS["cpu"])
     return {
         "cells": len(texts),
         "tokens a cell": f"{lengths['bpe'].mean():.0f} ({lengths['bpe'].min()} to {lengths['bpe'].max()})",

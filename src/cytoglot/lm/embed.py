@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.lm.batches import check_lengths, pad_right
+from cytoglot.lm.batches import check_lengths, checked_batch_tokens, pad_right
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.memory import in_halves
 from cytoglot.lm.tokenizer import encode_prompts, encode_prompts_with_offsets
@@ -33,8 +33,6 @@ logger = logging.getLogger(__name__)
 Pooling = Literal["mean", "last"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
-"""Tokens of a batch by device. On a CPU bigger batches gain nothing, as caches are small (`benchmarks/bench_embed`)."""
 MAX_PADDING = 0.05
 """A batch takes a shorter text only while padding is less than this share of it."""
 
@@ -163,7 +161,7 @@ def pooled_states(
     rows = [row[: max(1, int(r.max(initial=0)))] for row, r in zip(rows, ranges, strict=True)]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     check_lengths(lm, lengths, what="text")
-    batches = embedding_batches(lengths, max_tokens=_checked_batch_tokens(lm, batch_tokens))
+    batches = embedding_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens))
     started = time.perf_counter()
     compute = partial(_pooled, lm, rows, ranges, layer)
     for batch in batches:
@@ -282,14 +280,6 @@ def _rows_and_ranges(
     if without:
         logger.warning("%d of %d spans hold no token: these texts are pooled as a whole", len(without), len(texts))
     return rows, found
-
-
-def _checked_batch_tokens(lm: LanguageModel, batch_tokens: int | None) -> int:
-    if batch_tokens is None:
-        return BATCH_TOKENS.get(lm.device.type, 8192)
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens must be at least 1, found {batch_tokens}")
-    return batch_tokens
 
 
 def _pooled(
