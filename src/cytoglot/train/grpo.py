@@ -132,14 +132,14 @@ def train_grpo(
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
     _check_recipe(settings)
     base = str(settings.model.base)
-    model = load_cell_model(base, device=device, dtype="float32") if is_model_folder(base) else None
+    spec = CellModelSpec.load(base) if is_model_folder(base) else None
     if isinstance(source, Corpus) or (isinstance(source, (str, Path)) and is_corpus(source)):
         corpus = source if isinstance(source, Corpus) else open_corpus(source)
         inputs = {"corpus": corpus.description.fingerprint, "source": corpus.folder.name}
         config: dict[str, Any] = {}
-        lay = partial(_ground_of_corpus, corpus, model, settings, seed=seed, device=device)
+        lay = partial(_ground_of_corpus, corpus, settings, seed=seed, device=device)
     else:
-        label = label or (model.spec.label_column if model is not None else None)
+        label = label or (spec.label_column if spec is not None else None)
         if label is None:
             raise InputError("pass the label, the column of obs with the cell types: the base model names none")
         found = resolve_source(source) if isinstance(source, (str, Path)) else source
@@ -152,7 +152,7 @@ def train_grpo(
         config = {"label": label, "split": divided}
         config |= gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
         of_file: dict[str, Any] = {"label": label, "split": split, "split_by": split_by}
-        lay = partial(_ground_of_cells, adata, model, settings, seed=seed, device=device, **of_file)
+        lay = partial(_ground_of_cells, adata, settings, seed=seed, device=device, **of_file)
     manifest = Manifest(
         command="train",
         config={"recipe": settings.model_dump(mode="json"), **config},
@@ -210,9 +210,17 @@ def _n_prompts(recipe: TrainRecipe) -> int:
     return recipe.optim.steps // recipe.grpo.updates * recipe.grpo.prompts_per_step
 
 
+def _load_base(recipe: TrainRecipe, device: str) -> tuple[LanguageModel, CellModel | None]:
+    """Return the model that training starts from, alone and, if it is one of ours, with what it knows of cells."""
+    base = str(recipe.model.base)
+    if is_model_folder(base):
+        model = load_cell_model(base, device=device, dtype="float32")
+        return model.lm, model
+    return load_language_model(base, device=device, dtype="float32", revision=recipe.model.revision), None
+
+
 def _ground_of_cells(
     adata: AnnData,
-    model: CellModel | None,
     recipe: TrainRecipe,
     *,
     label: str,
@@ -221,12 +229,11 @@ def _ground_of_cells(
     seed: int,
     device: str,
 ) -> _Ground:
+    lm, model = _load_base(recipe, device)
     if model is None:
         prepared = prepare_cells(adata, label=label, recipe=recipe, split=split, split_by=split_by, seed=seed)
-        lm = load_language_model(str(recipe.model.base), device=device, dtype="float32", revision=recipe.model.revision)
     else:
         prepared = _prepare_for(model, adata, recipe, label=label, split=split, split_by=split_by, seed=seed)
-        lm = model.lm
     groups, unit = _groups(adata.obs, prepared.part == "validation")
     cells = AskableCells(
         sentences=prepared.sentences,
@@ -312,12 +319,11 @@ def _groups(obs: pd.DataFrame, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.ob
     return columns[unit].to_numpy(dtype=object), unit
 
 
-def _ground_of_corpus(
-    corpus: Corpus, model: CellModel | None, recipe: TrainRecipe, *, seed: int, device: str
-) -> _Ground:
+def _ground_of_corpus(corpus: Corpus, recipe: TrainRecipe, *, seed: int, device: str) -> _Ground:
     from cytoglot.train import from_corpus
 
     from_corpus._refuse_settings_of_files(recipe)
+    lm, model = _load_base(recipe, device)
     if model is not None and model.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
         raise InputError(
             f"the base model knows {len(model.spec.vocabulary)} genes and {corpus.folder} {len(corpus.vocabulary)} "
@@ -337,11 +343,6 @@ def _ground_of_corpus(
         found = CellModel(lm=aligned, spec=spec)
         return from_corpus._calibrated(found, corpus, seed=seed) if spec.labels else found
 
-    lm = (
-        model.lm
-        if model is not None
-        else load_language_model(str(recipe.model.base), device=device, dtype="float32", revision=recipe.model.revision)
-    )
     return _Ground(lm=lm, source=source, finish=finish, split=None, messages=())
 
 
