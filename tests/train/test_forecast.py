@@ -76,6 +76,11 @@ def test_rows_of_a_corpus_hold_several_examples(small_corpus: Corpus, tiny_recip
         }
     )
     found = forecast_training(small_corpus, recipe)
+    assert found["parameters"] > 2 * 32 * len(small_corpus.vocabulary)  # every gene has its two vectors
+    fewer = TrainRecipe.model_validate(
+        {**recipe.model_dump(exclude_unset=True), "sentence": {"hvg": 5, "top_genes": 10}}
+    )
+    assert forecast_training(small_corpus, fewer)["parameters"] == found["parameters"]  # its genes are settled
     assert found["cells"] == small_corpus.description.total("n_cells", "train")
     assert 10 < found["tokens_per_example"] < 60
     assert found["examples"] == round(10 * 4 * 512 / found["tokens_per_example"]) or found["examples"] > 10 * 4

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from anndata import AnnData
 
 from cytoglot.config import load_recipe
+from cytoglot.corpus.folder import Corpus
 from cytoglot.corpus.recipe import load_corpus_recipe
 from cytoglot.errors import InputError
 from cytoglot.train.recipe import TrainRecipe
+from cytoglot.train.run import train as run
+from cytoglot.train.scale import ScaleRecipe
 from cytoglot.train.sft import train
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
-RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.endswith("_corpus"))
+RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.stem not in {"demo_corpus", "scaling"})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -28,8 +32,46 @@ def test_the_recipe_of_the_demo_corpus_fits_too() -> None:
     assert {source.organism for source in recipe.sources} == {"human", "mouse"}
 
 
+def test_the_recipe_of_the_ladder_fits_too() -> None:
+    assert len(load_recipe(ScaleRecipe, FOLDER / "scaling.yaml").sizes) > 1
+
+
 def test_the_laptop_recipe_is_the_default() -> None:
     assert load_recipe(TrainRecipe, FOLDER.joinpath("laptop.yaml")) == TrainRecipe()
+
+
+def test_recipes_of_each_kind_say_what_they_are_named_for() -> None:
+    pretrain, lora, qlora, c2s = (load_recipe(TrainRecipe, FOLDER / f"{n}.yaml") for n in _KINDS)
+    assert (pretrain.kind, pretrain.optim.loss_on, pretrain.model.base) == ("pretrain", "everything", None)
+    assert lora.lora is not None
+    assert (lora.kind, lora.lora.quantise, lora.optim.stop_on) == ("sft", "none", "cell_type_annotation.macro_f1")
+    assert qlora.lora is not None
+    assert qlora.lora.quantise == "4bit"
+    published = {"learning_rate": 1e-5, "schedule": "linear", "weight_decay": 0.01, "warmup_share": 0.0}
+    assert {name: getattr(c2s.optim, name) for name in published} == published
+    assert c2s.optim.batch_size * c2s.optim.gradient_accumulation == 256
+    assert c2s.lora is None
+    assert qlora.optim.learning_rate == 2e-4  # what a recipe says wins over its preset
+
+
+_KINDS = ("pretrain", "lora", "qlora", "c2s")
+
+
+def test_adapters_learn_on_what_was_pretrained(small_corpus: Corpus, cells: AnnData, tmp_path: Path) -> None:
+    """The two recipes for a laptop, one behind the other, cut short."""
+    short = ["optim.steps=2", "optim.evaluate_every=2", "model.scratch.hidden_size=16", "model.word_vectors=random"]
+    recipe = FOLDER / "pretrain.yaml"
+    base = run(small_corpus, out=tmp_path / "base", recipe=recipe, overrides=short, device="cpu")
+    given = ["optim.steps=2", "optim.evaluate_every=2", f"model.base={tmp_path / 'base'}"]
+    model = run(
+        cells, label="cell_type", out=tmp_path / "m", recipe=FOLDER / "lora.yaml", overrides=given, device="cpu"
+    )
+    assert (tmp_path / "m" / "adapter" / "adapter_model.safetensors").is_file()
+    assert model.spec.labels == ("type A", "type B", "type C")
+    weights = zip(base.lm.model.parameters(), model.lm.model.parameters(), strict=True)
+    assert [a.shape for a, _ in weights] == [b.shape for b in model.lm.model.parameters()]
+    history = json.loads((tmp_path / "m" / "training.json").read_text())["history"]
+    assert any("cell_type_annotation.macro_f1" in row for row in history)
 
 
 @pytest.mark.parametrize(

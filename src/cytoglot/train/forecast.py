@@ -68,7 +68,8 @@ def forecast_training(source: AnnData | Corpus, recipe: TrainRecipe, *, label: s
         cheap: bases of more than 60 million parameters, alignment), memory_mb, disk_mb.
     """
     examples, words = _examples(source, recipe, label)
-    config, tokenizer = _model(recipe, words, examples)
+    n_words = len(words) if isinstance(source, Corpus) else min(len(words), recipe.sentence.hvg or len(words))
+    config, tokenizer = _model(recipe, words, examples, n_words=n_words)
     size, lengths = model_size(config), _lengths(tokenizer, examples)
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST
     answers = min(lengths.answer, recipe.grpo.max_answer_tokens) if recipe.kind == "grpo" else lengths.answer
@@ -120,7 +121,7 @@ def _examples(source: AnnData | Corpus, recipe: TrainRecipe, label: str | None) 
 
 
 def _model(
-    recipe: TrainRecipe, words: Sequence[str], examples: Sequence[Example]
+    recipe: TrainRecipe, words: Sequence[str], examples: Sequence[Example], *, n_words: int
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Return configuration and tokenizer of the model; of one from nothing with as many words as it will have."""
     if recipe.model.base is not None:
@@ -129,7 +130,7 @@ def _model(
     texts += [template.text for name in recipe.tasks for template in tasks[name].templates.training]
     tokenizer = build_tokenizer(words, texts)
     config = llama_config(tokenizer, recipe.model.scratch)
-    config.vocab_size -= max(0, len(words) - (recipe.sentence.hvg or len(words)))
+    config.vocab_size -= len(words) - n_words
     return config, tokenizer
 
 
