@@ -18,7 +18,7 @@ from cytoglot.train.scale import ScaleRecipe
 from cytoglot.train.sft import train
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
-RECIPES = sorted(path for path in FOLDER.rglob("*.yaml") if path.stem not in {"demo_corpus", "scaling"})
+RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in {"demo_corpus", "scaling"})
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
