@@ -335,3 +335,26 @@ def test_long_beams_stay_valid(options, hub_like_lm):
     for words in (str(text).split() for text in texts):
         assert set(words) <= set(GENES)
         assert 15 <= len(set(words)) == len(words) <= 25
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_states_and_noise_are_the_same_and_no_step_waits_for_it(tokenizers):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    constraint = constrain(DistinctWords(words=GENES, min_words=3, max_words=9), tokenizers["byte-level"])
+    n_vocabulary, names = len(tokenizers["byte-level"]), [str(row) for row in range(50)]
+    logits_tbv = 5 * torch.randn((constraint.max_tokens(), 50, n_vocabulary))
+    texts = []
+    for device in ("cpu", "cuda"):
+        state = constraint.start(torch.full((50,), constraint.max_tokens(), device=device))
+        sampler = TokenSampler(Sampling(seed=2), names, tokens_s=constraint.tokens_s)
+        for step, logits_bv in enumerate(logits_tbv.to(device)):
+            # The first step brings tables to the device.
+            torch.cuda.set_sync_debug_mode("error" if step else "default")
+            try:
+                state.advance(sampler.draw(logits_bv, state)[0])
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        texts.append(state.texts())
+    assert None not in texts[0]
+    assert texts[0] == texts[1]
