@@ -75,13 +75,12 @@ class DiversityWatch:
 
     def warning(self, now: Diversity) -> str | None:
         """Return what is wrong, None while all is well. Without two answers to a prompt nothing can be said."""
-        gain = now.between_samples - self.before.between_samples
-        if gain > self.max_overlap_gain:
-            real = "" if math.isnan(self.real) else f"; real cells of one type: {self.real:.2f}"
+        if self._too_alike(now):
+            real = "" if math.isnan(self.real) else f", and above that of real cells of one type ({self.real:.2f})"
             return (
                 f"answers to one prompt grow alike: their overlap rose from {self.before.between_samples:.2f} to "
                 f"{now.between_samples:.2f}, by more than grpo.max_overlap_gain = {self.max_overlap_gain:g}{real}; "
-                "raise grpo.kl, lower optim.learning_rate or train fewer steps"
+                "raise grpo.kl or the weight of diversity, lower optim.learning_rate or train fewer steps"
             )
         if now.repeated_words - self.before.repeated_words > _MAX_REPEATED_GAIN:
             return (
@@ -92,5 +91,9 @@ class DiversityWatch:
 
     def collapsed(self, now: Diversity) -> bool:
         """Tell whether training is to be stopped."""
+        return self.on_collapse == "stop" and self._too_alike(now)
+
+    def _too_alike(self, now: Diversity) -> bool:
+        """A model that wrote cells more different than real ones are may become like these, but no more."""
         gain = now.between_samples - self.before.between_samples
-        return self.on_collapse == "stop" and gain > self.max_overlap_gain
+        return gain > self.max_overlap_gain and not now.between_samples <= self.real

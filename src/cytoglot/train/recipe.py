@@ -99,7 +99,8 @@ class GrpoRecipe(Settings):
     held_out_samples: int = Field(default=4, ge=2)
     """answers to each of them at every look"""
     max_overlap_gain: float = Field(default=0.15, gt=0)
-    """training stops being called healthy when answers to one prompt share so much more than before it"""
+    """training stops being called healthy when answers to one prompt share so much more than before it, and more than
+    real cells of one type do"""
     on_collapse: Literal["warn", "stop"] = "warn"
     """what to do then"""
     vllm: Literal["off", "colocate", "server"] = "off"
