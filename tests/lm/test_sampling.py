@@ -164,3 +164,8 @@ def test_logits_that_lack_tokens_are_refused(word_tokenizer, words):
     sampler = TokenSampler(Sampling(), ["a"], tokens_s=constraint.tokens_s)
     with pytest.raises(InputError, match=r"expected logits of all \d+ tokens, found 10; the tokenizer has more"):
         sampler.draw(torch.zeros(1, 10), constraint.start(torch.tensor([9])))
+
+
+def test_a_mask_of_another_width_is_refused():
+    with pytest.raises(InputError, match=r"logits and a mask of one shape, found \(1, 4\) and \(1, 5\)"):
+        TokenSampler(Sampling(), ["a"]).choose(torch.zeros(1, 4), torch.ones(1, 5, dtype=torch.bool))

@@ -60,7 +60,10 @@ class TokenSampler:
         self._tokens_on_cpu: NDArray[np.int64] | None = None if tokens_s is None else tokens_s.cpu().numpy()
 
     def choose(self, logits_bs: Tensor, allowed_bs: Tensor) -> Tensor:
-        """Return one allowed symbol for each row, int64; logits are in float32."""
+        """Return one allowed symbol for each row, int64; logits are in float32, both of shape (b, s)."""
+        if logits_bs.shape != allowed_bs.shape:
+            found = f"{tuple(logits_bs.shape)} and {tuple(allowed_bs.shape)}"
+            raise InputError(f"expected logits and a mask of one shape, found {found}; pass the logits of symbols only")
         if logits_bs.device.type == "cpu":
             places_s = np.arange(logits_bs.shape[1])
             return self._draw_compiled(logits_bs, places_s, AllowedSymbols.of_mask(allowed_bs), with_log_probs=False)[0]
@@ -69,21 +72,24 @@ class TokenSampler:
     def draw(
         self, logits_bv: Tensor, state: AnswerState, *, with_log_probs: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """Return a symbol for each row that its state allows, int64, and its log-probability in nats, float64.
+        """Return a symbol for each row that its state allows, int64, and its log-probability in nats.
 
-        The log-probability is over the allowed symbols, before temperature and top_p; None if not asked for. Logits
-        are those of the whole vocabulary: on a CPU, only those of allowed symbols are looked at.
+        The log-probability is over the allowed symbols, before temperature and top_p, float64 on a CPU and float32
+        elsewhere; None if not asked for. Logits are those of the whole vocabulary: on a CPU, only those of allowed
+        symbols are looked at.
         """
-        tokens_s = self._tokens_s
         if logits_bv.device.type == "cpu":
             places_s = np.arange(logits_bv.shape[1]) if self._tokens_on_cpu is None else self._tokens_on_cpu
             return self._draw_compiled(logits_bv, places_s, state.allowed_symbols(), with_log_probs=with_log_probs)
-        logits_bs = (logits_bv if tokens_s is None else logits_bv[:, tokens_s]).float()
+        logits_bs = logits_bv.float()
+        if self._tokens_s is not None:
+            self._tokens_s = self._tokens_s.to(logits_bv.device)
+            logits_bs = logits_bv[:, self._tokens_s].float()
         logits_bs = logits_bs.masked_fill(~state.allowed(), -torch.inf)
         symbol_b = self._draw_on_device(logits_bs)
         if not with_log_probs:
             return symbol_b, None
-        return symbol_b, logits_bs.double().log_softmax(dim=1).gather(1, symbol_b[:, None])[:, 0]
+        return symbol_b, logits_bs.log_softmax(dim=1).gather(1, symbol_b[:, None])[:, 0]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep only some rows, in the order given."""
@@ -129,19 +135,20 @@ class TokenSampler:
         else:
             token_s = self._tokens_s = self._tokens_s.to(logits_bs.device)
         self._stream_b = self._stream_b.to(logits_bs.device)
-        uniform_bs = token_uniforms(self._stream_b, self._n_steps, token_s).to(precise)
+        uniform_bs = token_uniforms(self._stream_b, self._n_steps, token_s, dtype=precise)
         waiting_times_bs = -torch.log1p(-uniform_bs)
         return (scaled_bs - waiting_times_bs.log()).argmax(dim=1)
 
 
-def token_uniforms(stream_b: Tensor, step: int, token_s: Tensor) -> Tensor:
-    """Return what noise is made of: a number between 0 and 1, both excluded, for each row and token, float64 (b, s).
+def token_uniforms(stream_b: Tensor, step: int, token_s: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return what noise is made of: a number between 0 and 1, both excluded, for each row and token, shape (b, s).
 
-    The same integer arithmetic as the compiled loops': int64 overflows as uint64 does.
+    The same integer arithmetic as the compiled loops': int64 overflows as uint64 does. In float32 a number may round
+    up to 1, once in 30 million; its noise is then minus infinity.
     """
     key_b = _mixed(stream_b + _as_signed(step * int(sampling_kernels.STEP)))
     bits_bs = _mixed(key_b[:, None] + (token_s + 1) * _as_signed(int(sampling_kernels.STEP)))
-    return (_shifted(bits_bs, 11).double() + 0.5) * 2.0**-53
+    return (_shifted(bits_bs, 11).to(dtype) + 0.5) * 2.0**-53
 
 
 def _mixed(bits: Tensor) -> Tensor:
