@@ -67,7 +67,7 @@ def build(path: str, out: str) -> dict[str, Any]:
 def build_with_workers(path: str, out: str, engine: str, workers: str) -> dict[str, Any]:
     """Build with workers of one thread each; their start is not counted: a first build of few cells starts them."""
     from cytoglot.corpus.build import build_corpus
-    from cytoglot.corpus.engines import running
+    from cytoglot.engines import running
 
     os.environ["NUMBA_NUM_THREADS"] = "1"
     found: dict[str, Any] = {}

@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "c2s": ("datasets",),
     "census": ("tiledbsoma", "cellxgene_census"),
     "ray": ("ray",),
+    "vllm": ("vllm",),
 }
 
 

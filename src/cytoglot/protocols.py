@@ -13,6 +13,8 @@ from cytoglot.answer_format import AnswerFormat
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from cytoglot.lm.generate import GeneratedAnswer
+
 
 @runtime_checkable
 class TextGenerator(Protocol):
@@ -22,6 +24,23 @@ class TextGenerator(Protocol):
         self, prompts: Sequence[str], answer_format: AnswerFormat, n_samples: int = 1, seed: int = 0
     ) -> list[list[str]]:
         """Return `n_samples` answers for each prompt."""
+        ...
+
+
+@runtime_checkable
+class AnswerSampler(Protocol):
+    """Samples answers that belong to the key of their prompt, and says how likely they were."""
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        answer_format: AnswerFormat,
+        n_samples: int = 1,
+        seed: int = 0,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> list[list[GeneratedAnswer]]:
+        """Return `n_samples` answers for each prompt; equal keys (by default places in the list) have equal noise."""
         ...
 
 

@@ -25,9 +25,9 @@ import cytoglot
 from cytoglot.corpus import build as build_module
 from cytoglot.corpus import build_shards
 from cytoglot.corpus.build import BuildSummary, build_corpus, forecast_build
-from cytoglot.corpus.engines import Engine
 from cytoglot.corpus.folder import PARTS, open_corpus
 from cytoglot.corpus.recipe import CorpusRecipe
+from cytoglot.engines import Engine
 from cytoglot.errors import InputError
 from cytoglot.sentence.rank_curve import rank_curve_from_dict
 

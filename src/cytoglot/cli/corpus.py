@@ -13,7 +13,7 @@ from cytoglot.cli.output import DryRun, Json, Overwrite, Seed, check_output, qui
 from cytoglot.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
-    from cytoglot.corpus.engines import Engine
+    from cytoglot.engines import Engine
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe: sources, genes, cells, splits.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `corpus build` wrote.")]

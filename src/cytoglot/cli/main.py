@@ -11,7 +11,7 @@ import warnings
 
 import typer
 
-from cytoglot.cli import apply, corpus, data, embed, models, scale
+from cytoglot.cli import answer, apply, corpus, data, embed, models, scale
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError
 from cytoglot.extras import EXTRAS
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (data, corpus, models, scale, apply, embed):
+for module in (data, corpus, models, scale, apply, embed, answer):
     module.add_commands(app)
 
 # Typer brings its own copy of click since 0.20, so the base of what it raises is found from what it exports.

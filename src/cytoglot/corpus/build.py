@@ -33,7 +33,6 @@ from cytoglot.corpus.build_plan import BUILD_VERSION, PLAN, BuildPlan, differenc
 from cytoglot.corpus.build_shards import ShardTask, build_shard, drop_duplicates
 from cytoglot.corpus.build_spans import TIE_RATES, count_detections, rank_span
 from cytoglot.corpus.card import corpus_card
-from cytoglot.corpus.engines import Engine, Workers, running
 from cytoglot.corpus.folder import (
     CARD,
     DESCRIPTION,
@@ -55,6 +54,7 @@ from cytoglot.corpus.source_genes import find_file
 from cytoglot.corpus.spill import write_array
 from cytoglot.corpus.wordings import FOLDER as WORDINGS
 from cytoglot.corpus.wordings import check_wordings, copy_wordings
+from cytoglot.engines import Engine, Workers, running
 from cytoglot.errors import InputError
 from cytoglot.manifest import package_versions
 from cytoglot.sentence.unfinished import locked

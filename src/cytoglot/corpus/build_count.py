@@ -23,11 +23,11 @@ from cytoglot.atomic import write_json
 from cytoglot.corpus.build_plan import BuildPlan, PlannedSource, Span, canonical_columns, load_plan
 from cytoglot.corpus.caps import CapCounts, CapLimits, CellCaps, cap_targets
 from cytoglot.corpus.cell_keys import cell_keys
-from cytoglot.corpus.engines import Workers
 from cytoglot.corpus.folder import PARTS
 from cytoglot.corpus.placement import n_shards
 from cytoglot.corpus.sources import CorpusSource
 from cytoglot.corpus.unit_split import BY_CELL, HELD_OUT, SplitDecision, UnitCounts, decide_splits
+from cytoglot.engines import Workers
 from cytoglot.errors import InputError
 
 logger = logging.getLogger(__name__)

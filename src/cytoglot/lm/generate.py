@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +67,11 @@ class GeneratedAnswer:
     top_p."""
     word_log_probs: tuple[float, ...] = ()
     """The same summed over the tokens of each word, by rank; empty for formats without words."""
+
+    @property
+    def log_prob(self) -> float | None:
+        """Log-probability of the whole answer in nats; None where those of its tokens are not known."""
+        return math.fsum(self.token_log_probs) if self.token_log_probs else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat
 from cytoglot.lm.embed import Pooling, embed_texts
-from cytoglot.lm.generate import generate_answers
+from cytoglot.lm.generate import GeneratedAnswer, generate_answers, sample_answers
 from cytoglot.lm.load import LanguageModel
+from cytoglot.lm.sampling import Sampling
 from cytoglot.lm.score import score_answers
 
 
@@ -44,6 +45,30 @@ class CausalLm:
             top_p=self.top_p,
             batch_size=self.batch_size,
             terminator=self.terminator,
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        answer_format: AnswerFormat,
+        n_samples: int = 1,
+        seed: int = 0,
+        *,
+        keys: Sequence[str] | None = None,
+    ) -> list[list[GeneratedAnswer]]:
+        """Return `n_samples` answers for each prompt with their log-probabilities.
+
+        `keys` name the noise of each prompt, so that a prompt has the same answers in whatever list it comes.
+        """
+        return sample_answers(
+            self.lm,
+            prompts,
+            answer_format,
+            sampling=Sampling(temperature=self.temperature, top_p=self.top_p, seed=seed),
+            n_samples=n_samples,
+            batch_size=self.batch_size,
+            terminator=self.terminator,
+            keys=keys,
         )
 
     def log_likelihood(

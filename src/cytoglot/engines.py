@@ -157,6 +157,16 @@ class Workers:
             self._ray = ray
         return self._ray
 
+    def ray(self) -> Any:
+        """Return Ray, on its cluster, for what goes beyond a map (Ray Data).
+
+        Raises
+        ------
+        MissingExtraError
+            Ray is not installed.
+        """
+        return self._started_ray()
+
     def stop(self) -> None:
         """End the workers that were started here; a cluster that was there before stays."""
         self._pool = self._ray = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cytoglot.corpus.engines import Engine, running
+from cytoglot.engines import Engine, running
 from cytoglot.errors import InputError, UnknownNameError
 
 NUMBERS = [5, 3, 4, 0, 6]

@@ -1,0 +1,367 @@
+"""Answers to a file of prompts, to a file: any model, any backend, one machine or many, killed and gone on with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import AutoTokenizer
+
+from cytoglot.answer_format import AnswerFormat, FreeText, OneOf
+from cytoglot.applications.parquet_parts import PartsReport, map_parts
+from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.engines import Engine
+from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.lm.generate import GeneratedAnswer
+from cytoglot.lm.tokenizer import encode_prompts
+from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator
+
+logger = logging.getLogger(__name__)
+
+Backend = Literal["transformers", "vllm", "openai"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Prompts, each with an id of its own, which also names its noise."""
+
+    ids: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.ids) != len(self.texts) or not self.ids:
+            raise InputError(
+                f"expected as many ids as prompts and at least one, found {len(self.ids)}, {len(self.texts)}"
+            )
+        if len(set(self.ids)) < len(self.ids):
+            seen: set[str] = set()
+            repeated = next(one for one in self.ids if one in seen or seen.add(one))  # type: ignore[func-returns-value]
+            raise InputError(
+                f"the ids of prompts must be distinct, found {len(self.ids) - len(set(self.ids))} repeated, such as "
+                f"{repeated!r}; an id names the noise of its prompt"
+            )
+        empty = [one for one, text in zip(self.ids, self.texts, strict=True) if not text.strip()]
+        if empty:
+            raise InputError(f"{len(empty)} of {len(self.ids)} prompts are empty, such as that of id {empty[0]!r}")
+
+
+@runtime_checkable
+class GeneratorSource(Protocol):
+    """Makes a generator where it is needed; frozen and hashable, so that each worker makes it once."""
+
+    def open(self) -> TextGenerator | AnswerSampler:
+        """Return the generator."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return JSON values of all that decides its answers."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model behind one of the backends."""
+
+    model: str
+    """folder or hub name; for "openai" the name that the server knows it by"""
+    backend: Backend = "transformers"
+    url: str | None = None
+    """of the server, for "openai" """
+    temperature: float = 1.0
+    top_p: float = 1.0
+    terminator: str = "."
+    batch_size: int = 64
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    revision: str | None = None
+    concurrency: int = 8
+    """requests under way at a time, for "openai" """
+    exact: bool = False
+    """for "vllm": our own constraint inside of the engine instead of its structured outputs"""
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise UnknownNameError("backend", self.backend, BACKENDS)
+        if self.backend == "openai" and self.url is None:
+            raise InputError(
+                "the backend openai needs the address of its server, such as url='http://localhost:8000/v1'"
+            )
+
+    def open(self) -> AnswerSampler:
+        """Return the generator, loaded."""
+        sampling: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "terminator": self.terminator}
+        if self.backend == "openai":
+            from cytoglot.lm.backends.openai import OpenAiServer
+
+            return OpenAiServer(url=str(self.url), model=self.model, concurrency=self.concurrency, **sampling)
+        if self.backend == "vllm":
+            from cytoglot.lm.backends.vllm import load_vllm
+
+            return load_vllm(self.model, dtype=self.dtype, revision=self.revision, exact=self.exact, **sampling)
+        loaded = load_model(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
+        language = loaded.language if isinstance(loaded, CellModel) else loaded
+        return replace(language, batch_size=self.batch_size, **sampling)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides the answers; of a folder also which weights lie there."""
+        neutral = {"device", "batch_size", "concurrency"}
+        known = {name: value for name, value in asdict(self).items() if name not in neutral}
+        folder = Path(self.model)
+        if self.backend != "openai" and folder.is_dir():
+            files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+            stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+            known["weights"] = hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
+        return known
+
+
+def answer_prompts(
+    prompts: Prompts,
+    generator: TextGenerator | AnswerSampler | GeneratorSource,
+    output: str | Path,
+    *,
+    answer_format: AnswerFormat,
+    n_samples: int = 1,
+    seed: int = 0,
+    log_likelihood: bool = False,
+    keep_prompts: bool = False,
+    part_prompts: int = 256,
+    engine: Engine = "local",
+    workers: int = 1,
+    gpus_per_worker: float = 0.0,
+    overwrite: bool = False,
+) -> PartsReport:
+    """Write `n_samples` answers for each prompt to a Parquet file, in the order of the prompts and samples.
+
+    Columns: `id`, `sample` (from 0), `prompt` if kept, `answer`, `log_prob`: log-probability in nats that the backend
+    gives to what it wrote (null where it does not say), for models in this process that of the tokens among those that
+    the format allows, before temperature and top_p; and, if asked for, `log_likelihood`: log p(answer with its
+    terminator | prompt) of the model without any constraint.
+
+    An answer depends on seed, id, prompt and sample number, not on the other prompts. Killed, the same call goes on
+    with the parts that are missing (`parquet_parts.map_parts`).
+
+    Parameters
+    ----------
+    generator
+        A generator, or what makes one in each worker (`ModelSource`), which more than one worker or Ray needs. A plain
+        `TextGenerator` is asked prompt by prompt with a seed made of seed and id.
+    part_prompts
+        Prompts of a part: what is lost at most when killed, and what a backend can put into its batches.
+
+    Raises
+    ------
+    InputError
+        As `map_parts`; several workers without a `GeneratorSource`; log-likelihoods of free text, or of a generator
+        that is no `AnswerScorer`.
+    """
+    if log_likelihood and isinstance(answer_format, FreeText):
+        raise InputError("log_likelihood is for answers with a frame; that of free text is its log_prob")
+    if isinstance(generator, CellModel):
+        generator = generator.language
+    is_source = isinstance(generator, GeneratorSource)
+    if not is_source and (engine != "local" or workers > 1):
+        raise InputError("several workers make their generators themselves; pass a ModelSource instead of a generator")
+    if n_samples < 1:
+        raise InputError(f"n_samples must be at least 1, found {n_samples}")
+    function = _Answer(
+        generator=generator,
+        answer_format=answer_format,
+        n_samples=n_samples,
+        seed=seed,
+        log_likelihood=log_likelihood,
+        keep_prompts=keep_prompts,
+    )
+    return map_parts(
+        function,
+        pa.table({"id": list(prompts.ids), "prompt": list(prompts.texts)}),
+        output,
+        settings={
+            "generator": generator.settings() if isinstance(generator, GeneratorSource) else _described(generator),
+            "answer_format": _format_settings(answer_format),
+            "n_samples": n_samples,
+            "seed": seed,
+            "log_likelihood": log_likelihood,
+            "keep_prompts": keep_prompts,
+        },
+        part_rows=part_prompts,
+        engine=engine,
+        workers=workers,
+        gpus_per_worker=gpus_per_worker,
+        overwrite=overwrite,
+        description="answering",
+    )
+
+
+def prompt_lengths(prompts: Prompts, source: ModelSource) -> list[int]:
+    """Return the number of tokens of each prompt; loads the tokenizer of a model but not the model.
+
+    Raises
+    ------
+    InputError
+        There is no tokenizer under that name.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.model, revision=source.revision)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"there is no model {source.model!r} here or on the hub: {reason}") from error
+    return [len(ids) for ids in encode_prompts(tokenizer, prompts.texts)]
+
+
+def read_prompts(path: str | Path) -> Prompts:
+    """Read prompts from a file.
+
+    `.parquet` and `.jsonl` have a column or field `prompt` and perhaps `id`, `.txt` has one prompt per line. Without
+    ids, prompts are called by their places, "0", "1", ...
+
+    Raises
+    ------
+    InputError
+        The file is missing, of another kind, damaged, without prompts, or ids are repeated or prompts empty.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"the file of prompts {path} does not exist")
+    if path.suffix == ".txt":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return Prompts(ids=tuple(map(str, range(len(lines)))), texts=tuple(lines))
+    if path.suffix not in {".parquet", ".jsonl"}:
+        raise InputError(f"a file of prompts must end in .parquet, .jsonl or .txt, found {path.name!r}")
+    try:
+        rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from error
+    if "prompt" not in rows:
+        raise InputError(
+            f"{path} needs a column 'prompt' and perhaps 'id', found {', '.join(map(repr, rows)) or 'none'}"
+        )
+    texts = rows["prompt"]
+    faulty = next((i for i, text in enumerate(texts) if not isinstance(text, str)), None)
+    if faulty is not None:
+        raise InputError(f"prompts must be texts, found {texts[faulty]!r} in row {faulty} of {path}")
+    ids = rows.get("id", list(range(len(texts))))
+    if any(one is None for one in ids):
+        raise InputError(f"{path} has rows without an id, such as row {ids.index(None)}; give every row one, or none")
+    return Prompts(ids=tuple(map(str, ids)), texts=tuple(texts))
+
+
+def _read_parquet(path: Path) -> dict[str, list[Any]]:
+    names = [name for name in pq.read_schema(path).names if name in {"id", "prompt"}]
+    return pq.read_table(path, columns=names).to_pydict()
+
+
+def _read_jsonl(path: Path) -> dict[str, list[Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"line {number} of {path} is not JSON: {error.msg}") from error
+        if not isinstance(row, dict) or "prompt" not in row:
+            raise InputError(f'line {number} of {path} must be an object such as {{"id": "a", "prompt": "..."}}')
+        rows.append(row)
+    names = ["prompt", *(["id"] if any("id" in row for row in rows) else [])]
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """Answers a part of the prompts."""
+
+    generator: TextGenerator | AnswerSampler | GeneratorSource
+    answer_format: AnswerFormat
+    n_samples: int
+    seed: int
+    log_likelihood: bool
+    keep_prompts: bool
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        generator = self.generator
+        if isinstance(generator, GeneratorSource):
+            source: Any = generator
+            generator = _opened(source)
+        ids, texts = rows.column("id").to_pylist(), rows.column("prompt").to_pylist()
+        answers = _sampled(generator, texts, self.answer_format, self.n_samples, self.seed, ids)
+        flat = [answer for samples in answers for answer in samples]
+        columns: dict[str, pa.Array] = {
+            "id": pa.array([one for one in ids for _ in range(self.n_samples)], pa.string()),
+            "sample": pa.array(list(range(self.n_samples)) * len(ids), pa.int32()),
+        }
+        if self.keep_prompts:
+            columns["prompt"] = pa.array([text for text in texts for _ in range(self.n_samples)], pa.string())
+        columns["answer"] = pa.array([answer.text for answer in flat], pa.string())
+        columns["log_prob"] = pa.array([answer.log_prob for answer in flat], pa.float64())
+        if self.log_likelihood:
+            scores = _log_likelihoods(generator, texts, answers, self.answer_format)
+            columns["log_likelihood"] = pa.array(scores, pa.float64())
+        return pa.table(columns)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: Any) -> TextGenerator | AnswerSampler:
+    """Return the generator of a source, made once in each process."""
+    return source.open()
+
+
+def _sampled(
+    generator: TextGenerator | AnswerSampler,
+    texts: Sequence[str],
+    answer_format: AnswerFormat,
+    n_samples: int,
+    seed: int,
+    ids: Sequence[str],
+) -> list[list[GeneratedAnswer]]:
+    if isinstance(generator, AnswerSampler):
+        return generator.sample(texts, answer_format, n_samples, seed, keys=ids)
+    answers = []
+    for text, one in zip(texts, ids, strict=True):
+        own_seed = int.from_bytes(hashlib.blake2b(f"{seed}\0{one}".encode(), digest_size=4).digest(), "little") >> 1
+        (samples,) = generator.generate([text], answer_format, n_samples, own_seed)
+        answers.append([GeneratedAnswer(text=sample) for sample in samples])
+    return answers
+
+
+def _log_likelihoods(
+    generator: object, texts: Sequence[str], answers: Sequence[Sequence[GeneratedAnswer]], answer_format: AnswerFormat
+) -> list[float]:
+    if not isinstance(generator, AnswerScorer):
+        raise InputError(f"{type(generator).__name__} cannot score answers; leave out log_likelihood")
+    if isinstance(answer_format, OneOf):
+        options = list(answer_format.options)
+        scores = generator.log_likelihood(texts, options)
+        place = {option: column for column, option in enumerate(options)}
+        return [float(scores[row, place[answer.text]]) for row, samples in enumerate(answers) for answer in samples]
+    found = []
+    for text, samples in zip(texts, answers, strict=True):
+        distinct = list(dict.fromkeys(answer.text for answer in samples))
+        scores_1k = generator.log_likelihood([text], distinct)[0]
+        found += [float(scores_1k[distinct.index(answer.text)]) for answer in samples]
+    return found
+
+
+def _format_settings(answer_format: AnswerFormat) -> dict[str, Any]:
+    fields = asdict(answer_format)
+    for name, value in list(fields.items()):
+        if isinstance(value, tuple) and len(value) > 50:
+            fields[name] = (
+                f"{len(value)} texts {hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()}"
+            )
+    return {"kind": type(answer_format).__name__, **fields}
+
+
+def _described(generator: object) -> dict[str, Any]:
+    """Return the plain settings of a generator that was given as an object; its weights are not looked at."""
+    plain = {name: value for name, value in vars(generator).items() if isinstance(value, (str, int, float, type(None)))}
+    neutral = {"batch_size", "concurrency"}
+    return {"class": type(generator).__name__, **{n: v for n, v in plain.items() if n not in neutral}}

@@ -1,0 +1,172 @@
+"""answer: a file of prompts in, a file of answers out; killed, the same command goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from cytoglot.cli.output import Device, DryRun, Json, Overwrite, Seed, Threads, check_output, quiet_for_json, show
+from cytoglot.errors import InputError
+
+if TYPE_CHECKING:
+    from cytoglot.answer_format import AnswerFormat
+    from cytoglot.applications.answering import ModelSource, Prompts
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the command of this module."""
+    app.command("answer")(answer_command)
+
+
+def answer_command(
+    prompts: Annotated[Path, typer.Argument(help=".parquet or .jsonl with prompt (and id), or .txt, one per line.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write.")],
+    answer_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="'one_of: A | B', 'distinct_words: 5..10 of genes.txt', 'number: 0..1', 'free_text: 64', or a .yaml.",
+        ),
+    ],
+    model: Annotated[str | None, typer.Option("--model", help="Model folder or hub name.")] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Answers for each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token.")] = 1.0,
+    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus of the sampling.")] = 1.0,
+    terminator: Annotated[str, typer.Option("--terminator", help="Text that ends an answer in training.")] = ".",
+    log_likelihood: Annotated[
+        bool, typer.Option("--log-likelihood", help="Also score each answer without constraint.")
+    ] = False,
+    keep_prompts: Annotated[bool, typer.Option("--keep-prompts", help="Write the prompts beside the answers.")] = False,
+    backend: Annotated[str, typer.Option("--backend", help="transformers, vllm or openai.")] = "transformers",
+    url: Annotated[str | None, typer.Option("--url", help="Server of --backend openai, ends in /v1.")] = None,
+    model_name: Annotated[str | None, typer.Option("--model-name", help="What that server calls the model.")] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests to it at a time.")] = 8,
+    exact: Annotated[bool, typer.Option("--exact", help="vllm: our own constraint inside of the engine.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers written at the same time.")] = 64,
+    part: Annotated[int, typer.Option("--part", min=1, help="Prompts of a part, lost at most when killed.")] = 256,
+    engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with the model.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus-per-worker", min=0, help="Asked of Ray.")] = 0.0,
+    overwrite: Overwrite = False,
+    device: Device = "auto",
+    threads: Threads = None,
+    seed: Seed = 0,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Answer prompts with any model: valid answers of one format, resumable, on one machine or many."""
+    from cytoglot.applications.answering import answer_prompts, read_prompts
+    from cytoglot.lm.load import set_threads
+
+    check_output(output, suffixes=(".parquet",))
+    quiet_for_json(as_json=json)
+    set_threads(threads)
+    source = _source(
+        model,
+        backend,
+        url,
+        model_name,
+        temperature=temperature,
+        top_p=top_p,
+        terminator=terminator,
+        batch_size=batch_size,
+        device=device,
+        revision=revision,
+        concurrency=concurrency,
+        exact=exact,
+    )
+    asked = read_prompts(prompts)
+    chosen = _format(answer_format, source)
+    if dry_run:
+        show(_forecast(asked, chosen, source, output, samples=samples, part=part), as_json=json)
+        return
+    report = answer_prompts(
+        asked,
+        source,
+        output,
+        answer_format=chosen,
+        n_samples=samples,
+        seed=seed,
+        log_likelihood=log_likelihood,
+        keep_prompts=keep_prompts,
+        part_prompts=part,
+        engine=_engine(engine),
+        workers=workers,
+        gpus_per_worker=gpus,
+        overwrite=overwrite,
+    )
+    show(
+        {
+            "prompts": report.n_rows,
+            "answers": report.n_rows_written,
+            "parts": report.n_parts,
+            "parts_from_earlier": report.n_parts_found,
+            "output": report.output,
+        },
+        as_json=json,
+    )
+
+
+def _source(model: str | None, backend: str, url: str | None, model_name: str | None, **options: Any) -> ModelSource:
+    from cytoglot.applications.answering import BACKENDS, ModelSource
+    from cytoglot.errors import UnknownNameError
+
+    if backend not in BACKENDS:
+        raise UnknownNameError("backend", backend, BACKENDS)
+    if backend == "openai":
+        if url is None or model_name is None:
+            raise InputError("--backend openai needs --url, such as http://localhost:8000/v1, and --model-name")
+        return ModelSource(model=model_name, backend="openai", url=url, **options)
+    if url is not None or model_name is not None:
+        raise InputError(f"--url and --model-name are for --backend openai, found --backend {backend}")
+    if model is None:
+        raise InputError(f"--backend {backend} needs --model, a folder or a name on the hub")
+    return ModelSource(model=model, backend="vllm" if backend == "vllm" else "transformers", **options)
+
+
+def _format(text: str, source: ModelSource) -> AnswerFormat:
+    from cytoglot.applications.answer_formats import read_answer_format
+    from cytoglot.cell_model.load import is_model_folder
+    from cytoglot.cell_model.spec import CellModelSpec
+
+    words = None
+    if source.backend != "openai" and is_model_folder(source.model):
+        words = CellModelSpec.load(Path(source.model)).vocabulary.symbols
+    return read_answer_format(text, words=words)
+
+
+def _engine(name: str) -> Literal["local", "ray"]:
+    from cytoglot.engines import ENGINES
+    from cytoglot.errors import UnknownNameError
+
+    if name not in ENGINES:
+        raise UnknownNameError("engine", name, ENGINES)
+    return "ray" if name == "ray" else "local"
+
+
+def _forecast(
+    asked: Prompts, answer_format: AnswerFormat, source: ModelSource, output: Path, *, samples: int, part: int
+) -> dict[str, Any]:
+    """Count prompts, tokens where the tokenizer is at hand, and parts; the model is not loaded."""
+    from cytoglot.applications.parquet_parts import n_parts_done
+
+    n_prompts = len(asked.texts)
+    found: dict[str, Any] = {
+        "prompts": n_prompts,
+        "answers": n_prompts * samples,
+        "format": type(answer_format).__name__,
+        "characters": sum(map(len, asked.texts)),
+        "parts": -(-n_prompts // part),
+        "parts_from_earlier": n_parts_done(output),
+        "output": output,
+        "dry_run": True,
+    }
+    if source.backend == "openai":
+        return found
+    from cytoglot.applications.answering import prompt_lengths
+
+    lengths = prompt_lengths(asked, source)
+    return {**found, "prompt_tokens": sum(lengths), "longest_prompt_tokens": max(lengths)}
