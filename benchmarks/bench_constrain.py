@@ -16,7 +16,7 @@ tokens), over whole answers of up to 200 words drawn from random logits:
 
 Medians of steps, in milliseconds of CPU time on one thread (so that other processes matter less), of wall time on more.
 What numba compiles on first use is timed in processes of their own: `cold_s` once after installation, `warm_s` in
-every later process. `--grammars` adds the grammar libraries that are installed; they are no dependencies.
+every later process (CPU seconds). `--grammars` adds the grammar libraries that are installed; they are no dependencies.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ words = gene_like(50)
 constraint = constrain(DistinctWords(words=words, min_words=2, max_words=5), byte_level(words, 300))
 sampler = TokenSampler(Sampling(), ["a"], tokens_s=constraint.tokens_s)
 scores = torch.zeros(1, 300)
-start = time.perf_counter()
+start = time.process_time()
 state = constraint.start(torch.tensor([50]))
 state.allowed()
 constraint.mask(scores, state)
 state.advance(sampler.draw(scores, state)[0])
 state.select(torch.tensor([0]))
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
 
 
@@ -208,7 +208,7 @@ def measure(spelling: str, n_words: int, *, batch: int, with_neox: bool) -> dict
 
 
 def compile_seconds() -> dict[str, float]:
-    """Seconds of the first step in a new process, with nothing compiled before and with numba's cache."""
+    """CPU seconds of the first step in a new process, with nothing compiled before and with numba's cache."""
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"NUMBA_CACHE_DIR": cache}
         seconds = [

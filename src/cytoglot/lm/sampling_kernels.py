@@ -75,8 +75,10 @@ def draw_symbols(
     for b in range(len(slot_b)):
         key = _mixed(stream_b[b] + np.uint64(step) * STEP)
         n = _gather(logits_bv[b], column_s, open_rs, shows_open_r, few_rc, n_few_r, slot_b[b], symbol_n, logit_n)
-        first = _first_largest(logit_n[:n])
-        largest, log_total = np.float64(logit_n[first]), 0.0
+        first, log_total = 0, 0.0
+        if with_log_probs or temperature == 0.0 or top_p < 1.0:
+            first = _first_largest(logit_n[:n])
+        largest = np.float64(logit_n[first])
         if with_log_probs:
             log_total = largest + math.log(_weigh(logit_n[:n], largest, 1.0, weight_n))
         if temperature == 0.0:
