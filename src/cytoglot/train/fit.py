@@ -164,12 +164,10 @@ def can_pack(lm: LanguageModel, optim: OptimRecipe, *, auto: bool) -> bool:
     return False
 
 
-def fit(
-    run: Run,
-    lm: LanguageModel,
-    data: TrainingData,
-) -> tuple[LanguageModel, History]:
-    """Train, from the last whole checkpoint if there is one; return the best model, adapter merged, and the history.
+def fit(run: Run, lm: LanguageModel, data: TrainingData) -> tuple[LanguageModel, History]:
+    """Train, from the last whole checkpoint if there is one; return the best model and the history.
+
+    An adapter is not merged yet: `finish` does that.
 
     Raises
     ------
@@ -200,7 +198,8 @@ def fit(
         if not average.is_over:  # a run may have been broken off behind its last look
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         average.keep_best()
-        trainer.accelerator.unwrap_model(lm.model, keep_fp32_wrapper=False)
+        for name in ("forward", "_original_forward"):  # mixed precision was laid over the model's own
+            vars(lm.model).pop(name, None)
     lm = replace(lm, device=next(lm.model.parameters()).device)
     lm.model.eval()
     return lm, history

@@ -283,7 +283,7 @@ class AnswerTrainer(Trainer):
             self._write_checkpoint(partial)
             wait_for_all()
             if is_first():
-                write_json(partial / MARK_FILE, self.checkpoint_mark())
+                write_json(partial / MARK_FILE, self._mark())
                 shutil.rmtree(whole, ignore_errors=True)
                 partial.replace(whole)
                 discard_old_checkpoints(work, n_kept=2)
@@ -311,7 +311,7 @@ class AnswerTrainer(Trainer):
         if is_first():
             self.state.save_to_json(str(folder / _STATE_FILE))
 
-    def checkpoint_mark(self) -> dict[str, Any]:
+    def _mark(self) -> dict[str, Any]:
         """Return what a checkpoint must agree in with the run that it is read into."""
         trained = [(n, list(p.shape)) for n, p in self._lm.model.named_parameters() if p.requires_grad]
         return {
@@ -329,24 +329,28 @@ class AnswerTrainer(Trainer):
         InputError
             It was made by other processes, of another vocabulary, or of other weights.
         """
-        found, mine = read_mark(checkpoint), self.checkpoint_mark()
+        with _readable(checkpoint):
+            found: Mapping[str, Any] = json.loads((checkpoint / MARK_FILE).read_text(encoding="utf-8"))
+        mine = self._mark()
         for name, value in mine.items():
             if found.get(name) != value:
                 raise InputError(
                     f"{checkpoint} is of another run: expected {name.replace('_', ' ')} {value}, found "
                     f"{found.get(name)}; go on as it was begun, or pass --overwrite to start anew"
                 )
-        for one in self._kept:
-            one.restore(checkpoint)
-        position = (checkpoint / f"reader-{rank()}.json").read_text(encoding="utf-8")
-        self._data.batches.load_state_dict(json.loads(position))
+        with _readable(checkpoint):
+            for one in self._kept:
+                one.restore(checkpoint)
+            position = (checkpoint / f"reader-{rank()}.json").read_text(encoding="utf-8")
+            self._data.batches.load_state_dict(json.loads(position))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         file = Path(resume_from_checkpoint) / WEIGHTS_FILE
-        weights = load_file(file)
+        with _readable(file):
+            weights = load_file(file)
         with torch.no_grad():
             for name, value in self._lm.model.named_parameters():
                 if value.requires_grad:
@@ -355,29 +359,28 @@ class AnswerTrainer(Trainer):
                     value.copy_(weights[name])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _numbers_alone(checkpoint):
+        with _readable(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _numbers_alone(checkpoint):
+        with _readable(checkpoint):
             super()._load_rng_state(checkpoint)
 
 
-def read_mark(checkpoint: Path) -> Mapping[str, Any]:
-    """Return what a checkpoint says of itself."""
-    value: Mapping[str, Any] = json.loads((checkpoint / MARK_FILE).read_text(encoding="utf-8"))
-    return value
-
-
 @contextmanager
-def _numbers_alone(checkpoint: str | None) -> Iterator[None]:
-    """Say in one line that a file of a checkpoint holds something else than numbers, which is never run."""
+def _readable(checkpoint: str | Path | None) -> Iterator[None]:
+    """Say in one line that a checkpoint is damaged, or holds something else than numbers, which is never run."""
     try:
         yield
     except pickle.UnpicklingError as error:
         raise InputError(
             f"{checkpoint} holds other things than numbers and was not written by cytoglot; delete it, or pass "
             "--overwrite to start anew"
+        ) from error
+    except (OSError, SafetensorError, EOFError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(
+            f"{checkpoint} is damaged ({type(error).__name__}: {error}); delete it and run the same command again: it "
+            "goes on from the checkpoint before"
         ) from error
 
 
