@@ -6,11 +6,21 @@ import copy
 import inspect
 import math
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from transformers import LogitsProcessorList, OpenAIGPTConfig, OpenAIGPTLMHeadModel, TopPLogitsWarper
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    TopPLogitsWarper,
+)
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
 from cytoglot.errors import InputError
@@ -387,3 +397,54 @@ def test_a_broken_model_is_named(lm, words, prompts):
     finally:
         with torch.no_grad():
             weight.copy_(kept)
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    batch_size=st.integers(1, 40),
+    order=st.permutations(range(9)),
+    n_left_out=st.integers(0, 7),
+    shares=st.booleans(),
+)
+def test_no_batch_order_or_company_changes_a_sample(batch_size, order, n_left_out, shares):
+    lm, words, expected, asked = drawn_once()
+    chosen = order[n_left_out:]
+    with pytest.MonkeyPatch.context() as patched:
+        if not shares:
+            patched.setattr(generate, "can_share", lambda *_: False)
+        found = generate_answers(
+            lm,
+            [asked[i] for i in chosen],
+            genes(words),
+            keys=[str(i) for i in chosen],
+            seed=9,
+            n_samples=3,
+            batch_size=batch_size,
+        )
+    assert found == [expected[i] for i in chosen]
+
+
+@cache
+def drawn_once() -> tuple[LanguageModel, tuple[str, ...], list[list[str]], list[str]]:
+    """A model, and the answers to nine prompts of which some share a cell and two are the same."""
+    words = tuple(f"GENE{i}" for i in range(20))
+    cell = "Genes: " + " ".join(words * 2)
+    asked = [f"{cell}. {one}" for one in ("Type?", "Is it a B cell?", "Next?", "Type?", "Sex and age?", "Why?")]
+    asked += ["Cell?", f"Genes: {words[3]}", " ".join(words)]
+    tokenizer = build_tokenizer(words, asked, n_subwords=300)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        lm = LanguageModel(model=LlamaForCausalLM(config).eval(), tokenizer=tokenizer)
+    keys = [str(i) for i in range(9)]
+    expected = generate_answers(lm, asked, genes(words), keys=keys, seed=9, n_samples=3, batch_size=1)
+    assert len({text for samples in expected for text in samples}) == 27
+    return lm, words, expected, asked
