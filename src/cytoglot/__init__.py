@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cytoglot.applications.annotation import annotate as annotate
+    from cytoglot.applications.answering import answer_prompts as answer_prompts
     from cytoglot.applications.embedding import embed as embed
+    from cytoglot.applications.expected_expression import expected_expression as expected_expression
     from cytoglot.applications.gene_vectors import gene_embeddings as gene_embeddings
     from cytoglot.applications.generation import generate as generate
     from cytoglot.applications.reconstruction import reconstruct as reconstruct
@@ -31,11 +33,13 @@ _HOME = {
     "CellSentences": "cytoglot.sentence.cell_sentence",
     "GeneVocabulary": "cytoglot.data.genes",
     "annotate": "cytoglot.applications.annotation",
+    "answer_prompts": "cytoglot.applications.answering",
     "audit": "cytoglot.data.audit",
     "decode": "cytoglot.sentence.decode",
     "embed": "cytoglot.applications.embedding",
     "encode": "cytoglot.sentence.encode",
     "evaluate": "cytoglot.benchmark.evaluate",
+    "expected_expression": "cytoglot.applications.expected_expression",
     "gene_embeddings": "cytoglot.applications.gene_vectors",
     "generate": "cytoglot.applications.generation",
     "load_dataset": "cytoglot.data.datasets",
