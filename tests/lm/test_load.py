@@ -160,6 +160,19 @@ def test_code_in_a_model_folder_is_not_run(folder, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_each_process_of_a_launcher_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("auto") == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda:3")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "4")
+    with pytest.raises(InputError, match="'cuda:4' is not available here, found 4"):
+        choose_device("auto")
+
+
 def test_devices_are_checked():
     assert choose_device("cpu") == torch.device("cpu")
     assert choose_device("auto").type in {"cpu", "cuda", "mps"}

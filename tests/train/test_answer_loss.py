@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from transformers import (
 
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.lora import add_lora
-from cytoglot.train.answer_loss import check_apart, halves, loss_sum
+from cytoglot.train.answer_loss import check_apart, halves, loss_sum, uses_flash
 from cytoglot.train.examples import collate
 
 V = 96
@@ -140,6 +141,39 @@ def test_the_check_finds_what_leaks(models: dict[str, torch.nn.Module]) -> None:
     batch = collate(examples(9), pad_token_id=2, row_tokens=70)
     with torch.no_grad():
         assert abs(loss_sum(leaking, batch) - by_all_logits(models["llama"], examples(9))) > 1
+
+
+def test_flash_attention_is_given_a_single_row(
+    models: dict[str, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps examples apart in a batch of one row alone, and says nothing."""
+    seen = []
+    model = copy.deepcopy(models["llama"])
+    forward = model.forward
+
+    def watched(**inputs: torch.Tensor) -> object:
+        seen.append(tuple(inputs["input_ids"].shape))
+        return forward(**inputs)
+
+    model.forward = watched  # type: ignore[assignment]
+    monkeypatch.setattr("cytoglot.train.answer_loss.uses_flash", lambda _: True)
+    batch = collate(examples(9), pad_token_id=2, row_tokens=70)
+    with torch.no_grad():
+        torch.testing.assert_close(loss_sum(model, batch), by_all_logits(models["llama"], examples(9)))
+        assert seen == [(1, batch["input_ids"].numel())]
+        assert check_apart(model)
+    assert uses_flash(SimpleNamespace(config=SimpleNamespace(_attn_implementation="flash_attention_3")))  # type: ignore[arg-type]
+
+
+def test_an_untrained_model_is_judged_as_well() -> None:
+    """Its attention hardly changes its logits, and still tells."""
+    torch.manual_seed(0)
+    fresh = AutoModelForCausalLM.from_config(LlamaConfig(**{**_GROUPED, "initializer_range": 0.02})).eval()
+    assert check_apart(fresh)
+    fresh.config._attn_implementation = "eager"
+    forward = fresh.forward
+    fresh.forward = lambda **inputs: forward(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))  # type: ignore[assignment]
+    assert not check_apart(fresh)
 
 
 def test_a_model_that_does_not_call_its_output_layer_has_the_same_loss(models: dict[str, torch.nn.Module]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,15 +280,18 @@ def own_progress_only() -> Iterator[None]:
 def choose_device(name: str = "auto") -> torch.device:
     """Return the torch device; "auto" is cuda, else mps, else cpu.
 
+    A process that a launcher has given a number on its machine (`LOCAL_RANK`) takes the GPU of that number.
+
     Raises
     ------
     InputError
         The name is not a device, or there is no such device here.
     """
+    local_rank = os.environ.get("LOCAL_RANK")
+    if name in ("auto", "cuda") and torch.cuda.is_available():
+        name = "cuda" if local_rank is None else f"cuda:{local_rank}"
     if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
