@@ -47,6 +47,7 @@ def fake_api(monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
 @pytest.fixture
 def folder(tiny_model_folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_model_folder, tmp_path / "model")
+    (tmp_path / "model" / "README.md").unlink()
     return tmp_path / "model"
 
 

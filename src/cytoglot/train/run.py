@@ -125,7 +125,7 @@ def plan_run(
         raise InputError("no folder for the model: pass -o FOLDER, or set output in the recipe")
     on_corpus = isinstance(chosen, Corpus) or (isinstance(chosen, (str, Path)) and is_corpus(chosen))
     if on_corpus and label is not None:
-        raise InputError(f"{_name(chosen)} is a corpus, in which labels are settled; leave out the label {label!r}")
+        raise InputError(f"{_name(chosen)} is a corpus, in which labels are settled; leave out --label {label}")
     if not on_corpus and label is None and settings.kind != "grpo":
         raise InputError(
             "pass --label, the column of obs with the cell types, or set label in the recipe (a corpus needs none)"
