@@ -27,6 +27,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_encode
 	$(BIN)/python -m benchmarks.bench_constrain
+	$(BIN)/python -m benchmarks.bench_embed
 	$(BIN)/python -m benchmarks.bench_corpus
 
 docs: $(INSTALLED)
