@@ -28,6 +28,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.bench_encode
 	$(BIN)/python -m benchmarks.bench_constrain
 	$(BIN)/python -m benchmarks.bench_embed
+	$(BIN)/python -m benchmarks.bench_score
 	$(BIN)/python -m benchmarks.bench_corpus
 
 docs: $(INSTALLED)
