@@ -200,7 +200,13 @@ def test_a_killed_run_ends_as_an_unbroken_one(
         _run(cells, tmp_path / "killed", recipe)
     monkeypatch.undo()
     assert not (tmp_path / "killed" / SPEC_FILE).exists()
-    assert [path.name for path in (tmp_path / "killed" / ".work").glob("checkpoint-*")] == ["checkpoint-4"]
+    checkpoint = tmp_path / "killed" / ".work" / "checkpoint-4"
+    assert list(checkpoint.parent.glob("checkpoint-*")) == [checkpoint]
+    optimiser = (checkpoint / "optimizer.pt").read_bytes()
+    (checkpoint / "optimizer.pt").write_bytes(optimiser[:100])
+    with pytest.raises(InputError, match="checkpoint-4 is damaged"):
+        _run(cells, tmp_path / "killed", recipe)
+    (checkpoint / "optimizer.pt").write_bytes(optimiser)
     resumed = _run(cells, tmp_path / "killed", recipe)
     first, second = _weights(_folder(whole)), _weights(_folder(resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)

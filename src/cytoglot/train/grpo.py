@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -505,17 +506,24 @@ def _fit(
     watch = AlignmentWatch(
         lm, watched, every=every, max_overlap_gain=grpo.max_overlap_gain, on_collapse=grpo.on_collapse
     )
-    trainer = CellGrpoTrainer(
-        lm,
-        plan,
-        args=_arguments(run.work, recipe, lm, reward, max_tokens=max_tokens, seed=run.seed),
-        reward_terms=reward.terms,
-        constrained=grpo.constrained,
-        kl=grpo.kl,
-        terminator=TERMINATOR,
-        optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=False),
-        callbacks=[watch],
-    )
+    if "tensorboard" in recipe.report_to:  # else it would write into the work folder, which goes away
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
+    try:
+        trainer = CellGrpoTrainer(
+            lm,
+            plan,
+            args=_arguments(run.work, recipe, lm, reward, max_tokens=max_tokens, seed=run.seed),
+            reward_terms=reward.terms,
+            constrained=grpo.constrained,
+            kl=grpo.kl,
+            terminator=TERMINATOR,
+            optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=False),
+            callbacks=[watch],
+        )
+    except (RuntimeError, ValueError, ImportError) as error:
+        if not recipe.report_to or isinstance(error, InputError):
+            raise
+        raise InputError(f"report_to {', '.join(recipe.report_to)}: {' '.join(str(error).split())}") from error
     checkpoint = from_first(last_look(run.work))
     if checkpoint is not None:
         logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOTrainer
@@ -27,12 +28,14 @@ from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generat
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
+from cytoglot.errors import InputError
 from cytoglot.lm.answer_constraint import AnswerConstraint, AnswerState
 from cytoglot.lm.constrain import constrain
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import encode_prompts
 from cytoglot.train.grpo_prompts import AskedPrompt
 from cytoglot.train.rewards.mixture import RewardTerm
+from cytoglot.train.trainer import _is_about_files, _readable
 
 NUMBER = "number"
 """column of the data set and key of a batch: which prompt of the plan a row is"""
@@ -231,6 +234,30 @@ class CellGrpoTrainer(GRPOTrainer):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing: the finished model gets a card of ours."""
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Write a checkpoint, or say in one line why it cannot be written."""
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not _is_about_files(error):
+                raise
+            raise InputError(
+                f"the checkpoint of step {self.state.global_step} cannot be written into {self.args.output_dir}: "
+                f"{error}; make room or allow writing, and run the same command again: it goes on from the one before"
+            ) from error
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _whole(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _whole(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _whole(checkpoint):
+            super()._load_rng_state(checkpoint)
+
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [ids.tolist() for ids in encode_prompts(self._lm.tokenizer, prompts)], None, {}
 
@@ -364,3 +391,15 @@ class CellGrpoTrainer(GRPOTrainer):
             allowed_btv = torch.stack(list(self._states(rows).replay(written_bt, logits_btv.shape[-1])), dim=1)
         log_p_bt, entropy_bt = masked_log_probs(logits_btv, written_bt, allowed_btv)
         return log_p_bt.masked_fill(~real_bt, 0.0), entropy_bt.masked_fill(~real_bt, 0.0)
+
+
+@contextmanager
+def _whole(checkpoint: str | None) -> Iterator[None]:
+    """Say in one line that a checkpoint cannot be read."""
+    with _readable(checkpoint):
+        try:
+            yield
+        except RuntimeError as error:
+            if "PytorchStreamReader" not in str(error):
+                raise
+            raise OSError(str(error).split(".")[0]) from error
