@@ -2,8 +2,8 @@
 
 By default its structured outputs hold the grammar and repeated words are dropped and asked for again (`structured`).
 With `exact` our own constraint runs inside of the engine instead (`vllm_constraint`): no word twice, by the same mask
-as in this package's own sampling, at the cost of some milliseconds a step. Prompts are given as token ids, by the one
-place that decides about special tokens.
+as in this package's own sampling, made row by row on the CPU. Prompts are given as token ids, by the one place that
+decides about special tokens.
 """
 
 from __future__ import annotations
