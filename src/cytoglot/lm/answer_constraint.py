@@ -131,11 +131,11 @@ class AnswerConstraint(ABC):
 
     def mask(self, scores: Tensor, state: AnswerState) -> Tensor:
         """Return scores (b, v) with minus infinity for what a state does not allow; `scores` is not changed."""
-        if scores.device.type == "cpu" and scores.dtype == torch.float32:
+        if scores.device.type == "cpu" and scores.dtype == torch.float32 and not scores.requires_grad:
             check_width(scores.shape[1], self._tokens_on_cpu)
             allowed, masked = state.allowed_symbols(), torch.empty(scores.shape)
             sampling_kernels.mask_scores(
-                scores.detach().contiguous().numpy(),
+                scores.contiguous().numpy(),
                 self._tokens_on_cpu,
                 self._runs(allowed.open_rs.shape[1]),
                 allowed.open_rs,
