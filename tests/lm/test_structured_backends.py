@@ -197,6 +197,7 @@ class Server:
                 self.wfile.write(content)
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.handle_error = lambda *_: None  # a client that gave up
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
         self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01})
         self.thread.start()
@@ -310,6 +311,11 @@ def test_an_overloaded_server_is_tried_again(server, prompts, caplog):
     with pytest.raises(InputError, match="refused completions with 400 Bad Request"):
         backend(server).generate(prompts[:1], LABELS)
     assert len(server.bodies) == 1, "a faulty request is not sent again"
+    server.plan = [400] * 60
+    server.bodies.clear()
+    with pytest.raises(InputError, match="refused completions with 400 Bad Request"):
+        backend(server, concurrency=2).generate(list(prompts) * 10, LABELS)
+    assert len(server.bodies) < 25, "what was not begun is not sent"
 
 
 def test_faults_of_servers_are_named(server, prompts, monkeypatch):

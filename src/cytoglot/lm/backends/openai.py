@@ -16,11 +16,11 @@ import random
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ from cytoglot.errors import InputError
 from cytoglot.lm.backends.structured import AskedModel, Completion, Question, grammar_of
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_PAUSE_S = 30.0
@@ -68,9 +70,8 @@ class OpenAiServer(AskedModel):
     def ask(self, questions: Sequence[Question]) -> list[Completion]:
         """Send the questions, several at a time."""
         kind = self._grammar_kind
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            bodies = [self._body(question, kind) for question in questions]
-            return [_completion(reply) for reply in pool.map(lambda body: self._call("completions", body), bodies)]
+        bodies = [self._body(question, kind) for question in questions]
+        return self._all(lambda body: _completion(self._call("completions", body)), bodies)
 
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """Return log p(answer with terminator | prompt) in nats, shape (n_prompts, n_answers).
@@ -85,9 +86,17 @@ class OpenAiServer(AskedModel):
         """
         _ = self._grammar_kind  # says hello
         pairs = [(p, f" {a.strip()}{self.terminator}") for p in prompts for a in answers]
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            scores = list(pool.map(lambda pair: self._echoed(*pair), pairs))
+        scores = self._all(lambda pair: self._echoed(*pair), pairs)
         return np.array(scores, dtype=np.float64).reshape(len(prompts), len(answers))
+
+    def _all(self, send: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """Return `send(item)` of every item, several at a time; after a fault no further one is begun."""
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            try:
+                return list(pool.map(send, items))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def _echoed(self, prompt: str, answer: str) -> float:
         body = {"model": self.model, "prompt": prompt + answer, "max_tokens": 1, "echo": True, "logprobs": 1}
