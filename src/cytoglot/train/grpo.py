@@ -356,6 +356,12 @@ def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
     context = _reward_context(ground, plan, grpo)
     reward = make_reward(grpo.rewards, context)
     messages = [*ground.messages, *_check_rewards(reward, plan)]
+    if grpo.top_p < 1:
+        messages.append(
+            f"answers are drawn from the likeliest {grpo.top_p:.0%}, but learned from as if from all: the gradient is "
+            "biased towards them; set grpo.top_p: 1 to avoid it"
+        )
+        logger.warning("%s", messages[-1])
     probes = _probe(reward, ground.source, lm, context, grpo, max_tokens=max_tokens)
     open_run(run, overwrite=overwrite)
     watched = HeldOutRewards(
