@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, PreTrainedModel, TrainerCallback
+from transformers.integrations import integration_utils
 
 from cytoglot.errors import InputError, NotFiniteError
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import build_tokenizer
 from cytoglot.manifest import Manifest
+from cytoglot.train.answer_loss import loss_sum
 from cytoglot.train.batches import NumberedBatches, ReadAhead
 from cytoglot.train.callbacks import History
 from cytoglot.train.examples import collate
@@ -244,8 +246,6 @@ def trained_for(n_steps: int, base: PreTrainedModel, settings: TrainRecipe) -> t
     optimiser = make_optimiser(model, settings.optim, from_nothing=True)
     schedule = make_schedule(optimiser, settings.optim)
     examples = NumberedBatches(Examples(n_steps * 12), partial(collate, pad_token_id=2), batch_size=12)
-    from cytoglot.train.answer_loss import loss_sum
-
     for batch in examples:
         (loss_sum(model, batch) / torch.tensor(12)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.max_grad_norm)
@@ -475,6 +475,23 @@ def test_a_tracker_that_is_not_there_is_named(base: PreTrainedModel, tmp_path: P
         trained(tmp_path, base, settings)
 
 
+def test_a_tracker_is_told_losses_and_scores(
+    base: PreTrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, float]] = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+            told.append(dict(logs or {}))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tracker", Tracker)
+    settings = recipe(steps=4, evaluate_every=2).model_copy(update={"report_to": ("tracker",)})
+    trained(tmp_path, base, settings, held_out=Scores((0.1, 0.2), "higher"))
+    assert [logs["eval_task.metric"] for logs in told if "eval_task.metric" in logs] == [0.1, 0.2]
+    assert all({"loss", "learning_rate", "grad_norm"} <= logs.keys() for logs in told if "loss" in logs)
+    assert len([logs for logs in told if "loss" in logs]) == 4
+
+
 def test_adapters_learn_slower_by_default(base_folder: Path) -> None:
     made = TrainRecipe.model_validate({"lora": {}, "model": {"base": str(base_folder)}})
     assert made.optim.learning_rate == 2e-4
@@ -483,8 +500,6 @@ def test_adapters_learn_slower_by_default(base_folder: Path) -> None:
 
 
 def test_packing_is_refused_or_left_out_where_examples_would_see_each_other() -> None:
-    from transformers import BloomConfig
-
     model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2))
     lm = LanguageModel(model=model, tokenizer=TOKENIZER)
     with pytest.raises(InputError, match="in a bloom model examples of one row see each other"):

@@ -150,7 +150,8 @@ class OptimRecipe(Settings):
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them: a third slower, a fraction of the memory"""
     packing: Literal["auto", "on", "off"] = "auto"
-    """put several examples into one row, where they do not see each other; auto: on a GPU"""
+    """put several examples into one row, where they do not see each other; auto: on a GPU, and always from a corpus. A
+    model that would let them see each other is never packed"""
     readers: int | None = Field(default=None, gt=0)
     """streams that a corpus is read in, shared out among the processes; None: one for each process. Set it to repeat a
     run of several processes with fewer"""

@@ -206,7 +206,8 @@ class AnswerTrainer(Trainer):
 
     def _check_wrapped(self, model: torch.nn.Module) -> None:
         """Several processes that do not exchange gradients would train several models without a word."""
-        if n_processes() > 1 and model is self.model:
+        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these wrap in place
+        if n_processes() > 1 and model is self.model and not shared:
             raise RuntimeError(f"{n_processes()} processes, but {type(model).__name__} is not wrapped to join them")
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
