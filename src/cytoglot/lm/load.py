@@ -149,7 +149,10 @@ def load_language_model(
     if adapter is not None:
         lm = replace(_adapted(adapter, device, dtype, trust=trust_remote_code), source=source, revision=commit)
     else:
-        model, tokenizer = _read(name_or_folder, source, _torch_dtype(dtype, target), quantisation, options)
+        given: dict[str, Any] = {"dtype": _torch_dtype(dtype, target)}
+        if quantisation is not None:
+            given |= {"quantization_config": quantisation, "device_map": {"": str(target)}}
+        model, tokenizer = _read(name_or_folder, source, given, options)
         lm = LanguageModel(model=model, tokenizer=tokenizer, device=target, source=source, revision=commit)
         if quantisation is None:
             lm.model.to(target)
@@ -159,16 +162,10 @@ def load_language_model(
 
 
 def _read(
-    name_or_folder: str | Path,
-    source: str,
-    dtype: torch.dtype | str,
-    quantisation: BitsAndBytesConfig | None,
-    options: dict[str, Any],
+    name_or_folder: str | Path, source: str, given: dict[str, Any], options: dict[str, Any]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read weights and tokenizer of one commit or folder, and check that they are whole and belong together."""
-    given: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-    if quantisation is not None:
-        given |= {"quantization_config": quantisation, "device_map": {"": "cuda"}}
+    given = {"use_safetensors": True, "output_loading_info": True, **given}
     try:
         check_index(source, options["revision"])
         with own_progress_only():
