@@ -225,6 +225,21 @@ def test_a_vector_does_not_depend_on_its_company(data, make_lm, word_tokenizer, 
     np.testing.assert_allclose(single[0], together[i], atol=2e-5)
 
 
+def test_many_texts_are_read_a_few_at_a_time_and_keep_their_places(scratch_lm):
+    rng = np.random.default_rng(0)
+    texts = ["Genes:" + " ACTB" * n for n in rng.integers(1, 60, size=90)]
+    spans = [(6, len(text)) for text in texts]
+    chunks = list(embed_module._chunks_to_read(texts, 50))
+    assert len(chunks) > 10
+    assert sorted(np.concatenate(chunks).tolist()) == list(range(90))
+    found = embed_texts(scratch_lm, texts, spans=spans, batch_tokens=50)
+    np.testing.assert_allclose(found, embed_texts(scratch_lm, texts, spans=spans, batch_tokens=10_000), atol=1e-5)
+    np.testing.assert_allclose(found[7], alone(scratch_lm, texts[7])[-texts[7].count("ACTB") :].mean(axis=0), atol=1e-5)
+    texts[61] = "Genes:" + " ACTB" * 300
+    with pytest.raises(InputError, match="text 61 does not fit"):
+        embed_texts(scratch_lm, texts, batch_tokens=50)
+
+
 def test_several_parts_of_a_text_are_pooled_at_once(scratch_lm):
     texts = ["Genes: ACTB B2M GNLY.", "Cell?"]
     rows = encode_prompts(scratch_lm.tokenizer, texts)
@@ -322,7 +337,7 @@ def test_faulty_options_are_named(scratch_lm, hub_like_lm):
         embed_texts(scratch_lm, ["Cell?"], batch_tokens=0)
     with pytest.raises(InputError, match="text 0 is empty"):
         embed_texts(hub_like_lm, [""])
-    with pytest.raises(InputError, match=r"1 of 2 do not fit .* 256 tokens: text 1 has 30\d"):
+    with pytest.raises(InputError, match=r"text 1 does not fit .* 256 tokens: it has 30\d"):
         embed_texts(scratch_lm, ["Cell?", "Cell" + " ACTB" * 300])
 
 

@@ -14,14 +14,12 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import anndata
 import h5py
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,7 +32,9 @@ from cytoglot.cell_model.sentence_stream import SentenceStream, open_sentences
 from cytoglot.data.formats import readable
 from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.errors import InputError
+from cytoglot.lm.ahead import one_ahead
 from cytoglot.lm.embed import (
+    EmbedTally,
     Precision,
     TextTokens,
     checked_layer,
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 #: Cells between two saved parts: with 800 tokens each a minute of work for a model of 14M parameters on one core.
 CHUNK_CELLS = 1024
 SUFFIXES = (".h5ad", ".parquet")
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,13 +208,20 @@ class _Work:
         if n_resumed:
             logger.info("%d of %d cells are kept from an interrupted run", n_resumed, cells.n_cells)
         tokens = (self._read(part) for part in cells.chunks(n_resumed))
+        tally = EmbedTally()
         with progress_bar(total=cells.n_cells, description="embed", unit="cell") as bar:
             bar.update(n_resumed)
-            for number, chunk in enumerate(_one_ahead(tokens), start=n_old):
+            for number, chunk in enumerate(one_ahead(tokens), start=n_old):
                 vectors_nd = embed_tokens(
-                    self.model.lm, chunk, layer=self.hidden_layer, batch_tokens=self.batch_tokens, on_text=bar.update
+                    self.model.lm,
+                    chunk,
+                    layer=self.hidden_layer,
+                    batch_tokens=self.batch_tokens,
+                    on_text=bar.update,
+                    tally=tally,
                 )
                 parts.write(number, vectors_nd)
+        logger.info("%s", tally)
         return n_resumed
 
     def _read(self, sentences: CellSentences) -> TextTokens:
@@ -305,15 +311,3 @@ def write_vectors(
         for ids, vectors_nd in parts:
             vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), n_d)
             writer.write_table(pa.table([pa.array(ids, type=pa.string()), vectors], schema=schema))
-
-
-def _one_ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield the items, each made in another thread while the one before it is in use."""
-    iterator = iter(items)
-    done = object()
-    # the number of threads that numba may use is each thread's own
-    with ThreadPoolExecutor(1, initializer=numba.set_num_threads, initargs=(numba.get_num_threads(),)) as pool:
-        coming = pool.submit(next, iterator, done)
-        while (item := coming.result()) is not done:
-            coming = pool.submit(next, iterator, done)
-            yield item  # type: ignore[misc]

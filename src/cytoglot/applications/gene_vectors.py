@@ -108,6 +108,7 @@ def gene_embeddings(
                         [prompt.gene_spans for prompt in prompts],
                     )
                     bar.update(len(prompts))
+        logger.info("%s", means.tally)
         vector_gd, counts_g = means.means()[rows], means.counts_w[rows]
     return _as_anndata(symbols, vector_gd, counts_g, about)
 

@@ -13,15 +13,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
+from cytoglot.lm.ahead import one_ahead
 from cytoglot.lm.batches import check_lengths, checked_batch_tokens, pad_right
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.memory import in_halves
@@ -75,10 +76,47 @@ def embed_texts(
         does not have; an unknown pooling or dtype; spans that are not one for each text or lie outside of it.
     """
     layer = checked_layer(lm, layer)
-    tokens = read_texts(lm, texts, pooling=pooling, spans=spans)
-    lm = in_precision(lm, dtype)
+    _check_pooling(pooling)
+    _check_spans(texts, spans)
+    embedding_nd = np.empty((len(texts), n_dimensions(lm)), dtype=np.float32)
+    tally, lm = EmbedTally(), in_precision(lm, dtype)
+
+    def read(chunk: NDArray[np.int64]) -> tuple[NDArray[np.int64], TextTokens]:
+        some = None if spans is None else [spans[i] for i in chunk]
+        return chunk, read_texts(lm, [texts[i] for i in chunk], pooling=pooling, spans=some, numbers=chunk)
+
+    chunks = _chunks_to_read(texts, checked_batch_tokens(lm, batch_tokens))
     with progress_bar(total=len(texts), description="embed", unit="text") as bar:
-        return embed_tokens(lm, tokens, layer=layer, batch_tokens=batch_tokens, on_text=bar.update)
+        for chunk, tokens in one_ahead(map(read, chunks)):
+            embedding_nd[chunk] = embed_tokens(
+                lm, tokens, layer=layer, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
+            )
+    logger.info("%s", tally)
+    return embedding_nd
+
+
+@dataclass(kw_only=True, eq=False)
+class EmbedTally:
+    """What was computed, to be added to as the work goes on."""
+
+    n_texts: int = 0
+    n_tokens: int = 0
+    """without padding"""
+    n_computed: int = 0
+    """with padding"""
+    n_batches: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def padding(self) -> float:
+        """Share of padding among all tokens, 0 without any."""
+        return 1 - self.n_tokens / self.n_computed if self.n_computed else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"{self.n_texts} texts of {self.n_tokens} tokens in {self.n_batches} batches, "
+            f"{100 * self.padding:.1f} % padding, {time.perf_counter() - self.started:.1f} s"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -97,17 +135,21 @@ def read_texts(
     *,
     pooling: Pooling = "mean",
     spans: Sequence[tuple[int, int]] | None = None,
+    numbers: NDArray[np.int64] | None = None,
 ) -> TextTokens:
     """Return the texts as tokens: the part of `embed_texts` that can be done ahead, in another thread.
+
+    `numbers` are what messages call the texts, where they are some of many.
 
     Raises
     ------
     InputError
-        An unknown pooling, or spans that are not one for each text or lie outside of it.
+        A text is empty or longer than the context, an unknown pooling, or spans that do not fit.
     """
-    if pooling not in ("mean", "last"):
-        raise InputError(f"pooling must be 'mean' or 'last', found {pooling!r}")
+    _check_pooling(pooling)
+    _check_spans(texts, spans)
     rows, ranges = _rows_and_ranges(lm, texts, spans)
+    _check_rows(lm, rows, np.arange(len(rows)) if numbers is None else numbers)
     if pooling == "last":
         ranges = [np.maximum(r, r[:, 1:] - 1) for r in ranges]
     return TextTokens(rows=rows, ranges=ranges)
@@ -120,13 +162,15 @@ def embed_tokens(
     layer: int = -1,
     batch_tokens: int | None = None,
     on_text: Callable[[], object] = lambda: None,
+    tally: EmbedTally | None = None,
 ) -> NDArray[np.float32]:
     """Return one vector per text, as `embed_texts` does, computed in the model's own type.
 
-    `on_text` is called when another text is done.
+    `on_text` is called when another text is done; `tally` is added to.
     """
     embedding_nd = np.empty((len(tokens.rows), n_dimensions(lm)), dtype=np.float32)
-    for row, vector_sd in pooled_states(lm, tokens.rows, tokens.ranges, layer=layer, batch_tokens=batch_tokens):
+    options: dict[str, Any] = {"layer": layer, "batch_tokens": batch_tokens, "tally": tally}
+    for row, vector_sd in pooled_states(lm, tokens.rows, tokens.ranges, **options):
         embedding_nd[row] = vector_sd[0]
         on_text()
     return embedding_nd
@@ -139,6 +183,7 @@ def pooled_states(
     *,
     layer: int = -1,
     batch_tokens: int | None = None,
+    tally: EmbedTally | None = None,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield the number of each row and the mean hidden state of each of its token ranges, float32 of shape (s, d).
 
@@ -162,14 +207,14 @@ def pooled_states(
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     check_lengths(lm, lengths, what="text")
     batches = embedding_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens))
-    started = time.perf_counter()
     compute = partial(_pooled, lm, rows, ranges, layer)
+    tally = EmbedTally() if tally is None else tally
     for batch in batches:
         yield from zip(batch.tolist(), in_halves(compute, batch.tolist(), what="text"), strict=True)
-    logger.info(
-        "%d texts of %d tokens in %d batches, %.1f %% padding, %.1f s",
-        *(len(rows), lengths.sum(), len(batches), 100 * padding_share(lengths, batches), time.perf_counter() - started),
-    )
+        tally.n_texts += len(batch)
+        tally.n_batches += 1
+        tally.n_tokens += int(lengths[batch].sum())
+        tally.n_computed += len(batch) * int(lengths[batch].max())
 
 
 def embedding_batches(lengths: NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
@@ -258,12 +303,37 @@ def token_ranges(offsets_t2: NDArray[np.int64], spans_s2: NDArray[np.int64]) -> 
     return np.stack([first, np.where(spans_s2[:, 1] > spans_s2[:, 0], np.maximum(first, behind), first)], axis=1)
 
 
-def _rows_and_ranges(
-    lm: LanguageModel, texts: Sequence[str], spans: Sequence[tuple[int, int]] | None
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+def _chunks_to_read(texts: Sequence[str], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the numbers of texts that are read at a time: a few batches of texts of like length, longest first."""
+    if isinstance(texts, str):
+        raise InputError(f"expected a list of texts, found one text of {len(texts)} characters; pass [text]")
+    n_characters = np.array([len(text) for text in texts], dtype=np.int64)
+    order = np.argsort(-n_characters, kind="stable")
+    # a token has a few characters, so these are four batches or more
+    part = np.cumsum(n_characters[order]) // (8 * batch_tokens)
+    yield from np.split(order, np.flatnonzero(np.diff(part)) + 1) if len(order) else ()
+
+
+def _check_pooling(pooling: str) -> None:
+    if pooling not in ("mean", "last"):
+        raise InputError(f"pooling must be 'mean' or 'last', found {pooling!r}")
+
+
+def _check_rows(lm: LanguageModel, rows: Sequence[NDArray[np.int64]], numbers: NDArray[np.int64]) -> None:
+    """Refuse what the model cannot read, under the numbers that the caller knows the texts by."""
+    for number, row in zip(numbers.tolist(), rows, strict=True):
+        if len(row) == 0:
+            raise InputError(f"text {number} is empty and the tokenizer puts no opening token; give at least one word")
+        if lm.context_length is not None and len(row) > lm.context_length:
+            raise InputError(
+                f"text {number} does not fit the model's context of {lm.context_length:,} tokens: it has {len(row):,}; "
+                "use fewer words"
+            )
+
+
+def _check_spans(texts: Sequence[str], spans: Sequence[tuple[int, int]] | None) -> None:
     if spans is None:
-        rows = encode_prompts(lm.tokenizer, texts)
-        return rows, [np.array([[0, len(row)]], dtype=np.int64) for row in rows]
+        return
     if len(spans) != len(texts):
         raise InputError(f"expected one span for each of {len(texts)} texts, found {len(spans)}; pass as many of both")
     for i, (text, (first, behind)) in enumerate(zip(texts, spans, strict=True)):
@@ -272,6 +342,14 @@ def _rows_and_ranges(
                 f"span {i} must lie in its text of {len(text)} characters, found ({first}, {behind}); "
                 "pass positions of characters, the second behind the last"
             )
+
+
+def _rows_and_ranges(
+    lm: LanguageModel, texts: Sequence[str], spans: Sequence[tuple[int, int]] | None
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    if spans is None:
+        rows = encode_prompts(lm.tokenizer, texts)
+        return rows, [np.array([[0, len(row)]], dtype=np.int64) for row in rows]
     rows, offsets = encode_prompts_with_offsets(lm.tokenizer, texts)
     found = [token_ranges(o, np.array([span], dtype=np.int64)) for o, span in zip(offsets, spans, strict=True)]
     without = [i for i, r in enumerate(found) if r[0, 0] == r[0, 1]]

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.lm.embed import n_dimensions, pooled_states, token_ranges
+from cytoglot.lm.embed import EmbedTally, n_dimensions, pooled_states, token_ranges
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import encode_completions, encode_prompts_with_offsets
 
@@ -55,6 +56,8 @@ class WordVectorMeans:
     batch_tokens: int | None = None
     counts_w: NDArray[np.int64] = field(init=False)
     """occurrences of each word"""
+    tally: EmbedTally = field(default_factory=EmbedTally)
+    """what was computed so far"""
 
     def __post_init__(self) -> None:
         self.counts_w = np.zeros(self.n_words, dtype=np.int64)
@@ -84,7 +87,8 @@ class WordVectorMeans:
             if len(without):
                 first, behind = spans[i][without[0]]
                 raise InputError(f"expected a token for every word, found none for {texts[i][first:behind]!r}")
-        for i, vector_sd in pooled_states(self.lm, rows, ranges, layer=self.layer, batch_tokens=self.batch_tokens):
+        options: dict[str, Any] = {"layer": self.layer, "batch_tokens": self.batch_tokens, "tally": self.tally}
+        for i, vector_sd in pooled_states(self.lm, rows, ranges, **options):
             np.add.at(self._sum_wd, words[i], vector_sd.astype(np.float64))
             np.add.at(self.counts_w, words[i], 1)
 
