@@ -17,6 +17,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "census": ("tiledbsoma", "cellxgene_census"),
     "ray": ("ray",),
     "vllm": ("vllm",),
+    "deepspeed": ("deepspeed",),
 }
 
 

@@ -20,7 +20,9 @@ _NEEDED_FOR = {
     "dask": "encoding dask arrays",
     "c2s": "reading cell2sentence data sets through `datasets`",
     "census": "corpora of cells from CELLxGENE Census",
-    "ray": "building corpora on a Ray cluster",
+    "ray": "building corpora and answering prompts on a Ray cluster",
+    "vllm": "answering prompts by vLLM, here or while aligning",
+    "deepspeed": "sharing weights among GPUs by DeepSpeed (FSDP2 needs nothing)",
 }
 
 

@@ -79,10 +79,7 @@ def add_lora(
     )
     with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        with warnings.catch_warnings():
-            # peft 0.21 still asks transformers 5.23 by an old name; nothing that a user could change.
-            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            model = peft.get_peft_model(lm.model, config)
+        model = with_adapter(lm.model, config)
     if train_vectors:
         for weight in _vectors(model):
             weight.data = weight.data.float()  # steps of training are lost in half precision
@@ -96,6 +93,15 @@ def add_lora(
         f"{sum(p.numel() for p in model.parameters()):,}",
     )
     return replace(lm, model=model.train(lm.model.training))
+
+
+def with_adapter(model: PreTrainedModel, config: Any) -> Any:
+    """Return the model with a new adapter of a `peft` configuration; its layers are used, not copied."""
+    peft = require("peft", extra="train", purpose="training with LoRA")
+    with warnings.catch_warnings():
+        # peft 0.21 still asks transformers 5.23 by an old name; nothing that a user could change.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        return peft.get_peft_model(model, config)
 
 
 def is_adapted(lm: LanguageModel) -> bool:

@@ -35,6 +35,7 @@ from cytoglot.train.model_card import write_model_card
 from cytoglot.train.processes import from_first, is_first, join_processes, wait_for_all
 from cytoglot.train.recipe import OptimRecipe, TrainRecipe
 from cytoglot.train.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
+from cytoglot.train.sharded import check_sharding, whole_model, whole_weights
 from cytoglot.train.trainer import AnswerTrainer, HeldOutScores, TrainingData, training_arguments, uses_bf16
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ def begin(run: Run, *, overwrite: bool) -> CellModel | None:
         The folder holds other things, or a run with other settings.
     """
     join_processes(run.device)
+    check_sharding(run.recipe, choose_device(run.device))
     if is_first():
         check_folder(run.folder, run.manifest, overwrite=overwrite)
     finished = from_first(is_finished(run.folder) and not overwrite)
@@ -198,11 +200,22 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData) -> tuple[LanguageModel,
         if not average.is_over:  # a run may have been broken off behind its last look
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         average.keep_best()
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            lm = _whole(lm, trainer)
         for name in ("forward", "_original_forward"):  # mixed precision was laid over the model's own
             vars(lm.model).pop(name, None)
     lm = replace(lm, device=next(lm.model.parameters()).device)
     lm.model.eval()
     return lm, history
+
+
+def _whole(lm: LanguageModel, trainer: AnswerTrainer) -> LanguageModel:
+    """Return the model of which each process holds a part, whole in the first one."""
+    if trainer.is_deepspeed_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    else:
+        weights = whole_weights(lm.model)
+    return whole_model(lm, weights) if is_first() else lm
 
 
 def _trainer(

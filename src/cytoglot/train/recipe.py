@@ -221,6 +221,10 @@ class TrainRecipe(Settings):
     """adapters instead of full weights"""
     grpo: GrpoRecipe = GrpoRecipe()
     """rewards and how they are followed"""
+    fsdp: dict[str, Any] | None = None
+    """share weights, gradients and moments among GPUs by FSDP2: transformers' fsdp_config, {} for its defaults"""
+    deepspeed: str | None = None
+    """the same by DeepSpeed: its JSON file"""
     report_to: tuple[str, ...] = ()
     """trackers of transformers' Trainer to report to, such as tensorboard or wandb"""
     push_to_hub: str | None = None
@@ -251,6 +255,8 @@ class TrainRecipe(Settings):
     def _belong_together(self) -> TrainRecipe:
         if self.kind == "grpo" and self.model.base is None:
             raise ValueError("kind grpo aligns a trained model: set model.base to its folder")
+        if self.fsdp is not None and self.deepspeed is not None:
+            raise ValueError("fsdp and deepspeed are two ways to the same end; name one of them")
         if self.lora is not None and self.model.base is None:
             raise ValueError("lora adapts a trained model: set model.base to a folder or a name on the hub")
         return self

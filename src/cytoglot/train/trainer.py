@@ -252,9 +252,13 @@ class AnswerTrainer(Trainer):
 
     def _validation_loss(self) -> float:
         total = torch.zeros(2, dtype=torch.float64)
-        for number, batch in enumerate(self._data.validation):
-            if number % n_processes() == rank():
-                total += torch.tensor([self._loss_without_gradients(batch), int(batch["n_examples"])])
+        batches = self._data.validation
+        for start in range(0, len(batches), n_processes()):
+            # Each process computes as often as the others: under shared weights they need each other for it.
+            batch = batches[min(start + rank(), len(batches) - 1)]
+            loss = self._loss_without_gradients(batch)
+            if start + rank() < len(batches):
+                total += torch.tensor([loss, int(batch["n_examples"])])
         loss, n_examples = sum_over_all(total, self.args.device).tolist()
         return loss / n_examples if n_examples else float("nan")
 
@@ -456,6 +460,9 @@ def training_arguments(
         remove_unused_columns=False,
         disable_tqdm=True,
         log_level="error",
+        fsdp=recipe.fsdp is not None,
+        fsdp_config=None if recipe.fsdp is None else dict(recipe.fsdp),
+        deepspeed=recipe.deepspeed,
         report_to=list(recipe.report_to) or "none",
         seed=seed,
         use_cpu=lm.device.type == "cpu",
