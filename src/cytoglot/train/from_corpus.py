@@ -47,7 +47,8 @@ from cytoglot.train.word_vectors import co_expression_vectors
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_CELLS = 4000
+SAMPLE_CELLS = 4000
+"""cells that a corpus is described by"""
 _LONGEST = 1 << 15
 _TOLD = {"cell_type", "organism", "tissue", "disease", "sex", "development_stage", "assay", "condition"}
 _MAX_DENSE = 60_000_000  # values of the dense matrix that the gene vectors are made from: 240 MB
@@ -112,12 +113,12 @@ def train_corpus(
     check_base(settings, corpus.vocabulary)
     set_threads(threads)
     open_run(run, overwrite=overwrite)
-    sample = sample_cells(corpus, "train", n=_SAMPLE_CELLS, seed=seed)
+    sample = sample_cells(corpus, "train", n=SAMPLE_CELLS, seed=seed)
     lm, history = _fit(run, corpus, sample, shares)
 
     def make_model(lm: LanguageModel) -> CellModel:
-        model = CellModel(lm=lm, spec=_spec(corpus, sample, settings, shares, manifest), folder=run.folder)
-        return _calibrated(model, corpus, seed=seed) if model.spec.labels else model
+        model = CellModel(lm=lm, spec=spec_of_corpus(corpus, sample, settings, shares, manifest), folder=run.folder)
+        return calibrate_on_corpus(model, corpus, seed=seed) if model.spec.labels else model
 
     held_out = held_out_of_corpus(corpus, shares, settings, seed)
     return finish(run, make_model, lm, history, facts={"corpus": corpus_facts(corpus)}, held_out=held_out)
@@ -125,7 +126,7 @@ def train_corpus(
 
 def _shares(corpus: Corpus, recipe: TrainRecipe) -> dict[str, float]:
     """Return the mixture: what the recipe names, else equal shares of everything that the corpus can ask."""
-    _refuse_settings_of_files(recipe)
+    refuse_settings_of_files(recipe)
     askable = askable_tasks(corpus, "train")
     if "tasks" not in recipe.model_fields_set:
         return dict.fromkeys(askable, 1.0)
@@ -137,7 +138,8 @@ def _shares(corpus: Corpus, recipe: TrainRecipe) -> dict[str, float]:
     return dict(recipe.tasks)
 
 
-def _refuse_settings_of_files(recipe: TrainRecipe) -> None:
+def refuse_settings_of_files(recipe: TrainRecipe) -> None:
+    """Refuse settings that say how a file of cells is read or divided."""
     own = recipe.sentence.model_fields_set - {"top_genes"}
     given = [f"sentence.{name}" for name in sorted(own)]
     given += [name for name in ("qc", "views", "context", "control", "train_share") if name in recipe.model_fields_set]
@@ -289,7 +291,7 @@ def _validation_batches(
     return batches
 
 
-def _calibrated(model: CellModel, corpus: Corpus, *, seed: int) -> CellModel:
+def calibrate_on_corpus(model: CellModel, corpus: Corpus, *, seed: int) -> CellModel:
     """Fit temperature and threshold on validation cells whose label training knew."""
     if not corpus.shards("validation"):
         return model
@@ -302,9 +304,10 @@ def _calibrated(model: CellModel, corpus: Corpus, *, seed: int) -> CellModel:
     return model.with_calibration(calibrate(scores_nk, truth))
 
 
-def _spec(
+def spec_of_corpus(
     corpus: Corpus, sample: CellSample, recipe: TrainRecipe, shares: dict[str, float], manifest: Manifest
 ) -> CellModelSpec:
+    """Return what a model that learned from a corpus knows of its cells, not yet calibrated."""
     table = corpus.count("cell_type", "train") if "cell_type_annotation" in shares else {}
     top_genes = recipe.sentence.top_genes
     lengths = np.minimum(sample.sentences.lengths, top_genes or np.iinfo(np.int64).max)

@@ -251,11 +251,11 @@ def _ground_of_cells(
         from cytoglot.train import sft
 
         spec = (
-            sft._spec(prepared, recipe, manifest, label=label)
+            sft.spec_of_cells(prepared, recipe, manifest, label=label)
             if model is None
             else replace(model.spec, manifest=manifest.to_dict())
         )
-        return sft._calibrated(CellModel(lm=aligned, spec=spec), prepared)
+        return sft.calibrate_on_cells(CellModel(lm=aligned, spec=spec), prepared)
 
     return _Ground(
         lm=lm,
@@ -323,7 +323,7 @@ def _groups(obs: pd.DataFrame, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.ob
 def _ground_of_corpus(corpus: Corpus, recipe: TrainRecipe, *, seed: int, device: str) -> _Ground:
     from cytoglot.train import from_corpus
 
-    from_corpus._refuse_settings_of_files(recipe)
+    from_corpus.refuse_settings_of_files(recipe)
     lm, model = _load_base(recipe, device)
     if model is not None and model.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
         raise InputError(
@@ -339,10 +339,10 @@ def _ground_of_corpus(corpus: Corpus, recipe: TrainRecipe, *, seed: int, device:
         if model is not None:
             spec: CellModelSpec = replace(model.spec, manifest=manifest.to_dict())
         else:
-            sample = from_corpus.sample_cells(corpus, "train", n=from_corpus._SAMPLE_CELLS, seed=seed)
-            spec = from_corpus._spec(corpus, sample, settings, dict(source.shares), manifest)
+            sample = from_corpus.sample_cells(corpus, "train", n=from_corpus.SAMPLE_CELLS, seed=seed)
+            spec = from_corpus.spec_of_corpus(corpus, sample, settings, dict(source.shares), manifest)
         found = CellModel(lm=aligned, spec=spec)
-        return from_corpus._calibrated(found, corpus, seed=seed) if spec.labels else found
+        return from_corpus.calibrate_on_corpus(found, corpus, seed=seed) if spec.labels else found
 
     return _Ground(lm=lm, source=source, finish=finish, split=None, messages=())
 

@@ -35,7 +35,7 @@ from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import encode_prompts
 from cytoglot.train.grpo_prompts import AskedPrompt
 from cytoglot.train.rewards.mixture import RewardTerm
-from cytoglot.train.trainer import _is_about_files, _readable
+from cytoglot.train.trainer import is_about_files, readable_checkpoint
 
 NUMBER = "number"
 """column of the data set and key of a batch: which prompt of the plan a row is"""
@@ -239,7 +239,7 @@ class CellGrpoTrainer(GRPOTrainer):
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, SafetensorError, RuntimeError) as error:
-            if not isinstance(error, OSError) and not _is_about_files(error):
+            if not isinstance(error, OSError) and not is_about_files(error):
                 raise
             raise InputError(
                 f"the checkpoint of step {self.state.global_step} cannot be written into {self.args.output_dir}: "
@@ -396,7 +396,7 @@ class CellGrpoTrainer(GRPOTrainer):
 @contextmanager
 def _whole(checkpoint: str | None) -> Iterator[None]:
     """Say in one line that a checkpoint cannot be read."""
-    with _readable(checkpoint):
+    with readable_checkpoint(checkpoint):
         try:
             yield
         except RuntimeError as error:

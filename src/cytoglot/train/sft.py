@@ -113,8 +113,8 @@ def train(
     lm, history = _fit(run, prepared)
 
     def make_model(lm: LanguageModel) -> CellModel:
-        spec = _spec(prepared, settings, manifest, label=label)
-        return _calibrated(CellModel(lm=lm, spec=spec, folder=run.folder), prepared)
+        spec = spec_of_cells(prepared, settings, manifest, label=label)
+        return calibrate_on_cells(CellModel(lm=lm, spec=spec, folder=run.folder), prepared)
 
     return finish(
         run,
@@ -217,7 +217,7 @@ def _tokenizer(prepared: PreparedCells, recipe: TrainRecipe) -> PreTrainedTokeni
     )
 
 
-def _calibrated(model: CellModel, prepared: PreparedCells) -> CellModel:
+def calibrate_on_cells(model: CellModel, prepared: PreparedCells) -> CellModel:
     """Choose between one view and the recipe's number by the validation loss, then keep temperature and threshold."""
     rows = prepared.rows("validation", labelled=True)
     if len(rows) == 0:
@@ -238,7 +238,8 @@ def _calibrated(model: CellModel, prepared: PreparedCells) -> CellModel:
     return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
 
 
-def _spec(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, label: str) -> CellModelSpec:
+def spec_of_cells(prepared: PreparedCells, recipe: TrainRecipe, manifest: Manifest, *, label: str) -> CellModelSpec:
+    """Return what a model that learned from these cells knows of them, not yet calibrated."""
     rows = prepared.rows("train", labelled=False)
     table = label_table(prepared)
     mapped = map_labels(list(table))

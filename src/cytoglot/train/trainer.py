@@ -294,7 +294,7 @@ class AnswerTrainer(Trainer):
                 discard_old_checkpoints(work, n_kept=2)
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if not isinstance(error, OSError) and not _is_about_files(error):
+            if not isinstance(error, OSError) and not is_about_files(error):
                 raise
             raise InputError(
                 f"the checkpoint of step {step} cannot be written into {work}: {error}; make room or allow "
@@ -334,7 +334,7 @@ class AnswerTrainer(Trainer):
         InputError
             It was made by other processes, of another vocabulary, or of other weights.
         """
-        with _readable(checkpoint):
+        with readable_checkpoint(checkpoint):
             found: Mapping[str, Any] = json.loads((checkpoint / MARK_FILE).read_text(encoding="utf-8"))
         mine = self._mark()
         for name, value in mine.items():
@@ -343,7 +343,7 @@ class AnswerTrainer(Trainer):
                     f"{checkpoint} is of another run: expected {name.replace('_', ' ')} {value}, found "
                     f"{found.get(name)}; go on as it was begun, or pass --overwrite to start anew"
                 )
-        with _readable(checkpoint):
+        with readable_checkpoint(checkpoint):
             for one in self._kept:
                 one.restore(checkpoint)
             position = (checkpoint / f"reader-{rank()}.json").read_text(encoding="utf-8")
@@ -354,7 +354,7 @@ class AnswerTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
         file = Path(resume_from_checkpoint) / WEIGHTS_FILE
-        with _readable(file):
+        with readable_checkpoint(file):
             weights = load_file(file)
         with torch.no_grad():
             for name, value in self._lm.model.named_parameters():
@@ -364,16 +364,16 @@ class AnswerTrainer(Trainer):
                     value.copy_(weights[name])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
+        with readable_checkpoint(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
+        with readable_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)
 
 
 @contextmanager
-def _readable(checkpoint: str | Path | None) -> Iterator[None]:
+def readable_checkpoint(checkpoint: str | Path | None) -> Iterator[None]:
     """Say in one line that a checkpoint is damaged, or holds something else than numbers, which is never run."""
     try:
         yield
@@ -389,7 +389,7 @@ def _readable(checkpoint: str | Path | None) -> Iterator[None]:
         ) from error
 
 
-def _is_about_files(error: Exception) -> bool:
+def is_about_files(error: Exception) -> bool:
     """Tell the failures to write of torch and safetensors, which are no OSErrors, from others."""
     return isinstance(error, SafetensorError) or any(word in str(error) for word in ("iostream", "PytorchStreamWriter"))
 
