@@ -88,6 +88,42 @@ def test_what_is_missing_is_told_in_one_line(
     assert message in command("train", *filled).refusal
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.base=nowhere"], "no folder 'nowhere' here"),
+        (["model.base={model}", "lora.targets=[foo]"], "lora.targets: no layer is called 'foo'"),
+        (["optim.stop_on=foo"], "optim.stop_on must be loss or a task's metric"),
+        (["report_to=[foo]"], "report_to foo: foo is not supported"),
+        (["model.scratch.context_length=8"], "tokens without any gene and the model reads 8"),
+        (
+            ["kind=grpo", "model.base={model}", "grpo.rewards.overlap.weight=1", "grpo.probes=off", "report_to=[foo]"],
+            "report_to foo: foo is not supported",
+        ),
+    ],
+)
+def test_what_is_refused_leaves_the_folder_as_it_was(
+    command: Command,
+    cells_file: Path,
+    tiny_model_folder: Path,
+    small: dict[str, Any],
+    settings: list[str],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    small.pop("tasks")
+    recipe = _recipe(tmp_path / "r.yaml", **small, source=str(cells_file), label="cell_type")
+    options = [x for value in settings for x in ("--set", value.format(model=tiny_model_folder))]
+    result = command("train", "--recipe", recipe, "-o", tmp_path / "new", *options)
+    assert result.code == 2
+    assert message in result.err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
+    shutil.copytree(tiny_model_folder, tmp_path / "old")
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in (tmp_path / "old").iterdir())
+    assert command("train", "--recipe", recipe, "-o", tmp_path / "old", *options, "--overwrite").code == 2
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in (tmp_path / "old").iterdir()) == before
+
+
 def test_the_card_is_written_again_with_test_metrics(
     command: Command, tiny_model_folder: Path, cells_file: Path, tmp_path: Path
 ) -> None:

@@ -67,7 +67,7 @@ def test_an_unfinished_run_is_not_resumed_on_another_base(
 ) -> None:
     recipe = adapting(tiny_recipe, base)
     with monkeypatch.context() as patch:
-        patch.setattr("cytoglot.train.sft._fit", stop)
+        patch.setattr("cytoglot.train.fit.AnswerTrainer.train", stop)
         with pytest.raises(StoppedError):
             train(cells, label="cell_type", out=tmp_path / "m", recipe=recipe, device="cpu")
     changed = AutoModelForCausalLM.from_pretrained(base)

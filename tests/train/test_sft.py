@@ -179,7 +179,7 @@ def test_an_unfinished_run_with_other_settings_is_not_resumed(
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cytoglot.train.sft._fit", stop)
+    monkeypatch.setattr("cytoglot.train.fit.AnswerTrainer.train", stop)
     with pytest.raises(KeyboardInterrupt):
         train(cells, label="cell_type", out=tmp_path / "m", recipe=tiny_recipe, seed=3, device="cpu")
     with pytest.raises(InputError, match="unfinished run with other seeds"):

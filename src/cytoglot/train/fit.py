@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.load import CellModel, check_same_genes, load_cell_model
@@ -79,7 +80,11 @@ def begin(run: Run, *, overwrite: bool) -> CellModel | None:
 
 
 def open_run(run: Run, *, overwrite: bool) -> None:
-    """Make the work folder; from here on the folder holds an unfinished run."""
+    """Make the work folder; from here on the folder holds an unfinished run, and what it held before is gone.
+
+    Called only when nothing is left that could be refused: a model, a setting, or examples that cannot be used leave
+    the folder as it was.
+    """
     if is_first():
         open_work(run.folder, run.manifest, overwrite=overwrite)
     wait_for_all()
@@ -166,10 +171,30 @@ def can_pack(lm: LanguageModel, optim: OptimRecipe, *, auto: bool) -> bool:
     return False
 
 
-def fit(run: Run, lm: LanguageModel, data: TrainingData) -> tuple[LanguageModel, History]:
+def check_trackers(recipe: TrainRecipe) -> None:
+    """Refuse a tracker that is unknown or not installed.
+
+    Raises
+    ------
+    InputError
+        The message says which, and how it is installed.
+    """
+    try:
+        for callback in get_reporting_integration_callbacks(list(recipe.report_to)):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise InputError(f"report_to {', '.join(recipe.report_to)}: {' '.join(str(error).split())}") from error
+
+
+def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = False) -> tuple[LanguageModel, History]:
     """Train, from the last whole checkpoint if there is one; return the best model and the history.
 
     An adapter is not merged yet: `finish` does that.
+
+    Parameters
+    ----------
+    overwrite
+        Start anew, whatever the folder holds.
 
     Raises
     ------
@@ -189,10 +214,13 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData) -> tuple[LanguageModel,
         stop_on=optim.stop_on,
         higher=_higher_is_better(optim.stop_on, data.held_out),
     )
+    check_trackers(run.recipe)
+    arguments = _arguments(run, lm, data)
+    open_run(run, overwrite=overwrite)
     if lm.device.type == "cuda":
         data = replace(data, batches=ReadAhead(data.batches))
     with _set_up_for_training(lm, optim), own_progress_only():
-        trainer = _trainer(run, lm, data, average, history)
+        trainer = AnswerTrainer(lm=lm, data=data, recipe=run.recipe, args=arguments, average=average, history=history)
         checkpoint = from_first(last_checkpoint(run.work))
         if checkpoint is not None:
             logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
@@ -218,19 +246,11 @@ def _whole(lm: LanguageModel, trainer: AnswerTrainer) -> LanguageModel:
     return whole_model(lm, weights) if is_first() else lm
 
 
-def _trainer(
-    run: Run, lm: LanguageModel, data: TrainingData, average: WeightAverage, history: History
-) -> AnswerTrainer:
+def _arguments(run: Run, lm: LanguageModel, data: TrainingData) -> TrainingArguments:
     if "tensorboard" in run.recipe.report_to:  # else it would write into the work folder, which goes away
         os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
     validates = len(data.validation) > 0 or data.held_out is not None
-    arguments = training_arguments(run.work, run.recipe, lm, seed=run.seed, validates=validates)
-    try:
-        return AnswerTrainer(lm=lm, data=data, recipe=run.recipe, args=arguments, average=average, history=history)
-    except (RuntimeError, ValueError, ImportError) as error:
-        if not run.recipe.report_to or isinstance(error, InputError):
-            raise
-        raise InputError(f"report_to {', '.join(run.recipe.report_to)}: {' '.join(str(error).split())}") from error
+    return training_arguments(run.work, run.recipe, lm, seed=run.seed, validates=validates)
 
 
 def _higher_is_better(stop_on: str, held_out: HeldOutScores | None) -> bool:

@@ -37,7 +37,7 @@ from cytoglot.train.answer_loss import Batch
 from cytoglot.train.calibrate import calibrate
 from cytoglot.train.callbacks import History
 from cytoglot.train.corpus_data import CorpusBatches, CorpusDataset, gene_tokenizer, readers_of
-from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, open_run, start_model
+from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, start_model
 from cytoglot.train.held_out import held_out_of_corpus
 from cytoglot.train.model_card import corpus_facts
 from cytoglot.train.processes import n_processes, rank
@@ -112,9 +112,8 @@ def train_corpus(
         return finished
     check_base(settings, corpus.vocabulary)
     set_threads(threads)
-    open_run(run, overwrite=overwrite)
     sample = sample_cells(corpus, "train", n=SAMPLE_CELLS, seed=seed)
-    lm, history = _fit(run, corpus, sample, shares)
+    lm, history = _fit(run, corpus, sample, shares, overwrite=overwrite)
 
     def make_model(lm: LanguageModel) -> CellModel:
         model = CellModel(lm=lm, spec=spec_of_corpus(corpus, sample, settings, shares, manifest), folder=run.folder)
@@ -216,7 +215,9 @@ def _tokenizer(corpus: Corpus, shares: dict[str, float], context_length: int) ->
     return build_tokenizer(corpus.vocabulary.symbols, texts, context_length=context_length)
 
 
-def _fit(run: Run, corpus: Corpus, sample: CellSample, shares: dict[str, float]) -> tuple[LanguageModel, History]:
+def _fit(
+    run: Run, corpus: Corpus, sample: CellSample, shares: dict[str, float], *, overwrite: bool
+) -> tuple[LanguageModel, History]:
     """Build or load the model and train it, from the last whole checkpoint if there is one."""
     recipe, seed = run.recipe, run.seed
     lm = start_model(run, lambda: _new_model(corpus, sample, recipe, shares, seed=seed))
@@ -232,7 +233,7 @@ def _fit(run: Run, corpus: Corpus, sample: CellSample, shares: dict[str, float])
         validation=_validation_batches(read, corpus, shares, batch_size=recipe.optim.batch_size),
         held_out=None if recipe.optim.stop_on == "loss" else held_out_of_corpus(corpus, shares, recipe, seed),
     )
-    return fit(run, lm, data)
+    return fit(run, lm, data, overwrite=overwrite)
 
 
 def _reader(

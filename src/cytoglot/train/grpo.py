@@ -35,7 +35,7 @@ from cytoglot.cell_model.spec import CellModelSpec, load_split
 from cytoglot.config import load_recipe
 from cytoglot.corpus.folder import Corpus, is_corpus, open_corpus
 from cytoglot.data.datasets import resolve_source
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.gene_options import AS_NAMED, DEFAULT_GENES, GeneOptions
 from cytoglot.data.ontology import map_labels
 from cytoglot.data.read import read
 from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
@@ -49,7 +49,7 @@ from cytoglot.lm.tokenizer import encode_completions, encode_prompts
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.train.callbacks import History
-from cytoglot.train.fit import Run, base_fingerprint, begin, finish, open_run
+from cytoglot.train.fit import Run, base_fingerprint, begin, check_trackers, finish, open_run
 from cytoglot.train.grpo_prompts import (
     AskableCells,
     AskedPrompt,
@@ -289,7 +289,7 @@ def _prepare_for(
         messages.append("cells are divided as when the base model was trained")
     split = split or split_cells(adata.obs, by=split_by, label=label, seed=seed)
     messages += list(split.warnings)
-    sentences, overlap = model.sentences(adata)
+    sentences, overlap = model.sentences(adata, gene_options=AS_NAMED, min_overlap=recipe.model.min_known_genes)
     messages.append(str(overlap))
     limits = [n for n in (model.spec.ranking.top_genes, _own_top_genes(recipe)) if n is not None]
     return PreparedCells(
@@ -363,7 +363,6 @@ def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
         )
         logger.warning("%s", messages[-1])
     probes = _probe(reward, ground.source, lm, context, grpo, max_tokens=max_tokens)
-    open_run(run, overwrite=overwrite)
     watched = HeldOutRewards(
         held_out,
         reward,
@@ -375,7 +374,10 @@ def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
         unit=ground.source.unit,
     )
     lm = _with_adapter(lm, recipe, seed=run.seed)
-    watch = _fit(lm, plan, reward, watched, run, max_tokens=max_tokens)
+    check_trackers(recipe)
+    arguments = _arguments(run, lm, reward, max_tokens=max_tokens)
+    open_run(run, overwrite=overwrite)
+    watch = _fit(lm, plan, reward, watched, run, arguments)
     history = History()
     history.rows = watch.rows
     return finish(
@@ -503,8 +505,7 @@ def _fit(
     reward: MixedReward,
     watched: HeldOutRewards,
     run: Run,
-    *,
-    max_tokens: int,
+    arguments: GRPOConfig,
 ) -> AlignmentWatch:
     """Train, from the last whole checkpoint if there is one."""
     recipe, grpo = run.recipe, run.recipe.grpo
@@ -512,24 +513,17 @@ def _fit(
     watch = AlignmentWatch(
         lm, watched, every=every, max_overlap_gain=grpo.max_overlap_gain, on_collapse=grpo.on_collapse
     )
-    if "tensorboard" in recipe.report_to:  # else it would write into the work folder, which goes away
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
-    try:
-        trainer = CellGrpoTrainer(
-            lm,
-            plan,
-            args=_arguments(run.work, recipe, lm, reward, max_tokens=max_tokens, seed=run.seed),
-            reward_terms=reward.terms,
-            constrained=grpo.constrained,
-            kl=grpo.kl,
-            terminator=TERMINATOR,
-            optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=False),
-            callbacks=[watch],
-        )
-    except (RuntimeError, ValueError, ImportError) as error:
-        if not recipe.report_to or isinstance(error, InputError):
-            raise
-        raise InputError(f"report_to {', '.join(recipe.report_to)}: {' '.join(str(error).split())}") from error
+    trainer = CellGrpoTrainer(
+        lm,
+        plan,
+        args=arguments,
+        reward_terms=reward.terms,
+        constrained=grpo.constrained,
+        kl=grpo.kl,
+        terminator=TERMINATOR,
+        optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=False),
+        callbacks=[watch],
+    )
     checkpoint = from_first(last_look(run.work))
     if checkpoint is not None:
         logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
@@ -544,14 +538,14 @@ def _fit(
     return watch
 
 
-def _arguments(
-    work: Path, recipe: TrainRecipe, lm: LanguageModel, reward: MixedReward, *, max_tokens: int, seed: int
-) -> GRPOConfig:
+def _arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_tokens: int) -> GRPOConfig:
     """Return what TRL is to do: our batches and looks, our bar, nothing printed."""
-    grpo, optim = recipe.grpo, recipe.optim
+    recipe, grpo, optim = run.recipe, run.recipe.grpo, run.recipe.optim
     per_device, n_batches = _batches(recipe)
+    if "tensorboard" in recipe.report_to:  # else it would write into the work folder, which goes away
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
     return GRPOConfig(
-        output_dir=str(work),
+        output_dir=str(run.work),
         max_steps=optim.steps,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=n_batches,
@@ -581,7 +575,7 @@ def _arguments(
         disable_tqdm=True,
         log_level="error",
         report_to=list(recipe.report_to) or "none",
-        seed=seed,
+        seed=run.seed,
         use_cpu=lm.device.type == "cpu",
         dataloader_pin_memory=lm.device.type == "cuda",
     )

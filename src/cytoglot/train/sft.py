@@ -36,7 +36,7 @@ from cytoglot.train.batches import NumberedBatches
 from cytoglot.train.calibrate import calibrate, generation_temperature
 from cytoglot.train.callbacks import History
 from cytoglot.train.examples import Examples, collate, plan_training, plan_validation
-from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, open_run, start_model
+from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, start_model
 from cytoglot.train.held_out import held_out_of_cells
 from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells, word_quantiles
 from cytoglot.train.processes import n_processes, rank
@@ -107,10 +107,9 @@ def train(
     set_threads(threads)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
     check_base(settings, prepared.sentences.vocabulary)
-    open_run(run, overwrite=overwrite)  # only now: cells that cannot be used leave the folder as it was
     for message in prepared.messages:
         logger.info("%s", message)
-    lm, history = _fit(run, prepared)
+    lm, history = _fit(run, prepared, overwrite=overwrite)
 
     def make_model(lm: LanguageModel) -> CellModel:
         spec = spec_of_cells(prepared, settings, manifest, label=label)
@@ -158,7 +157,7 @@ def _check_tasks(recipe: TrainRecipe) -> None:
             )
 
 
-def _fit(run: Run, prepared: PreparedCells) -> tuple[LanguageModel, History]:
+def _fit(run: Run, prepared: PreparedCells, *, overwrite: bool) -> tuple[LanguageModel, History]:
     """Build or load the model and train it, from the last whole checkpoint if there is one."""
     recipe, seed = run.recipe, run.seed
     lm = start_model(run, lambda: _new_model(prepared, recipe, seed=seed))
@@ -182,7 +181,7 @@ def _fit(run: Run, prepared: PreparedCells) -> tuple[LanguageModel, History]:
         validation=list(NumberedBatches(held, layout, batch_size=2 * optim.batch_size)),
         held_out=None if optim.stop_on == "loss" else held_out_of_cells(prepared, recipe, seed),
     )
-    return fit(run, lm, data)
+    return fit(run, lm, data, overwrite=overwrite)
 
 
 def _new_model(
