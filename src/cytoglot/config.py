@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
@@ -11,6 +12,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cytoglot.errors import InputError, nearest_names
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as version 1.2 reads it: `on`, `off`, `yes` and `no` are words, of which pydantic makes booleans itself."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - of the base class
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), "tTfF")
 
 
 class Settings(BaseModel):
@@ -46,7 +59,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"recipe {path} does not exist; pass the path of a YAML file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {path} is not a text in UTF-8: {error}; save it as such") from error
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:
@@ -69,7 +84,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             )
         values = child
     try:
-        values[last] = yaml.safe_load(text)
+        values[last] = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -103,6 +104,23 @@ def test_recipe_takes_yaml_and_overrides(tmp_path: Path) -> None:
 def test_recipe_faults_say_what_to_do(overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_recipe(_Outer, None, overrides)
+
+
+def test_a_recipe_means_words_by_on_and_off(tmp_path: Path) -> None:
+    class Switches(Settings):
+        mode: Literal["on", "off"]
+        flag: bool = False
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("mode: off\nflag: yes\n")
+    assert load_recipe(Switches, recipe) == Switches(mode="off", flag=True)
+    assert load_recipe(Switches, None, ["mode=on", "flag=true"]) == Switches(mode="on", flag=True)
+
+
+def test_a_recipe_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_bytes("name: café\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"r\.yaml is not a text in UTF-8.*save it as such"):
+        load_recipe(_Outer, tmp_path / "r.yaml")
 
 
 class _Sources(Settings):

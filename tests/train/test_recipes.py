@@ -87,6 +87,27 @@ def test_a_mixture_that_cannot_be_is_refused(override: str, message: str) -> Non
         load_recipe(TrainRecipe, None, [override])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["preset=[1]"], r"preset: Input should be 'scratch' or 'c2s', found \[1\]"),
+        (["model.base=m", "lora.targets=[]"], r"lora\.targets.*at least 1 item"),
+        (["optim.max_grad_norm=-1"], r"optim\.max_grad_norm: Input should be greater than or equal to 0"),
+        (["grpo.rewards.overlap.weight=1"], "grpo says how rewards are followed, but kind is sft: set kind: grpo"),
+        (["kind=grpo", "model.base=m", "fsdp={}", "optim.stop_on=x"], r"kind grpo has no fsdp, optim\.stop_on; leave"),
+        (["kind=grpo", "model.base=m", "control=shuffled_labels"], "kind grpo has no control; leave that out"),
+    ],
+)
+def test_settings_that_would_be_passed_over_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_recipe(TrainRecipe, None, overrides)
+
+
+def test_packing_and_probes_can_be_switched_off_in_a_recipe() -> None:
+    recipe = load_recipe(TrainRecipe, None, ["optim.packing=off", "kind=grpo", "model.base=m", "grpo.probes=off"])
+    assert (recipe.optim.packing, recipe.grpo.probes) == ("off", "off")
+
+
 def test_a_named_mixture_stands_for_itself() -> None:
     recipe = load_recipe(TrainRecipe, None, ["tasks={cell_generation: 2, cell_type_annotation: 0}"])
     assert recipe.tasks == {"cell_generation": 2.0}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,7 +57,7 @@ class LoraRecipe(Settings):
     """adapters are scaled by alpha / rank"""
     dropout: float = Field(default=0.05, ge=0, lt=1)
     """share of an adapter's inputs dropped in training"""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[tuple[str, ...], Field(min_length=1)] = "all-linear"
     """names of the layers that get one; all-linear: every linear layer but the output layer"""
     train_vectors: bool = False
     """train the token vectors and the output layer in full besides, as new words need"""
@@ -171,8 +171,8 @@ class OptimRecipe(Settings):
     """prompt tokens are learned too with `everything`"""
     weight_average: float = Field(default=0.98, ge=0, lt=1)
     """decay of the running average of the weights, which is what is kept; 0 keeps the last weights"""
-    max_grad_norm: float = 1.0
-    """gradients are clipped to this norm"""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """gradients are clipped to this norm; 0 leaves them as they are"""
     bf16: bool | None = None
     """mixed precision; None: where a GPU has it"""
     evaluate_every: int = Field(default=100, gt=0)
@@ -243,7 +243,7 @@ class TrainRecipe(Settings):
         if not isinstance(values, dict):
             return values
         adapted = {"learning_rate": LORA_LEARNING_RATE} if values.get("lora") is not None else {}
-        kind, preset = _IMPLIED.get(str(values.get("kind")), {}), PRESETS.get(values.get("preset", "scratch"), {})
+        kind, preset = _IMPLIED.get(str(values.get("kind")), {}), PRESETS.get(str(values.get("preset")), {})
         implied = {**adapted, **kind, **preset}
         optim = values.get("optim", {})
         if not implied or not isinstance(optim, (dict, OptimRecipe)):
@@ -255,11 +255,28 @@ class TrainRecipe(Settings):
     def _belong_together(self) -> TrainRecipe:
         if self.kind == "grpo" and self.model.base is None:
             raise ValueError("kind grpo aligns a trained model: set model.base to its folder")
+        if self.kind != "grpo" and self.grpo != GrpoRecipe():
+            raise ValueError(f"grpo says how rewards are followed, but kind is {self.kind}: set kind: grpo")
+        if self.kind == "grpo":
+            self._fit_for_alignment()
         if self.fsdp is not None and self.deepspeed is not None:
             raise ValueError("fsdp and deepspeed are two ways to the same end; name one of them")
         if self.lora is not None and self.model.base is None:
             raise ValueError("lora adapts a trained model: set model.base to a folder or a name on the hub")
         return self
+
+    def _fit_for_alignment(self) -> None:
+        """Refuse settings that would be passed over without a word."""
+        unfit = {
+            "fsdp": self.fsdp is not None,
+            "deepspeed": self.deepspeed is not None,
+            "control": self.control != "none",
+            "train_share": self.train_share != 1,
+            "optim.stop_on": self.optim.stop_on != "loss",
+        }
+        given = [name for name, is_given in unfit.items() if is_given]
+        if given:
+            raise ValueError(f"kind grpo has no {', '.join(given)}; leave that out")
 
     @field_validator("tasks")
     @classmethod
