@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,27 @@ def test_another_file_is_judged_without_baselines_and_told_of_unseen_types(
     assert (card["n_train"], card["n_test"]) == (0, 60)
     (recall,) = [row["recall"] for row in _read(found, "per_class.json") if row["label"] == "type nobody knew"]
     assert recall == 0, "an unseen type counts as missed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "grpo"}, "not shown: alignment learns from rewards and not from labels"),
+        ({}, "not shown: its base model .* has learned labels of these cells; evaluate that one"),
+        ({"model": {"base": "moved"}}, "not shown: no folder 'moved' here"),
+    ],
+)
+def test_where_a_control_would_tell_nothing_it_is_not_made(
+    changes: dict, message: str, cells: AnnData, tiny_model: CellModel, tmp_path: Path
+) -> None:
+    recipe = tiny_model.spec.manifest["config"]["recipe"]
+    recipe = {**recipe, "model": {**recipe["model"], "base": str(tiny_model.folder)}, **changes}
+    spec = replace(tiny_model.spec, manifest={**tiny_model.spec.manifest, "config": {"recipe": recipe}})
+    settings = QUICK.model_copy(update={"control": True})
+    found = evaluate(cells, replace(tiny_model, spec=spec), out=tmp_path / "e", settings=settings, device="cpu")
+    assert re.search(message, found.messages[-1])
+    assert "control: shuffled labels" not in {row.method for row in found.results}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e"]
 
 
 def test_a_folder_of_other_things_is_left_alone(cells: AnnData, tiny_model: CellModel, tmp_path: Path) -> None:

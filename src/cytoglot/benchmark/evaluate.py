@@ -213,9 +213,38 @@ class _Work:
             with self._timed(name):
                 predictions.append(self._baseline(name, baseline))
         if self.settings.control:
-            with self._timed("control: retraining on shuffled labels"):
-                predictions.append(self._control(control_folder))
+            predictions += self._controls(control_folder)
         return predictions
+
+    def _controls(self, folder: Path) -> list[Prediction]:
+        """Return the control, or say why there is none."""
+        recipe = TrainRecipe.model_validate(self.model.spec.manifest["config"]["recipe"])
+        reason = self._no_control(recipe)
+        if reason is None:
+            try:
+                with self._timed("control: retraining on shuffled labels"):
+                    return [self._control(recipe, folder)]
+            except InputError as error:  # such as a base model that has moved: no reason to lose the rest
+                reason = str(error)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+        self.messages.append(f"the control on shuffled labels is not shown: {reason}")
+        return []
+
+    def _no_control(self, recipe: TrainRecipe) -> str | None:
+        """Return why a model that is trained again on shuffled labels would tell nothing."""
+        if recipe.kind == "grpo":
+            return "alignment learns from rewards and not from labels; evaluate the model that it started from"
+        base = recipe.model.base
+        split = load_split(base) if base is not None and Path(base).is_dir() else None
+        if split is not None and (split.part_of(self.held_out.adata.obs_names) == "train").any():
+            return f"its base model {Path(str(base)).name} has learned labels of these cells; evaluate that one"
+        if base is not None:
+            self.messages.append(
+                "the control on shuffled labels starts from the base model as the model did; it need not be at chance "
+                "where that one knows labels of these cells"
+            )
+        return None
 
     def _probe(self) -> Prediction:
         held = self.held_out
@@ -238,16 +267,13 @@ class _Work:
             method=name, labels=tuple(fitted.labels), probability_nk=fitted.predict_proba(held.adata[held.test])
         )
 
-    def _control(self, folder: Path) -> Prediction:
-        recipe = TrainRecipe.model_validate(
-            self.model.spec.manifest["config"]["recipe"] | {"control": "shuffled_labels"}
-        )
+    def _control(self, recipe: TrainRecipe, folder: Path) -> Prediction:
         held = self.held_out
         control = train(
             held.adata,
             label=str(self.model.spec.label_column),
             out=folder,
-            recipe=recipe,
+            recipe=recipe.model_copy(update={"control": "shuffled_labels", "report_to": ()}),
             split=held.split,
             gene_options=AS_NAMED,
             seed=self.seed,
@@ -256,7 +282,6 @@ class _Work:
         )
         sentences, _ = control.sentences(held.adata[held.test], gene_options=AS_NAMED)
         beliefs = label_probabilities(control, sentences)
-        shutil.rmtree(folder, ignore_errors=True)
         return Prediction(
             method="control: shuffled labels", labels=beliefs.labels, probability_nk=beliefs.probability_nk
         )

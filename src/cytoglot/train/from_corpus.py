@@ -95,6 +95,8 @@ def train_corpus(
     """
     corpus = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
+    if settings.kind == "grpo":
+        raise InputError("expected a recipe of kind pretrain or sft, found grpo; call cytoglot.train, which takes any")
     shares = _shares(corpus, settings)
     manifest = Manifest(
         command="train",

@@ -94,6 +94,8 @@ def train(
         The source or the label column cannot be used, or `out` holds a run with other settings, or other files.
     """
     settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
+    if settings.kind == "grpo":
+        raise InputError("expected a recipe of kind pretrain or sft, found grpo; call cytoglot.train, which takes any")
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
     manifest = _manifest(adata, source, settings, label=label, split_by=split_by, split=split, seed=seed)
