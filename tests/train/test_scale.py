@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from anndata import AnnData
+from pydantic import ValidationError
 
 pytest.importorskip("torch")
 
@@ -90,15 +91,40 @@ def test_every_combination_is_a_run(cells_file: Path, tiny_recipe: TrainRecipe) 
         ({"modes": ("lora",)}, "mode lora adapts a trained model"),
         ({"sizes": {}}, "sizes is empty"),
         ({"shares": (0.0,)}, "shares must lie above 0"),
-        ({"sizes": {"odd": {"hidden": 3}}}, "hidden"),
+        ({"shares": ()}, "shares"),
+        ({"modes": ()}, "modes"),
+        ({"seeds": ()}, "seeds"),
+        ({"seeds": (-1,)}, "seeds.0"),
+        ({"held_out_cells": 1}, "held_out_cells"),
+        ({"sizes": {"odd": {"hidden": 3}}}, "size odd: hidden: Extra inputs"),
+        ({"sizes": {"odd": {"hidden_size": 17}}}, "size odd: hidden_size must be a multiple"),
+        ({"sizes": {"../up": {}}}, "a size is named by letters, digits"),
     ],
 )
 def test_ladders_that_cannot_run_are_refused(
     changes: dict[str, Any], message: str, cells_file: Path, tiny_recipe: TrainRecipe, tmp_path: Path
 ) -> None:
-    with pytest.raises((InputError, ValueError), match=message):
+    with pytest.raises(ValidationError, match=message):
         run_ladder(small(cells_file, tiny_recipe, **changes), out=tmp_path / "ladder")
-    assert not (tmp_path / "ladder" / RESULT_FILE).exists()
+    assert not (tmp_path / "ladder").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            {"model": {"base": "m"}},
+            r"train\.model\.base would stand for the sizes narrow, middle, wide; give them a base",
+        ),
+        ({"kind": "grpo", "model": {"base": "m"}}, r"kind pretrain or sft, found train\.kind grpo"),
+    ],
+)
+def test_a_ladder_without_sizes_of_its_own_is_refused(
+    train: dict[str, Any], message: str, cells_file: Path, tiny_recipe: TrainRecipe
+) -> None:
+    sizes = {"sizes": {"one": {"base": "m"}}} if train.get("kind") else {}
+    with pytest.raises(ValidationError, match=message):
+        small(cells_file, tiny_recipe, train=train, **sizes)
 
 
 def test_too_few_sizes_for_a_law_are_said(cells_file: Path, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:

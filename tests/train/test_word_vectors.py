@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.sparse import csr_matrix
 
+from cytoglot.errors import InputError
 from cytoglot.train.word_vectors import co_expression_vectors
 
 
@@ -34,3 +36,8 @@ def test_mean_of_a_cells_vectors_tells_its_programme() -> None:
 
 def test_rank_is_cut_to_what_the_matrix_has() -> None:
     assert co_expression_vectors(_two_programmes(), rank=64, seed=0).shape == (10, 9)
+
+
+def test_one_cell_tells_nothing_of_genes() -> None:
+    with pytest.raises(InputError, match="at least 2 training cells and genes to start from, found 1 and 10"):
+        co_expression_vectors(_two_programmes()[:1], rank=4, seed=0)

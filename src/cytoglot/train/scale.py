@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors import safe_open
 
 from cytoglot.atomic import check_output_folder, write_json
@@ -30,10 +31,11 @@ from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.splits import Split, split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.score import score_pairs
+from cytoglot.lm.scratch import ScratchSettings
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.scaling import LadderFit, fit_ladder
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
-from cytoglot.train.recipe import LoraRecipe, TrainRecipe
+from cytoglot.train.recipe import LoraRecipe, ModelRecipe, TrainRecipe
 from cytoglot.train.sft import train
 
 if TYPE_CHECKING:
@@ -69,11 +71,11 @@ class ScaleRecipe(Settings):
     """the folder to write, where the command line names none"""
     sizes: dict[str, dict[str, Any]]
     """name → settings of a model from nothing (hidden_size, n_layers, …), or base: a folder or a name on the hub"""
-    shares: tuple[float, ...] = (1.0,)
+    shares: tuple[float, ...] = Field(default=(1.0,), min_length=1)
     """shares of the training cells; a smaller share is a part of a larger one"""
-    modes: tuple[Mode, ...] = ("full",)
+    modes: tuple[Mode, ...] = Field(default=("full",), min_length=1)
     """full weights, adapters, or both; adapters need a base or `pretrain`"""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """each run is made once with each"""
     pretrain: Pretraining | None = None
     """train a base of every size first; the ladder then adapts it"""
@@ -81,7 +83,7 @@ class ScaleRecipe(Settings):
     """how each run learns"""
     lora: LoraRecipe = LoraRecipe()
     """the adapters of mode lora"""
-    held_out_cells: int = Field(default=200, gt=0)
+    held_out_cells: int = Field(default=200, ge=2)
     """test cells that every run is judged on, at most"""
 
     @model_validator(mode="after")
@@ -93,6 +95,28 @@ class ScaleRecipe(Settings):
         without = [name for name, size in self.sizes.items() if "base" not in size]
         if "lora" in self.modes and self.pretrain is None and without:
             raise ValueError(f"mode lora adapts a trained model: give pretrain, or a base for {', '.join(without)}")
+        if without and self.train.model.base is not None:
+            raise ValueError(f"train.model.base would stand for the sizes {', '.join(without)}; give them a base each")
+        if self.train.kind == "grpo":
+            raise ValueError("a ladder is of kind pretrain or sft, found train.kind grpo")
+        return self
+
+    @model_validator(mode="after")
+    def _are_models(self) -> ScaleRecipe:
+        """Refuse a size that is no model, before another is trained."""
+        below = (self.train if self.pretrain is None else self.pretrain.train).model.scratch
+        for name, size in self.sizes.items():
+            if not re.fullmatch(r"[\w.+-]+", name):  # it is a part of a folder's name
+                raise ValueError(f"a size is named by letters, digits and . _ + -, found {name!r}")
+            try:
+                if "base" in size:
+                    ModelRecipe.model_validate(size)
+                else:
+                    ScratchSettings.model_validate({**below.model_dump(exclude_unset=True), **size})
+            except ValidationError as error:
+                fault = error.errors()[0]
+                key = "".join(f"{part}: " for part in fault["loc"])
+                raise ValueError(f"size {name}: {key}{fault['msg'].removeprefix('Value error, ')}") from error
         return self
 
 

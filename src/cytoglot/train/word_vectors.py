@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.utils.extmath import randomized_svd
 
+from cytoglot.errors import InputError
+
 _MAX_CELLS = 20_000  # a dense block of this many cells × 2,000 genes is 160 MB in float32; more cells change nothing
 
 
@@ -20,7 +22,12 @@ def co_expression_vectors(log_ng: csr_matrix, *, rank: int, seed: int) -> NDArra
     Parameters
     ----------
     log_ng
-        Log expression of the training cells, shape (n, g).
+        Log expression of the training cells, shape (n, g); n, g ≥ 2.
+
+    Raises
+    ------
+    InputError
+        There are fewer than two cells or genes.
 
     Notes
     -----
@@ -28,6 +35,11 @@ def co_expression_vectors(log_ng: csr_matrix, *, rank: int, seed: int) -> NDArra
     m_g V_g / √S: a sentence's mean vector then approximates the cell's principal components, each scaled by the root
     of its singular value.
     """
+    if min(log_ng.shape) < 2:
+        raise InputError(
+            f"gene vectors need at least 2 training cells and genes to start from, found {log_ng.shape[0]} and "
+            f"{log_ng.shape[1]}; pass more, or set model.word_vectors: random"
+        )
     rng = np.random.default_rng(seed)
     if log_ng.shape[0] > _MAX_CELLS:
         log_ng = log_ng[np.sort(rng.choice(log_ng.shape[0], _MAX_CELLS, replace=False))]
