@@ -54,6 +54,8 @@ def test_an_absent_column_lists_those_that_are_there():
     obs = pd.DataFrame({"cell_type": ["B"], "donor": ["d1"]})
     with pytest.raises(InputError, match=r"no column 'celltype'; its columns are: 'cell_type', 'donor'.*did you mean"):
         labels(obs, "celltype")
+    with pytest.raises(InputError, match=r"its columns are: 'cell_type', 'donor'$"):  # listed once
+        labels(obs, "zzz")
     with pytest.raises(InputError, match="its columns are: none"):
         labels(pd.DataFrame(index=["c1"]), "cell_type")
 

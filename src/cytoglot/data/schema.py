@@ -115,7 +115,8 @@ def _texts(obs: pd.DataFrame, column: str, non_values: frozenset[str]) -> pd.Ser
     if column not in obs.columns:
         known = [str(c) for c in obs.columns]
         listed = ", ".join(repr(c) for c in known) or "none"
-        hint = f" ({nearest_names(column, known)})" if known else ""
+        nearest = nearest_names(column, known)
+        hint = f" ({nearest})" if nearest.startswith("did you mean") else ""  # else it lists them again
         raise InputError(f"obs has no column {column!r}; its columns are: {listed}{hint}")
     n_columns = int((obs.columns == column).sum())
     if n_columns > 1:
