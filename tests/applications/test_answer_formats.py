@@ -15,6 +15,9 @@ GENES = ("ACTB", "B2M", "CD3D")
     ("text", "expected"),
     [
         ("one_of: B cell | T cell, naive | NK/T", OneOf(options=("B cell", "T cell, naive", "NK/T"))),
+        ("one_of: T cell #1 | state: 'on' | # | 50 %", OneOf(options=("T cell #1", "state: 'on'", "#", "50 %"))),
+        ("one_of: 'A | B'", OneOf(options=("A", "B"))),
+        ("free_text: {}", FreeText()),
         ("one_of: [B cell, 'T cell, naive']", OneOf(options=("B cell", "T cell, naive"))),
         ("distinct_words: 1..3", DistinctWords(words=GENES, min_words=1, max_words=3)),
         ("distinct_words: 2", DistinctWords(words=GENES, min_words=2, max_words=2)),
@@ -48,7 +51,7 @@ def test_files_lie_beside_the_yaml_file(tmp_path):
         ("oneof: A | B", "unknown answer format 'oneof'; did you mean 'one_of'"),
         ("A, B", "unknown answer format 'A, B'"),
         ("[1, 2]", "an answer format is one of one_of, distinct_words, number, free_text, found"),
-        ("one_of: [A, A]", "one_of is impossible: options must be non-empty and distinct, found 2 options, 1 distinct"),
+        ("one_of: [A, A]", "options of one_of must be distinct, found ['A', 'A']"),
         ("one_of: absent.txt", "the file absent.txt does not exist"),
         ("distinct_words: 2..9", "impossible: need 1 <= min_words <= max_words <= number of words, found 2, 9, 3"),
         ("distinct_words: many", "distinct_words expects a range such as 5..10, found 'many'"),
@@ -69,3 +72,27 @@ def test_words_must_come_from_somewhere():
     with pytest.raises(InputError, match="this model brings none"):
         read_answer_format("distinct_words: 5")
     assert issubclass(UnknownNameError, InputError)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("one_of: A | ", "must not be empty"),
+        ("one_of: ['', A]", "must not be empty"),
+        ("one_of: [yes, no]", "put them in quotes"),
+        ("number: 0..1e400", "finite bounds"),
+        ("number: {low: .nan, high: 3}", "finite bounds"),
+        ("number: 2..1", "the lower one first"),
+    ],
+)
+def test_what_no_model_could_answer_is_refused_before_one_is_loaded(text, message):
+    with pytest.raises(InputError, match=message):
+        read_answer_format(text)
+
+
+def test_files_of_other_encodings(tmp_path):
+    (tmp_path / "marked.txt").write_text("B cell\nT cell\n", encoding="utf-8-sig")
+    assert read_answer_format(f"one_of: {tmp_path / 'marked.txt'}") == OneOf(options=("B cell", "T cell"))
+    (tmp_path / "latin.txt").write_bytes(b"B cell\nT-Zelle \xe4\n")
+    with pytest.raises(InputError, match=r"latin.txt is not a text file in UTF-8"):
+        read_answer_format(f"one_of: {tmp_path / 'latin.txt'}")

@@ -189,6 +189,17 @@ def test_a_failed_part_leaves_the_others(tmp_path):
         map_parts(with_square, table.slice(0, 0), output, settings={})
 
 
+def test_settings_of_a_run_that_made_no_part_may_be_corrected(tmp_path):
+    table = pa.table({"x": np.arange(3)})
+
+    def refuses(part: pa.Table) -> pa.Table:
+        raise InputError("the range is empty")
+
+    with pytest.raises(InputError, match="the range is empty"):
+        map_parts(refuses, table, tmp_path / "squares.parquet", settings={"a": 1})
+    assert map_parts(with_square, table, tmp_path / "squares.parquet", settings={"a": 2}).n_rows_written == 3
+
+
 def test_prompts_are_read_from_three_kinds_of_files(tmp_path):
     (tmp_path / "a.txt").write_text("one\ntwo, β\n", encoding="utf-8")
     assert read_prompts(tmp_path / "a.txt") == Prompts(ids=("0", "1"), texts=("one", "two, β"))

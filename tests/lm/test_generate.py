@@ -448,3 +448,9 @@ def drawn_once() -> tuple[LanguageModel, tuple[str, ...], list[list[str]], list[
     expected = generate_answers(lm, asked, genes(words), keys=keys, seed=9, n_samples=3, batch_size=1)
     assert len({text for samples in expected for text in samples}) == 27
     return lm, words, expected, asked
+
+
+@pytest.mark.parametrize("faulty", ["B cell", None, ["B cell"], OneOf])
+def test_what_is_no_answer_format_is_named(scratch_lm, faulty):
+    with pytest.raises(InputError, match=r"expected OneOf, DistinctWords, Number or FreeText .*, found"):
+        generate_answers(scratch_lm, ["Cell?"], faulty, seed=0)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cytoglot.errors import InputError
 from cytoglot.lm import answer_passes, score
 from cytoglot.lm.answer_tree import AnswerTree, split_answers
+from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.batches import length_batches
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.score import score_answers, score_answers_naive, score_pairs
@@ -322,3 +323,11 @@ def test_batches_hold_every_row_once_and_keep_their_bounds(lengths, max_tokens, 
     for batch in batches:
         assert len(batch) <= max_rows
         assert len(batch) == 1 or len(batch) * (lengths[batch].max() + extra) <= max_tokens
+
+
+def test_one_text_or_an_empty_one_is_no_list_of_answers(scratch_lm):
+    scorer = CausalLm(lm=scratch_lm)
+    with pytest.raises(InputError, match=r"found one text of 6 characters; pass \[text\]"):
+        scorer.log_likelihood(["Cell?"], "B cell")
+    with pytest.raises(InputError, match="answers to score must not be empty"):
+        scorer.log_likelihood(["Cell?"], ["B cell", ""])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def read_answer_format(text: str, *, words: Sequence[str] | None = None) -> Answ
 
     One line `kind: value`, or in a file also `kind:` with a list or fields below:
 
-    - `one_of: B cell | T cell`, a list, or the name of a text file with one option per line;
+    - `one_of: B cell | T cell` (taken as it stands, whatever signs are in it), a list, or the name of a text file with
+      one option per line;
     - `distinct_words: 5..10 of genes.txt` (`5` for exactly five), or fields `words` (a list or a file), `min`, `max`;
       without words, those of the model;
     - `number: 0..1`, or fields `low`, `high`;
@@ -47,7 +49,11 @@ def read_answer_format(text: str, *, words: Sequence[str] | None = None) -> Answ
         path = Path(text)
         if not path.is_file():
             raise InputError(f"the format file {path} does not exist; expected {_HELP}")
-        folder, given = path.parent, path.read_text(encoding="utf-8")
+        folder, given = path.parent, _read_text(path)
+    kind, _, value = text.partition(":")
+    if kind.strip() == "one_of" and "|" in value and value.strip()[0] not in "|[{'\"":
+        # Labels such as "T cell #2" mean something else in YAML.
+        return _checked_options(part.strip() for part in value.split("|"))
     try:
         parsed = yaml.safe_load(given)
     except yaml.YAMLError as error:
@@ -70,15 +76,20 @@ def read_answer_format(text: str, *, words: Sequence[str] | None = None) -> Answ
 def _made(kind: str, value: Any, folder: Path, words: Sequence[str] | None) -> AnswerFormat:
     if kind == "one_of":
         options = [part.strip() for part in value.split("|")] if isinstance(value, str) and "|" in value else value
-        return OneOf(options=_texts(options, folder, what="options of one_of"))
+        return _checked_options(_texts(options, folder, what="options of one_of"))
     if kind == "free_text":
         if value is None:
             return FreeText()
-        tokens = _fields(kind, value, {"max_tokens"})["max_tokens"] if isinstance(value, dict) else value
+        tokens = value
+        if isinstance(value, dict):
+            tokens = _fields(kind, value, {"max_tokens"}).get("max_tokens", FreeText.max_tokens)
         return FreeText(max_tokens=_whole(tokens, "max_tokens of free_text", least=1))
     if kind == "number":
         low, high, _ = _range(kind, value, "low", "high", {"low", "high"})
-        return Number(low=float(low), high=float(high))
+        bounds = float(low), float(high)
+        if not all(map(math.isfinite, bounds)) or bounds[0] > bounds[1]:
+            raise InputError(f"number expects finite bounds, the lower one first, found {low}..{high}")
+        return Number(low=bounds[0], high=bounds[1])
     few, many, named = _range(kind, value, "min", "max", {"words", "min", "max"})
     chosen = words if named is None else _texts(named, folder, what="words of distinct_words")
     if chosen is None:
@@ -117,11 +128,30 @@ def _texts(value: Any, folder: Path, *, what: str) -> tuple[str, ...]:
         path = folder / value
         if not path.is_file():
             raise InputError(f"{what}: the file {path} does not exist; pass a list, or a text file with one per line")
-        value = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        value = [line.strip() for line in _read_text(path).splitlines()]
         value = [line for line in value if line]
     if not isinstance(value, list) or not all(isinstance(one, (str, int, float)) for one in value):
         raise InputError(f"{what} must be a list of texts, found {value!r}"[:300])
+    if any(isinstance(one, bool) for one in value):
+        raise InputError(f"{what}: yes, no, on, off, true and false are no texts in YAML; put them in quotes")
     return tuple(str(one) for one in value)
+
+
+def _checked_options(options: Iterable[str]) -> OneOf:
+    options = tuple(options)
+    if not all(option.strip() for option in options):
+        raise InputError(f"options of one_of must not be empty, found {list(options)}"[:300])
+    if len(set(options)) != len(options):
+        raise InputError(f"options of one_of must be distinct, found {list(options)}"[:300])
+    return OneOf(options=options)
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a UTF-8 file, without the mark that some editors put in front."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file in UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 def _whole(value: Any, what: str, *, least: int) -> int:

@@ -187,7 +187,8 @@ def _prepare(work: Path, rows: pa.Table, plan: Mapping[str, Any], *, overwrite: 
         found = json.loads((work / _PLAN).read_text(encoding="utf-8")) if (work / _PLAN).is_file() else None
         if found == plan:
             return
-        if not overwrite and found is not None:
+        # Without a part nothing is lost: a command that was refused for its settings may be corrected.
+        if not overwrite and found is not None and any(work.glob("part-*.parquet")):
             _check_same(plan, found, what=str(work))
         shutil.rmtree(work)
     work.mkdir(parents=True)

@@ -195,7 +195,12 @@ def _requests(
     keys: Sequence[str] | None,
 ) -> list[_Request]:
     prompt_ids = encode_prompts(lm.tokenizer, prompts)
-    formats = answer_format if isinstance(answer_format, Sequence) else [answer_format] * len(prompt_ids)
+    formats = answer_format if isinstance(answer_format, (list, tuple)) else [answer_format] * len(prompt_ids)
+    for one in formats:
+        if not isinstance(one, AnswerFormat):
+            raise InputError(
+                f"expected OneOf, DistinctWords, Number or FreeText of cytoglot.answer_format, found {one!r}"[:300]
+            )
     keys = [str(index) for index in range(len(prompt_ids))] if keys is None else keys
     if not len(prompt_ids) == len(formats) == len(keys):
         raise InputError(

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat
+from cytoglot.errors import InputError
 from cytoglot.lm.embed import Pooling, embed_texts
 from cytoglot.lm.generate import GeneratedAnswer, generate_answers, sample_answers
 from cytoglot.lm.load import LanguageModel
@@ -92,6 +93,10 @@ class CausalLm:
         normalise, prior_prompts
             As in `cytoglot.lm.score.score_answers`.
         """
+        if isinstance(answers, str):
+            raise InputError(f"expected a list of answers, found one text of {len(answers)} characters; pass [text]")
+        if not all(answer.strip() for answer in answers):
+            raise InputError("answers to score must not be empty; leave the empty ones out")
         ending = self.terminator if terminator else ""
         framed = [f"{answer if answer[:1].isspace() else ' ' + answer}{ending}" for answer in answers]
         return score_answers(
