@@ -124,6 +124,11 @@ def test_what_is_refused_leaves_the_folder_as_it_was(
     assert sorted((file.name, file.stat().st_mtime_ns) for file in (tmp_path / "old").iterdir()) == before
 
 
+def test_a_forecast_refuses_what_the_training_would(command: Command, cells_file: Path, tmp_path: Path) -> None:
+    asked = ("--label", "cell_type", "--set", "tasks.tissue_annotation=1", "--dry-run")
+    assert "task 'tissue_annotation' needs more than the genes" in command("train", cells_file, *asked).refusal
+
+
 def test_the_card_is_written_again_with_test_metrics(
     command: Command, tiny_model_folder: Path, cells_file: Path, tmp_path: Path
 ) -> None:

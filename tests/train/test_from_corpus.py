@@ -155,5 +155,6 @@ def test_an_unknown_source_cannot_be_weighed_and_a_file_has_none(
     weighed = recipe(steps=2, evaluate_every=2).model_copy(update={"sources": {"synthetik": 0.5}})
     with pytest.raises(InputError, match="synthetik"):
         train_corpus(small_corpus, out=tmp_path / "m", recipe=weighed, device="cpu")
+    assert not (tmp_path / "m").exists()
     with pytest.raises(InputError, match="sources can be weighed in a corpus only"):
         train(cells, label="cell_type", out=tmp_path / "n", recipe=TrainRecipe(sources={"a": 2}))

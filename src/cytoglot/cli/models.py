@@ -282,10 +282,13 @@ def _forecast_training(plan: Plan, *, layer: str | None, genes: GeneOptions, thr
     from cytoglot.data.read import read
     from cytoglot.lm.load import set_threads
     from cytoglot.train.forecast import forecast_training, matrix_mb
+    from cytoglot.train.sft import check_tasks
 
     set_threads(threads)
     if plan.on_corpus:
         return forecast_training(open_corpus(plan.source), plan.recipe) | {"dry_run": True}
+    if plan.recipe.kind != "grpo":
+        check_tasks(plan.recipe)
     adata = read(resolve_source(plan.source), layer=layer, **genes.keywords)
     found = forecast_training(adata, plan.recipe, label=plan.label)
     return found | {"memory_mb": found["memory_mb"] + round(matrix_mb(adata)), "dry_run": True}

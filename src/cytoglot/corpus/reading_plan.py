@@ -83,7 +83,7 @@ def plan_reading(
         The part lacks what a task asks about, a source is unknown, a weight is negative or all are 0, or there are
         fewer cells than readers.
     """
-    weights = _checked_sources(corpus, sources)
+    weights = checked_sources(corpus, sources)
     n_cells, n_groups = _weighed(corpus, part, weights)
     n_of: dict[Unit, float] = {"cell": n_cells, "cell_group": n_groups, **table_sizes}
     for unit in unit_shares:
@@ -114,7 +114,14 @@ def plan_reading(
     )
 
 
-def _checked_sources(corpus: Corpus, sources: Mapping[str, float] | None) -> dict[str, float]:
+def checked_sources(corpus: Corpus, sources: Mapping[str, float] | None) -> dict[str, float]:
+    """Return the weight of every source, 1 where none is named.
+
+    Raises
+    ------
+    InputError
+        A source is unknown, a weight is negative, or all of them are 0.
+    """
     known = [source.name for source in corpus.description.sources]
     for name, weight in (sources or {}).items():
         if name not in known:

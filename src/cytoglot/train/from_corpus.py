@@ -23,6 +23,7 @@ from cytoglot.config import load_recipe
 from cytoglot.corpus.examples import askable_tasks
 from cytoglot.corpus.folder import Corpus, Part, open_corpus
 from cytoglot.corpus.loader import BatchSettings, ExampleSettings
+from cytoglot.corpus.reading_plan import checked_sources
 from cytoglot.corpus.records import read_row_group, row_groups
 from cytoglot.corpus.shard_file import concat_blocks
 from cytoglot.data.ontology import map_labels
@@ -98,6 +99,7 @@ def train_corpus(
     if settings.kind == "grpo":
         raise InputError("expected a recipe of kind pretrain or sft, found grpo; call cytoglot.train, which takes any")
     shares = _shares(corpus, settings)
+    checked_sources(corpus, settings.sources)
     manifest = Manifest(
         command="train",
         config={"recipe": {**settings.model_dump(mode="json"), "tasks": shares}},

@@ -105,7 +105,7 @@ def train(
     finished = begin(run, overwrite=overwrite)
     if finished is not None:
         return finished
-    _check_tasks(settings)
+    check_tasks(settings)
     set_threads(threads)
     prepared = prepare_cells(adata, label=label, recipe=settings, split=split, split_by=split_by, seed=seed)
     check_base(settings, prepared.sentences.vocabulary)
@@ -146,7 +146,7 @@ def _manifest(
     )
 
 
-def _check_tasks(recipe: TrainRecipe) -> None:
+def check_tasks(recipe: TrainRecipe) -> None:
     """Refuse tasks that ask for more than a file of labelled cells tells."""
     if recipe.sources:
         raise InputError("sources can be weighed in a corpus only; build one with `cytoglot corpus build`")
