@@ -230,7 +230,20 @@ def test_faulty_files_are_named(tmp_path, name, content, message):
         read_prompts(tmp_path / name)
 
 
+def test_texts_of_other_encodings(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"a\xe4\n")
+    with pytest.raises(InputError, match=r"latin.txt cannot be read as UTF-8"):
+        read_prompts(tmp_path / "latin.txt")
+    (tmp_path / "half.jsonl").write_text('{"prompt": "a\\ud800b"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="1 prompts hold half a character"):
+        read_prompts(tmp_path / "half.jsonl")
+    (tmp_path / "marked.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "marked.jsonl").texts == ("a\u2028b",)
+
+
 def test_sources_check_themselves():
+    with pytest.raises(InputError, match="temperature must be 0"):
+        ModelSource(model="m", temperature=float("inf"))
     with pytest.raises(UnknownNameError, match="unknown backend 'vlm'; did you mean 'vllm'"):
         ModelSource(model="x", backend="vlm")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="needs the address of its server"):

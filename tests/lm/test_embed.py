@@ -349,3 +349,11 @@ def test_weights_of_the_mean_are_zero_on_padding_and_sum_to_one():
     np.testing.assert_allclose(
         embed_module._pooling_weights(rows, [two, one]), [[[0, 0.5, 0.5], [1, 0, 0]], [[1, 0, 0], [0, 0, 0]]]
     )
+
+
+def test_vectors_of_damaged_weights_are_refused(make_lm, word_tokenizer):
+    lm = make_lm("llama", word_tokenizer)
+    damaged = copy.deepcopy(lm.model)
+    damaged.get_input_embeddings().weight.data[:] = float("nan")
+    with pytest.raises(InputError, match="vectors that are not finite"):
+        embed_texts(LanguageModel(model=damaged, tokenizer=lm.tokenizer), ["ACTB B2M"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -21,12 +22,14 @@ from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.engines import Engine
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.lm.generate import GeneratedAnswer
+from cytoglot.lm.sampling import Sampling
 from cytoglot.lm.tokenizer import encode_prompts
 from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator
 
 logger = logging.getLogger(__name__)
 
 Backend = Literal["transformers", "vllm", "openai"]
+_SURROGATE = re.compile("[\ud800-\udfff]")
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
@@ -48,6 +51,11 @@ class Prompts:
             raise InputError(
                 f"the ids of prompts must be distinct, found {len(self.ids) - len(set(self.ids))} repeated, such as "
                 f"{repeated!r}; an id names the noise of its prompt"
+            )
+        broken = [one for one, text in zip(self.ids, self.texts, strict=True) if _SURROGATE.search(one + text)]
+        if broken:
+            raise InputError(
+                f"{len(broken)} prompts hold half a character, such as that of id {broken[0]!r}; write UTF-8"
             )
         empty = [one for one, text in zip(self.ids, self.texts, strict=True) if not text.strip()]
         if empty:
@@ -91,6 +99,9 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise UnknownNameError("backend", self.backend, BACKENDS)
+        Sampling(
+            temperature=self.temperature, top_p=self.top_p
+        )  # refuses what is out of range, before anything is made
         if self.backend == "openai" and self.url is None:
             raise InputError(
                 "the backend openai needs the address of its server, such as url='http://localhost:8000/v1'"
@@ -232,13 +243,13 @@ def read_prompts(path: str | Path) -> Prompts:
     if not path.is_file():
         raise InputError(f"the file of prompts {path} does not exist")
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = _lines(path)
         return Prompts(ids=tuple(map(str, range(len(lines)))), texts=tuple(lines))
     if path.suffix not in {".parquet", ".jsonl"}:
         raise InputError(f"a file of prompts must end in .parquet, .jsonl or .txt, found {path.name!r}")
     try:
         rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except pa.ArrowInvalid as error:
         raise InputError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from error
     if "prompt" not in rows:
         raise InputError(
@@ -254,6 +265,15 @@ def read_prompts(path: str | Path) -> Prompts:
     return Prompts(ids=tuple(map(str, ids)), texts=tuple(texts))
 
 
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 file; other signs that end a line, such as U+2028, may stand inside of JSON."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} cannot be read as UTF-8 (byte {error.start}); save it as UTF-8") from error
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def _read_parquet(path: Path) -> dict[str, list[Any]]:
     names = [name for name in pq.read_schema(path).names if name in {"id", "prompt"}]
     return pq.read_table(path, columns=names).to_pydict()
@@ -261,7 +281,7 @@ def _read_parquet(path: Path) -> dict[str, list[Any]]:
 
 def _read_jsonl(path: Path) -> dict[str, list[Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         try:

@@ -172,6 +172,10 @@ def embed_tokens(
     options: dict[str, Any] = {"layer": layer, "batch_tokens": batch_tokens, "tally": tally}
     for row, vector_sd in pooled_states(lm, tokens.rows, tokens.ranges, **options):
         embedding_nd[row] = vector_sd[0]
+        if not np.isfinite(vector_sd).all():
+            raise InputError(
+                "the model gives vectors that are not finite; its weights are damaged or its type too narrow"
+            )
         on_text()
     return embedding_nd
 
