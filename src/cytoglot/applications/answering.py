@@ -99,9 +99,8 @@ class ModelSource:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise UnknownNameError("backend", self.backend, BACKENDS)
-        Sampling(
-            temperature=self.temperature, top_p=self.top_p
-        )  # refuses what is out of range, before anything is made
+        # Refuses what is out of range, before anything is made.
+        Sampling(temperature=self.temperature, top_p=self.top_p)
         if self.backend == "openai" and self.url is None:
             raise InputError(
                 "the backend openai needs the address of its server, such as url='http://localhost:8000/v1'"
@@ -249,7 +248,7 @@ def read_prompts(path: str | Path) -> Prompts:
         raise InputError(f"a file of prompts must end in .parquet, .jsonl or .txt, found {path.name!r}")
     try:
         rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from error
     if "prompt" not in rows:
         raise InputError(
