@@ -15,7 +15,9 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaC
 from cytoglot.answer_format import AnswerFormat, DistinctWords, OneOf
 from cytoglot.lm.load import LanguageModel
 from cytoglot.lm.tokenizer import build_tokenizer, encode_completions, encode_prompts
-from cytoglot.train.grpo import _arguments
+from cytoglot.manifest import Manifest
+from cytoglot.train.fit import Run
+from cytoglot.train.grpo import alignment_arguments
 from cytoglot.train.grpo_prompts import AskedPrompt
 from cytoglot.train.recipe import GrpoRecipe, ModelRecipe, OptimRecipe, TrainRecipe
 from cytoglot.train.rewards import RewardContext, make_reward
@@ -69,10 +71,11 @@ def _trainer(
         grpo=GrpoRecipe(rewards={"validity": {}}, constrained=constrained, **settings),
     )
     reward = make_reward({"validity": {}}, RewardContext(genes=WORDS, labels=LABELS))
+    run = Run(folder=folder, recipe=recipe, manifest=Manifest(command="train"), seed=0, device="cpu")
     return CellGrpoTrainer(
         lm,
         asked,
-        args=_arguments(folder, recipe, lm, reward, max_tokens=TOKENS, seed=0),
+        args=alignment_arguments(run, lm, reward, max_tokens=TOKENS),
         reward_terms=reward.terms,
         constrained=constrained,
         kl=recipe.grpo.kl,

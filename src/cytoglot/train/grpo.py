@@ -375,7 +375,7 @@ def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
     )
     lm = _with_adapter(lm, recipe, seed=run.seed)
     check_trackers(recipe)
-    arguments = _arguments(run, lm, reward, max_tokens=max_tokens)
+    arguments = alignment_arguments(run, lm, reward, max_tokens=max_tokens)
     open_run(run, overwrite=overwrite)
     watch = _fit(lm, plan, reward, watched, run, arguments)
     history = History()
@@ -538,7 +538,7 @@ def _fit(
     return watch
 
 
-def _arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_tokens: int) -> GRPOConfig:
+def alignment_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_tokens: int) -> GRPOConfig:
     """Return what TRL is to do: our batches and looks, our bar, nothing printed."""
     recipe, grpo, optim = run.recipe, run.recipe.grpo, run.recipe.optim
     per_device, n_batches = _batches(recipe)
