@@ -6,6 +6,7 @@ else is here. A run is begun by `begin`, trained by `fit` and ended by `finish`,
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -23,6 +24,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.load import CellModel, check_same_genes, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, save_split
+from cytoglot.corpus.folder import Corpus
+from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes import GeneVocabulary
 from cytoglot.data.splits import Split
 from cytoglot.errors import InputError
@@ -38,6 +41,9 @@ from cytoglot.train.recipe import OptimRecipe, TrainRecipe
 from cytoglot.train.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
 from cytoglot.train.sharded import check_sharding, whole_model, whole_weights
 from cytoglot.train.trainer import AnswerTrainer, HeldOutScores, TrainingData, training_arguments, uses_bf16
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +106,50 @@ def base_fingerprint(recipe: TrainRecipe) -> Mapping[str, str]:
         return {"base": f"{base}@{recipe.model.revision or 'main'}"}
     read = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"})
     return {"base": fingerprint_texts([fingerprint_of(path) for path in read])}
+
+
+def manifest_of_cells(
+    adata: AnnData,
+    source: object,
+    recipe: TrainRecipe,
+    *,
+    label: str,
+    split_by: str,
+    split: Split | None,
+    gene_options: GeneOptions,
+    seed: int,
+) -> Manifest:
+    """Return what made a model of a file of cells; two runs are the same where config and inputs are equal."""
+    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict(), sort_keys=True)])
+    # What gene options did to the cells is in the inputs already.
+    genes = gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
+    return Manifest(
+        command="train",
+        config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided, **genes},
+        seeds={"seed": seed},
+        inputs={
+            "cells": fingerprint_texts([*adata.obs_names, *adata.var_names, str(adata.X.sum())]),
+            "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
+            **base_fingerprint(recipe),
+        },
+    )
+
+
+def manifest_of_corpus(
+    corpus: Corpus, recipe: TrainRecipe, *, seed: int, shares: Mapping[str, float] | None = None
+) -> Manifest:
+    """Return what made a model of a corpus; `shares` are those of the tasks where the recipe leaves them open."""
+    settings = recipe.model_dump(mode="json")
+    return Manifest(
+        command="train",
+        config={"recipe": settings if shares is None else {**settings, "tasks": shares}},
+        seeds={"seed": seed},
+        inputs={
+            "corpus": corpus.description.fingerprint,
+            "source": corpus.folder.name,
+            **base_fingerprint(recipe),
+        },
+    )
 
 
 def check_base(recipe: TrainRecipe, vocabulary: GeneVocabulary) -> None:

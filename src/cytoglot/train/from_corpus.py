@@ -38,7 +38,16 @@ from cytoglot.train.answer_loss import Batch
 from cytoglot.train.calibrate import calibrate
 from cytoglot.train.callbacks import History
 from cytoglot.train.corpus_data import CorpusBatches, CorpusDataset, gene_tokenizer, readers_of
-from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, start_model
+from cytoglot.train.fit import (
+    Run,
+    begin,
+    can_pack,
+    check_base,
+    finish,
+    fit,
+    manifest_of_corpus,
+    start_model,
+)
 from cytoglot.train.held_out import held_out_of_corpus
 from cytoglot.train.model_card import corpus_facts
 from cytoglot.train.processes import n_processes, rank
@@ -100,16 +109,7 @@ def train_corpus(
         raise InputError("expected a recipe of kind pretrain or sft, found grpo; call cytoglot.train, which takes any")
     shares = _shares(corpus, settings)
     checked_sources(corpus, settings.sources)
-    manifest = Manifest(
-        command="train",
-        config={"recipe": {**settings.model_dump(mode="json"), "tasks": shares}},
-        seeds={"seed": seed},
-        inputs={
-            "corpus": corpus.description.fingerprint,
-            "source": corpus.folder.name,
-            **base_fingerprint(settings),
-        },
-    )
+    manifest = manifest_of_corpus(corpus, settings, seed=seed, shares=shares)
     run = Run(folder=Path(out), recipe=settings, manifest=manifest, seed=seed, device=device)
     finished = begin(run, overwrite=overwrite)
     if finished is not None:

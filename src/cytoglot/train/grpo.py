@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import json
 import logging
 import math
 import os
@@ -46,10 +45,18 @@ from cytoglot.lm.load import LanguageModel, load_language_model, own_progress_on
 from cytoglot.lm.lora import add_lora
 from cytoglot.lm.sampling import Sampling
 from cytoglot.lm.tokenizer import encode_completions, encode_prompts
-from cytoglot.manifest import Manifest, fingerprint_texts
+from cytoglot.manifest import Manifest
 from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.train.callbacks import History
-from cytoglot.train.fit import Run, base_fingerprint, begin, check_trackers, finish, open_run
+from cytoglot.train.fit import (
+    Run,
+    begin,
+    check_trackers,
+    finish,
+    manifest_of_cells,
+    manifest_of_corpus,
+    open_run,
+)
 from cytoglot.train.grpo_prompts import (
     AskableCells,
     AskedPrompt,
@@ -136,8 +143,7 @@ def train_grpo(
     spec = CellModelSpec.load(base) if is_model_folder(base) else None
     if isinstance(source, Corpus) or (isinstance(source, (str, Path)) and is_corpus(source)):
         corpus = source if isinstance(source, Corpus) else open_corpus(source)
-        inputs = {"corpus": corpus.description.fingerprint, "source": corpus.folder.name}
-        config: dict[str, Any] = {}
+        manifest = manifest_of_corpus(corpus, settings, seed=seed)
         lay = partial(_ground_of_corpus, corpus, settings, seed=seed, device=device)
     else:
         label = label or (spec.label_column if spec is not None else None)
@@ -145,21 +151,11 @@ def train_grpo(
             raise InputError("pass the label, the column of obs with the cell types: the base model names none")
         found = resolve_source(source) if isinstance(source, (str, Path)) else source
         adata = read(found, layer=layer, **gene_options.keywords)
-        inputs = {
-            "cells": fingerprint_texts([*adata.obs_names, *adata.var_names, str(adata.X.sum())]),
-            "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
-        }
-        divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict(), sort_keys=True)])
-        config = {"label": label, "split": divided}
-        config |= gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
+        manifest = manifest_of_cells(
+            adata, source, settings, label=label, split_by=split_by, split=split, gene_options=gene_options, seed=seed
+        )
         of_file: dict[str, Any] = {"label": label, "split": split, "split_by": split_by}
         lay = partial(_ground_of_cells, adata, settings, seed=seed, device=device, **of_file)
-    manifest = Manifest(
-        command="train",
-        config={"recipe": settings.model_dump(mode="json"), **config},
-        seeds={"seed": seed},
-        inputs={**inputs, **base_fingerprint(settings)},
-    )
     run = Run(folder=Path(out), recipe=settings, manifest=manifest, seed=seed, device=device)
     finished = begin(run, overwrite=overwrite)
     if finished is not None:

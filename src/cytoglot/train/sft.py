@@ -6,7 +6,6 @@ same weights as an unbroken run. `cytoglot.json` is written last.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.load import LanguageModel, set_threads
 from cytoglot.lm.scratch import scratch_model
 from cytoglot.lm.tokenizer import build_tokenizer, padding_id
-from cytoglot.manifest import Manifest, fingerprint_texts
+from cytoglot.manifest import Manifest
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, fit_rank_curve
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
@@ -36,7 +35,16 @@ from cytoglot.train.batches import NumberedBatches
 from cytoglot.train.calibrate import calibrate, generation_temperature
 from cytoglot.train.callbacks import History
 from cytoglot.train.examples import Examples, collate, plan_training, plan_validation
-from cytoglot.train.fit import Run, base_fingerprint, begin, can_pack, check_base, finish, fit, start_model
+from cytoglot.train.fit import (
+    Run,
+    begin,
+    can_pack,
+    check_base,
+    finish,
+    fit,
+    manifest_of_cells,
+    start_model,
+)
 from cytoglot.train.held_out import held_out_of_cells
 from cytoglot.train.prepare import PreparedCells, label_table, prepare_cells, word_quantiles
 from cytoglot.train.processes import n_processes, rank
@@ -98,9 +106,9 @@ def train(
         raise InputError("expected a recipe of kind pretrain or sft, found grpo; call cytoglot.train, which takes any")
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
-    manifest = _manifest(adata, source, settings, label=label, split_by=split_by, split=split, seed=seed)
-    if gene_options != DEFAULT_GENES:  # what they did to the cells is in the inputs already
-        manifest = replace(manifest, config={**manifest.config, **gene_options.to_dict()})
+    manifest = manifest_of_cells(
+        adata, source, settings, label=label, split_by=split_by, split=split, gene_options=gene_options, seed=seed
+    )
     run = Run(folder=Path(out), recipe=settings, manifest=manifest, seed=seed, device=device)
     finished = begin(run, overwrite=overwrite)
     if finished is not None:
@@ -125,24 +133,6 @@ def train(
         split=prepared.split,
         messages=prepared.messages,
         held_out=held_out_of_cells(prepared, settings, seed),
-    )
-
-
-def _manifest(
-    adata: AnnData, source: object, recipe: TrainRecipe, *, label: str, split_by: str, split: Split | None, seed: int
-) -> Manifest:
-    """Two runs are the same run when config and inputs of their manifests are equal."""
-    cells = fingerprint_texts([*adata.obs_names, *adata.var_names, str(adata.X.sum())])
-    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict(), sort_keys=True)])
-    return Manifest(
-        command="train",
-        config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided},
-        seeds={"seed": seed},
-        inputs={
-            "cells": cells,
-            "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
-            **base_fingerprint(recipe),
-        },
     )
 
 
