@@ -4,8 +4,8 @@
 
 Prints the measured bf16 matrix product rate, and beside it, as a share of that rate:
 
-- fine-tuning of a 410M and a 160M model (Pythia's shapes, random weights, packed rows) by the steps that `cytoglot
-  train` takes: tokens/s x 6 N, with N the parameters without the input vectors;
+- fine-tuning of a 410M and a 160M model (Pythia's shapes, random weights, packed rows, every token learned) with the
+  loss and optimiser of `cytoglot train`, not its Trainer: tokens/s x 6 N, N without the input vectors;
 - embedding of cells of unlike length by a 160M and a 410M model: real tokens/s x 2 N, N without both vector tables;
 - writing distinct genes under constraint beside writing the same number of tokens without one.
 
