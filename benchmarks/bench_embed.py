@@ -119,9 +119,7 @@ class Bench:
     by_gene: LanguageModel
 
     def __post_init__(self) -> None:
-        self.prompts = self.folder / "prompts.json"
-        self.prompts.write_text(json.dumps(self.texts))
-        worker = Path(__file__).with_name("peer_embed.py")
+        worker = Path(__file__).with_name("peer_worker.py")
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.worker = subprocess.Popen([str(peer_python()), str(worker)], text=True, **pipes)
 
@@ -154,7 +152,8 @@ class Bench:
         request = {
             "folder": str(self.folder / self.model),
             "scratch": str(self.folder / f"scratch-{self.model}"),
-            "prompts": str(self.prompts),
+            "what": "embed",
+            "prompts": self.texts,
             "threads": threads,
             "batch": batch,
             "out": out and str(self.folder / out),

@@ -221,7 +221,7 @@ class Peer:
     def __init__(self, lm: LanguageModel, folder: Path, threads: int) -> None:
         lm.save(folder / "model")
         self.request = {"folder": str(folder / "model"), "scratch": str(folder), "threads": threads}
-        worker = Path(__file__).with_name("peer_annotate.py")
+        worker = Path(__file__).with_name("peer_worker.py")
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         self.worker = subprocess.Popen([str(peer_python()), str(worker)], text=True, **pipes)
 
@@ -229,7 +229,9 @@ class Peer:
         """Return the seconds that the peer needs, and its answers."""
         assert self.worker.stdin is not None
         assert self.worker.stdout is not None
-        self.worker.stdin.write(json.dumps({**self.request, "prompts": prompts, "max_tokens": max_tokens}) + "\n")
+        self.worker.stdin.write(
+            json.dumps({**self.request, "what": "annotate", "prompts": prompts, "max_tokens": max_tokens}) + "\n"
+        )
         self.worker.stdin.flush()
         answer: dict[str, Any] = json.loads(self.worker.stdout.readline())
         return answer
