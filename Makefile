@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	$(BIN)/cytoglot demo -o $(DEMO) --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not gpu"

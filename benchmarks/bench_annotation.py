@@ -28,14 +28,14 @@ from cytoglot.benchmark.baselines import BASELINES
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.config import load_recipe
 from cytoglot.data.datasets import data_folder
-from cytoglot.data.read import read
+from cytoglot.data.readers.read import read
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits import Split, folds
-from cytoglot.lm.load import set_threads
+from cytoglot.data.splits.splitting import Split, folds
+from cytoglot.lm.model.load import set_threads
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference
-from cytoglot.train.recipe import TrainRecipe
-from cytoglot.train.sft import train
+from cytoglot.training.recipe import TrainRecipe
+from cytoglot.training.supervised.from_cells import train
 
 logger = logging.getLogger(__name__)
 

@@ -46,11 +46,11 @@ from transformers import (
 )
 
 from cytoglot.answer_format import DistinctWords
-from cytoglot.lm.answer_constraint import AnswerConstraint
-from cytoglot.lm.constrain import constrain
-from cytoglot.lm.sampling import Sampling, TokenSampler
-from cytoglot.lm.scratch import scratch_model
-from cytoglot.lm.tokenizer import build_tokenizer
+from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
+from cytoglot.lm.constraint.constrain import constrain
+from cytoglot.lm.generation.sampling import Sampling, TokenSampler
+from cytoglot.lm.model.scratch import scratch_model
+from cytoglot.lm.model.tokenizer import build_tokenizer
 
 PROMPT_TOKENS, WORDS_PER_CELL = 60, 200
 SPELLINGS = {"one token": 0, "BPE 4k": 4_000, "BPE 14k": 14_000}
@@ -61,8 +61,8 @@ import time
 import torch
 from benchmarks.bench_constrain import byte_level, gene_like
 from cytoglot.answer_format import DistinctWords
-from cytoglot.lm.constrain import constrain
-from cytoglot.lm.sampling import Sampling, TokenSampler
+from cytoglot.lm.constraint.constrain import constrain
+from cytoglot.lm.generation.sampling import Sampling, TokenSampler
 words = gene_like(50)
 constraint = constrain(DistinctWords(words=words, min_words=2, max_words=5), byte_level(words, 300))
 sampler = TokenSampler(Sampling(), ["a"], tokens_s=constraint.tokens_s)

@@ -39,11 +39,11 @@ from benchmarks.synthetic_atlas import N_GENES, write_atlas
 from cytoglot.applications.embed_file import embed_file
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
-from cytoglot.data.genes import GeneVocabulary
-from cytoglot.lm.batches import DEFAULT_BATCH_TOKENS
-from cytoglot.lm.embed import Precision, embed_texts, embedding_batches, padding_share
-from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.tokenizer import build_tokenizer, encode_prompts
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.lm.embedding.embed import Precision, embed_texts, embedding_batches, padding_share
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts
+from cytoglot.lm.runtime.batches import DEFAULT_BATCH_TOKENS
 from cytoglot.sentence.cell_sentence import RankSettings
 
 PYTHIA_ROWS = 50_304

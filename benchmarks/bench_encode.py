@@ -177,7 +177,7 @@ def measure_in_memory(path: str) -> dict[str, Any]:
     import numpy as np
     import scipy.sparse as sp
 
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
     from cytoglot.sentence.cell_sentence import RankSettings
     from cytoglot.sentence.encode import detection_rates, encode_matrix
 

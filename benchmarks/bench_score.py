@@ -37,12 +37,12 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 
 from benchmarks.peer import peer_python
 from cytoglot.data.datasets import known_datasets, load_dataset
-from cytoglot.lm import score
-from cytoglot.lm.answer_tree import AnswerTree
-from cytoglot.lm.batches import length_batches, pad_right
-from cytoglot.lm.load import LanguageModel, load_language_model, set_threads
-from cytoglot.lm.score import score_answers, score_answers_naive
-from cytoglot.lm.tokenizer import build_tokenizer, encode_completions, encode_prompts
+from cytoglot.lm.model.load import LanguageModel, load_language_model, set_threads
+from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
+from cytoglot.lm.runtime.batches import length_batches, pad_right
+from cytoglot.lm.scoring import score
+from cytoglot.lm.scoring.answer_tree import AnswerTree
+from cytoglot.lm.scoring.score import score_answers, score_answers_naive
 
 LABELS = (
     "B cell",

@@ -23,14 +23,14 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.bench_annotation import TASKS, Task, labels_and_rows, read_task
-from cytoglot.data.genes import GeneVocabulary
-from cytoglot.data.splits import Split, folds
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.splits.splitting import Split, folds
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.uncertainty import bootstrap, bootstrap_difference
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
 from cytoglot.sentence.encode import detection_rates, encode_matrix
-from cytoglot.train.prepare import choose_genes
-from cytoglot.train.recipe import SentenceRecipe, TrainRecipe
+from cytoglot.training.recipe import SentenceRecipe, TrainRecipe
+from cytoglot.training.supervised.prepare import choose_genes
 
 logger = logging.getLogger(__name__)
 RULES: tuple[TieRule, ...] = get_args(TieRule)

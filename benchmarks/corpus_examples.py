@@ -13,11 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cytoglot.corpus.build import build_corpus
-from cytoglot.corpus.examples import askable_tasks, sample_examples
-from cytoglot.corpus.folder import Corpus, open_corpus
-from cytoglot.corpus.recipe import load_corpus_recipe
-from cytoglot.corpus.show import shown
+from cytoglot.corpus.build.build import build_corpus
+from cytoglot.corpus.format.folder import Corpus, open_corpus
+from cytoglot.corpus.inspect.preview import shown
+from cytoglot.corpus.read.examples import askable_tasks, sample_examples
+from cytoglot.corpus.sources.recipe import load_corpus_recipe
 from cytoglot.tasks.task import tasks
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -32,7 +32,7 @@ def _cpu_seconds() -> float:
 
 def floor(path: str, out: str) -> dict[str, Any]:
     """Read the file in chunks, rank it, write cell ids and gene ids as plain Parquet: the least that must be done."""
-    from cytoglot.data.stream import open_cells
+    from cytoglot.data.readers.stream import open_cells
     from cytoglot.sentence.encode import encode_matrix
 
     _warm_up()
@@ -51,7 +51,7 @@ def floor(path: str, out: str) -> dict[str, Any]:
 
 def build(path: str, out: str) -> dict[str, Any]:
     """Build a corpus of one file in this process."""
-    from cytoglot.corpus.build import build_corpus
+    from cytoglot.corpus.build.build import build_corpus
 
     _warm_up()
     found: dict[str, Any] = {}
@@ -66,7 +66,7 @@ def build(path: str, out: str) -> dict[str, Any]:
 
 def build_with_workers(path: str, out: str, engine: str, workers: str) -> dict[str, Any]:
     """Build with workers of one thread each; their start is not counted: a first build of few cells starts them."""
-    from cytoglot.corpus.build import build_corpus
+    from cytoglot.corpus.build.build import build_corpus
     from cytoglot.engines import running
 
     os.environ["NUMBA_NUM_THREADS"] = "1"
@@ -84,8 +84,8 @@ def build_with_workers(path: str, out: str, engine: str, workers: str) -> dict[s
 
 def shard_bytes(path: str, out: str) -> dict[str, Any]:
     """Bytes of the shards over those of their text under zstd, and seconds to read either."""
-    from cytoglot.corpus.build import build_corpus
-    from cytoglot.corpus.folder import PARTS, open_corpus
+    from cytoglot.corpus.build.build import build_corpus
+    from cytoglot.corpus.format.folder import PARTS, open_corpus
 
     build_corpus(_recipe(path), out)
     corpus = open_corpus(out)
@@ -123,9 +123,9 @@ def shard_bytes(path: str, out: str) -> dict[str, Any]:
 
 def load(corpus: str, kind: str) -> dict[str, Any]:
     """Tokens per second of one core through the loader: rendering, tokens, packing; and the share of padding."""
-    from cytoglot.corpus.folder import open_corpus
-    from cytoglot.corpus.loader import BatchSettings, CorpusLoader
-    from cytoglot.train.corpus_data import gene_tokenizer
+    from cytoglot.corpus.format.folder import open_corpus
+    from cytoglot.corpus.read.loader import BatchSettings, CorpusLoader
+    from cytoglot.training.supervised.corpus_batches import gene_tokenizer
 
     opened = open_corpus(corpus)
     loader = CorpusLoader(
@@ -151,8 +151,8 @@ def datasets_from_generator(corpus: str, cache: str) -> dict[str, Any]:
     """The usual way: texts rendered into a `datasets` data set on disk, tokenised with `map`, read back."""
     import datasets
 
-    from cytoglot.corpus.examples import sample_examples
-    from cytoglot.corpus.folder import open_corpus
+    from cytoglot.corpus.format.folder import open_corpus
+    from cytoglot.corpus.read.examples import sample_examples
 
     opened = open_corpus(corpus)
     tokenizer = _tokenizer(opened, "gene_level")
@@ -172,7 +172,7 @@ def datasets_from_generator(corpus: str, cache: str) -> dict[str, Any]:
 
 
 def _tokenizer(corpus: Any, kind: str) -> Any:
-    from cytoglot.lm.tokenizer import build_tokenizer
+    from cytoglot.lm.model.tokenizer import build_tokenizer
     from cytoglot.tasks import tasks
 
     texts = [t.text for name in ("cell_type_annotation", "cell_generation") for t in tasks[name].templates.training]
@@ -190,7 +190,7 @@ def _tokenizer(corpus: Any, kind: str) -> Any:
 
 
 def _recipe(path: str) -> Any:
-    from cytoglot.corpus.recipe import CorpusRecipe
+    from cytoglot.corpus.sources.recipe import CorpusRecipe
 
     organism = "mouse" if "paul15" in Path(path).stem else "human"
     return CorpusRecipe.model_validate({"sources": [{"path": path, "organism": organism}]})
@@ -200,8 +200,7 @@ def _warm_up() -> None:
     """Load the compiled kernels and the libraries, which takes seconds and is no part of the work."""
     import scipy.sparse as sp
 
-    from cytoglot.corpus import build  # noqa: F401
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
     from cytoglot.sentence.encode import encode_matrix
 
     for kind in (np.int32, np.float32):

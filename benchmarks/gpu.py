@@ -29,11 +29,11 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from benchmarks.bench_constrain import byte_level, gene_like
 from cytoglot.answer_format import DistinctWords, FreeText
-from cytoglot.lm.embed import embed_texts
-from cytoglot.lm.generate import generate_answers
-from cytoglot.lm.load import LanguageModel
+from cytoglot.lm.embedding.embed import embed_texts
+from cytoglot.lm.generation.generate import generate_answers
+from cytoglot.lm.model.load import LanguageModel
 from cytoglot.progress import set_progress
-from cytoglot.train.answer_loss import loss_sum
+from cytoglot.training.loop.loss import loss_sum
 
 logger = logging.getLogger("gpu")
 

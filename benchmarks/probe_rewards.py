@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from cytoglot.data.datasets import resolve_source
-from cytoglot.data.ontology import map_labels
-from cytoglot.data.read import read
-from cytoglot.lm.load import load_language_model
+from cytoglot.data.knowledge.ontology import map_labels
+from cytoglot.data.readers.read import read
+from cytoglot.lm.model.load import load_language_model
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
-from cytoglot.train.prepare import PreparedCells, prepare_cells
-from cytoglot.train.recipe import TrainRecipe
-from cytoglot.train.reward_probes import ProbeReport, probe_reward
-from cytoglot.train.rewards import RewardContext, RewardPrompts, make_reward
+from cytoglot.training.recipe import TrainRecipe
+from cytoglot.training.rl.hacking_checks import ProbeReport, probe_reward
+from cytoglot.training.rl.rewards import RewardContext, RewardPrompts, make_reward
+from cytoglot.training.supervised.prepare import PreparedCells, prepare_cells
 
 FORM = {"validity": {"weight": 0.25}, "distinctness": {"weight": 0.25}}
 RECOMMENDED = FORM | {"overlap": {}, "kendall_tau_b": {"weight": 0.5}, "diversity": {"weight": 1.5}, "label_match": {}}

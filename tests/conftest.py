@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytoglot.cell_model.load import CellModel
-    from cytoglot.corpus.folder import Corpus
-    from cytoglot.train.recipe import TrainRecipe
+    from cytoglot.corpus.format.folder import Corpus
+    from cytoglot.training.recipe import TrainRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -98,9 +98,9 @@ def write_small_corpus(cells: AnnData, folder: Path) -> Corpus:
     """Write the corpus of the fixture, for tests that damage it."""
     import numpy as np
 
-    from cytoglot.corpus.folder import SourceInfo, write_corpus
-    from cytoglot.corpus.shard_file import make_block
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.corpus.format.folder import SourceInfo, write_corpus
+    from cytoglot.corpus.format.shard_file import make_block
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
     from cytoglot.sentence.encode import encode
     from cytoglot.tasks import CellTypeTerm, GeneSet
 
@@ -161,8 +161,8 @@ def write_small_corpus(cells: AnnData, folder: Path) -> Corpus:
 @pytest.fixture(scope="session")
 def tiny_recipe() -> TrainRecipe:
     """One small layer, a hundred steps: trains in seconds."""
-    from cytoglot.lm.scratch import ScratchSettings
-    from cytoglot.train.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
+    from cytoglot.lm.model.scratch import ScratchSettings
+    from cytoglot.training.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
 
     scratch = ScratchSettings(hidden_size=32, n_layers=1, n_heads=2, feed_forward=64, context_length=512)
     return TrainRecipe(
@@ -199,7 +199,7 @@ def tiny_cli(tiny_recipe: TrainRecipe) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_model(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> CellModel:
     """A model of `cells`, trained once per session; its folder is `tiny_model.folder`, not to be changed."""
-    from cytoglot.train.sft import train
+    from cytoglot.training.supervised.from_cells import train
 
     folder = tmp_path_factory.mktemp("tiny_model") / "model"
     return train(cells, label="cell_type", out=folder, recipe=tiny_recipe, seed=3, device="cpu")

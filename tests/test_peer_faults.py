@@ -23,8 +23,8 @@ from scipy import sparse
 import cytoglot as cg
 from cytoglot.applications.annotation import label_probabilities
 from cytoglot.cell_model.load import CellModel, load_cell_model
-from cytoglot.data.genes import GeneVocabulary
-from cytoglot.data.splits import split_cells
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.decode import decode
@@ -128,7 +128,7 @@ def test_6_a_backed_file_is_read_in_chunks(cells: AnnData, cells_file: Path) -> 
 
 def test_7_missing_labels_are_never_an_answer(cells: AnnData, tiny_recipe: Any, tmp_path: Path) -> None:
     """There: the model learns to answer "nan."."""
-    from cytoglot.train.sft import train
+    from cytoglot.training.supervised.from_cells import train
 
     partly = cells.copy()
     partly.obs["annotation of ours"] = partly.obs["cell_type"].astype(object)  # any column name will do
@@ -193,7 +193,7 @@ def test_11_an_answer_is_a_label_with_a_probability(cells: AnnData, tiny_model: 
 def test_12_an_answer_never_holds_its_prompt(cells: AnnData, tiny_model: CellModel) -> None:
     """There: the prompt is cut off by text replacement, which fails as soon as decoding changes a character."""
     from cytoglot.answer_format import FreeText
-    from cytoglot.lm.generate import generate_answers
+    from cytoglot.lm.generation.generate import generate_answers
 
     prompts = ["Genes: A  B ,C don't <eos> x", "ACTB\u00a0cell —"]
     answers = generate_answers(tiny_model.lm, prompts, FreeText(max_tokens=4), temperature=0.0, seed=0)
@@ -233,7 +233,7 @@ def test_15_a_sentence_longer_than_the_context_still_trains_its_answer(
     cells: AnnData, tiny_recipe: Any, tmp_path: Path
 ) -> None:
     """There: nothing is learned, the loss is 0.0 and the run says "completed"."""
-    from cytoglot.train.sft import train
+    from cytoglot.training.supervised.from_cells import train
 
     scratch = tiny_recipe.model.scratch.model_copy(update={"context_length": 48})
     recipe = tiny_recipe.model_copy(

@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from cytoglot.cell_model.load import load_model as load_model
     from cytoglot.data.audit import audit as audit
     from cytoglot.data.datasets import load_dataset as load_dataset
-    from cytoglot.data.genes import GeneVocabulary as GeneVocabulary
-    from cytoglot.data.read import read as read
+    from cytoglot.data.genes.vocabulary import GeneVocabulary as GeneVocabulary
+    from cytoglot.data.readers.read import read as read
     from cytoglot.sentence.cell_sentence import CellSentences as CellSentences
     from cytoglot.sentence.decode import decode as decode
     from cytoglot.sentence.encode import encode as encode
-    from cytoglot.train.run import train as train
+    from cytoglot.training.run import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
     "CellSentences": "cytoglot.sentence.cell_sentence",
-    "GeneVocabulary": "cytoglot.data.genes",
+    "GeneVocabulary": "cytoglot.data.genes.vocabulary",
     "annotate": "cytoglot.applications.annotation",
     "answer_prompts": "cytoglot.applications.answering",
     "audit": "cytoglot.data.audit",
@@ -44,9 +44,9 @@ _HOME = {
     "generate": "cytoglot.applications.generation",
     "load_dataset": "cytoglot.data.datasets",
     "load_model": "cytoglot.cell_model.load",
-    "read": "cytoglot.data.read",
+    "read": "cytoglot.data.readers.read",
     "reconstruct": "cytoglot.applications.reconstruction",
-    "train": "cytoglot.train",
+    "train": "cytoglot.training.run",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]
@@ -56,7 +56,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'cytoglot' has no attribute {name!r}")
     home = importlib.import_module(_HOME[name])
-    value = home if _HOME[name] == f"{__name__}.{name}" else getattr(home, name)  # a package that can be called
+    value = getattr(home, name)
     globals()[name] = value  # the next use is an ordinary attribute
     return value
 

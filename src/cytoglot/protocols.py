@@ -13,7 +13,7 @@ from cytoglot.answer_format import AnswerFormat
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cytoglot.lm.generate import GeneratedAnswer
+    from cytoglot.lm.generation.generate import GeneratedAnswer
 
 
 @runtime_checkable

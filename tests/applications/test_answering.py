@@ -18,8 +18,8 @@ from cytoglot.applications.answering import ModelSource, Prompts, answer_prompts
 from cytoglot.applications.parquet_parts import map_parts, work_folder
 from cytoglot.cli.main import run
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.lm.generate import sample_answers
-from cytoglot.lm.sampling import Sampling
+from cytoglot.lm.generation.generate import sample_answers
+from cytoglot.lm.generation.sampling import Sampling
 
 LABELS = OneOf(options=("type A", "type B"))
 

@@ -14,8 +14,8 @@ from anndata import AnnData
 from cytoglot.applications.gene_vectors import gene_embeddings, write_gene_table
 from cytoglot.cell_model.load import CellModel
 from cytoglot.errors import InputError, VocabularyMismatchError
-from cytoglot.lm.embed import pooled_states
-from cytoglot.lm.tokenizer import encode_prompts, word_token_ids
+from cytoglot.lm.embedding.embed import pooled_states
+from cytoglot.lm.model.tokenizer import encode_prompts, word_token_ids
 
 
 def test_static_vectors_are_the_models_table(tiny_model: CellModel) -> None:

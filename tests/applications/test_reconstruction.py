@@ -11,10 +11,10 @@ from scipy.stats import pearsonr, spearmanr
 import cytoglot as cg
 from cytoglot.applications import reconstruction_passes
 from cytoglot.applications.reconstruction import ReconstructionResult, reconstruct
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
 from cytoglot.data.normalize import normalize_log
-from cytoglot.data.splits import Split
+from cytoglot.data.splits.splitting import Split
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.encode import encode

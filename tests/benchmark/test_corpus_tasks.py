@@ -27,14 +27,14 @@ from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.cell_model.task_answers import ModelAnswers
 from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, kind_of, parts_of, statistics
-from cytoglot.corpus.folder import Corpus, SourceInfo, write_corpus
-from cytoglot.corpus.shard_file import make_block
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.corpus.format.folder import Corpus, SourceInfo, write_corpus
+from cytoglot.corpus.format.shard_file import make_block
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, VocabularyMismatchError
-from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.score import score_answers_naive
-from cytoglot.lm.scratch import ScratchSettings, scratch_model
-from cytoglot.lm.tokenizer import build_tokenizer, encode_pair
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.scratch import ScratchSettings, scratch_model
+from cytoglot.lm.model.tokenizer import build_tokenizer, encode_pair
+from cytoglot.lm.scoring.score import score_answers_naive
 from cytoglot.report.html import write_report
 from cytoglot.tasks import CellRecord, tasks
 

@@ -15,8 +15,8 @@ from anndata import AnnData
 from cytoglot.benchmark.evaluate import EvaluateSettings, Evaluation, evaluate, held_out_cells
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import load_split
-from cytoglot.data.read import read
-from cytoglot.data.splits import Split
+from cytoglot.data.readers.read import read
+from cytoglot.data.splits.splitting import Split
 from cytoglot.errors import InputError
 
 QUICK = EvaluateSettings(control=False, generation=False, probe=False, maps=False)

@@ -9,7 +9,7 @@ from sklearn.metrics import r2_score
 
 from cytoglot.benchmark.reconstruction import curve_on_cells
 from cytoglot.cell_model.load import CellModel
-from cytoglot.data.read import read
+from cytoglot.data.readers.read import read
 
 ROWS = np.arange(0, 240, 6)
 

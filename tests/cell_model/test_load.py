@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cytoglot.cell_model.load import CellModel, VocabularyOverlap, load_checkpoint
 from cytoglot.errors import InputError, VocabularyMismatchError
-from cytoglot.lm.score import score_answers_naive
+from cytoglot.lm.scoring.score import score_answers_naive
 from cytoglot.sentence.cell_sentence import RankSettings
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import Calibration, CellModelSpec, load_split
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import RankSettings
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cytoglot.corpus.folder import Corpus, open_corpus
+from cytoglot.corpus.format.folder import Corpus, open_corpus
 
 Command = Callable[..., Any]
 

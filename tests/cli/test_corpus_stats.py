@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cytoglot.corpus.folder import Corpus
+from cytoglot.corpus.format.folder import Corpus
 from cytoglot.errors import MissingExtraError
 
 Command = Callable[..., Any]
@@ -61,7 +61,7 @@ def test_a_missing_extra_is_said_before_anything_is_counted(
         raise AssertionError("counted first")
 
     monkeypatch.setattr("cytoglot.extras.require", missing)
-    monkeypatch.setattr("cytoglot.corpus.statistics.corpus_statistics", counted)
+    monkeypatch.setattr("cytoglot.corpus.inspect.statistics.corpus_statistics", counted)
     outcome = command("corpus", "stats", small_corpus.folder, "-o", tmp_path / "stats.html")
     assert outcome.code != 0
     assert "is not installed" in outcome.err

@@ -11,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from cytoglot.corpus.folder import Corpus
+from cytoglot.corpus.format.folder import Corpus
 
 Command = Callable[..., Any]
 

@@ -26,8 +26,8 @@ from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number
 from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.backends.openai import OpenAiServer
 from cytoglot.lm.backends.vllm import load_vllm
-from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.tokenizer import build_tokenizer
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.tokenizer import build_tokenizer
 from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator
 
 GENES = ("ACTB", "B2M", "CD3D", "CD3E", "HLA-DRA", "MS4A1", "NKG7")

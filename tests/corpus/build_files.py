@@ -10,8 +10,8 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix, vstack
 
-from cytoglot.corpus.folder import PARTS, Corpus
-from cytoglot.corpus.recipe import CorpusRecipe
+from cytoglot.corpus.format.folder import PARTS, Corpus
+from cytoglot.corpus.sources.recipe import CorpusRecipe
 
 N_GENES = 60
 

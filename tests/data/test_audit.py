@@ -121,7 +121,7 @@ def test_a_value_that_the_sample_missed_is_an_error(tmp_path, monkeypatch):
     adata = cells(n=3000)
     adata.X[1500, 2] = np.nan
     adata.write_h5ad(tmp_path / "nan.h5ad")
-    monkeypatch.setattr("cytoglot.data.matrix_choice.sample_positions", lambda n: np.arange(10))
+    monkeypatch.setattr("cytoglot.data.readers.matrix_choice.sample_positions", lambda n: np.arange(10))
     finding = found(audit(tmp_path / "nan.h5ad"), "matrix", "error")[0]
     assert "found nan in cell 'cell1500'" in finding.message
     assert "gene 'LYZ'" in finding.message

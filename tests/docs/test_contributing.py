@@ -55,7 +55,7 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
     _append(tmp_path / "tests" / "metrics" / "test_spec.py", "ARGUMENTS = {\n", entry)
     (tmp_path / "loose.py").write_text("\n".join(re.sub(r"^from __future__.*\n", "", t) for t in loose))
     recipe = (
-        "from cytoglot.config import load_recipe; from cytoglot.train.recipe import TrainRecipe; "
+        "from cytoglot.config import load_recipe; from cytoglot.training.recipe import TrainRecipe; "
         "assert load_recipe(TrainRecipe, 'recipe.yaml').tasks['leading_gene'] == 0.1"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}

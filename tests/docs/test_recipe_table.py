@@ -10,7 +10,7 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from cytoglot.train.recipe import TrainRecipe
+from cytoglot.training.recipe import TrainRecipe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "training.md"
 BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->"

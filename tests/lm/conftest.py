@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.tokenizer import build_tokenizer
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.tokenizer import build_tokenizer
 
 WORDS = ("ACTB", "B2M", "CD3D", "CD8A", "GNLY", "HLA-DRA", "AC093323.3", "MT-ND1", "MS4A1", "NKG7", "LYZ", "S100A8")
 LABELS = (

@@ -29,13 +29,13 @@ from transformers import (
 from cytoglot.answer_format import DistinctWords, FreeText, OneOf
 from cytoglot.cell_model.load import load_model
 from cytoglot.errors import InputError
-from cytoglot.lm import load as load_module
-from cytoglot.lm.embed import embed_texts
-from cytoglot.lm.generate import generate_answers
-from cytoglot.lm.load import LanguageModel, load_language_model, read_configuration
-from cytoglot.lm.lora import add_lora, merge_lora, save_adapter
-from cytoglot.lm.score import score_answers, score_answers_naive
-from cytoglot.lm.sources import commit_of
+from cytoglot.lm.embedding.embed import embed_texts
+from cytoglot.lm.generation.generate import generate_answers
+from cytoglot.lm.model import load as load_module
+from cytoglot.lm.model.load import LanguageModel, load_language_model, read_configuration
+from cytoglot.lm.model.lora import add_lora, merge_lora, save_adapter
+from cytoglot.lm.model.sources import commit_of
+from cytoglot.lm.scoring.score import score_answers, score_answers_naive
 
 Families = Callable[[str, PreTrainedTokenizerBase], LanguageModel]
 

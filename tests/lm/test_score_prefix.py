@@ -11,12 +11,12 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cytoglot.errors import InputError
-from cytoglot.lm import score
-from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.lora import add_lora
-from cytoglot.lm.score import score_answers, score_answers_naive, score_pairs
-from cytoglot.lm.tokenizer import encode_completions, encode_prompts
-from cytoglot.lm.tree_attention import last_queries_masked
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.lora import add_lora
+from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
+from cytoglot.lm.scoring import score
+from cytoglot.lm.scoring.score import score_answers, score_answers_naive, score_pairs
+from cytoglot.lm.scoring.tree_attention import last_queries_masked
 
 FAMILIES = ("llama", "neox", "gpt2", "gemma2", "gemma3", "mistral", "bloom", "mamba")
 CELL = "Genes of a cell: " + "ACTB B2M CD3D CD8A GNLY LYZ S100A8 " * 7 + "end."
@@ -176,7 +176,9 @@ class TestLittleMemory:
                 return forward(input_ids=input_ids, **options)
 
             monkeypatch.setattr(lm.model, "forward", limited)
-            monkeypatch.setattr("cytoglot.lm.memory.release_memory", lambda: None)  # collecting garbage takes long
+            monkeypatch.setattr(
+                "cytoglot.lm.runtime.halve_on_oom.release_memory", lambda: None
+            )  # collecting garbage takes long
             monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
             return lm
 
@@ -185,14 +187,14 @@ class TestLittleMemory:
     @pytest.mark.parametrize("family", ["llama", "gemma2", "bloom", "mamba"])
     def test_a_batch_is_halved_and_scores_stay_the_same(self, family, small, caplog, prompts, labels):
         lm = small(family)
-        with caplog.at_level(logging.WARNING, logger="cytoglot.lm.memory"):
+        with caplog.at_level(logging.WARNING, logger="cytoglot.lm.runtime.halve_on_oom"):
             found = score_answers(lm, [*prompts, *QUESTIONS], labels)
         assert "out of memory with" in caplog.text
         np.testing.assert_allclose(found, score_answers_naive(lm, [*prompts, *QUESTIONS], labels), atol=1e-4)
 
     def test_pairs_are_halved_too(self, small, caplog, prompts, labels):
         lm = small("llama")
-        with caplog.at_level(logging.WARNING, logger="cytoglot.lm.memory"):
+        with caplog.at_level(logging.WARNING, logger="cytoglot.lm.runtime.halve_on_oom"):
             found = score_pairs(lm, prompts, labels[:5])
         assert "out of memory with 5 x text in a batch; going on with 3" in caplog.text
         np.testing.assert_allclose(found, np.diag(score_answers_naive(lm, prompts, labels[:5])), atol=1e-4)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cytoglot.corpus.folder import Corpus, write_corpus
-from cytoglot.corpus.statistics import ColumnNumbers, CorpusStatistics, SourceNumbers, corpus_statistics
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.corpus.format.folder import Corpus, write_corpus
+from cytoglot.corpus.inspect.statistics import ColumnNumbers, CorpusStatistics, SourceNumbers, corpus_statistics
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.report.corpus_page import write_corpus_page
 
 ODD = "<b>T&B</b> $x"  # markup, an entity and an unfinished formula

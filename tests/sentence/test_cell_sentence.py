@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.manifest import Manifest
 from cytoglot.sentence import parquet, text

@@ -133,7 +133,7 @@ def test_genes_and_hvg_exclude_each_other(h5ad: Path, tmp_path: Path) -> None:
 def test_a_bad_value_in_a_late_chunk_leaves_nothing(
     h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cytoglot.data.matrix_choice.sample_positions", lambda n: np.arange(20))
+    monkeypatch.setattr("cytoglot.data.readers.matrix_choice.sample_positions", lambda n: np.arange(20))
     with h5py.File(h5ad, "r+") as file:
         file["X/data"][file["X/indptr"][90]] = -1.0
     with pytest.raises(InputError, match=r"cell_90.*GENE"):

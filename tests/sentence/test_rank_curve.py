@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from scipy.stats import pearsonr, spearmanr
 from sklearn.isotonic import IsotonicRegression
 
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
 from cytoglot.sentence import fit_curves
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from task_records import record_for
 
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.tasks import AnswerSpace, CellGroup, CellRecord, Task, load_templates, tasks
 from cytoglot.tasks.foreign_templates import (

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cytoglot.answer_format import DistinctWords, FreeText
-from cytoglot.data.genes import GeneVocabulary
-from cytoglot.data.knowledge import read_cell_types, read_gmt, readable_set_name
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.knowledge.tables import read_cell_types, read_gmt, readable_set_name
 from cytoglot.tasks import AnswerSpace, CellTypeTerm, GeneSet, tasks
 from cytoglot.tasks.cell_type_definition import unnamed
 from cytoglot.tasks.gene_sets import MOST_GENES

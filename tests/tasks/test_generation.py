@@ -9,7 +9,7 @@ from cytoglot.errors import InputError
 from cytoglot.tasks import AnswerSpace, CellRecord
 from cytoglot.tasks.generation import CellGeneration, UnconditionalGeneration
 
-GeneVocabulary = pytest.importorskip("cytoglot.data.genes").GeneVocabulary
+GeneVocabulary = pytest.importorskip("cytoglot.data.genes.vocabulary").GeneVocabulary
 
 VOCABULARY = GeneVocabulary(symbols=("MS4A1", "CD79A", "AC093323.3", "Actb"))
 SPACE = AnswerSpace(vocabulary=VOCABULARY, n_genes=3)

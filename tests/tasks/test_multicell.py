@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytoglot.answer_format import FreeText, OneOf
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.tasks import AnswerSpace, CellGroup, CellRecord, tasks
 from cytoglot.tasks.multicell import MAX_CELLS, cell_lines, parse_cells, read_cells, state_lengths

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cytoglot.answer_format import DistinctWords, OneOf
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.tasks import AnswerSpace, CellRecord, tasks
 from cytoglot.tasks.completion import CellCompletion
@@ -91,7 +91,7 @@ def test_the_hidden_genes_put_back_make_the_sentence(genes: list[str], variant: 
 
 
 def test_a_gap_is_the_same_tokens_wherever_it_stands() -> None:
-    lm = pytest.importorskip("cytoglot.lm.tokenizer")
+    lm = pytest.importorskip("cytoglot.lm.model.tokenizer")
     task = GeneMasking()
     records = [replace(CELL, variant=variant) for variant in range(20)]
     assert {int(task.hidden_places(record)[0]) for record in records} == {0, 1, 2, 3}

@@ -7,7 +7,7 @@ from task_records import SYMBOLS, record_for
 
 from cytoglot.tasks import tasks
 
-tokenizer_module = pytest.importorskip("cytoglot.lm.tokenizer")
+tokenizer_module = pytest.importorskip("cytoglot.lm.model.tokenizer")
 
 EXAMPLES = [
     tasks[n].example(record_for(tasks[n]), template=t.name) for n in tasks for t in tasks[n].templates.templates

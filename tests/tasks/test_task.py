@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from task_records import GENES, SYMBOLS, record_for
 
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.metrics import metrics
 from cytoglot.tasks import AnswerSpace, CellRecord, Example, Record, Task, describe_cell, tasks

@@ -14,10 +14,10 @@ from scipy.special import log_softmax
 
 from cytoglot.answer_format import FreeText
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.ontology import map_labels
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.errors import InputError
-from cytoglot.lm.generate import generate_answers
+from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.annotation import ParsedLabel
 from cytoglot.tasks.task import AnswerSpace

@@ -21,9 +21,9 @@ from cytoglot.applications.parquet_parts import PartsReport, map_parts
 from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.engines import Engine
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.lm.generate import GeneratedAnswer
-from cytoglot.lm.sampling import Sampling
-from cytoglot.lm.tokenizer import encode_prompts
+from cytoglot.lm.generation.generate import GeneratedAnswer
+from cytoglot.lm.generation.sampling import Sampling
+from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator
 
 logger = logging.getLogger(__name__)

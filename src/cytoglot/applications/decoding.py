@@ -9,7 +9,7 @@ from typing import Any
 
 from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.spec import CellModelSpec
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.decode import decode

@@ -29,11 +29,10 @@ from cytoglot.applications.embedding import KEY, embedding_record
 from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.cell_model.sentence_stream import SentenceStream, open_sentences
-from cytoglot.data.formats import readable
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.readers.formats import readable
 from cytoglot.errors import InputError
-from cytoglot.lm.ahead import one_ahead
-from cytoglot.lm.embed import (
+from cytoglot.lm.embedding.embed import (
     EmbedTally,
     Precision,
     TextTokens,
@@ -43,7 +42,8 @@ from cytoglot.lm.embed import (
     n_dimensions,
     read_texts,
 )
-from cytoglot.lm.fingerprint import model_fingerprint
+from cytoglot.lm.model.fingerprint import model_fingerprint
+from cytoglot.lm.runtime.prefetch import one_ahead
 from cytoglot.manifest import fingerprint_of, fingerprint_texts, package_versions
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, VocabularyOverlap
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
-from cytoglot.lm.embed import Precision, checked_layer
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.lm.embedding.embed import Precision, checked_layer
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,7 +1,7 @@
 """What a model expects of a cell type: for every gene how likely it is, at which rank and how much expressed.
 
 Nothing is read off one sampled cell: ranks are expectations over all sentences that the model can write
-(`cytoglot.lm.answer_ranks`), and go to expression through the model's rank curve.
+(`cytoglot.lm.generation.rank_expectation`), and go to expression through the model's rank curve.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from cytoglot.applications.generation import check_generation, draw_lengths
 from cytoglot.cell_model.load import CellModel
 from cytoglot.errors import InputError
-from cytoglot.lm.answer_ranks import answer_ranks
-from cytoglot.lm.sampling import Sampling
+from cytoglot.lm.generation.rank_expectation import answer_ranks
+from cytoglot.lm.generation.sampling import Sampling
 
 logger = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
 from cytoglot.cell_model.sentence_stream import open_sentences
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.errors import InputError, VocabularyMismatchError
-from cytoglot.lm.embed import Precision, checked_layer, in_precision
-from cytoglot.lm.gene_vectors import WordVectorMeans, static_word_vectors
+from cytoglot.lm.embedding.embed import Precision, checked_layer, in_precision
+from cytoglot.lm.embedding.word_vectors import WordVectorMeans, static_word_vectors
 from cytoglot.progress import progress_bar
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from cytoglot.applications.reconstruction_passes import FittedCurves, Passes
 from cytoglot.applications.reconstruction_plots import PlotPoints, draw_log_rank, draw_reconstructed
 from cytoglot.atomic import write_json
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.read import open_cells, stream_adata
-from cytoglot.data.splits import Split, split_cells
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.readers.read import open_cells, stream_adata
+from cytoglot.data.splits.splitting import Split, split_cells
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 from cytoglot.sentence.rank_curve import CURVE_KINDS, CurveKind, CurveScore

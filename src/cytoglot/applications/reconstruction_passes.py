@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
 from cytoglot.applications.reconstruction_plots import PlotPoints
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
 from cytoglot.data.normalize import log_normalised
-from cytoglot.data.read import CellStream
-from cytoglot.data.splits import Split
+from cytoglot.data.readers.read import CellStream
+from cytoglot.data.splits.splitting import Split
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.curve_score import CurveScore, CurveScorer

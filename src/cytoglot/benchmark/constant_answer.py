@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.cell_model.task_scores import AskedRecord, Kind, gene_ids_of
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.metrics.text import token_f1
 from cytoglot.tasks.multicell import cell_lines
 

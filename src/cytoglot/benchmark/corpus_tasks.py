@@ -27,9 +27,9 @@ from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, 
 from cytoglot.cell_model.task_answers import ModelAnswers
 from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, Kind, bare_answer, kind_of, statistics
 from cytoglot.config import Settings
-from cytoglot.corpus.examples import CorpusExamples, askable_tasks
-from cytoglot.corpus.folder import Corpus, open_corpus
-from cytoglot.corpus.mixture import Question
+from cytoglot.corpus.format.folder import Corpus, open_corpus
+from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
+from cytoglot.corpus.read.mixture import Question
 from cytoglot.data.schema import GROUP_FIELDS, group_values
 from cytoglot.errors import InputError, VocabularyMismatchError, nearest_names
 from cytoglot.manifest import Manifest

@@ -30,17 +30,17 @@ from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
-from cytoglot.data.gene_options import AS_NAMED, DEFAULT_GENES, GeneOptions
-from cytoglot.data.read import read
+from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES, GeneOptions
+from cytoglot.data.readers.read import read
 from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits import Split, leakage_report
+from cytoglot.data.splits.splitting import Split, leakage_report
 from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest
 from cytoglot.metrics.classification import calibration_bins, confusion, per_class
 from cytoglot.metrics.uncertainty import resampling_unit
-from cytoglot.train.recipe import TrainRecipe
-from cytoglot.train.sft import train
+from cytoglot.training.recipe import TrainRecipe
+from cytoglot.training.supervised.from_cells import train
 
 if TYPE_CHECKING:
     from anndata import AnnData

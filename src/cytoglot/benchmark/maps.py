@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
 from cytoglot.data.normalize import log_normalised
-from cytoglot.data.read import matrix_state_of
+from cytoglot.data.readers.read import matrix_state_of
 from cytoglot.extras import require
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 from cytoglot.benchmark.results import ResultRow
 from cytoglot.cell_model.load import CellModel
 from cytoglot.data.normalize import log_normalised
-from cytoglot.data.read import matrix_state_of
+from cytoglot.data.readers.read import matrix_state_of
 from cytoglot.metrics.uncertainty import bootstrap_function
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.rank_curve import evaluate_curve, predict_words

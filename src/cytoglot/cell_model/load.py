@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.cell_model.cell_prompt import CellPrompt
 from cytoglot.cell_model.spec import SPEC_FILE, SPLIT_FILE, Calibration, CellModelSpec
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.genes import GeneVocabulary
-from cytoglot.data.read import stream_adata
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.readers.read import stream_adata
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.backends.causal_lm import CausalLm
-from cytoglot.lm.constrain import constrain
-from cytoglot.lm.embed import Pooling, Precision, embed_texts
-from cytoglot.lm.generate import generate_answers
-from cytoglot.lm.load import Dtype, LanguageModel, load_language_model
-from cytoglot.lm.score import score_answers
-from cytoglot.lm.sources import find_file, is_hub_name
+from cytoglot.lm.constraint.constrain import constrain
+from cytoglot.lm.embedding.embed import Pooling, Precision, embed_texts
+from cytoglot.lm.generation.generate import generate_answers
+from cytoglot.lm.model.load import Dtype, LanguageModel, load_language_model
+from cytoglot.lm.model.sources import find_file, is_hub_name
+from cytoglot.lm.scoring.score import score_answers
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.decode import decode_texts
@@ -374,7 +374,7 @@ class CellModel:
         Parameters
         ----------
         layer, batch_tokens, dtype
-            As in `cytoglot.lm.embed.embed_texts`.
+            As in `cytoglot.lm.embedding.embed.embed_texts`.
         pooling
             "mean" over all tokens of the prompt, "last" token, or "sentence": mean over the tokens of the genes alone
             (an empty cell has none, and gets the mean over its prompt).
@@ -409,7 +409,7 @@ def load_model(
     Raises
     ------
     InputError
-        See `cytoglot.lm.load.load_language_model`.
+        See `cytoglot.lm.model.load.load_language_model`.
     """
     if is_model_folder(name_or_folder):
         return load_cell_model(name_or_folder, device=device, dtype=dtype)

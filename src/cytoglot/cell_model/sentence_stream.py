@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.stream import open_cells, stream_adata
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.readers.stream import open_cells, stream_adata
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.cell_source import CellSource, open_source
 from cytoglot.sentence.encode import ranker_for

@@ -13,14 +13,14 @@ import numpy as np
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText
 from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, Kind, bare_answer, parts_of
-from cytoglot.corpus.mixture import Question
-from cytoglot.data.genes import GeneVocabulary
-from cytoglot.lm.batches import checked_batch_tokens
-from cytoglot.lm.constrain import constrain
-from cytoglot.lm.generate import generate_answers
-from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.score import score_answers
-from cytoglot.lm.tokenizer import encode_completions, encode_pair, encode_prompts
+from cytoglot.corpus.read.mixture import Question
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.lm.constraint.constrain import constrain
+from cytoglot.lm.generation.generate import generate_answers
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.tokenizer import encode_completions, encode_pair, encode_prompts
+from cytoglot.lm.runtime.batches import checked_batch_tokens
+from cytoglot.lm.scoring.score import score_answers
 from cytoglot.tasks.task import AnswerSpace, Task
 from cytoglot.tasks.template import TERMINATOR
 

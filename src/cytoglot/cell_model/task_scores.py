@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.metrics.classification import macro_f1_statistic
 from cytoglot.metrics.generation import gene_overlap
 from cytoglot.metrics.text import exact_match, token_f1

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytoglot.cell_model.load import CellModel
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
 
 Templates = Annotated[
     str | None,
@@ -201,7 +201,7 @@ def _write_expected(model: CellModel, cell_type: str | None, output: Path, **opt
 
 
 def _prepare(output: Path, threads: int | None, as_json: bool, *, suffixes: tuple[str, ...] = (".h5ad",)) -> None:
-    from cytoglot.lm.load import set_threads
+    from cytoglot.lm.model.load import set_threads
 
     check_output(output, suffixes=suffixes)
     quiet_for_json(as_json=as_json)
@@ -231,7 +231,7 @@ def load_for_cells(
 
 
 def _genes_of(file: WholeFile) -> GeneVocabulary:
-    from cytoglot.data.read import stream_adata
+    from cytoglot.data.readers.read import stream_adata
 
     with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
         return stream.vocabulary

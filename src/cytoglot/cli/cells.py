@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from cytoglot.data.gene_options import AS_NAMED, GeneOptions, read_gene_mapping
+from cytoglot.data.genes.options import AS_NAMED, GeneOptions, read_gene_mapping
 from cytoglot.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from cytoglot.data.genes import Duplicates
-    from cytoglot.data.read import CellStream
+    from cytoglot.data.genes.vocabulary import Duplicates
+    from cytoglot.data.readers.read import CellStream
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class WholeFile:
 def open_source(source: str, *, layer: str | None, genes: GeneOptions) -> CellStream:
     """Open the cells of a file or data set in chunks."""
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.read import open_cells, stream_adata
+    from cytoglot.data.readers.read import open_cells, stream_adata
 
     found = resolve_source(source)
     return (
@@ -88,8 +88,8 @@ def whole_file(source: str, *, layer: str | None, genes: GeneOptions) -> WholeFi
         The file is missing or damaged, or none of its matrices can be used.
     """
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.formats import open_store
-    from cytoglot.data.read import read
+    from cytoglot.data.readers.formats import open_store
+    from cytoglot.data.readers.read import read
 
     found = resolve_source(source)
     stored = partial(WholeFile, layer=layer, genes=genes)

@@ -42,7 +42,7 @@ def build_command(
     json: Json = False,
 ) -> None:
     """Turn the cells of many sources into shuffled shards; a killed build goes on where it stopped."""
-    from cytoglot.corpus.build import build_corpus, forecast_build
+    from cytoglot.corpus.build.build import build_corpus, forecast_build
 
     quiet_for_json(as_json=json)
     overrides = tuple(set_ or ())
@@ -75,9 +75,9 @@ def show_command(
     json: Json = False,
 ) -> None:
     """Show random examples as a person would read them."""
-    from cytoglot.corpus.examples import sample_examples
-    from cytoglot.corpus.folder import PARTS, open_corpus
-    from cytoglot.corpus.show import shown
+    from cytoglot.corpus.format.folder import PARTS, open_corpus
+    from cytoglot.corpus.inspect.preview import shown
+    from cytoglot.corpus.read.examples import sample_examples
 
     corpus = open_corpus(folder)
     if part not in PARTS:
@@ -102,8 +102,8 @@ def stats_command(
     json: Json = False,
 ) -> None:
     """Count what is in a corpus and show it in one HTML page (everything is counted: the seed changes nothing)."""
-    from cytoglot.corpus.folder import open_corpus
-    from cytoglot.corpus.statistics import corpus_statistics
+    from cytoglot.corpus.format.folder import open_corpus
+    from cytoglot.corpus.inspect.statistics import corpus_statistics
     from cytoglot.extras import require
     from cytoglot.report.corpus_page import write_corpus_page
 
@@ -139,8 +139,8 @@ def audit_command(
     json: Json = False,
 ) -> None:
     """Say what could spoil a corpus, and the fix for each finding: leaks, labels, lengths, tasks, damage."""
-    from cytoglot.corpus.audit import audit_corpus
-    from cytoglot.corpus.folder import open_corpus
+    from cytoglot.corpus.format.folder import open_corpus
+    from cytoglot.corpus.inspect.audit import audit_corpus
 
     quiet_for_json(as_json=json)
     report = audit_corpus(

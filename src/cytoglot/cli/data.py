@@ -22,7 +22,7 @@ from cytoglot.cli.output import (
     quiet_for_json,
     show,
 )
-from cytoglot.data.gene_options import AS_NAMED, GeneOptions
+from cytoglot.data.genes.options import AS_NAMED, GeneOptions
 from cytoglot.errors import InputError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def encode_command(
     No model runs here: --device is taken for the sake of scripts and changes nothing.
     """
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.read import read
+    from cytoglot.data.readers.read import read
     from cytoglot.sentence.cell_sentence import RankSettings
 
     quiet_for_json(as_json=json)
@@ -216,7 +216,7 @@ def import_c2s_command(
     seed: Seed = 0,
 ) -> None:
     """Read a cell2sentence Arrow data set into sentences of ours (nothing is random)."""
-    from cytoglot.corpus.import_c2s import import_c2s
+    from cytoglot.corpus.sources.import_c2s import import_c2s
 
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".parquet",))
@@ -251,7 +251,7 @@ def _encode_in_memory(
 ) -> dict[str, int]:
     """A data set of the registry is small and comes loaded, with its labels; `adata` is what `read` made of it."""
     from cytoglot.data.hvg import select_hvg
-    from cytoglot.data.read import stream_adata
+    from cytoglot.data.readers.read import stream_adata
     from cytoglot.sentence.encode import encode
 
     genes = _genes_of(tie_rates) if hvg is None else select_hvg(adata, n_top=hvg)

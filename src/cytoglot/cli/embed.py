@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytoglot.cell_model.load import CellModel
-    from cytoglot.data.gene_options import GeneOptions
-    from cytoglot.data.genes import GeneVocabulary
-    from cytoglot.lm.embed import Precision
+    from cytoglot.data.genes.options import GeneOptions
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
+    from cytoglot.lm.embedding.embed import Precision
 
 HiddenLayer = Annotated[
     int, typer.Option("--hidden-layer", help="Hidden state: 0 the token vectors, 1 the first layer, …, -1 the last.")
@@ -95,7 +95,7 @@ def embed_command(
     from cytoglot.atomic import atomic_path
     from cytoglot.cell_model.load import check_pooling
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.lm.load import set_threads
+    from cytoglot.lm.model.load import set_threads
 
     check_output(output, suffixes=SUFFIXES)
     quiet_for_json(as_json=json)
@@ -186,7 +186,7 @@ def gene_vectors_command(
     from cytoglot.applications.gene_vectors import gene_embeddings, write_gene_table
     from cytoglot.cell_model.load import load_cell_model
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.lm.load import set_threads
+    from cytoglot.lm.model.load import set_threads
 
     check_output(output, suffixes=(".h5ad", ".parquet"))
     quiet_for_json(as_json=json)
@@ -233,7 +233,7 @@ def _forecast(
     import time
 
     from cytoglot.cell_model.sentence_stream import open_sentences
-    from cytoglot.lm.embed import n_dimensions
+    from cytoglot.lm.embedding.embed import n_dimensions
 
     n_some = 32
     with open_sentences(

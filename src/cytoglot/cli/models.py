@@ -26,8 +26,8 @@ from cytoglot.errors import InputError
 if TYPE_CHECKING:
     from cytoglot.benchmark.evaluate import EvaluateSettings
     from cytoglot.cell_model.load import CellModel
-    from cytoglot.data.gene_options import GeneOptions
-    from cytoglot.train.run import Plan
+    from cytoglot.data.genes.options import GeneOptions
+    from cytoglot.training.run import Plan
 
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
@@ -71,9 +71,9 @@ def train_command(
 ) -> None:
     """Train as a recipe says: pretrain, sft or grpo, on a file or a corpus; the same command resumes."""
     from cytoglot.config import load_recipe
-    from cytoglot.train.processes import is_first
-    from cytoglot.train.recipe import TrainRecipe
-    from cytoglot.train.run import plan_run, train
+    from cytoglot.training.loop.distributed import is_first
+    from cytoglot.training.recipe import TrainRecipe
+    from cytoglot.training.run import plan_run, train
 
     quiet_for_json(as_json=json)
     chosen = load_recipe(TrainRecipe, recipe, settings or [])
@@ -111,7 +111,7 @@ def card_command(
     seed: Seed = 0,
 ) -> None:
     """Write the card (README.md) of a model folder, with test metrics where an evaluation is given."""
-    from cytoglot.train.model_card import write_model_card
+    from cytoglot.training.release.model_card import write_model_card
 
     quiet_for_json(as_json=json)
     show({"card": write_model_card(model, evaluation)}, as_json=json)
@@ -125,7 +125,7 @@ def push_command(
     seed: Seed = 0,
 ) -> None:
     """Publish a finished model folder on the Hugging Face Hub, for its owner alone unless --public."""
-    from cytoglot.train.publish import publish
+    from cytoglot.training.release.publish import publish
 
     quiet_for_json(as_json=json)
     show({"page": publish(model, repository, private=not public)}, as_json=json)
@@ -151,8 +151,8 @@ def evaluate_command(
     from cytoglot.benchmark.evaluate import EvaluateSettings, evaluate
     from cytoglot.benchmark.results import as_dicts
     from cytoglot.config import load_recipe
-    from cytoglot.corpus.folder import is_corpus
-    from cytoglot.lm.load import set_threads
+    from cytoglot.corpus.format.folder import is_corpus
+    from cytoglot.lm.model.load import set_threads
 
     quiet_for_json(as_json=json)
     set_threads(threads)
@@ -277,12 +277,12 @@ def _evaluate_corpus(
 
 def _forecast_training(plan: Plan, *, layer: str | None, genes: GeneOptions, threads: int | None) -> dict[str, Any]:
     """Count tokens of examples as training makes them; try a few steps where that is cheap."""
-    from cytoglot.corpus.folder import open_corpus
+    from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.read import read
-    from cytoglot.lm.load import set_threads
-    from cytoglot.train.forecast import forecast_training, matrix_mb
-    from cytoglot.train.sft import check_tasks
+    from cytoglot.data.readers.read import read
+    from cytoglot.lm.model.load import set_threads
+    from cytoglot.training.supervised.forecast import forecast_training, matrix_mb
+    from cytoglot.training.supervised.from_cells import check_tasks
 
     set_threads(threads)
     if plan.on_corpus:

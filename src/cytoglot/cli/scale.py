@@ -32,7 +32,7 @@ def scale_command(
     """Train models of several sizes on several amounts of data, and fit how the held-out loss falls."""
     from cytoglot.config import load_recipe
     from cytoglot.report.scaling_figure import write_scaling_figure
-    from cytoglot.train.scale import ScaleRecipe, run_ladder, runs_of
+    from cytoglot.training.scaling.sweep import ScaleRecipe, run_ladder, runs_of
 
     quiet_for_json(as_json=json)
     chosen = load_recipe(ScaleRecipe, recipe, settings or [])

@@ -14,17 +14,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cytoglot.data import audit_obs, gene_names
-from cytoglot.data.cell_rows import cell_rows
+from cytoglot.data import audit_obs
 from cytoglot.data.datasets import knowledge_table, resolve_source
 from cytoglot.data.finding import Finding
-from cytoglot.data.formats import open_store
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.genes import resolve_genes
-from cytoglot.data.leakage import row_hashes
-from cytoglot.data.matrix_choice import Candidate, candidates_of, choose
+from cytoglot.data.genes import names as gene_names
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.genes.vocabulary import resolve_genes
 from cytoglot.data.normalize import check_values
 from cytoglot.data.qc import QcSettings
+from cytoglot.data.readers.cell_rows import cell_rows
+from cytoglot.data.readers.formats import open_store
+from cytoglot.data.readers.matrix_choice import Candidate, candidates_of, choose
+from cytoglot.data.splits.leakage import row_hashes
 from cytoglot.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 
 from cytoglot.data.finding import Finding
-from cytoglot.data.ontology import map_labels
+from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognise_obs
-from cytoglot.data.splits import split_cells
+from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 
 #: labels of fewer cells cannot be split into training, validation and test cells with any sense.
@@ -117,7 +117,7 @@ def _audit_groups(
 
 
 def _audit_split(obs: pd.DataFrame, column: str, facts: dict[str, Any]) -> list[Finding]:
-    split_logger = logging.getLogger("cytoglot.data.splits")
+    split_logger = logging.getLogger("cytoglot.data.splits.splitting")
     before, split_logger.disabled = split_logger.disabled, True  # its warnings are findings here
     try:
         split = split_cells(obs, label=column)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from cytoglot import extras
 from cytoglot.data.download import cache_folder, fetch, unpack
-from cytoglot.data.read import read
+from cytoglot.data.readers.read import read
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.registry import Registry
 

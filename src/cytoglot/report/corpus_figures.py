@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-    from cytoglot.corpus.folder import Part
-    from cytoglot.corpus.statistics import Binned, GeneNumbers, TokenNumbers
-    from cytoglot.corpus.task_balance import TaskLine
+    from cytoglot.corpus.format.folder import Part
+    from cytoglot.corpus.inspect.statistics import Binned, GeneNumbers, TokenNumbers
+    from cytoglot.corpus.inspect.task_balance import TaskLine
 
 _PARTS: tuple[tuple[Part, str], ...] = (("train", ACCENT), ("validation", "#b45309"), ("test", "#4338ca"))
 _SEVERAL_PARTS = "#be185d"

@@ -10,8 +10,8 @@ from cytoglot.extras import require
 from cytoglot.report import corpus_figures as figures
 
 if TYPE_CHECKING:
-    from cytoglot.corpus.folder import Part
-    from cytoglot.corpus.statistics import ColumnNumbers, CorpusStatistics
+    from cytoglot.corpus.format.folder import Part
+    from cytoglot.corpus.inspect.statistics import ColumnNumbers, CorpusStatistics
 
 _BARS = 30
 """bars of the large figures"""

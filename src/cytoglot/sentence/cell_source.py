@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.data.genes import GeneVocabulary, ResolvedGenes, collapse_columns
-from cytoglot.data.matrix_choice import Candidate, Verdict, candidates_of, sample_positions, select, verdict_on
-from cytoglot.data.stream import CellStream, open_cells, stream_adata
+from cytoglot.data.genes.vocabulary import GeneVocabulary, ResolvedGenes, collapse_columns
+from cytoglot.data.readers.matrix_choice import Candidate, Verdict, candidates_of, sample_positions, select, verdict_on
+from cytoglot.data.readers.stream import CellStream, open_cells, stream_adata
 from cytoglot.sentence.matrix_blocks import csr_blocks
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule, gene_id_dtype
 from cytoglot.sentence.matrix_blocks import csr_blocks
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from anndata import AnnData
 
-    from cytoglot.data.stream import CellStream
+    from cytoglot.data.readers.stream import CellStream
     from cytoglot.sentence.cell_source import CellSource
 
 __all__ = ["TieRates", "detection_rates", "encode", "encode_matrix", "ranker_for", "restrict", "tie_rates_for"]

@@ -21,9 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cytoglot.data.gene_options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.genes import GeneVocabulary
-from cytoglot.data.stream import CellStream, open_cells
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_of
 from cytoglot.progress import progress_bar
@@ -126,7 +126,7 @@ def encode_file(
 
 def _highly_variable(path: Path, n_genes: int, layer: str | None, gene_options: GeneOptions) -> list[str]:
     from cytoglot.data.hvg import select_hvg
-    from cytoglot.data.read import read
+    from cytoglot.data.readers.read import read
 
     return select_hvg(read(path, layer=layer, **gene_options.keywords), n_top=n_genes)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytoglot.atomic import atomic_path
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, gene_id_dtype

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cytoglot.errors import InputError
 
 if TYPE_CHECKING:
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
 
 Repeated = Literal["mean", "first"]
 

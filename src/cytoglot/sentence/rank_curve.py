@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.curve_score import CurveScore, CurveScorer, ScoredCells

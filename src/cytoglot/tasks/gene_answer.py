@@ -15,7 +15,7 @@ from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet
 from cytoglot.tasks.task import AnswerSpace, Task
 
 if TYPE_CHECKING:
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
 
 R = TypeVar("R", CellRecord, CellGroup, GeneSet, CellTypeTerm)
 

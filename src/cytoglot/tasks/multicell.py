@@ -29,7 +29,7 @@ from cytoglot.tasks.task import (
 )
 
 if TYPE_CHECKING:
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
 
 MIN_CELLS, MAX_CELLS = 2, 20
 """sizes of the cell groups that training sees"""

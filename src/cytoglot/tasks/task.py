@@ -21,7 +21,7 @@ from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, 
 from cytoglot.tasks.template import Template, TemplateSet, load_templates
 
 if TYPE_CHECKING:
-    from cytoglot.data.genes import GeneVocabulary
+    from cytoglot.data.genes.vocabulary import GeneVocabulary
 
 R = TypeVar("R", CellRecord, CellGroup, GeneSet, CellTypeTerm)
 Value = TypeVar("Value")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cytoglot.benchmark.baselines import TypeProfile
-from cytoglot.data.genes import GeneVocabulary
+from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.metrics.generation import mean_overlap, pairwise_diversity
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat
 from cytoglot.errors import InputError
-from cytoglot.lm.embed import Pooling, embed_texts
-from cytoglot.lm.generate import GeneratedAnswer, generate_answers, sample_answers
-from cytoglot.lm.load import LanguageModel
-from cytoglot.lm.sampling import Sampling
-from cytoglot.lm.score import score_answers
+from cytoglot.lm.embedding.embed import Pooling, embed_texts
+from cytoglot.lm.generation.generate import GeneratedAnswer, generate_answers, sample_answers
+from cytoglot.lm.generation.sampling import Sampling
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.scoring.score import score_answers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,7 +91,7 @@ class CausalLm:
             Whether the text that ends an answer, and end of text, are scored with it. Without them, an answer that is
             the beginning of another is always at least as likely.
         normalise, prior_prompts
-            As in `cytoglot.lm.score.score_answers`.
+            As in `cytoglot.lm.scoring.score.score_answers`.
         """
         if isinstance(answers, str):
             raise InputError(f"expected a list of answers, found one text of {len(answers)} characters; pass [text]")
@@ -111,5 +111,5 @@ class CausalLm:
         *,
         spans: Sequence[tuple[int, int]] | None = None,
     ) -> NDArray[np.float32]:
-        """Return one vector per text, float32 of shape (n_texts, d); see `cytoglot.lm.embed.embed_texts`."""
+        """Return one vector per text, float32 of shape (n_texts, d); see `cytoglot.lm.embedding.embed.embed_texts`."""
         return embed_texts(self.lm, texts, layer=layer, pooling=pooling, spans=spans)

@@ -18,8 +18,8 @@ from typing import Literal
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
 from cytoglot.errors import InputError
-from cytoglot.lm.generate import GeneratedAnswer
-from cytoglot.lm.number_answer import DECIMALS
+from cytoglot.lm.constraint.number import DECIMALS
+from cytoglot.lm.generation.generate import GeneratedAnswer
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)

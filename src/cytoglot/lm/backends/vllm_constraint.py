@@ -18,9 +18,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-from cytoglot.lm.answer_constraint import AnswerConstraint, AnswerState
 from cytoglot.lm.backends.vllm import read_format
-from cytoglot.lm.constrain import constrain
+from cytoglot.lm.constraint.answer_constraint import AnswerConstraint, AnswerState
+from cytoglot.lm.constraint.constrain import constrain
 
 ARGUMENT = "cytoglot_format"
 

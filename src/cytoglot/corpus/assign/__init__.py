@@ -1,0 +1,1 @@
+"""Where each cell goes: split, downsampling, groups, shard, duplicates."""

@@ -1,0 +1,377 @@
+"""What is decided from the metadata of all cells before one is ranked: caps, split, and values of the columns.
+
+The metadata are gone through once, twice more where a cap leaves cells out and twice more where a source is limited;
+what comes back from a span are counts, never cells.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cytoglot.atomic import write_json
+from cytoglot.corpus.build.plan import BuildPlan, PlannedSource, Span, canonical_columns, load_plan
+from cytoglot.corpus.assign.downsampling import CapCounts, CapLimits, CellCaps, cap_targets
+from cytoglot.corpus.assign.cell_keys import cell_keys
+from cytoglot.corpus.format.folder import PARTS
+from cytoglot.corpus.assign.placement import n_shards
+from cytoglot.corpus.sources.expand import CorpusSource
+from cytoglot.corpus.assign.group_split import BY_CELL, HELD_OUT, SplitDecision, UnitCounts, decide_splits
+from cytoglot.engines import Workers
+from cytoglot.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+DECISIONS = "decisions.json"
+#: Ranked ids from which rank curves are fitted, about; more would not change them.
+CURVE_IDS = 2_000_000
+_SOURCE = "source"
+
+Result = TypeVar("Result")
+
+
+class Fault(NamedTuple):
+    """What comes back from a span whose source cannot be read: the build may go on without the source."""
+
+    source: str
+    message: str
+
+
+class BadSourcesError(InputError):
+    """Some sources turned out to be unreadable while they were read; `faults` says which and why."""
+
+    def __init__(self, faults: Mapping[str, str]) -> None:
+        self.faults = dict(faults)
+        super().__init__("; ".join(self.faults.values()))
+
+
+class SpanTask(NamedTuple):
+    """What a worker is told: where the plan lies, which one it is, and the number of the span."""
+
+    work: str
+    key: str
+    number: int
+
+    @property
+    def plan(self) -> BuildPlan:
+        """The plan."""
+        return load_plan(self.work, self.key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanMap:
+    """Calls a function on every span, on some workers."""
+
+    plan: BuildPlan
+    work: Path
+    workers: Workers
+    skip_bad: bool
+
+    def __call__(self, function: Callable[[SpanTask], Result], description: str) -> Iterator[Result]:
+        """Yield what the function returns for each span, in no order.
+
+        Raises
+        ------
+        BadSourcesError
+            Sources cannot be read: at once, or when all spans have been seen if they may be skipped.
+        """
+        tasks = [SpanTask(str(self.work), self.plan.key, number) for number in range(len(self.plan.spans))]
+        weights = [span.last - span.first for span in self.plan.spans]
+        faults: dict[str, str] = {}
+        guarded = partial(_guarded, function)
+        for found in self.workers.map(guarded, tasks, description=description, unit="cell", weights=weights):
+            if not isinstance(found, Fault):
+                yield found
+                continue
+            faults[found.source] = found.message
+            if not self.skip_bad:
+                break
+        if faults:
+            raise BadSourcesError(dict(sorted(faults.items())))
+
+
+def _guarded(function: Callable[[SpanTask], Result], task: SpanTask) -> Result | Fault:
+    try:
+        return function(task)
+    except InputError as error:
+        return Fault(task.plan.sources[task.plan.spans[task.number].source].name, str(error))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """What holds for all cells."""
+
+    source_caps: CellCaps
+    label_caps: CellCaps
+    splits: SplitDecision
+    values: Mapping[str, tuple[str, ...]]
+    """metadata column → its values in all sources, sorted; codes in spills are places in it"""
+    known: Mapping[str, tuple[str, ...]]
+    """source → columns of which it has a value"""
+    shards_of_part: tuple[int, int, int]
+    curve_share: float
+    """share of the training cells whose expression is kept for the rank curve"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "source_caps": self.source_caps.to_dict(),
+            "label_caps": self.label_caps.to_dict(),
+            "splits": self.splits.to_dict(),
+            "values": {name: list(values) for name, values in self.values.items()},
+            "known": {name: list(values) for name, values in self.known.items()},
+            "shards_of_part": list(self.shards_of_part),
+            "curve_share": self.curve_share,
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Decisions:
+        """Read what `to_dict` wrote."""
+        first, second, third = value["shards_of_part"]
+        return cls(
+            source_caps=CellCaps.from_dict(value["source_caps"]),
+            label_caps=CellCaps.from_dict(value["label_caps"]),
+            splits=SplitDecision.from_dict(value["splits"]),
+            values={name: tuple(values) for name, values in value["values"].items()},
+            known={name: tuple(values) for name, values in value["known"].items()},
+            shards_of_part=(first, second, third),
+            curve_share=value["curve_share"],
+        )
+
+
+@lru_cache(maxsize=2)
+def load_decisions(work: str, _key: str) -> Decisions:
+    """Return the decisions that lie in a folder; `_key` is that of the plan."""
+    return Decisions.from_dict(json.loads((Path(work) / DECISIONS).read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanCells:
+    """The cells of a span that the recipe wants. Axes: n of them."""
+
+    rows: NDArray[np.int64]
+    """(n,) rising rows of the source, from 0 for the first of the span"""
+    keys: NDArray[np.uint64]
+    metadata: Mapping[str, pd.Categorical]
+    """canonical column → (n,) tidy texts"""
+    removed: Mapping[str, int]
+    """why → cells of the span that are not wanted"""
+
+
+def wanted_cells(
+    plan: BuildPlan, source: CorpusSource, span: Span, *, source_caps: CellCaps | None, label_caps: CellCaps | None
+) -> SpanCells:
+    """Return the cells of a span that the recipe keeps and the caps leave."""
+    kept = source.kept(span.first, span.last)
+    frame = source.metadata(span.first, span.last)
+    rows, removed = np.flatnonzero(kept), {"not wanted by the recipe": int((~kept).sum())}
+    keys = cell_keys(plan.seed, source.name, span.first, span.last)[rows]
+    for reason, caps, column in (
+        ("above max_cells of the source", source_caps, _SOURCE),
+        ("above the cap", label_caps, plan.recipe.caps.per),
+    ):
+        labels = _labels(frame, column, source.name, rows)
+        if caps is not None and labels is not None:
+            stays = caps.keep(labels, keys)
+            rows, keys, removed[reason] = rows[stays], keys[stays], int((~stays).sum())
+    metadata = {str(name): frame[name].array.take(rows) for name in frame.columns}
+    return SpanCells(rows=rows, keys=keys, metadata=metadata, removed={r: n for r, n in removed.items() if n})
+
+
+def _labels(frame: pd.DataFrame, column: str, source: str, rows: NDArray[np.int64]) -> pd.Categorical | None:
+    if column == _SOURCE:
+        return _constant(source, len(rows))
+    return frame[column].array.take(rows) if column in frame.columns else None
+
+
+def _constant(text: str, n_cells: int) -> pd.Categorical:
+    categories: Any = [text]
+    return pd.Categorical.from_codes(np.zeros(n_cells, np.int8), categories=categories)
+
+
+@dataclass
+class _Counts:
+    """What the main look finds."""
+
+    units: UnitCounts = field(default_factory=UnitCounts)
+    caps: CapCounts = field(default_factory=CapCounts)
+    values: dict[str, dict[str, set[str]]] = field(default_factory=dict)
+    """source → column → values that a cell has"""
+
+    def merge(self, other: _Counts) -> None:
+        self.units.merge(other.units)
+        self.caps.merge(other.caps)
+        for source, columns in other.values.items():
+            for column, found in columns.items():
+                self.values.setdefault(source, {}).setdefault(column, set()).update(found)
+
+
+def decide(plan: BuildPlan, work: Path, over_spans: SpanMap) -> Decisions:
+    """Go through the metadata of all cells, decide, and keep the decisions; those of an earlier run are taken over.
+
+    Raises
+    ------
+    InputError
+        A source cannot be read, or no cell is wanted.
+    """
+    if (work / DECISIONS).is_file():
+        return load_decisions(str(work), plan.key)
+
+    def look(function: Callable[[SpanTask], Any]) -> Iterator[Any]:
+        return over_spans(function, "count")
+
+    source_caps = _source_caps(plan, look)
+    counts = _Counts()
+    for found in look(partial(_count, source_caps=source_caps)):
+        counts.merge(found)
+    if not sum(counts.units.n_cells.values()):
+        raise InputError("no cell is left to build from; expected keep and primary_only to leave some, found none")
+    label_caps = _label_caps(plan, look, counts.caps, source_caps)
+    decisions = _decided(plan, counts, source_caps, label_caps)
+    write_json(work / DECISIONS, decisions.to_dict())
+    return decisions
+
+
+def _decided(plan: BuildPlan, counts: _Counts, source_caps: CellCaps, label_caps: CellCaps) -> Decisions:
+    splits = decide_splits(counts.units, plan.recipe.split, plan.seed)
+    values: dict[str, set[str]] = {}
+    for columns in counts.values.values():
+        for column, found in columns.items():
+            values.setdefault(column, set()).update(found)
+    labelled = counts.caps.cells
+    targets = cap_targets(labelled, plan.recipe.caps)
+    n_left = counts.caps.n_unlabelled + sum(targets.values())
+    ids = _ids_of_parts(plan, counts.units, splits) * (
+        n_left / max(counts.caps.n_unlabelled + sum(labelled.values()), 1)
+    )
+    shards = [max(1, n_shards(round(n), plan.recipe.shard_ids)) for n in ids]
+    return Decisions(
+        source_caps=source_caps,
+        label_caps=label_caps,
+        splits=splits,
+        values={name: tuple(sorted(values[name])) for name in canonical_columns(set(values))},
+        known={source: tuple(canonical_columns(set(found))) for source, found in sorted(counts.values.items())},
+        shards_of_part=(shards[0], shards[1], shards[2]),
+        curve_share=min(1.0, CURVE_IDS / max(float(ids[0]), 1.0)),
+    )
+
+
+def _ids_of_parts(plan: BuildPlan, units: UnitCounts, splits: SplitDecision) -> NDArray[np.float64]:
+    """Return about how many ranked ids each part has before the caps."""
+    ids = np.zeros(len(PARTS))
+    for source in plan.sources:
+        n_cells, column = units.n_cells[source.name], splits.columns.get(source.name)
+        cells = np.zeros(len(PARTS))
+        if column == HELD_OUT:
+            cells[-1] = n_cells
+        elif column in (BY_CELL, None):
+            cells = n_cells * np.array(splits.fractions)
+        else:
+            for unit, n in units.units[source.name][column].items():
+                cells[PARTS.index(splits.units[f"{splits.studies[source.name]}\t{unit}"])] += n
+            cells[0] += n_cells - cells.sum()
+        ids += cells * plan.ids_per_cell(source)
+    return ids
+
+
+def _source_caps(plan: BuildPlan, look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]]) -> CellCaps:
+    limits = {source.name: source.recipe.max_cells for source in plan.sources}
+    if not any(limits.values()):
+        return CellCaps(purpose="max_cells")
+    counts = CapCounts(purpose="max_cells")
+    for found in look(_count_sources):
+        counts.merge(found)
+    targets = {name: min(n, limits[name] or n) for name, n in counts.cells.items()}
+    return _limits(look, counts, targets, column=_SOURCE, source_caps=None)
+
+
+def _label_caps(
+    plan: BuildPlan,
+    look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]],
+    counts: CapCounts,
+    source_caps: CellCaps,
+) -> CellCaps:
+    targets = cap_targets(counts.cells, plan.recipe.caps)
+    return _limits(look, counts, targets, column=plan.recipe.caps.per, source_caps=source_caps)
+
+
+def _limits(
+    look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]],
+    counts: CapCounts,
+    targets: Mapping[str, int],
+    *,
+    column: str,
+    source_caps: CellCaps | None,
+) -> CellCaps:
+    limits = CapLimits(counts, targets)
+    if limits.needed:
+        empty = CapLimits(counts, targets)
+        for found in look(partial(_see_limits, empty=empty, column=column, source_caps=source_caps)):
+            limits.merge(found)
+    return limits.finish() if limits.needed else CellCaps(purpose=counts.purpose)
+
+
+def _count(task: SpanTask, source_caps: CellCaps) -> _Counts:
+    plan, span = task.plan, task.plan.spans[task.number]
+    planned = plan.sources[span.source]
+    source = plan.opened(span.source)
+    cells = wanted_cells(plan, source, span, source_caps=source_caps, label_caps=None)
+    counts = _Counts()
+    counts.units.add(planned.name, planned.recipe.study, cells.metadata, len(cells.rows))
+    labels = cells.metadata.get(plan.recipe.caps.per)
+    if labels is None:
+        counts.caps.n_unlabelled += len(cells.rows)
+    else:
+        counts.caps.add(labels, cells.keys)
+    counts.values[planned.name] = {name: _values(column) for name, column in cells.metadata.items() if _values(column)}
+    return counts
+
+
+def _values(column: pd.Categorical) -> set[str]:
+    used = np.unique(column.codes)
+    return set(column.categories[used[used >= 0]])
+
+
+def _count_sources(task: SpanTask) -> CapCounts:
+    plan, span = task.plan, task.plan.spans[task.number]
+    cells = wanted_cells(plan, plan.opened(span.source), span, source_caps=None, label_caps=None)
+    counts = CapCounts(purpose="max_cells")
+    name = plan.sources[span.source].name
+    counts.add(_constant(name, len(cells.rows)), cells.keys)
+    return counts
+
+
+def _see_limits(task: SpanTask, empty: CapLimits, column: str, source_caps: CellCaps | None) -> CapLimits:
+    """Look at the keys of a span; `empty` is what nothing has been added to, a copy of which comes back."""
+    plan, span = task.plan, task.plan.spans[task.number]
+    planned: PlannedSource = plan.sources[span.source]
+    cells = wanted_cells(plan, plan.opened(span.source), span, source_caps=source_caps, label_caps=None)
+    limits = copy.deepcopy(empty)
+    labels = _constant(planned.name, len(cells.rows)) if column == _SOURCE else cells.metadata.get(column)
+    if labels is not None:
+        limits.add(labels, cells.keys)
+    return limits
+
+
+def codes_of(
+    columns: Mapping[str, pd.Categorical], values: Mapping[str, Sequence[str]]
+) -> dict[str, NDArray[np.int32]]:
+    """Return column → (n,) places of its values in those of the corpus, −1 where unknown or not a column of these."""
+    found = {}
+    for name, known in values.items():
+        column = columns.get(name)
+        if column is None:
+            continue
+        place = pd.Index(list(known)).get_indexer(column.categories)
+        found[name] = np.append(place, -1).astype(np.int32)[column.codes]
+    return found

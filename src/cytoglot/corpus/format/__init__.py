@@ -1,0 +1,1 @@
+"""A corpus on disk: its folder, its shards, its card."""

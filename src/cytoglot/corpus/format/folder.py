@@ -1,0 +1,415 @@
+"""A corpus on disk: what is in the folder, and how it is opened and written.
+
+corpus.json              what is in it and what made it; written last, so a folder without it is unfinished
+vocabulary.json          the genes that the ids stand for
+splits.json              which donors, batches or studies are in which part
+train/shard-00000.parquet, validation/…, test/…
+gene_sets.parquet, cell_type_terms.parquet, orthologs.parquet   knowledge for the tasks without cells, if any
+rank_curve.json          rank → expression, fitted on training cells, if the sources hold counts
+templates/               wordings of another model for some tasks, if the recipe names files of them
+    README.md                the data set card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from cytoglot.atomic import atomic_path, write_json
+from cytoglot.corpus.format.shard_file import CellBlock, ShardFile, row_group_edges, shard_schema, write_shard
+from cytoglot.corpus.format.templates import reworded_tasks
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.errors import InputError
+from cytoglot.sentence.cell_sentence import RankSettings
+from cytoglot.tasks.record import CellTypeTerm, GeneSet
+from cytoglot.tasks.task import Task
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
+FORMAT_VERSION = 1
+DESCRIPTION, VOCABULARY, SPLITS = "corpus.json", "vocabulary.json", "splits.json"
+GENE_SETS, TERMS, ORTHOLOGS = "gene_sets.parquet", "cell_type_terms.parquet", "orthologs.parquet"
+RANK_CURVE, CARD = "rank_curve.json", "README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """What the description says of a shard."""
+
+    file: str
+    """path within the corpus"""
+    part: Part
+    n_cells: int
+    n_groups: int
+    n_ids: int
+    """ranked gene ids"""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceInfo:
+    """What the description says of a source."""
+
+    name: str
+    organism: str = ""
+    study: str = ""
+    title: str = ""
+    abstract: str = ""
+    licence: str = ""
+    fingerprint: str = ""
+    n_cells: int = 0
+    """cells of the source"""
+    n_kept: int = 0
+    """cells in the corpus"""
+    removed: Mapping[str, int] = field(default_factory=dict)
+    """reason → cells that were left out"""
+    messages: tuple[str, ...] = ()
+    """what was done to its genes"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusDescription:
+    """The content of `corpus.json`. Nothing in it depends on time, machine or number of workers."""
+
+    seed: int
+    settings: RankSettings
+    """how cells were ranked"""
+    genes: int
+    shards: tuple[ShardInfo, ...]
+    sources: tuple[SourceInfo, ...]
+    metadata_columns: tuple[str, ...]
+    counts: Mapping[str, Mapping[str, int]]
+    """metadata column → value → cells, most frequent first; columns of many values such as donors included"""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """table that the recipe names → its fingerprint"""
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """source → why it was left out"""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """of the packages that decide the bytes"""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any byte of any shard."""
+        return hashlib.sha256("\n".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+
+    def total(self, what: Literal["n_cells", "n_groups", "n_ids", "bytes"], part: Part | None = None) -> int:
+        """Return a sum over the shards, of one part or of all."""
+        return sum(getattr(shard, what) for shard in self.shards if part in (None, shard.part))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "fingerprint": self.fingerprint,
+            "cells": {part: self.total("n_cells", part) for part in PARTS},
+            "cell_groups": {part: self.total("n_groups", part) for part in PARTS},
+            "ranked_ids": self.total("n_ids"),
+            **asdict(self),
+            "settings": self.settings.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> CorpusDescription:
+        """Read what `to_dict` wrote."""
+        derived = {"format_version", "fingerprint", "cells", "cell_groups", "ranked_ids"}
+        rest = {name: item for name, item in value.items() if name not in derived}
+        rest["settings"] = RankSettings(**value["settings"])
+        rest["shards"] = tuple(ShardInfo(**shard) for shard in value["shards"])
+        rest["sources"] = tuple(
+            SourceInfo(**{**source, "messages": tuple(source["messages"])}) for source in value["sources"]
+        )
+        rest["metadata_columns"] = tuple(value["metadata_columns"])
+        return cls(**rest)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A finished corpus, opened for reading; shards are read when they are asked for."""
+
+    folder: Path
+    description: CorpusDescription
+    vocabulary: GeneVocabulary
+
+    def shards(self, part: Part) -> list[ShardInfo]:
+        """Return the shards of a part, in order."""
+        return [shard for shard in self.description.shards if shard.part == part]
+
+    def open(self, shard: ShardInfo) -> ShardFile:
+        """Open a shard for reading."""
+        return ShardFile(self.folder / shard.file)
+
+    def blocks(self, part: Part) -> Iterable[CellBlock]:
+        """Yield the row groups of a part, in order."""
+        for shard in self.shards(part):
+            with self.open(shard) as file:
+                for number in range(file.n_row_groups):
+                    yield file.row_group(number)
+
+    def source(self, name: str) -> SourceInfo:
+        """Return what is known of a source."""
+        return self._sources[name]
+
+    def labels(self, column: str) -> tuple[str, ...]:
+        """Return the values of a metadata column in the whole corpus, most frequent first; () for an unknown column."""
+        return tuple(self.description.counts.get(column, {}))
+
+    def count(self, column: str, part: Part) -> dict[str, int]:
+        """Return value → cells of a part, most frequent first; reads that one column of its shards."""
+        counts = Counter[str]()
+        for shard in self.shards(part) if column in self.description.metadata_columns else []:
+            table = pq.read_table(self.folder / shard.file, columns=[column])
+            for row in pc.value_counts(table[column].combine_chunks().cast(pa.string())).to_pylist():
+                if row["values"] is not None:
+                    counts[row["values"]] += row["counts"]
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+    def gene_sets(self, part: Part) -> list[GeneSet]:
+        """Return the gene sets of a part; none if the corpus has none."""
+        return [
+            GeneSet(name=row["name"], genes=tuple(row["genes"]), collection=row["collection"])
+            for row in self._rows(GENE_SETS)
+            if row["part"] == part
+        ]
+
+    def cell_type_terms(self, part: Part) -> list[CellTypeTerm]:
+        """Return the Cell Ontology terms of a part; none if the corpus has none."""
+        return [
+            CellTypeTerm(
+                label=row["label"],
+                definition=row["definition"],
+                term_id=row["term_id"],
+                synonyms=tuple(row["synonyms"]),
+                markers=tuple(row["markers"]),
+            )
+            for row in self._rows(TERMS)
+            if row["part"] == part
+        ]
+
+    @cached_property
+    def orthologs(self) -> NDArray[np.int32] | None:
+        """(g,) gene id of each gene's one-to-one ortholog in the other species, −1 for none; None without a table."""
+        if not (self.folder / ORTHOLOGS).is_file():
+            return None
+        table = _read(self.folder / ORTHOLOGS)
+        ortholog_g = np.full(len(self.vocabulary), -1, np.int32)
+        ortholog_g[table["gene_id"].to_numpy()] = table["ortholog_id"].to_numpy()
+        return ortholog_g
+
+    @cached_property
+    def rank_curve(self) -> dict[str, Any] | None:
+        """The curve from rank to expression as `RankCurve.to_dict` gives it, or None."""
+        file = self.folder / RANK_CURVE
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+    @cached_property
+    def reworded(self) -> dict[str, Task[Any, Any]]:
+        """Tasks that are asked in other wordings than those of this package, as the recipe says."""
+        return reworded_tasks(self.description.recipe.get("templates", {}), self.folder)
+
+    @cached_property
+    def splits(self) -> dict[str, Any]:
+        """What `splits.json` holds."""
+        return _json(self.folder / SPLITS)
+
+    @cached_property
+    def _sources(self) -> dict[str, SourceInfo]:
+        return {source.name: source for source in self.description.sources}
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        file = self.folder / name
+        return _read(file).to_pylist() if file.is_file() else []
+
+
+def is_corpus(folder: str | Path) -> bool:
+    """Tell whether a path is the folder of a finished corpus."""
+    return (Path(folder) / DESCRIPTION).is_file()
+
+
+def open_corpus(folder: str | Path) -> Corpus:
+    """Open the folder that `cytoglot corpus build` wrote.
+
+    Raises
+    ------
+    InputError
+        The folder is missing, unfinished or no corpus, its format is newer than this version, or a shard is missing.
+    """
+    folder = Path(folder)
+    if not is_corpus(folder):
+        state = "is an unfinished corpus; run the same build again, which goes on where it stopped"
+        if not (folder / ".work").is_dir():
+            state = f"is no corpus: it has no {DESCRIPTION}; write one with `cytoglot corpus build`"
+        raise InputError(f"{folder} {state}")
+    value = _json(folder / DESCRIPTION)
+    if value.get("format_version", 0) > FORMAT_VERSION:
+        raise InputError(
+            f"{folder} has format {value['format_version']}, this version reads up to {FORMAT_VERSION}; update cytoglot"
+        )
+    description = CorpusDescription.from_dict(value)
+    absent = [shard.file for shard in description.shards if not (folder / shard.file).is_file()]
+    if absent:
+        raise InputError(
+            f"{folder} lacks {len(absent)} of its {len(description.shards)} shards, such as {absent[0]}; run the same "
+            "build again, which makes the missing ones"
+        )
+    return Corpus(folder, description, GeneVocabulary.from_dict(_json(folder / VOCABULARY)))
+
+
+def describe_shard(folder: Path, file: str, part: Part) -> ShardInfo:
+    """Read back what is in a shard, and its checksum."""
+    n_cells, n_ids, groups = 0, 0, set[int]()
+    with ShardFile(folder / file) as shard:
+        for number in range(shard.n_row_groups):
+            block = shard.row_group(number)
+            n_cells += len(block)
+            n_ids += len(block.gene_ids)
+            groups.update(np.unique(block.group[block.group >= 0]).tolist())
+    with (folder / file).open("rb") as handle:
+        checksum = hashlib.file_digest(handle, "sha256").hexdigest()
+    return ShardInfo(
+        file=file,
+        part=part,
+        n_cells=n_cells,
+        n_groups=len(groups),
+        n_ids=n_ids,
+        bytes=(folder / file).stat().st_size,
+        sha256=checksum,
+    )
+
+
+def write_gene_sets(folder: Path, sets: Mapping[Part, Sequence[GeneSet]]) -> None:
+    """Write the gene sets of every part."""
+    rows = [
+        {"collection": s.collection, "name": s.name, "genes": list(s.genes), "part": part}
+        for part, found in sets.items()
+        for s in found
+    ]
+    _write(folder / GENE_SETS, rows, {"genes": pa.list_(pa.string())}, ("collection", "name", "part"))
+
+
+def write_cell_type_terms(folder: Path, terms: Mapping[Part, Sequence[CellTypeTerm]]) -> None:
+    """Write the Cell Ontology terms of every part."""
+    rows = [
+        {
+            "term_id": t.term_id,
+            "label": t.label,
+            "definition": t.definition,
+            "synonyms": list(t.synonyms),
+            "markers": list(t.markers),
+            "part": part,
+        }
+        for part, found in terms.items()
+        for t in found
+    ]
+    lists = {"synonyms": pa.list_(pa.string()), "markers": pa.list_(pa.string())}
+    _write(folder / TERMS, rows, lists, ("term_id", "label", "definition", "part"))
+
+
+def write_orthologs(folder: Path, ortholog_g: NDArray[np.integer]) -> None:
+    """Write (g,) gene ids of orthologs, −1 for none."""
+    known = np.flatnonzero(ortholog_g >= 0)
+    table = pa.table({"gene_id": known.astype(np.int32), "ortholog_id": ortholog_g[known].astype(np.int32)})
+    with atomic_path(folder / ORTHOLOGS) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
+def write_corpus(
+    folder: str | Path,
+    cells: Mapping[Part, Sequence[CellBlock]],
+    *,
+    vocabulary: GeneVocabulary,
+    settings: RankSettings | None = None,
+    sources: Sequence[SourceInfo] = (),
+    gene_sets: Mapping[Part, Sequence[GeneSet]] | None = None,
+    terms: Mapping[Part, Sequence[CellTypeTerm]] | None = None,
+    orthologs: NDArray[np.integer] | None = None,
+    rank_curve: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> Corpus:
+    """Write cells that are in memory as a corpus, one shard for each block, and open it.
+
+    For tests and for cells that are sentences already; `cytoglot.corpus.build.build` is for files. The order of the cells
+    is
+    kept. `sources` default to the names in the blocks.
+    """
+    folder = Path(folder)
+    every = [block for blocks in cells.values() for block in blocks]
+    columns = tuple(dict.fromkeys(name for block in every for name in block.metadata_columns))
+    shards = []
+    for part, blocks in cells.items():
+        for number, block in enumerate(blocks):
+            file = f"{part}/shard-{number:05d}.parquet"
+            edges = row_group_edges(block.group)
+            pieces = (block.slice(a, b) for a, b in pairwise(edges))
+            write_shard(folder / file, pieces, shard_schema(len(vocabulary), columns))
+            shards.append(describe_shard(folder, file, part))
+    names = sorted({text for block in every for text in block.values("source")[1]})
+    description = CorpusDescription(
+        seed=seed,
+        settings=settings or RankSettings(),
+        genes=len(vocabulary),
+        shards=tuple(shards),
+        sources=tuple(sources) or tuple(SourceInfo(name=name) for name in names),
+        metadata_columns=columns,
+        counts=count_values(every, columns),
+    )
+    if gene_sets:
+        write_gene_sets(folder, gene_sets)
+    if terms:
+        write_cell_type_terms(folder, terms)
+    if orthologs is not None:
+        write_orthologs(folder, orthologs)
+    if rank_curve is not None:
+        write_json(folder / RANK_CURVE, rank_curve)
+    write_json(folder / VOCABULARY, vocabulary.to_dict())
+    write_json(folder / SPLITS, {"by": "given", "units": {}})
+    write_json(folder / DESCRIPTION, description.to_dict())
+    return open_corpus(folder)
+
+
+def count_values(blocks: Iterable[CellBlock], columns: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Return column → value → cells, most frequent first and then by name."""
+    counts: dict[str, dict[str, int]] = {column: {} for column in columns}
+    for block in blocks:
+        for column in set(columns) & set(block.metadata_columns):
+            codes, texts = block.values(column)
+            for text, n in zip(texts, np.bincount(codes[codes >= 0], minlength=len(texts)).tolist(), strict=True):
+                counts[column][text] = counts[column].get(text, 0) + n
+    return {
+        column: dict(sorted(((t, n) for t, n in found.items() if n), key=lambda item: (-item[1], item[0])))
+        for column, found in counts.items()
+    }
+
+
+def _write(path: Path, rows: list[dict[str, Any]], lists: Mapping[str, pa.DataType], texts: Sequence[str]) -> None:
+    schema = pa.schema([*((name, pa.string()) for name in texts), *lists.items()])
+    with atomic_path(path) as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path} is damaged: {error}; build the corpus again") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; build the corpus again") from error

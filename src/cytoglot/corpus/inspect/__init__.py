@@ -1,0 +1,1 @@
+"""What is in a corpus: counts, lengths, balance, duplicates, audit."""

@@ -1,0 +1,1 @@
+"""A corpus back as examples for people and as batches for training."""

@@ -1,0 +1,381 @@
+"""A corpus as training batches: shuffled, asked about, tokenised and packed while it is read.
+
+Where a reader stands is three numbers: the epoch, the first piece of its window, and the rows of the window that were
+handed out. What follows depends on these and the seed alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from cytoglot.corpus.format.folder import Corpus, Part
+from cytoglot.corpus.read.epoch_plan import Piece, plan_reading
+from cytoglot.corpus.read.examples import askable_tasks
+from cytoglot.corpus.read.fitting import Fitter
+from cytoglot.corpus.read.gene_characters import has_characters
+from cytoglot.corpus.read.mixture import Question, TaskMixture
+from cytoglot.corpus.read.packing import Row, TokenBatch, TokenExample, bucket, lay_out, pack
+from cytoglot.corpus.read.records import (
+    TABLE_UNITS,
+    Key,
+    RecordReader,
+    draw,
+    read_row_group,
+    row_groups,
+)
+from cytoglot.corpus.read.sampler import Visits
+from cytoglot.corpus.read.tokenize import GeneTokenizer
+from cytoglot.errors import InputError
+from cytoglot.sentence.augment import AugmentSettings
+from cytoglot.tasks.record import Record, Unit
+from cytoglot.tasks.task import Task
+
+_UNITS: tuple[Unit, ...] = ("cell", "cell_group", "gene_set", "cell_type_term")
+_CHUNK = 1024  # examples that are tokenised and packed together
+_N_CHECKED = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleSettings:
+    """How records become weighted token ids."""
+
+    top_genes: int | None = None
+    """genes of a cell at most; None for all"""
+    paraphrase_share: float = 0.2
+    """share of the examples whose prompt is any training paraphrase; the rest have the terse wording"""
+    metadata_share: float = 0.5
+    """probability that organism, tissue, disease and so on are told, for each of them apart"""
+    held_out: bool = False
+    """ask in the wordings that training never sees"""
+    generation_weight: float = 10.0
+    """what the tokens of an answer weigh in the loss together; those of a label weigh 1 each"""
+    loss_on: Literal["answers", "everything"] = "answers"
+    """whether prompts are learned too, with `generation_weight` over their tokens"""
+    augment: AugmentSettings | None = None
+    """cells are seen in random views; None for the sentence itself"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings:
+    """The shape of batches."""
+
+    context: int
+    """tokens of a row at most"""
+    packed: bool = True
+    """rows of exactly `context` tokens that hold several examples; else one example a row, padded, in batches of
+    similar lengths"""
+    batch_size: int | None = None
+    """rows of a batch; the last one of an epoch that ends has fewer"""
+    batch_tokens: int | None = None
+    """instead of `batch_size`, for rows of one example: tokens of a batch at most, padding included"""
+    fill: bool = True
+    """gaps at the end of packed rows are filled with examples that lose genes, about one in each row"""
+    pad_id: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.batch_size is None) == (self.batch_tokens is None) or (self.packed and self.batch_size is None):
+            raise InputError(
+                "expected batch_size or, for rows that are not packed, batch_tokens; found "
+                f"batch_size={self.batch_size}, batch_tokens={self.batch_tokens}, packed={self.packed}"
+            )
+        if min(self.context, self.batch_size or 1, self.batch_tokens or 1) < 1:
+            raise InputError("expected a context and a batch of 1 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class _Position:
+    epoch: int = 0
+    piece: int = 0
+    """of this reader in the epoch: where its window begins"""
+    item: int = 0
+    """rows (or batches of rows that are not packed) of the window that were handed out"""
+
+
+class CorpusLoader:
+    """Batches of a part of a corpus, for ever or for some epochs.
+
+    Parameters
+    ----------
+    tokenizer
+        What reads the texts; its vocabulary must be the corpus's.
+    batches, examples
+        Shape of the batches; how examples are made.
+    tasks
+        Task → share of the examples. By default equal shares of all tasks that the part can ask. See `plan_reading` for
+        what shares mean across cells, cell groups and tables.
+    replaced
+        Task → one with other templates; by default those that the corpus's recipe names.
+    sources
+        Source → how often its cells are visited in an epoch: 2 for twice, 0.5 for every second cell, chosen by a hash
+        of the seed, the epoch and the cell. 1 where it is not named.
+    rank, world, worker, n_workers
+        This reader is worker `worker` of rank `rank`; all readers together visit each cell once in an epoch.
+    window_cells
+        Cells that are held and shuffled at a time.
+    epochs
+        None for ever. Iterating again goes on with the next epochs.
+
+    Raises
+    ------
+    InputError
+        The part has nothing that a task asks about, names are unknown, weights negative, or the readers are more than
+        the records.
+
+    Notes
+    -----
+    A record that no task of its unit can ask, or whose answer does not fit the context, is left out and counted in
+    `skipped`. Readers of an epoch have unequal numbers of batches; training in step counts steps, not epochs.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        part: Part = "train",
+        *,
+        tokenizer: GeneTokenizer,
+        batches: BatchSettings,
+        examples: ExampleSettings | None = None,
+        tasks: Mapping[str, float] | None = None,
+        replaced: Mapping[str, Task[Any, Any]] | None = None,
+        sources: Mapping[str, float] | None = None,
+        seed: int = 0,
+        epochs: int | None = None,
+        rank: int = 0,
+        world: int = 1,
+        worker: int = 0,
+        n_workers: int = 1,
+        window_cells: int = 16384,
+    ) -> None:
+        if not (0 <= rank < world and 0 <= worker < n_workers):
+            raise InputError(f"expected rank and worker below {world} and {n_workers}, found {rank} and {worker}")
+        settings = examples or ExampleSettings()
+        weights = tasks if tasks is not None else dict.fromkeys(askable_tasks(corpus, part), 1.0)
+        self._mixture = TaskMixture(
+            weights,
+            replaced=corpus.reworded if replaced is None else replaced,
+            seed=seed,
+            paraphrase_share=settings.paraphrase_share,
+            metadata_share=settings.metadata_share,
+            held_out=settings.held_out,
+        )
+        _refuse_characters(corpus)
+        self._corpus, self._part, self._seed, self._epochs = corpus, part, seed, epochs
+        self._tokenizer, self._batches, self._examples = tokenizer, batches, settings
+        self._reader_number, self._n_readers = rank * n_workers + worker, world * n_workers
+        self._window_cells = window_cells
+        self._check_tokenizer()
+        reader = self._new_reader(characters=tokenizer.reads_characters)
+        shares = self._mixture.unit_shares
+        tables = {unit: reader.table(unit, part) for unit in TABLE_UNITS if unit in shares}
+        self._plan = plan_reading(
+            corpus,
+            part,
+            unit_shares=shares,
+            table_sizes={unit: len(rows) for unit, rows in tables.items()},
+            sources=sources,
+            n_readers=self._n_readers,
+        )
+        self._position = self._end = _Position()
+        self.asked: Counter[str] = Counter()
+        """task → examples that were made since this loader was"""
+        self.skipped: Counter[str] = Counter()
+        """reason → records that were left out"""
+        self._fitter = Fitter(
+            tokenizer,
+            generation_weight=settings.generation_weight,
+            learn_prompts=settings.loss_on == "everything",
+        )
+        self._visits = Visits(
+            corpus,
+            reader=reader,
+            mixture=self._mixture,
+            plan=self._plan,
+            tables=tables,
+            seed=seed,
+            top_genes=settings.top_genes,
+            context=batches.context,
+            skipped=self.skipped,
+        )
+
+    @property
+    def n_examples(self) -> int:
+        """Expected number of examples of an epoch over all readers, if every record can be asked."""
+        return round(self._plan.n_visits)
+
+    def __iter__(self) -> Iterator[TokenBatch]:
+        """Go on where the last batch ended."""
+        waiting: list[Row] = []
+        for item, after in self._items():
+            if not self._batches.packed:
+                self._position = after
+                yield lay_out(item, max(map(len, (row[0] for row in item))), pad_id=self._batches.pad_id)
+                continue
+            waiting += item
+            if len(waiting) == self._batches.batch_size:
+                self._position = after
+                yield lay_out(waiting, self._batches.context, pad_id=self._batches.pad_id)
+                waiting = []
+        self._position = self._end
+        if waiting:
+            yield lay_out(waiting, self._batches.context, pad_id=self._batches.pad_id)
+
+    def state(self) -> dict[str, Any]:
+        """Return where the reader stands, as plain JSON values: the next batch is the one after the last handed out."""
+        return {**asdict(self._position), "settings": self._identity()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position. At most one window is read again.
+
+        Raises
+        ------
+        InputError
+            The state is of another corpus, or of other settings.
+        """
+        mine, theirs = self._identity(), state["settings"]
+        differing = sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name))
+        if differing:
+            name = differing[0]
+            raise InputError(
+                f"the saved position is of a reader with other settings ({', '.join(differing)}): {name} was "
+                f"{theirs.get(name)!r} and is {mine.get(name)!r}; read with the same settings, or start anew"
+            )
+        self._position = _Position(epoch=state["epoch"], piece=state["piece"], item=state["item"])
+
+    def _identity(self) -> dict[str, Any]:
+        """What the order and the content of batches depend on, beside the position."""
+        return {
+            "corpus": self._corpus.description.fingerprint,
+            "part": self._part,
+            "seed": self._seed,
+            "tasks": self._mixture.weights,
+            "templates": self._mixture.fingerprint,
+            "sources": dict(self._plan.sources),
+            "reader": self._reader_number,
+            "readers": self._n_readers,
+            "window_cells": self._window_cells,
+            **asdict(self._batches),
+            **{name: value for name, value in asdict(self._examples).items() if name != "augment"},
+            "augment": self._examples.augment and self._examples.augment.model_dump(),
+        }
+
+    def _items(self) -> Iterator[tuple[list[Row], _Position]]:
+        """Yield from the position on: one packed row, or the rows of one padded batch; and the position behind it."""
+        start = self._position
+        first_epoch = start.epoch
+        last_epoch = None if self._epochs is None else (start.epoch // self._epochs + 1) * self._epochs
+        epoch = first_epoch
+        while last_epoch is None or epoch < last_epoch:
+            order = self._plan.order(
+                seed=self._seed, epoch=epoch, reader=self._reader_number, n_readers=self._n_readers
+            )
+            piece, n_items = (start.piece if epoch == first_epoch else 0), 0
+            while piece < len(order):
+                window = self._window(order, piece)
+                skipped = start.item if (epoch, piece) == (first_epoch, start.piece) else 0
+                for item, rows in enumerate(self._window_items(window, epoch), start=1):
+                    n_items += 1
+                    if item > skipped:
+                        yield rows, _Position(epoch, piece, item)
+                piece += len(window)
+            if n_items == 0 and start.piece == 0:
+                raise InputError(
+                    f"no example could be made of what this reader read of the {self._part} part: {dict(self.skipped)}"
+                    "; ask other tasks, or raise the context"
+                )
+            epoch += 1
+            self._end = _Position(epoch=epoch)
+
+    def _window(self, order: Sequence[Piece], first: int) -> list[Piece]:
+        """Return the pieces that are shuffled together."""
+        n, last = 0, first
+        while last < len(order) and n < self._window_cells:
+            piece = order[last]
+            n += piece.last - piece.first or sum(b - a for a, b in piece.tables.values())
+            last += 1
+        return list(order[first:last])
+
+    def _window_items(self, window: Sequence[Piece], epoch: int) -> Iterator[list[Row]]:
+        packed = self._batches.packed
+        size = _CHUNK if packed else max(_CHUNK, 32 * (self._batches.batch_size or 1))
+        rng = np.random.default_rng([self._seed, 13, epoch, window[0].number])
+        questions: list[Question] = []
+        examples: list[TokenExample] = []
+        for asked, is_last in self._visits.chunks(window, epoch, size=size):
+            self._add(asked, questions, examples)
+            items, left = self._pack(questions, examples, finish=is_last) if packed else (self._pad(examples), [])
+            yield from (items[i] for i in rng.permutation(len(items)))
+            questions, examples = [questions[i] for i in left], [examples[i] for i in left]
+
+    def _add(self, asked: list[Question], questions: list[Question], examples: list[TokenExample]) -> None:
+        made = self._fitter.tokens(asked, [self._batches.context] * len(asked))
+        for question, example in zip(asked, made, strict=True):
+            if example is None:
+                self.skipped["does not fit the context"] += 1
+            else:
+                self.asked[question.task.name] += 1
+                questions.append(question)
+                examples.append(example)
+
+    def _pack(
+        self, questions: list[Question], examples: list[TokenExample], *, finish: bool
+    ) -> tuple[list[list[Row]], list[int]]:
+        def shorten(places: Sequence[int], rooms: Sequence[int]) -> list[TokenExample | None]:
+            return self._fitter.shorter([questions[i] for i in places], [examples[i] for i in places], rooms)
+
+        fill = shorten if self._batches.fill else None
+        packed = pack(examples, self._batches.context, shorten=fill, finish=finish)
+        return [[row] for row in packed.rows], packed.waiting
+
+    def _pad(self, examples: list[TokenExample]) -> list[list[Row]]:
+        lengths = [len(example) for example in examples]
+        found = bucket(lengths, batch_size=self._batches.batch_size, batch_tokens=self._batches.batch_tokens)
+        return [[[examples[i]] for i in places] for places in found]
+
+    def _new_reader(self, *, characters: bool) -> RecordReader:
+        return RecordReader(self._corpus, seed=self._seed, characters=characters, augment=self._examples.augment)
+
+    def _check_tokenizer(self) -> None:
+        """Let the tokenizer compare its reading of some records of this corpus with that of the real texts."""
+        if not self._tokenizer.reads_characters:
+            return
+        reader = self._new_reader(characters=True)
+        asked: list[Question | None] = []
+        for unit in self._mixture.unit_shares:
+            for record, key in _first_records(reader, self._corpus, self._part, unit):
+                asked.append(self._mixture.ask(record, unit, key))
+        texts = [question.example() for question in asked if question is not None]
+        self._tokenizer.check([text.prompt for text in texts], [text.completion for text in texts])
+
+
+def _first_records(
+    reader: RecordReader, corpus: Corpus, part: Part, unit: Unit, *, top_genes: int = 64
+) -> Iterator[tuple[Record, Key]]:
+    if unit in TABLE_UNITS:
+        for listed in reader.table(unit, part)[:_N_CHECKED]:
+            yield listed, draw("check", listed.key)
+        return
+    for place in row_groups(corpus, part)[:1]:
+        records = reader.open(read_row_group(corpus, place))
+        for row in range(min(len(records) if unit == "cell" else len(records.groups), _N_CHECKED)):
+            key = draw("check", row)
+            record: Record = (
+                records.cell(row, key, top_genes=top_genes) if unit == "cell" else records.group(row, key, top_genes=8)
+            )
+            yield record, key
+
+
+def _refuse_characters(corpus: Corpus) -> None:
+    description = corpus.description
+    texts = [text for values in description.counts.values() for text in values]
+    texts += [source.abstract for source in description.sources]
+    found = next((text for text in texts if has_characters(text)), None)
+    if found is not None:
+        raise InputError(
+            f"the metadata of {corpus.folder} hold private-use characters of Unicode, such as in {found[:60]!r}, which "
+            "stand for genes here; remove them from the source and build the corpus again"
+        )

@@ -1,0 +1,175 @@
+"""What is asked of a record: which task, in which wording, and what is told of the record."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+from cytoglot.corpus.read.records import METADATA, TASK, TASK_TRIES, WORDING, Key
+from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.manifest import fingerprint_texts
+from cytoglot.tasks.record import Record, Unit
+from cytoglot.tasks.task import Example, Task
+from cytoglot.tasks.task import tasks as registered_tasks
+
+OPTIONAL_METADATA = (
+    "organism",
+    "tissue",
+    "disease",
+    "condition",
+    "development_stage",
+    "sex",
+    "assay",
+    "perturbation",
+    "ethnicity",
+    "suspension_type",
+)
+"""what a user may or may not know of a cell, and a prompt may therefore tell or not; all else stays as it is"""
+TWO_32 = 2.0**32
+
+
+def vary_metadata(
+    metadata: Mapping[str, str], required: Sequence[str], key: Key, *, share: float = 0.5
+) -> dict[str, str]:
+    """Return the metadata with each field of `OPTIONAL_METADATA` present or absent, independently of the others.
+
+    Parameters
+    ----------
+    required
+        Fields that stay, because the task asks for them or answers with them.
+    key
+        The result of `draw`; whether a field is told depends on the key and the field alone.
+    share
+        Probability that an optional field is told; with 1 all are.
+    """
+    kept = dict(metadata)
+    for place, name in enumerate(OPTIONAL_METADATA, start=METADATA):
+        if name in kept and name not in required and key[place] >= share * TWO_32:
+            del kept[name]
+    return kept
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of a record: everything that its text depends on."""
+
+    task: Task[Any, Any]
+    record: Record
+    template: int | str | None
+    """None: any paraphrase, by a hash"""
+    seed: int = 0
+    held_out: bool = False
+
+    def example(self) -> Example:
+        """Return prompt and answer."""
+        return self.task.example(
+            self.record, template=self.template, seed=self.seed, epoch=self.record.variant, held_out=self.held_out
+        )
+
+    def cut(self, top_genes: int) -> Question | None:
+        """Return the question about the first `top_genes` genes; None if that leaves nothing to ask."""
+        record = self.record.cut(top_genes)
+        return replace(self, record=record) if self.task.can_ask(record) else None
+
+
+class TaskMixture:
+    """Chooses what is asked of a record, and in which wording.
+
+    Parameters
+    ----------
+    weights
+        Task → its share of all examples (they are normalised), of every unit together. Within a unit a record is asked
+        by one of the tasks that can ask it, with the probability of its weight among those.
+    replaced
+        Task → one with other templates, such as those that a released model was trained with.
+    paraphrase_share
+        Share of the examples whose prompt is any training paraphrase; the rest have the terse wording.
+    metadata_share
+        Probability that an optional field of the metadata is told (see `vary_metadata`).
+    held_out
+        Ask in the wordings that training never sees.
+
+    Raises
+    ------
+    InputError
+        A task is unknown, a weight is negative, none is above 0, or a task has no held-out wording where one is asked
+        for.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        *,
+        replaced: Mapping[str, Task[Any, Any]] | None = None,
+        seed: int = 0,
+        paraphrase_share: float = 0.2,
+        metadata_share: float = 0.5,
+        held_out: bool = False,
+    ) -> None:
+        self.weights = _checked_weights(weights)
+        chosen = [((replaced or {}).get(name) or registered_tasks[name], weight)
+                  for name, weight in self.weights.items()]  # fmt: skip
+        without = [task.name for task, _ in chosen if held_out and not task.templates.held_out]
+        if without:
+            raise InputError(f"expected held-out wordings of every task, found none of {without}; leave these out")
+        self._seed, self._held_out = seed, held_out
+        self._paraphrase_share, self._metadata_share = paraphrase_share, metadata_share
+        self._by_unit: dict[Unit, list[tuple[Task[Any, Any], float]]] = {}
+        for task, weight in chosen:
+            self._by_unit.setdefault(task.unit, []).append((task, weight))
+        self._edges = {unit: list(accumulate(w for _, w in found)) for unit, found in self._by_unit.items()}
+
+    @property
+    def unit_shares(self) -> dict[Unit, float]:
+        """Unit → share of the examples that are about it."""
+        return {unit: sum(weight for _, weight in found) for unit, found in self._by_unit.items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with any wording of any of the tasks."""
+        found = sorted((task.name, task.templates.fingerprint) for rows in self._by_unit.values() for task, _ in rows)
+        return fingerprint_texts([text for pair in found for text in pair])
+
+    def ask(self, record: Record, unit: Unit, key: Key) -> Question | None:
+        """Return what is asked of a record; None if no task of its unit can ask it."""
+        found, edges = self._by_unit[unit], self._edges[unit]
+        for place in TASK_TRIES:  # a task that cannot ask is drawn again, which is faster than asking all of them
+            task = found[_place(edges, key[place])][0]
+            if task.can_ask(record):
+                return self._question(task, record, key)
+        possible = [(task, weight) for task, weight in found if task.can_ask(record)]
+        if not possible:
+            return None
+        edges = list(accumulate(weight for _, weight in possible))
+        return self._question(possible[_place(edges, key[TASK])][0], record, key)
+
+    def _question(self, task: Task[Any, Any], record: Record, key: Key) -> Question:
+        told = record
+        if record.metadata and self._metadata_share < 1:
+            varied = vary_metadata(record.metadata, task.required_metadata, key, share=self._metadata_share)
+            if len(varied) < len(record.metadata):
+                told = replace(record, metadata=varied)
+                told = told if task.can_ask(told) else record
+        paraphrased = self._held_out or key[WORDING] < self._paraphrase_share * TWO_32
+        template = None if paraphrased else task.short_template(told)
+        return Question(task, told, template, seed=self._seed, held_out=self._held_out)
+
+
+def _place(edges: list[float], number: int) -> int:
+    """Return which of the intervals that end at the edges a random number below 2³² falls into."""
+    return min(bisect_right(edges, number / TWO_32 * edges[-1]), len(edges) - 1)
+
+
+def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
+    for name, weight in weights.items():
+        if name not in registered_tasks:
+            raise UnknownNameError("task", name, list(registered_tasks))
+        if weight < 0:
+            raise InputError(f"the weight of task {name!r} must be at least 0, found {weight}")
+    total = sum(weights.values())
+    if total <= 0:
+        raise InputError("at least one task needs a weight above 0")
+    return {name: weight / total for name, weight in weights.items() if weight > 0}

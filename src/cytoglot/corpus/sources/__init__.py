@@ -1,0 +1,1 @@
+"""Where cells come from: files, folders, CELLxGENE Census, Cell2Sentence data sets."""

@@ -1,0 +1,1 @@
+"""Gene names: vocabulary, columns, harmonization."""

@@ -1,0 +1,99 @@
+"""What a user says about the names of genes, on its way from a command or a call to the reader of the file."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from cytoglot.errors import InputError
+from cytoglot.manifest import fingerprint_texts
+
+if TYPE_CHECKING:
+    from cytoglot.data.genes.vocabulary import Duplicates
+
+_DELIMITERS = ("\t", ",", ";")
+
+
+class GeneKeywords(TypedDict):
+    """Keyword parameters of `read`, `open_cells` and `stream_adata`."""
+
+    gene_column: str | None
+    gene_mapping: Mapping[str, str] | None
+    duplicates: Duplicates
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneOptions:
+    """How the columns of a matrix become genes; `resolve_genes` states the rules."""
+
+    column: str | None = None
+    """column of var with the names; "var_names" takes the names as they stand; None finds symbols"""
+    mapping: Mapping[str, str] | None = None
+    """name in the file → name wanted"""
+    duplicates: Duplicates = "sum"
+    """what becomes of columns of the same gene"""
+
+    @property
+    def keywords(self) -> GeneKeywords:
+        """The same as keyword parameters of the readers."""
+        return {"gene_column": self.column, "gene_mapping": self.mapping, "duplicates": self.duplicates}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values for a manifest, with the fingerprint of the mapping in its place."""
+        pairs = None if self.mapping is None else (f"{old}\t{new}" for old, new in sorted(self.mapping.items()))
+        mapping = None if pairs is None else fingerprint_texts(pairs)
+        return {"gene_column": self.column, "gene_mapping": mapping, "duplicates": self.duplicates}
+
+
+#: Symbols are found, duplicates summed.
+DEFAULT_GENES = GeneOptions()
+
+#: For an AnnData that `read` returned: its genes are resolved, and a second search could change them.
+AS_NAMED = GeneOptions(column="var_names")
+
+
+def read_gene_mapping(path: str | Path) -> dict[str, str]:
+    """Return name in the file → name wanted, from a text file with two columns.
+
+    Columns are separated by tabs, else commas, else semicolons, as the first line has them. A header needs no mark: it
+    maps a name that no gene has. An empty second column drops the gene; empty lines are skipped.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no text or empty, a line has not two columns or no first name, or a name is mapped to two.
+    """
+    mapping: dict[str, str] = {}
+    for number, row in _rows(Path(path)):
+        where = f"gene mapping {path}, line {number}"
+        if len(row) != 2:
+            raise InputError(
+                f"{where}: expected two columns (name in the file, name wanted) separated by a tab or a comma, found "
+                f"{len(row)}; write one pair per line"
+            )
+        old, new = (value.strip() for value in row)
+        if not old:
+            raise InputError(f"{where}: expected a name in the first column, found none; remove the line")
+        if mapping.setdefault(old, new) != new:
+            raise InputError(f"{where}: {old!r} is mapped to {mapping[old]!r} and to {new!r}; keep one of the lines")
+    if not mapping:
+        raise InputError(f"gene mapping {path} is empty; write one pair per line: name in the file, name wanted")
+    return mapping
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the columns of each line that is not empty."""
+    if not path.is_file():
+        raise InputError(f"gene mapping {path} does not exist; pass a text file with two columns")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"gene mapping {path} is not a text file in UTF-8 ({error.reason}); save it as TSV") from error
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = next((mark for mark in _DELIMITERS if mark in first), "\t")
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, next(csv.reader([line], delimiter=delimiter))

@@ -1,0 +1,1 @@
+"""Ontologies, gene sets and other tables."""

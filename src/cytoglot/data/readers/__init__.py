@@ -1,0 +1,1 @@
+"""Any file or AnnData as checked cells."""

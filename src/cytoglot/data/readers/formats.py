@@ -1,0 +1,245 @@
+"""Opening files of cells: h5ad, zarr, 10x HDF5 and 10x matrix folders, as tables and matrices that are not read yet.
+
+What a file is is told by its content, not by its name. Anything that cannot be read ends in one `InputError`.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import logging
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import anndata
+import h5py
+import pandas as pd
+import zarr
+from anndata import AnnData
+
+from cytoglot.data.readers.matrix_choice import Candidate, candidates_of
+from cytoglot.data.readers.obs_table import GroupObs, MemoryObs, ObsTable, is_by_columns
+from cytoglot.data.readers.tenx import find_mtx_files, is_tenx_h5, open_mtx, open_tenx_h5
+from cytoglot.errors import InputError, nearest_names
+
+logger = logging.getLogger(__name__)
+
+READABLE = "an AnnData file (.h5ad), a zarr folder, a 10x HDF5 file or a 10x folder with matrix.mtx"
+
+#: first bytes → what such a file is and what to do.
+_SIGNATURES = {
+    b"\x1f\x8b": "a gzip file; decompress it first",
+    b"PK\x03\x04": "a zip file; unpack it first",
+    b"%%MatrixMarket": "a MatrixMarket file; pass the folder that holds it with its barcodes and features",
+    b"<": "a web page or XML, as a failed download leaves it; download the file again",
+    b"version https://git-lfs": "a pointer of Git LFS; fetch the file itself with `git lfs pull`",
+    b"RDX": "an R file; convert it to h5ad",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellStore:
+    """An open file of cells; matrices and the table of cells are read when their rows are asked for."""
+
+    path: Path
+    cells: ObsTable
+    candidates: list[Candidate]
+    close: Callable[[], None]
+    read_obsm: Callable[[], dict[str, Any]] = field(default=lambda: {})
+    read_uns: Callable[[], dict[str, Any]] = field(default=lambda: {})
+    is_anndata: bool = True
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The whole table of cells, read when it is first looked at and kept."""
+        with readable(self.path):
+            return self.cells.frame()
+
+    def __enter__(self) -> CellStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_store(path: str | Path, *, spill_folder: Path | None = None) -> CellStore:
+    """Open a file of cells; the caller closes it.
+
+    `spill_folder` is where files that are not stored by cells are sorted (default: the system's temporary folder).
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged, empty or of no known kind.
+    """
+    path = Path(path)
+    with readable(path):
+        return _open(path, spill_folder)
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what the file libraries raise about a damaged file into an `InputError` that names the file."""
+    try:
+        yield
+    except (OSError, KeyError, ValueError, EOFError, zlib.error, RuntimeError) as error:
+        if isinstance(error, InputError | PermissionError | BlockingIOError) or _is_disk_full(error):
+            raise
+        raise InputError(
+            f"{path} cannot be read, it is truncated or damaged ({type(error).__name__}: {error}); "
+            "write or download it again"
+        ) from error
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.ENOSPC
+
+
+def _open(path: Path, spill_folder: Path | None) -> CellStore:
+    if not path.exists():
+        near = nearest_names(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+        raise InputError(f"there is no file {path}" + (f"; {near}" if near.startswith("did") else ""))
+    if path.is_dir():
+        return _open_folder(path, spill_folder)
+    if not h5py.is_hdf5(path):
+        raise InputError(f"{path} is not an HDF5 file: {_what_it_is(path)}; expected {READABLE}")
+    handle = h5py.File(path, "r")
+    try:
+        return _open_hdf5(path, handle)
+    except BaseException:
+        handle.close()
+        raise
+
+
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as handle:
+        start = handle.read(64)
+    if not start:
+        return "it is empty"
+    for signature, words in _SIGNATURES.items():
+        if start.lstrip().startswith(signature):
+            return f"it is {words}"
+    return f"it starts with {start[:16]!r}"
+
+
+def _open_folder(path: Path, spill_folder: Path | None) -> CellStore:
+    if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")):
+        return _open_zarr(path)
+    mtx = find_mtx_files(path)
+    if mtx is None:
+        listed = sorted(p.name for p in path.iterdir())
+        names = ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
+        raise InputError(f"the folder {path} is neither zarr nor 10x; it holds: {names or 'nothing'}; pass {READABLE}")
+    tenx = open_mtx(mtx, spill_folder=spill_folder)
+    candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
+    return CellStore(
+        path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=tenx.rows.close, is_anndata=False
+    )
+
+
+def _open_hdf5(path: Path, handle: Any) -> CellStore:
+    if is_tenx_h5(handle):
+        tenx = open_tenx_h5(handle)
+        candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
+        return CellStore(
+            path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=handle.close, is_anndata=False
+        )
+    if "row_attrs" in handle and "col_attrs" in handle:
+        raise InputError(f"{path} is a loom file; expected {READABLE}: convert it with anndata.io.read_loom")
+    if "obs" not in handle or "var" not in handle:
+        listed = ", ".join(sorted(handle)) or "nothing"
+        raise InputError(f"{path} is HDF5 but holds no cells: found {listed}, expected {READABLE}")
+    if "encoding-type" not in handle["obs"].attrs:
+        handle.close()
+        return _open_legacy(path)
+    return _store_of_group(path, handle, close=handle.close)
+
+
+def _open_zarr(path: Path) -> CellStore:
+    group = zarr.open_group(str(path), mode="r")
+    if "obs" not in group or "var" not in group:
+        listed = ", ".join(sorted(group)) or "nothing"
+        raise InputError(f"{path} is zarr but holds no cells: found {listed}, expected {READABLE}")
+    return _store_of_group(path, group, close=lambda: None)
+
+
+def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> CellStore:
+    """An AnnData in a group of HDF5 or zarr, format 0.7 and later."""
+    var, obs = anndata.io.read_elem(group["var"]), group["obs"]
+    cells: ObsTable = GroupObs(obs) if is_by_columns(obs) else MemoryObs(anndata.io.read_elem(obs))
+    layers = group.get("layers", {})
+    found = [Candidate(source=f"layers[{n!r}]", matrix=_lazy(layers[n]), var=var) for n in layers]
+    if "raw" in group and _is_group(group["raw"]) and "X" in group["raw"]:
+        raw = group["raw"]
+        found.append(Candidate(source="raw.X", matrix=_lazy(raw["X"]), var=anndata.io.read_elem(raw["var"])))
+    if "X" in group and group["X"].attrs.get("encoding-type") != "null":
+        found.append(Candidate(source="X", matrix=_lazy(group["X"]), var=var))
+    for candidate in found:
+        _check_shape(candidate, cells.n_cells, path)
+    return CellStore(
+        path=path,
+        cells=cells,
+        candidates=found,
+        close=close,
+        read_obsm=lambda: _elements(group, "obsm"),
+        read_uns=lambda: _elements(group, "uns"),
+    )
+
+
+def _open_legacy(path: Path) -> CellStore:
+    """An h5ad from before anndata 0.7, which is read whole: its tables are laid out in several older ways."""
+    with warnings.catch_warnings():
+        # anndata says for each element that it is old; one line of ours says it for the file
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=anndata.OldFormatWarning)
+        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique", category=UserWarning)
+        adata = anndata.read_h5ad(path)
+    logger.info("%s was written by anndata before 0.7 and is read into memory whole", path)
+    return store_of(adata, path)
+
+
+def store_of(adata: AnnData, path: Path = Path("AnnData")) -> CellStore:
+    """Return an AnnData as a store; matrices are not copied, `obsm` and `uns` are when they are read."""
+    return CellStore(
+        path=path,
+        cells=MemoryObs(adata.obs),
+        candidates=candidates_of(adata),
+        close=lambda: None,
+        read_obsm=lambda: {name: values.copy() for name, values in adata.obsm.items()},
+        read_uns=lambda: copy.deepcopy(dict(adata.uns)),
+    )
+
+
+def _lazy(element: Any) -> Any:
+    """The array on disk, or AnnData's handle of a sparse matrix on disk."""
+    return anndata.io.sparse_dataset(element) if _is_group(element) else element
+
+
+def _is_group(element: Any) -> bool:
+    return isinstance(element, h5py.Group | zarr.Group)
+
+
+def _check_shape(candidate: Candidate, n_cells: int, path: Path) -> None:
+    expected, found = (n_cells, len(candidate.var)), tuple(int(n) for n in candidate.matrix.shape)
+    if found != expected:
+        raise InputError(
+            f"{path} does not fit together: expected {candidate.source} of {expected[0]} cells × {expected[1]} genes, "
+            f"as obs and var have, found {found}; write or download it again"
+        )
+
+
+def _elements(group: Any, name: str) -> dict[str, Any]:
+    """Read the entries of `obsm` or `uns` one by one; what anndata cannot read is left out with a warning."""
+    values = {}
+    for key in group.get(name, ()):
+        try:
+            values[key] = anndata.io.read_elem(group[name][key])
+        except (OSError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+            logger.warning("%s[%r] cannot be read and is left out: %s", name, key, error)
+    return values

@@ -1,0 +1,178 @@
+"""`read`: any file of cells to an AnnData whose X is the matrix to work with and whose genes are unique.
+
+The order in which matrices are tried is in `matrix_choice`, the formats are in `formats`, chunks are in `stream`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from cytoglot.data.genes.vocabulary import Duplicates, collapse_columns
+from cytoglot.data.normalize import MatrixState
+from cytoglot.data.readers.cell_rows import cell_rows
+from cytoglot.data.readers.formats import CellStore, open_store, readable, store_of
+from cytoglot.data.readers.matrix_choice import ChosenMatrix, Selection, Verdict, choose_matrix, select, verdict_on
+from cytoglot.data.readers.stream import CellStream, open_cells, stream_adata
+from cytoglot.errors import InputError
+
+__all__ = ["CellStream", "ChosenMatrix", "choose_matrix", "matrix_state_of", "open_cells", "read", "stream_adata"]
+
+logger = logging.getLogger(__name__)
+
+
+def read(
+    source: AnnData | str | Path,
+    *,
+    layer: str | None = None,
+    backed: bool = False,
+    gene_column: str | None = None,
+    gene_mapping: Mapping[str, str] | None = None,
+    duplicates: Duplicates = "sum",
+) -> AnnData:
+    """Read an h5ad, a zarr folder, a 10x HDF5 file, a 10x folder or an AnnData as cells × unique genes.
+
+    `X` is one matrix of the file: `layer` ("X", "raw" or the name of a layer) when given; else the first of the layers
+    named for counts (`counts`, `raw_counts`, `umi`, …), `raw.X` and `X` that holds integer counts; else the first of
+    these that holds log1p or other non-negative values, whose ranking is as good. Signed (scaled) values are refused.
+    What each holds is tested, not guessed. Other layers, `varm`, `obsp` and `varp` are left out; `obs`, `obsm` and
+    `uns` are kept.
+
+    Gene names are symbols where the file has them (`resolve_genes` says how; `gene_column`, which may be "var_names"
+    for the index, and `gene_mapping` change it). Duplicated columns are summed for counts; for other values the first
+    is kept, as logs cannot be summed.
+
+    `var` has the rows of the first columns; where another column became the name, the old index is `var["gene_ids"]`.
+
+    `uns["cytoglot"]["matrix"]` says what was read: `source`, `state`, `message`, and `log_base` and `target_sum` where
+    known. X is CSR with the type of the file (8- and 16-bit integers become 32-bit where columns are summed), and every
+    value of it has been tested. With `backed=True` X stays on disk (h5ad and zarr alone), is tested on a sample of its
+    cells, and duplicated columns are refused, because they cannot be summed there; `open_cells` can.
+
+    Raises
+    ------
+    InputError
+        The file is missing, damaged or of no known kind; no matrix can be used; a value is NaN or infinite (cell and
+        gene are named); two cells have the same name; no column has a name.
+    UnknownNameError
+        There is no such layer or column of var.
+    """
+    started = time.perf_counter()
+    choice = _Choice(layer=layer, gene_column=gene_column, gene_mapping=gene_mapping, duplicates=duplicates)
+    with ExitStack() as stack:
+        store = stack.enter_context(store_of(source) if isinstance(source, AnnData) else open_store(source))
+        with readable(store.path):
+            selection, matrix = (_on_disk if backed else _in_memory)(store, choice)
+            obsm, uns = store.read_obsm(), store.read_uns()
+        if backed:
+            stack.pop_all()  # X reads from the open file, which HDF5 closes with the last reference to it
+    adata = AnnData(X=matrix, obs=store.obs.copy(), var=_var(selection), obsm=obsm, uns=uns)
+    earlier = uns.get("cytoglot")
+    adata.uns["cytoglot"] = {**(earlier if isinstance(earlier, dict) else {}), "matrix": _record(selection)}
+    seconds = time.perf_counter() - started
+    logger.info(
+        "%s: %s; %d cells × %d genes, %.1f s", store.path, selection.message, adata.n_obs, adata.n_vars, seconds
+    )
+    return adata
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """What the caller said about matrix and genes."""
+
+    layer: str | None
+    gene_column: str | None
+    gene_mapping: Mapping[str, str] | None
+    duplicates: Duplicates
+
+    def select(self, store: CellStore, known: dict[str, Verdict] | None = None) -> Selection:
+        return select(
+            store.candidates,
+            store.obs,
+            layer=self.layer,
+            gene_column=self.gene_column,
+            gene_mapping=self.gene_mapping,
+            duplicates=self.duplicates,
+            known=known,
+        )
+
+
+def _in_memory(store: CellStore, choice: _Choice) -> tuple[Selection, sparse.csr_matrix]:
+    """Read the chosen matrix and test all of it; where that contradicts the sample, choose again knowing it."""
+    loaded: dict[str, sparse.csr_matrix] = {}
+    known: dict[str, Verdict] = {}
+    while (selection := choice.select(store, known)).candidate.source not in loaded:
+        candidate = selection.candidate
+        matrix = cell_rows(candidate.matrix).rows(0, len(store.obs))
+        loaded[candidate.source] = matrix
+        known[candidate.source] = verdict_on(matrix, cell_names=store.obs.index, gene_names=candidate.var.index)
+    matrix = loaded[selection.candidate.source]
+    collapsed = collapse_columns(matrix, selection.genes.column_gene, len(selection.genes.vocabulary))
+    return selection, collapsed.copy() if collapsed is selection.candidate.matrix else collapsed
+
+
+def _on_disk(store: CellStore, choice: _Choice) -> tuple[Selection, Any]:
+    """Return the chosen matrix where it lies."""
+    if not store.is_anndata:
+        raise InputError(
+            f"backed=True reads h5ad and zarr, {store.path} is 10x output; use backed=False or open_cells()"
+        )
+    selection = choice.select(store)
+    if not selection.genes.is_identity:
+        raise InputError(
+            "backed=True needs one column per gene as the file has them, found: "
+            f"{'; '.join(selection.genes.report.messages())}; use backed=False, or open_cells() for large files"
+        )
+    return selection, selection.candidate.matrix
+
+
+def _var(selection: Selection) -> pd.DataFrame:
+    """The rows of `var` that belong to the first column of each gene, under the name of the gene."""
+    genes = selection.genes
+    var = selection.candidate.var.iloc[genes.first_column].copy()
+    if genes.report.source != "var_names" and "gene_ids" not in var.columns:
+        var["gene_ids"] = [str(name) for name in var.index]
+    var.index = pd.Index(genes.vocabulary.symbols, dtype=object)
+    return var
+
+
+def _record(selection: Selection) -> dict[str, str | float]:
+    """What was read, in values that every AnnData format can store (no None)."""
+    state = selection.state
+    record: dict[str, str | float] = {
+        "source": selection.candidate.source,
+        "state": state.kind,
+        "message": selection.message,
+    }
+    scale = {"log_base": state.log_base, "target_sum": state.target_sum}
+    return record | {name: value for name, value in scale.items() if value is not None}
+
+
+def matrix_state_of(adata: AnnData) -> MatrixState:
+    """Return the state of `adata.X` as `read` recorded it.
+
+    Raises
+    ------
+    InputError
+        `adata` does not come from `read`.
+    """
+    record = adata.uns.get("cytoglot", {}).get("matrix")
+    if record is None:
+        raise InputError(
+            "this AnnData was not read by cytoglot, so the state of X is unknown; pass cytoglot.read(adata)"
+        )
+    return MatrixState(
+        kind=record["state"],
+        log_base=record.get("log_base"),
+        target_sum=record.get("target_sum"),
+        n_cells_checked=adata.n_obs,
+    )

@@ -1,0 +1,178 @@
+"""Cells in chunks: the same matrix, genes and state as `read` gives, with memory bounded by the chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from cytoglot.data.genes.vocabulary import Duplicates, GeneVocabulary, ResolvedGenes, collapse_columns
+from cytoglot.data.normalize import MatrixState, check_values
+from cytoglot.data.readers.cell_rows import CellRows, cell_rows
+from cytoglot.data.readers.formats import open_store, readable
+from cytoglot.data.readers.matrix_choice import Selection, candidates_of, select
+from cytoglot.data.readers.obs_table import CellNames, MemoryObs, ObsTable
+from cytoglot.errors import InputError
+
+
+class CellStream:
+    """Cells of a file or an AnnData, handed out in order as CSR chunks over one vocabulary. A context manager.
+
+    Only `obs`, the gene names and one chunk are in memory, whatever the size of the file; `obs` too stays on disk where
+    the stream was made from a table on disk and nobody asks for it. Files stored by cells (CSR, dense, 10x HDF5) are
+    read once. CSC files and matrix.mtx are sorted by cell into temporary files first: one more pass, and about three
+    times the bytes of their values on disk until `close`.
+    """
+
+    def __init__(
+        self,
+        *,
+        obs: pd.DataFrame | ObsTable,
+        rows: CellRows,
+        selection: Selection,
+        path: Path | None = None,
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.cells: ObsTable = MemoryObs(obs) if isinstance(obs, pd.DataFrame) else obs
+        self.genes: ResolvedGenes = selection.genes
+        self.state: MatrixState = selection.state
+        self.source: str = selection.candidate.source
+        self.message = selection.message
+        self.path = path
+        self._rows, self._close = rows, close
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return self.cells.n_cells
+
+    @property
+    def n_values(self) -> int:
+        """Number of stored values of the file's matrix, columns that are dropped included; an estimate if dense."""
+        return self._rows.n_values
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The whole table of cells; a stream that was opened without it reads it when it is first looked at."""
+        with readable(self.path or Path("the table of cells")):
+            return self.cells.frame()
+
+    @property
+    def vocabulary(self) -> GeneVocabulary:
+        """Genes of the chunks' columns, in order."""
+        return self.genes.vocabulary
+
+    def chunks(
+        self, chunk_cells: int = 4096, *, first_cell: int = 0, last_cell: int | None = None
+    ) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+        """Yield positions and values of `chunk_cells` cells at a time, of `first_cell:last_cell`.
+
+        The last chunk may be shorter.
+
+        Columns follow `vocabulary`; duplicated columns are summed or dropped as `genes.report` says. The chunk may
+        share the memory of an AnnData and must not be changed.
+
+        Raises
+        ------
+        InputError
+            A value is NaN, infinite or negative (cell and gene are named), or the file is damaged there.
+        """
+        if chunk_cells < 1:
+            raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
+        gene_names = self._column_names()
+        last_cell = self.n_cells if last_cell is None else min(last_cell, self.n_cells)
+        for start in range(first_cell, last_cell, chunk_cells):
+            cells = slice(start, min(start + chunk_cells, last_cell))
+            with readable(self.path or Path("the matrix")):
+                block = self._rows.rows(cells.start, cells.stop)
+            names = CellNames(self.cells, cells.start, cells.stop)
+            check_values(block, cell_names=names, gene_names=gene_names, what=self.source)
+            yield cells, collapse_columns(block, self.genes.column_gene, len(self.vocabulary))
+            del block  # else two chunks are in memory while the next is read
+
+    def close(self) -> None:
+        """Close the file and delete temporary files; the stream cannot be read afterwards."""
+        self._rows.close()
+        self._close()
+
+    def __enter__(self) -> CellStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _column_names(self) -> list[str]:
+        names = np.array([*self.vocabulary.symbols, "(dropped column)"], dtype=object)
+        return list(names[self.genes.column_gene])  # −1 is the last
+
+
+def open_cells(
+    path: str | Path,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    gene_mapping: Mapping[str, str] | None = None,
+    duplicates: Duplicates = "sum",
+    spill_folder: str | Path | None = None,
+) -> CellStream:
+    """Open a file of cells for reading in chunks; matrix and genes are chosen as by `read`.
+
+    The state is tested on up to 2,048 cells in evenly spaced runs, and every chunk is checked for NaN, infinite and
+    negative values as it comes. Temporary files (CSC and matrix.mtx alone) go to `spill_folder`.
+
+    Raises
+    ------
+    InputError
+        As for `read`.
+    """
+    folder = None if spill_folder is None else Path(spill_folder)
+    store = open_store(path, spill_folder=folder)
+    try:
+        with readable(store.path):
+            selection = select(
+                store.candidates,
+                store.obs,
+                layer=layer,
+                gene_column=gene_column,
+                gene_mapping=gene_mapping,
+                duplicates=duplicates,
+            )
+            rows = cell_rows(selection.candidate.matrix, spill_folder=folder)
+    except BaseException:
+        store.close()
+        raise
+    return CellStream(obs=store.obs, rows=rows, selection=selection, path=store.path, close=store.close)
+
+
+def stream_adata(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    gene_mapping: Mapping[str, str] | None = None,
+    duplicates: Duplicates = "sum",
+) -> CellStream:
+    """Return the cells of an AnnData (in memory, backed or of dask arrays) as a stream; it is not changed.
+
+    Raises
+    ------
+    InputError
+        As for `read`.
+    """
+    selection = select(
+        candidates_of(adata),
+        adata.obs,
+        layer=layer,
+        gene_column=gene_column,
+        gene_mapping=gene_mapping,
+        duplicates=duplicates,
+    )
+    return CellStream(obs=adata.obs, rows=cell_rows(selection.candidate.matrix), selection=selection)

@@ -1,0 +1,98 @@
+"""What training, validation and test cells share that they should not: donors, batches, identical cells."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import sparse
+
+from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
+from cytoglot.data.splits.assignment import PARTS
+from cytoglot.errors import InputError
+
+if TYPE_CHECKING:
+    from cytoglot.data.splits.splitting import Split
+
+_PAIRS = (("train", "validation"), ("train", "test"), ("validation", "test"))
+
+
+def leakage_report(obs: pd.DataFrame, split: Split, matrix: Any = None) -> dict[str, Any]:
+    """Say what the parts of a split share that they should not.
+
+    Parameters
+    ----------
+    obs
+        The cells, in the order of the rows of `matrix`.
+    split
+        Cells of `obs` that it does not know are counted, and otherwise left out.
+    matrix
+        Expression, (n, g), any sparse or dense matrix; when given, cells with the same values in two parts are found
+        by a hash of the row. Cells without any expressed gene are left out: they are equal for want of content.
+
+    Returns
+    -------
+    dict
+        Plain JSON: `cells` per part, `not_in_split`, `columns` (for each recognised field: the column, its number of
+        values and, for each pair of parts, the values in both), `shared_groups` (the same for `schema.GROUP_FIELDS`
+        alone, pairs that share something), `identical_cells` (pairs of parts → number; None without a matrix),
+        `identical_examples` (at most 20 pairs of ids), `clean` (no group and no content shared).
+    """
+    part = split.part_of(obs.index)
+    columns = {field: _shared_values(obs, column, part) for field, column in recognise_obs(obs).items()}
+    shared = {f: c["shared"] for f, c in columns.items() if f in GROUP_FIELDS and any(c["shared"].values())}
+    identical, examples = (None, []) if matrix is None else _identical_cells(obs, part, matrix)
+    return {
+        "split_by": split.by,
+        "cells": {name: int((part == name).sum()) for name in PARTS},
+        "not_in_split": int((part == "").sum()),
+        "columns": columns,
+        "shared_groups": shared,
+        "identical_cells": identical,
+        "identical_examples": examples,
+        "clean": not shared and not any((identical or {}).values()),
+    }
+
+
+def _shared_values(obs: pd.DataFrame, column: str, part: NDArray[np.object_]) -> dict[str, Any]:
+    values = group_values(obs, column)
+    sets: dict[str, set[str]] = {name: set(values[part == name].dropna()) for name in PARTS}
+    return {
+        "column": column,
+        "n_values": int(values.nunique()),
+        "shared": {f"{a}/{b}": sorted(sets[a] & sets[b]) for a, b in _PAIRS},
+    }
+
+
+def _identical_cells(
+    obs: pd.DataFrame, part: NDArray[np.object_], matrix: Any
+) -> tuple[dict[str, int], list[list[str]]]:
+    if matrix.shape[0] != len(obs):
+        raise InputError(f"matrix must have one row per cell: {len(obs)} cells, found {matrix.shape[0]} rows")
+    hashes = row_hashes(matrix)
+    frame = pd.DataFrame({"cell": obs.index.astype(str), "part": part, "hash": hashes})
+    frame = frame[(frame["hash"] != b"") & (frame["part"] != "")]
+    counts, examples = {}, []
+    for a, b in _PAIRS:
+        first = frame[frame["part"] == a].drop_duplicates("hash")
+        both = frame[frame["part"] == b].merge(first, on="hash", suffixes=("_b", "_a"))
+        counts[f"{a}/{b}"] = len(both)
+        examples += both[["cell_a", "cell_b"]].to_numpy().tolist()
+    return counts, examples[:20]
+
+
+def row_hashes(matrix: Any) -> list[bytes]:
+    """Return a hash of the non-zero genes and values of each row, b"" for a row without any."""
+    csr = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+    csr.sum_duplicates()  # sorts the columns too
+    csr.eliminate_zeros()
+    columns, values, starts = csr.indices.astype(np.int64), csr.data, csr.indptr
+    hashes = []
+    for begin, end in pairwise(starts):
+        content = columns[begin:end].tobytes() + values[begin:end].tobytes()
+        hashes.append(hashlib.blake2b(content, digest_size=16).digest() if content else b"")
+    return hashes

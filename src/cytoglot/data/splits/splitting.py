@@ -1,0 +1,374 @@
+"""Training, validation and test cells: whole donors or batches on one side, labels spread evenly, stored by cell id.
+
+A split depends on the cell ids, their groups and labels and the seed, never on the order of the rows. Group splits are
+found by seeded greedy assignment; cell splits by a hash of the cell id within each label.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognise_obs
+from cytoglot.data.splits.assignment import PARTS, Part, assign_cells, assign_groups, count_labels, deal_cells
+from cytoglot.data.splits.leakage import leakage_report as leakage_report
+from cytoglot.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+#: leave-one-group-out up to this many groups, group k-fold above.
+MAX_LEAVE_ONE_OUT = 10
+
+#: folds with at least this many training groups give a whole one to validation; fewer would lose too much training.
+MIN_GROUPS_FOR_GROUP_VALIDATION = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Which cell belongs to which part. The ids of each part are kept in sorted order.
+
+    Raises
+    ------
+    InputError
+        A cell is in two parts or twice in one, or there is no training cell.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    by: str
+    """"cell" or the column whose groups were kept whole"""
+    seed: int
+    fractions: tuple[float, float, float]
+    """asked for; what whole groups allow is in the parts themselves"""
+    warnings: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for part in PARTS:
+            object.__setattr__(self, part, tuple(sorted(getattr(self, part))))
+        n = sum(len(self.cells(part)) for part in PARTS)
+        if n != len(self._part_of_cell):
+            twice = sorted(set(_repeated([*self.train, *self.validation, *self.test])))
+            raise InputError(
+                f"the parts of a split must be disjoint; {len(twice)} cells occur twice, first {twice[0]!r}"
+            )
+        if not self.train:
+            raise InputError("a split needs at least one training cell, found none")
+
+    @cached_property
+    def _part_of_cell(self) -> dict[str, Part]:
+        return {cell: part for part in PARTS for cell in self.cells(part)}
+
+    def cells(self, part: Part) -> tuple[str, ...]:
+        """Return the cell ids of one part, sorted."""
+        ids: tuple[str, ...] = getattr(self, part)
+        return ids
+
+    def part_of(self, obs_names: Sequence[str] | pd.Index) -> NDArray[np.object_]:
+        """Return the part of each cell, "" for a cell that the split does not know."""
+        return np.array([self._part_of_cell.get(str(name), "") for name in obs_names], dtype=object)
+
+    def mask(self, obs_names: Sequence[str] | pd.Index, part: Part) -> NDArray[np.bool_]:
+        """Return which of the cells are in `part`; a cell that the split does not know is in none."""
+        return np.asarray(self.part_of(obs_names) == part, dtype=bool)
+
+    def check_complete(self, obs_names: Sequence[str] | pd.Index) -> None:
+        """Raise `InputError` unless the split holds exactly these cells."""
+        names = {str(name) for name in obs_names}
+        absent, foreign = names - self._part_of_cell.keys(), self._part_of_cell.keys() - names
+        if absent or foreign:
+            raise InputError(
+                f"the split must hold exactly the {len(names)} cells given, but {len(absent)} of them are not in it "
+                f"and {len(foreign)} of its cells are not among them; split these cells anew"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Split:
+        """Read what `to_dict` wrote.
+
+        Raises
+        ------
+        InputError
+            A key is missing or unknown, or the parts overlap.
+        """
+        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"not a stored split: {str(error).removeprefix('Split.__init__() ')}") from error
+
+
+def split_cells(
+    obs: pd.DataFrame,
+    *,
+    by: str = "auto",
+    label: str | None = None,
+    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+) -> Split:
+    """Split all cells of `obs` into training, validation and test cells.
+
+    Parameters
+    ----------
+    obs
+        One row per cell, unique index of cell ids.
+    by
+        "auto": the first of donor, batch and study (`schema.GROUP_FIELDS`) that has at least two groups and, where a
+        label is given, at least one label in two of them; else cells, with a warning. "cell": each cell for itself. A
+        column: its groups stay whole; with fewer groups than parts the validation cells are taken from the training
+        groups, and a warning says so. Cells without a group (`schema.NOT_A_GROUP`) are training cells.
+    label
+        The column by which the parts should look alike. Cells without a label count as one more label.
+    fractions
+        Of training, validation and test cells; sums to 1, validation and test may be 0.
+    seed
+        Another seed gives other cells; with few groups the evenest choice is often the same (use `folds` for more).
+
+    Raises
+    ------
+    InputError
+        The index has duplicates, a column is absent, the fractions are no fractions, a column has fewer than two
+        groups, or there are fewer cells than parts.
+    """
+    _check(obs, fractions)
+    strata = _strata(obs, label)
+    column, warnings = _choose_groups(obs, by, strata if label is not None else None)
+    if column is None:
+        part = assign_cells(strata, fractions, seed)
+    else:
+        part, said = _split_by_group(group_values(obs, column), strata, fractions, seed)
+        warnings += said
+    warnings += _unseen_labels(strata, part) if label is not None else []
+    split = _make_split(part, by=column or "cell", seed=seed, fractions=fractions, warnings=warnings)
+    _log_warnings([split])
+    return split
+
+
+def folds(
+    obs: pd.DataFrame,
+    *,
+    by: str = "auto",
+    label: str | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+    validation: float = 0.1,
+) -> list[Split]:
+    """Return splits in which each cell is a test cell exactly once; fold i has the seed `seed + i`.
+
+    By a column with at most `MAX_LEAVE_ONE_OUT` groups each group is left out once, whatever `n_folds`; with more, the
+    groups are shared out among `n_folds` even folds. Cells without a group are training cells in every fold. The share
+    `validation` of the remaining cells is set aside as whole groups where at least `MIN_GROUPS_FOR_GROUP_VALIDATION`
+    remain, else by cell, which the warnings then say. `by` and `label` are as in `split_cells`.
+
+    Raises
+    ------
+    InputError
+        As `split_cells`; also for fewer than two folds or fewer cells than folds.
+    """
+    _check(obs, (1.0 - validation, validation, 0.0))
+    if n_folds < 2 or n_folds > len(obs):
+        raise InputError(f"n_folds must lie between 2 and the number of cells ({len(obs)}), found {n_folds}")
+    strata = _strata(obs, label)
+    column, warnings = _choose_groups(obs, by, strata if label is not None else None)
+    groups = None if column is None else group_values(obs, column)
+    fold_of_cell = deal_cells(strata, n_folds, seed) if groups is None else _group_folds(groups, strata, n_folds, seed)
+    made = []
+    for number in range(int(fold_of_cell.max()) + 1):
+        in_test = fold_of_cell == number
+        part, said = _split_rest(groups, strata, in_test, (1.0 - validation, validation, 0.0), seed + number)
+        said += _unseen_labels(strata, part) if label is not None else []
+        share = float(in_test.mean())
+        fractions = ((1 - share) * (1 - validation), (1 - share) * validation, share)
+        split = _make_split(
+            part, by=column or "cell", seed=seed + number, fractions=fractions, warnings=warnings + said
+        )
+        made.append(split)
+    _log_warnings(made)
+    return made
+
+
+# Choosing what is kept whole
+
+
+def _check(obs: pd.DataFrame, fractions: tuple[float, float, float]) -> None:
+    if not obs.index.is_unique:
+        repeated = obs.index[obs.index.duplicated()]
+        raise InputError(
+            f"cell ids must be unique, found {len(repeated)} repeated ones, first {str(repeated[0])!r}; "
+            "call adata.obs_names_make_unique() first"
+        )
+    if (
+        any(not 0 <= f <= 1 for f in fractions)
+        or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
+        or not fractions[0]
+    ):
+        raise InputError(
+            f"fractions must be three numbers from 0 to 1 that sum to 1, the first above 0; found {tuple(fractions)}"
+        )
+    n_parts = sum(f > 0 for f in fractions)
+    if len(obs) < n_parts:
+        raise InputError(f"{len(obs)} cells cannot be split into {n_parts} parts; pass more cells or fewer parts")
+
+
+def _strata(obs: pd.DataFrame, label: str | None) -> pd.Series:
+    if label is None:
+        return pd.Series("", index=obs.index, dtype=object)
+    return labels(obs, label).where(lambda s: s.notna(), "")
+
+
+def _choose_groups(obs: pd.DataFrame, by: str, strata: pd.Series | None) -> tuple[str | None, list[str]]:
+    if by == "cell":
+        return None, []
+    if by != "auto":
+        n_groups = group_values(obs, by).nunique()
+        if n_groups < 2:
+            raise InputError(
+                f"a split by {by!r} needs at least two groups, found {n_groups}; choose another column or by='cell'"
+            )
+        return by, []
+    warnings: list[str] = []
+    found = recognise_obs(obs)
+    for column in (found[field] for field in GROUP_FIELDS if field in found):
+        reason = _why_not(group_values(obs, column), strata)
+        if reason is None:
+            return column, warnings
+        warnings.append(f"column {column!r} was not used for the split: {reason}")
+    warnings.append(
+        "split by cell: no donor, batch or study column has several usable groups, so test cells come from the same "
+        "donors as training cells and the scores are flattering"
+    )
+    return None, warnings
+
+
+def _why_not(groups: pd.Series, strata: pd.Series | None) -> str | None:
+    n_groups = groups.nunique()
+    if n_groups < 2:
+        return f"it has {n_groups} group{'' if n_groups == 1 else 's'}"
+    if n_groups == groups.notna().sum():
+        return "each of its groups is a single cell"
+    if strata is None or not (strata[groups.notna()] != "").any():
+        return None
+    table = count_labels(groups, strata).drop(columns="", errors="ignore")
+    if not ((table > 0).sum(axis=0) > 1).any():
+        return "no label occurs in two of its groups"
+    return None
+
+
+def _unseen_labels(strata: pd.Series, part: pd.Series) -> list[str]:
+    labelled = strata[strata != ""]
+    in_train = set(labelled[part == "train"])
+    unseen = sorted(set(labelled[part == "test"]) - in_train)
+    return [f"{len(unseen)} labels of the test cells have no training cell: {', '.join(unseen[:10])}"] if unseen else []
+
+
+def _make_split(
+    part: pd.Series, *, by: str, seed: int, fractions: tuple[float, float, float], warnings: list[str]
+) -> Split:
+    ids = part.index.astype(str)
+    train, validation, test = (tuple(ids[(part == name).to_numpy()]) for name in PARTS)
+    split = Split(
+        train=train,
+        validation=validation,
+        test=test,
+        by=by,
+        seed=seed,
+        fractions=fractions,
+        warnings=tuple(dict.fromkeys(warnings)),
+    )
+    split.check_complete(part.index)
+    return split
+
+
+def _log_warnings(splits: Sequence[Split]) -> None:
+    for warning in dict.fromkeys(warning for split in splits for warning in split.warnings):
+        logger.warning(warning)
+
+
+# Groups
+
+
+def _split_by_group(
+    groups: pd.Series, strata: pd.Series, fractions: tuple[float, float, float], seed: int
+) -> tuple[pd.Series, list[str]]:
+    warnings = _without_group(groups)
+    table = count_labels(groups, strata)
+    wanted = [i for i, fraction in enumerate(fractions) if fraction > 0]
+    from_cells = len(table) < len(wanted)
+    if from_cells:  # two groups for three parts: one is tested, the other trains
+        wanted.remove(1)
+        warnings.append(
+            f"{len(table)} groups for three parts: validation cells are taken from the training groups, "
+            "so validation scores are flattering"
+        )
+    shares = np.array([fractions[i] for i in wanted])
+    assigned = assign_groups(table, shares / shares.sum(), seed)
+    part_of_group = dict(zip(table.index, (PARTS[wanted[a]] for a in assigned), strict=True))
+    part = groups.map(part_of_group).where(groups.notna(), "train").astype(object)
+    if from_cells:
+        part = _carve_validation(part, strata, fractions[1] / (fractions[0] + fractions[1]), seed)
+    return part, warnings
+
+
+def _carve_validation(part: pd.Series, strata: pd.Series, share: float, seed: int) -> pd.Series:
+    train = (part == "train").to_numpy()
+    carved = assign_cells(strata[train], (1 - share, share, 0.0), seed)
+    return carved.reindex(part.index).where(train, part).astype(object)
+
+
+def _group_folds(groups: pd.Series, strata: pd.Series, n_folds: int, seed: int) -> NDArray[np.int64]:
+    """Return the fold in which each cell is tested, -1 for a cell without a group."""
+    table = count_labels(groups, strata)
+    if len(table) <= MAX_LEAVE_ONE_OUT:
+        assigned = np.arange(len(table), dtype=np.int64)
+    else:
+        n_folds = min(n_folds, len(table))
+        assigned = assign_groups(table, np.full(n_folds, 1 / n_folds), seed)
+    fold_of_group = dict(zip(table.index, assigned, strict=True))
+    return groups.map(fold_of_group).fillna(-1).to_numpy(dtype=np.int64)
+
+
+def _split_rest(
+    groups: pd.Series | None,
+    strata: pd.Series,
+    in_test: NDArray[np.bool_],
+    fractions: tuple[float, float, float],
+    seed: int,
+) -> tuple[pd.Series, list[str]]:
+    """Split what is not tested into training and validation cells."""
+    part = pd.Series("test", index=strata.index, dtype=object)
+    warnings = [] if groups is None else _without_group(groups)
+    rest = ~in_test
+    n_groups = 0 if groups is None else groups[rest].nunique()
+    if groups is not None and n_groups >= MIN_GROUPS_FOR_GROUP_VALIDATION and fractions[1] > 0:
+        part[rest] = _split_by_group(groups[rest], strata[rest], fractions, seed)[0].to_numpy()
+        return part, warnings
+    part[rest] = assign_cells(strata[rest], fractions, seed).to_numpy()
+    if groups is not None and fractions[1] > 0:
+        warnings.append(
+            f"{n_groups} training groups are too few to set whole ones aside: validation cells are taken from them, "
+            "so validation scores are flattering"
+        )
+    return part, warnings
+
+
+def _without_group(groups: pd.Series) -> list[str]:
+    n = int(groups.isna().sum())
+    return [f"{n} cells without a group (missing, doublet or ambiguous) are training cells"] if n else []
+
+
+def _repeated(names: Sequence[str]) -> list[str]:
+    seen: set[str] = set()
+    return [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]

@@ -1,0 +1,1 @@
+"""What an answer may be, token by token."""

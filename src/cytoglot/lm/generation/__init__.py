@@ -1,0 +1,1 @@
+"""Sampled answers and expected ranks."""

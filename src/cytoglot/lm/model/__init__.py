@@ -1,0 +1,1 @@
+"""A causal language model: loading, adapters, tokenizer, small models from nothing."""

@@ -1,0 +1,32 @@
+"""What tells one language model from another: its weights and its tokenizer, as 16 hex digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import torch
+
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.manifest import fingerprint_bytes
+
+_VALUES_PER_TENSOR = 1024
+
+
+def model_fingerprint(lm: LanguageModel) -> str:
+    """Fingerprint the weights, their type and the tokenizer, wherever the model came from and on whatever device.
+
+    Up to 1,024 evenly spaced values of each tensor are read, so that it takes no time beside the loading; a step of
+    training changes nearly all of them.
+    """
+    return fingerprint_bytes(_parts(lm))
+
+
+def _parts(lm: LanguageModel) -> Iterator[bytes]:
+    for name, tensor in lm.model.state_dict().items():
+        yield f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode()
+        flat = tensor.detach().reshape(-1)
+        some = flat[:: max(1, flat.numel() // _VALUES_PER_TENSOR)]
+        yield (some.to(torch.float32) if some.is_floating_point() else some).cpu().numpy().tobytes()
+    backend = getattr(lm.tokenizer, "backend_tokenizer", None)
+    yield (backend.to_str() if backend is not None else json.dumps(lm.tokenizer.get_vocab(), sort_keys=True)).encode()

@@ -1,0 +1,1 @@
+"""Batches, memory, prefetching, shared prefixes."""

@@ -1,0 +1,68 @@
+"""Batches of prompts of similar length, padded on the right.
+
+Right padding needs no attention mask in a causal model, since no real token looks at what follows it. Without a mask
+the fast attention kernels apply: 1.5 times the tokens per second of the masked ones on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cytoglot.errors import InputError
+from cytoglot.lm.model.load import LanguageModel
+
+DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
+
+
+def length_batches(
+    lengths: NDArray[np.int64], *, max_tokens: int, extra: int = 0, max_rows: int | None = None
+) -> list[NDArray[np.int64]]:
+    """Return the row numbers of each batch, longest rows first, so that too little memory shows at once.
+
+    A batch of b rows holds at most `max_tokens` tokens, counted as b x (longest row + `extra`), and at most `max_rows`
+    rows; but always one. Every row is in exactly one batch.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        n_rows = max(1, max_tokens // max(1, int(lengths[order[start]]) + extra))
+        n_rows = n_rows if max_rows is None else min(n_rows, max_rows)
+        batches.append(order[start : start + n_rows])
+        start += n_rows
+    return batches
+
+
+def pad_right(rows: Sequence[NDArray[np.int64]], fill: int, device: torch.device) -> torch.Tensor:
+    """Return the rows as one int64 tensor of shape (b, longest), short ones filled up behind with `fill`."""
+    ids_bt = np.full((len(rows), max((len(row) for row in rows), default=0)), fill, dtype=np.int64)
+    for padded, row in zip(ids_bt, rows, strict=True):
+        padded[: len(row)] = row
+    return torch.from_numpy(ids_bt).to(device)
+
+
+def checked_batch_tokens(lm: LanguageModel, batch_tokens: int | None) -> int:
+    """Return the tokens per batch, by default what suits the device (small on a CPU, whose caches are small)."""
+    if batch_tokens is None:
+        return DEFAULT_BATCH_TOKENS.get(lm.device.type, 8192)
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens must be at least 1, found {batch_tokens}")
+    return batch_tokens
+
+
+def check_lengths(lm: LanguageModel, lengths: NDArray[np.int64], *, what: str) -> None:
+    """Refuse empty rows and rows beyond the model's context; `what` names a row ("prompt")."""
+    if (lengths < 1).any():
+        row = int(np.argmax(lengths < 1))
+        raise InputError(f"{what} {row} is empty and the tokenizer puts no opening token; give at least one word")
+    limit = lm.context_length
+    if limit is not None and (lengths > limit).any():
+        too_long = np.flatnonzero(lengths > limit)
+        raise InputError(
+            f"{len(too_long)} of {len(lengths)} do not fit the model's context of {limit:,} tokens: "
+            f"{what} {too_long[0]} has {lengths[too_long[0]]:,}; use fewer words"
+        )

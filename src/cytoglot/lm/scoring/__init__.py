@@ -1,0 +1,1 @@
+"""Exact likelihoods of closed sets of answers."""

@@ -1,0 +1,1 @@
+"""The training loop: data in, weights out, whatever is trained."""

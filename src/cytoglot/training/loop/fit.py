@@ -1,0 +1,415 @@
+"""What every training has in common, wherever its examples come from: the model, the loop, the finished folder.
+
+`train` and `train_corpus` differ in how they make examples, what they know of the cells, and how they calibrate; all
+else is here. A run is begun by `begin`, trained by `fit` and ended by `finish`, in each of its processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+
+from cytoglot.atomic import write_json
+from cytoglot.cell_model.load import CellModel, check_same_genes, load_cell_model
+from cytoglot.cell_model.spec import TRAINING_FILE, save_split
+from cytoglot.corpus.format.folder import Corpus
+from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.splits.splitting import Split
+from cytoglot.errors import InputError
+from cytoglot.lm.model.load import LanguageModel, choose_device, load_language_model, own_progress_only
+from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
+from cytoglot.manifest import Manifest, fingerprint_of, fingerprint_texts
+from cytoglot.training.loop.batches import ReadAhead
+from cytoglot.training.loop.callbacks import History, WeightAverage
+from cytoglot.training.loop.distributed import from_first, is_first, join_processes, wait_for_all
+from cytoglot.training.loop.loss import check_apart
+from cytoglot.training.loop.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
+from cytoglot.training.loop.sharded import check_sharding, whole_model, whole_weights
+from cytoglot.training.loop.trainer import AnswerTrainer, HeldOutScores, TrainingData, training_arguments, uses_bf16
+from cytoglot.training.recipe import OptimRecipe, TrainRecipe
+from cytoglot.training.release.model_card import write_model_card
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A folder, and what is to stand in it."""
+
+    folder: Path
+    recipe: TrainRecipe
+    manifest: Manifest
+    seed: int
+    device: str
+
+    @property
+    def work(self) -> Path:
+        """Where checkpoints are while the run is unfinished."""
+        return self.folder / WORK
+
+
+def begin(run: Run, *, overwrite: bool) -> CellModel | None:
+    """Take this process's place and look at the folder; return the finished model if it is there already.
+
+    Raises
+    ------
+    InputError
+        The folder holds other things, or a run with other settings.
+    """
+    join_processes(run.device)
+    check_sharding(run.recipe, choose_device(run.device))
+    if is_first():
+        check_folder(run.folder, run.manifest, overwrite=overwrite)
+    finished = from_first(is_finished(run.folder) and not overwrite)
+    if not finished:
+        return None
+    logger.info("%s is finished already; pass overwrite to train it again", run.folder)
+    return load_cell_model(run.folder, device=run.device)
+
+
+def open_run(run: Run, *, overwrite: bool) -> None:
+    """Make the work folder; from here on the folder holds an unfinished run, and what it held before is gone.
+
+    Called only when nothing is left that could be refused: a model, a setting, or examples that cannot be used leave
+    the folder as it was.
+    """
+    if is_first():
+        open_work(run.folder, run.manifest, overwrite=overwrite)
+    wait_for_all()
+
+
+def base_fingerprint(recipe: TrainRecipe) -> Mapping[str, str]:
+    """Return what a manifest says of the model that training starts from: nothing where it starts from nothing."""
+    base = recipe.model.base
+    if base is None:
+        return {}
+    folder = Path(base).expanduser()
+    if not folder.is_dir():
+        return {"base": f"{base}@{recipe.model.revision or 'main'}"}
+    read = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"})
+    return {"base": fingerprint_texts([fingerprint_of(path) for path in read])}
+
+
+def manifest_of_cells(
+    adata: AnnData,
+    source: object,
+    recipe: TrainRecipe,
+    *,
+    label: str,
+    split_by: str,
+    split: Split | None,
+    gene_options: GeneOptions,
+    seed: int,
+) -> Manifest:
+    """Return what made a model of a file of cells; two runs are the same where config and inputs are equal."""
+    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict(), sort_keys=True)])
+    # What gene options did to the cells is in the inputs already.
+    genes = gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
+    return Manifest(
+        command="train",
+        config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided, **genes},
+        seeds={"seed": seed},
+        inputs={
+            "cells": fingerprint_texts([*adata.obs_names, *adata.var_names, str(adata.X.sum())]),
+            "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
+            **base_fingerprint(recipe),
+        },
+    )
+
+
+def manifest_of_corpus(
+    corpus: Corpus, recipe: TrainRecipe, *, seed: int, shares: Mapping[str, float] | None = None
+) -> Manifest:
+    """Return what made a model of a corpus; `shares` are those of the tasks where the recipe leaves them open."""
+    settings = recipe.model_dump(mode="json")
+    return Manifest(
+        command="train",
+        config={"recipe": settings if shares is None else {**settings, "tasks": shares}},
+        seeds={"seed": seed},
+        inputs={
+            "corpus": corpus.description.fingerprint,
+            "source": corpus.folder.name,
+            **base_fingerprint(recipe),
+        },
+    )
+
+
+def check_base(recipe: TrainRecipe, vocabulary: GeneVocabulary) -> None:
+    """Refuse a base that knows too few of the genes to train on; a `VocabularyMismatchError`."""
+    if recipe.model.base is not None:
+        check_same_genes(recipe.model.base, vocabulary, min_share=recipe.model.min_known_genes)
+
+
+def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> LanguageModel:
+    """Return the model that training starts from: the recipe's base, with an adapter if it has one, or a new one.
+
+    Parameters
+    ----------
+    from_nothing
+        Makes a model and its tokenizer where the recipe names no base.
+    """
+    recipe, device = run.recipe, choose_device(run.device)
+    if recipe.model.base is None:
+        model, tokenizer = from_nothing()
+        lm = LanguageModel(model=model.to(device), tokenizer=tokenizer, device=device)
+    else:
+        # Frozen weights may be in half precision; those that learn may not.
+        quantise = recipe.lora.quantise if recipe.lora is not None else "none"
+        half = quantise != "none" or (recipe.lora is not None and uses_bf16(recipe.optim, device))
+        lm = load_language_model(
+            recipe.model.base,
+            device=run.device,
+            dtype="bfloat16" if half else "float32",
+            revision=recipe.model.revision,
+            quantise=quantise,
+        )
+    if recipe.lora is not None:
+        lora = recipe.lora
+        lm = add_lora(
+            lm,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            targets=lora.targets,
+            train_vectors=lora.train_vectors,
+            seed=run.seed,
+        )
+    return lm
+
+
+def can_pack(lm: LanguageModel, optim: OptimRecipe, *, auto: bool) -> bool:
+    """Return whether examples are packed into common rows: as the recipe says, where the model keeps them apart.
+
+    Parameters
+    ----------
+    auto
+        What "auto" means.
+
+    Raises
+    ------
+    InputError
+        Packing is asked for, and the model lets examples of a row see each other.
+    """
+    if optim.packing == "off" or (optim.packing == "auto" and not auto):
+        return False
+    if check_apart(lm.model):
+        return True
+    family = lm.model.config.model_type
+    if optim.packing == "on":
+        raise InputError(
+            f"optim.packing is on, but in a {family} model examples of one row see each other; set it to auto or off"
+        )
+    logger.info("examples are not packed: in a %s model those of one row would see each other", family)
+    return False
+
+
+def check_trackers(recipe: TrainRecipe) -> None:
+    """Refuse a tracker that is unknown or not installed.
+
+    Raises
+    ------
+    InputError
+        The message says which, and how it is installed.
+    """
+    try:
+        for callback in get_reporting_integration_callbacks(list(recipe.report_to)):
+            callback()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise InputError(f"report_to {', '.join(recipe.report_to)}: {' '.join(str(error).split())}") from error
+
+
+def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = False) -> tuple[LanguageModel, History]:
+    """Train, from the last whole checkpoint if there is one; return the best model and the history.
+
+    An adapter is not merged yet: `finish` does that.
+
+    Parameters
+    ----------
+    overwrite
+        Start anew, whatever the folder holds.
+
+    Raises
+    ------
+    InputError
+        A checkpoint is of another run or cannot be written, or a tracker is not installed.
+    NotFiniteError
+        A loss is not a number; the message names the file with the examples.
+    torch.OutOfMemoryError
+        A single example does not fit the device.
+    """
+    optim = run.recipe.optim
+    history = History()
+    average = WeightAverage(
+        lm.model,
+        decay=optim.weight_average,
+        patience=optim.patience,
+        stop_on=optim.stop_on,
+        higher=_higher_is_better(optim.stop_on, data.held_out),
+    )
+    check_trackers(run.recipe)
+    arguments = _arguments(run, lm, data)
+    open_run(run, overwrite=overwrite)
+    if lm.device.type == "cuda":
+        data = replace(data, batches=ReadAhead(data.batches))
+    with _set_up_for_training(lm, optim), own_progress_only():
+        trainer = AnswerTrainer(lm=lm, data=data, recipe=run.recipe, args=arguments, average=average, history=history)
+        checkpoint = from_first(last_checkpoint(run.work))
+        if checkpoint is not None:
+            logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
+            trainer.restore(checkpoint)
+        if not average.is_over:  # a run may have been broken off behind its last look
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        average.keep_best()
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            lm = _whole(lm, trainer)
+        for name in ("forward", "_original_forward"):  # mixed precision was laid over the model's own
+            vars(lm.model).pop(name, None)
+    lm = replace(lm, device=next(lm.model.parameters()).device)
+    lm.model.eval()
+    return lm, history
+
+
+def _whole(lm: LanguageModel, trainer: AnswerTrainer) -> LanguageModel:
+    """Return the model of which each process holds a part, whole in the first one."""
+    if trainer.is_deepspeed_enabled:
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    else:
+        weights = whole_weights(lm.model)
+    return whole_model(lm, weights) if is_first() else lm
+
+
+def _arguments(run: Run, lm: LanguageModel, data: TrainingData) -> TrainingArguments:
+    if "tensorboard" in run.recipe.report_to:  # else it would write into the work folder, which goes away
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
+    validates = len(data.validation) > 0 or data.held_out is not None
+    return training_arguments(run.work, run.recipe, lm, seed=run.seed, validates=validates)
+
+
+def _higher_is_better(stop_on: str, held_out: HeldOutScores | None) -> bool:
+    if stop_on == "loss":
+        return False
+    if held_out is None:
+        raise InputError(f"optim.stop_on is {stop_on!r}, but nothing is held out to measure it on; set it to loss")
+    return held_out.better(stop_on) == "higher"
+
+
+@contextmanager
+def _set_up_for_training(lm: LanguageModel, optim: OptimRecipe) -> Iterator[None]:
+    """Change what training needs otherwise, and give it back: recomputed activations, and the cache for writing."""
+    config = lm.model.config
+    cached = config.use_cache
+    if optim.gradient_checkpointing:
+        if is_adapted(lm):  # the first layer that is recomputed would have no input with a gradient
+            lm.model.enable_input_require_grads()
+        lm.model.activation_checkpointing_enable({"use_reentrant": False})
+    try:
+        yield
+    finally:
+        config.use_cache = cached
+        if optim.gradient_checkpointing:
+            lm.model.activation_checkpointing_disable()
+            if is_adapted(lm):
+                lm.model.disable_input_require_grads()
+
+
+def finish(
+    run: Run,
+    make_model: Callable[[LanguageModel], CellModel],
+    lm: LanguageModel,
+    history: History,
+    *,
+    split: Split | None = None,
+    messages: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
+    held_out: HeldOutScores | None = None,
+) -> CellModel:
+    """Make the cell model of a trained language model, write everything, the spec last, and remove the work folder.
+
+    Parameters
+    ----------
+    make_model
+        Language model → cell model, calibrated; called in the first process alone.
+    facts
+        What `training.json` and the model card tell besides.
+    held_out
+        Measures the finished model on validation records, for the same.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written. It is unfinished then, and the same call ends it.
+    """
+    model = None
+    if is_first():
+        started = time.perf_counter()
+        with _told(run):
+            if is_adapted(lm):
+                save_adapter(lm, run.folder / ADAPTER_FOLDER)
+            lm = _merged(run, lm)
+        model = make_model(lm)
+        told = {"history": history.rows, "messages": list(messages), **(facts or {}), **_measured(lm, held_out)}
+        with _told(run):
+            _write(run, model, told, split)
+        logger.info("wrote %s (calibration and saving took %.1f s)", run.folder, time.perf_counter() - started)
+    wait_for_all()
+    return model or load_cell_model(run.folder, device=run.device)
+
+
+def _merged(run: Run, lm: LanguageModel) -> LanguageModel:
+    """Merge the adapter; into weights that were quantised for training, it is merged as they were before."""
+    if run.recipe.lora is None or run.recipe.lora.quantise == "none":
+        return merge_lora(lm)
+    return load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
+
+
+def _measured(lm: LanguageModel, held_out: HeldOutScores | None) -> dict[str, Mapping[str, float]]:
+    if held_out is None:
+        return {}
+    try:
+        return {"validation": held_out.scores(lm)}
+    except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
+        logger.warning("the tasks are not measured on validation records: %s", error)
+        return {}
+
+
+def _write(run: Run, model: CellModel, training: Mapping[str, Any], split: Split | None) -> None:
+    with own_progress_only():
+        model.lm.model.save_pretrained(run.folder)
+        model.lm.tokenizer.save_pretrained(run.folder)
+    make_readable(run.folder)
+    if split is not None:
+        save_split(split, run.folder)
+    write_json(run.folder / TRAINING_FILE, training)
+    model.spec.save(run.folder)
+    write_model_card(run.folder)
+    shutil.rmtree(run.work, ignore_errors=True)
+
+
+@contextmanager
+def _told(run: Run) -> Iterator[None]:
+    """Say in one line that the folder cannot be written, and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"the model cannot be written into {run.folder}: {error}; make room or allow writing, and run the same "
+            "command again: it goes on from the last checkpoint"
+        ) from error

@@ -1,0 +1,472 @@
+"""`transformers`' Trainer with a loss weight on each token, exact sums over steps, and checkpoints that are whole.
+
+What is ours: the loss (`cytoglot.training.loop.loss`), which is that of all examples of a step together, however they
+are spread over batches and processes; batches that halve themselves where memory runs out; the end of training where a
+loss is not a number; checkpoints that appear at once and hold numbers alone; looks at the averaged weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerControl,
+    TrainingArguments,
+    get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
+
+from cytoglot.atomic import write_json
+from cytoglot.errors import InputError, NotFiniteError
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.runtime.halve_on_oom import release_memory
+from cytoglot.training.loop.batches import BatchSource
+from cytoglot.training.loop.callbacks import History, Kept, WeightAverage
+from cytoglot.training.loop.distributed import from_first, is_first, n_processes, rank, sum_over_all, wait_for_all
+from cytoglot.training.loop.loss import Batch, halves, loss_sum
+from cytoglot.training.loop.run_folder import MARK_FILE, discard_old_checkpoints
+from cytoglot.training.recipe import OptimRecipe, TrainRecipe
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FILE = "weights.safetensors"
+_STATE_FILE = "trainer_state.json"
+
+
+class HeldOutScores(Protocol):
+    """What a model in training is asked at each look, beside the loss."""
+
+    def scores(self, lm: LanguageModel) -> Mapping[str, float]:
+        """Return name of a score → its value."""
+
+    def better(self, name: str) -> str:
+        """Return which end of a score is better, "higher" or "lower"; an InputError for an unknown one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What is learned and what is looked at. A batch is as `cytoglot.training.loop.loss` says, and tells `n_examples`.
+
+    It may hold `about`, a text for each example that names it where training ends in a fault.
+    """
+
+    batches: BatchSource
+    """of this process; a step takes `gradient_accumulation` of them"""
+    validation: Sequence[Batch] = ()
+    """of all processes together"""
+    held_out: HeldOutScores | None = None
+
+
+class AnswerTrainer(Trainer):
+    """Minimises the weighted negative log-likelihood per example; validation looks at the averaged weights."""
+
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        *,
+        lm: LanguageModel,
+        data: TrainingData,
+        recipe: TrainRecipe,
+        args: TrainingArguments,
+        average: WeightAverage,
+        history: History,
+        kept: Sequence[Kept] = (),
+    ) -> None:
+        # Set before: the base class asks for them.
+        self._lm, self._data, self._recipe = lm, data, recipe
+        self._average, self._history = average, history
+        self._kept: tuple[Kept, ...] = (average, history, *kept)
+        super().__init__(model=lm.model, args=args, callbacks=[average, history], eval_dataset=list(data.validation))
+        self.remove_callback(PrinterCallback)  # the bar and the history say it all
+        self.loss_is_scaled_for_ga = True
+        self._n_halvings = 0
+        self._step_batches: list[Batch] = []
+        self._step_losses: list[torch.Tensor] = []
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return AdamW for the weights that are trained."""
+        if self.optimizer is None:
+            from_nothing = self._recipe.model.base is None
+            self.optimizer = make_optimiser(model or self.model, self._recipe.optim, from_nothing=from_nothing)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Return the schedule of the learning rates."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_schedule(optimizer or self.create_optimizer(), self._recipe.optim)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> Any:
+        """Return this process's batches as they come; on an accelerator they are made while it computes."""
+        return self._data.batches
+
+    # A step.
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor | None]:
+        """Return the batches of a step, and the number of their examples over all processes."""
+        batches, n_examples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._step_batches, self._step_losses = [], []
+        return batches, n_examples
+
+    def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
+        if not batch_samples:
+            return None
+        counts = [sum(int(batch[name]) for batch in batch_samples) for name in ("n_examples", "n_tokens")]
+        n_examples, n_tokens = sum_over_all(torch.tensor(counts), device).tolist()
+        self._history.n_tokens += n_tokens
+        return torch.tensor(n_examples, device=device)
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Add the gradients of a batch, in halves where memory runs out; return its share of the step's loss."""
+        self._check_wrapped(model)
+        model.train()
+        batch = self._prepare_inputs(inputs)
+        assert num_items_in_batch is not None
+        # Gradients are averaged over processes, and the loss is that of all of their examples.
+        scale = n_processes() / num_items_in_batch
+        again = False
+        while True:
+            try:
+                if again:  # the failed attempt has left some of its gradients
+                    model.zero_grad()
+                    with self.accelerator.no_sync(model):
+                        for earlier in self._step_batches:
+                            self._add_gradients(model, earlier, scale)
+                loss = self._add_gradients(model, batch, scale)
+                break
+            except torch.OutOfMemoryError as error:
+                self._check_can_halve(batch, error)
+            # Outside of the handler, whose traceback would keep the tensors of the failed attempt alive.
+            self._tell_halved(batch)
+            again = True
+        self._step_batches.append(batch)
+        self._step_losses.append(loss)
+        return loss
+
+    def _add_gradients(self, model: torch.nn.Module, batch: Batch, scale: torch.Tensor | float) -> torch.Tensor:
+        parts = self._parts(batch)
+        total = torch.zeros((), device=self.args.device)
+        self._has_sent = False
+        for number, part in enumerate(parts):
+            # Gradients are exchanged once, with the last part.
+            with self.accelerator.no_sync(model) if number < len(parts) - 1 else nullcontext():
+                with self.compute_loss_context_manager():
+                    loss = loss_sum(model, part, inside=self._lm.model) * scale
+                self._has_sent = number == len(parts) - 1 and self.accelerator.sync_gradients
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        parts = [batch]
+        for _ in range(self._n_halvings):
+            parts = [half for part in parts for half in halves(part)]
+        return parts
+
+    def _check_can_halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
+        before = len(self._parts(batch))
+        self._n_halvings += 1
+        if len(self._parts(batch)) == before:
+            error.add_note("a single example does not fit the memory of the device; shorten sentence.top_genes")
+            raise error
+        if n_processes() > 1 and (self._has_sent or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            error.add_note("gradients were being exchanged; lower optim.batch_size, raise optim.gradient_accumulation")
+            raise error
+
+    def _tell_halved(self, batch: Batch) -> None:
+        release_memory()
+        logger.warning(
+            "out of memory at step %d; batches of %d examples go on in %d parts, with the same loss",
+            self.state.global_step + 1,
+            int(batch["n_examples"]),
+            len(self._parts(batch)),
+        )
+
+    def _check_wrapped(self, model: torch.nn.Module) -> None:
+        """Several processes that do not exchange gradients would train several models without a word."""
+        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these wrap in place
+        if n_processes() > 1 and model is self.model and not shared:
+            raise RuntimeError(f"{n_processes()} processes, but {type(model).__name__} is not wrapped to join them")
+
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+        """End the training where a loss or a gradient is not a number, before the weights take it up."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        seen = [*self._step_losses, torch.as_tensor(0.0 if norm is None else norm, device=self.args.device)]
+        if not bool(torch.isfinite(torch.stack([value.float() for value in seen])).all()):
+            self._stop_not_finite()
+        return norm
+
+    def _stop_not_finite(self) -> None:
+        step = self.state.global_step + 1
+        file = Path(str(self.args.output_dir)) / f"not_finite-step-{step}-process-{rank()}.json"
+        losses = [float(loss) for loss in self._step_losses]
+        batches = [
+            {
+                "loss": str(loss),
+                "examples": list(batch.get("about", ())),
+                "rows": [self._lm.tokenizer.decode(row) for row in batch["input_ids"].tolist()],
+            }
+            for batch, loss in zip(self._step_batches, losses, strict=True)
+        ]
+        write_json(file, {"step": step, "reader": self._data.batches.state_dict(), "batches": batches})
+        raise NotFiniteError(
+            f"expected a finite loss and gradient at step {step}, found losses {losses}; the examples are in {file}; "
+            "lower optim.learning_rate or optim.max_grad_norm and pass --overwrite"
+        )
+
+    # A look.
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure the averaged weights on the validation examples: the loss, and the held-out scores if there are."""
+        with self._average.applied():
+            self._lm.model.eval()
+            metrics = {"eval_loss": self._validation_loss()}
+            if self._data.held_out is not None:
+                scores = self._data.held_out.scores(self._lm) if is_first() else {}
+                metrics |= {f"eval_{name}": value for name, value in from_first(dict(scores)).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _validation_loss(self) -> float:
+        total = torch.zeros(2, dtype=torch.float64)
+        batches = self._data.validation
+        for start in range(0, len(batches), n_processes()):
+            # Each process computes as often as the others: under shared weights they need each other for it.
+            batch = batches[min(start + rank(), len(batches) - 1)]
+            loss = self._loss_without_gradients(batch)
+            if start + rank() < len(batches):
+                total += torch.tensor([loss, int(batch["n_examples"])])
+        loss, n_examples = sum_over_all(total, self.args.device).tolist()
+        return loss / n_examples if n_examples else float("nan")
+
+    def _loss_without_gradients(self, batch: Batch) -> float:
+        prepared = self._prepare_inputs(batch)
+        while True:
+            try:
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    return sum(float(loss_sum(self._lm.model, part)) for part in self._parts(prepared))
+            except torch.OutOfMemoryError as error:
+                self._has_sent = False
+                self._check_can_halve(prepared, error)
+            self._tell_halved(prepared)
+
+    # A checkpoint.
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write a checkpoint under another name, and give it its own once it is whole."""
+        step = self.state.global_step
+        work = Path(str(self.args.output_dir))
+        partial, whole = work / ".checkpoint", work / f"checkpoint-{step}"
+        try:
+            if is_first():
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            wait_for_all()
+            self._write_checkpoint(partial)
+            wait_for_all()
+            if is_first():
+                write_json(partial / MARK_FILE, self._mark())
+                shutil.rmtree(whole, ignore_errors=True)
+                partial.replace(whole)
+                discard_old_checkpoints(work, n_kept=2)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not isinstance(error, OSError) and not is_about_files(error):
+                raise
+            raise InputError(
+                f"the checkpoint of step {step} cannot be written into {work}: {error}; make room or allow "
+                "writing, and run the same command again: it goes on from the checkpoint before"
+            ) from error
+        wait_for_all()
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            self.save_model(str(folder), _internal_call=True)
+        elif is_first():
+            weights = {n: p.detach().contiguous() for n, p in self._lm.model.named_parameters() if p.requires_grad}
+            save_file(weights, folder / WEIGHTS_FILE)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_rng_state(str(folder))
+        for one in self._kept:
+            one.save(folder)
+        write_json(folder / f"reader-{rank()}.json", self._data.batches.state_dict())
+        if is_first():
+            self.state.save_to_json(str(folder / _STATE_FILE))
+
+    def _mark(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree in with the run that it is read into."""
+        trained = [(n, list(p.shape)) for n, p in self._lm.model.named_parameters() if p.requires_grad]
+        return {
+            "processes": n_processes(),
+            "vocabulary": self._lm.n_vocabulary,
+            "trained_weights": len(trained),
+            "trained_numbers": sum(torch.Size(shape).numel() for _, shape in trained),
+        }
+
+    def restore(self, checkpoint: Path) -> None:
+        """Read from a checkpoint what `Trainer.train` does not.
+
+        Raises
+        ------
+        InputError
+            It was made by other processes, of another vocabulary, or of other weights.
+        """
+        with readable_checkpoint(checkpoint):
+            found: Mapping[str, Any] = json.loads((checkpoint / MARK_FILE).read_text(encoding="utf-8"))
+        mine = self._mark()
+        for name, value in mine.items():
+            if found.get(name) != value:
+                raise InputError(
+                    f"{checkpoint} is of another run: expected {name.replace('_', ' ')} {value}, found "
+                    f"{found.get(name)}; go on as it was begun, or pass --overwrite to start anew"
+                )
+        with readable_checkpoint(checkpoint):
+            for one in self._kept:
+                one.restore(checkpoint)
+            position = (checkpoint / f"reader-{rank()}.json").read_text(encoding="utf-8")
+            self._data.batches.load_state_dict(json.loads(position))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        file = Path(resume_from_checkpoint) / WEIGHTS_FILE
+        with readable_checkpoint(file):
+            weights = load_file(file)
+        with torch.no_grad():
+            for name, value in self._lm.model.named_parameters():
+                if value.requires_grad:
+                    if name not in weights or weights[name].shape != value.shape:
+                        raise InputError(f"{file} holds other weights than this model: {name}; pass --overwrite")
+                    value.copy_(weights[name])
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable_checkpoint(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def readable_checkpoint(checkpoint: str | Path | None) -> Iterator[None]:
+    """Say in one line that a checkpoint is damaged, or holds something else than numbers, which is never run."""
+    try:
+        yield
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{checkpoint} holds other things than numbers and was not written by cytoglot; delete it, or pass "
+            "--overwrite to start anew"
+        ) from error
+    except (OSError, SafetensorError, EOFError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(
+            f"{checkpoint} is damaged ({type(error).__name__}: {error}); delete it and run the same command again: it "
+            "goes on from the checkpoint before"
+        ) from error
+
+
+def is_about_files(error: Exception) -> bool:
+    """Tell the failures to write of torch and safetensors, which are no OSErrors, from others."""
+    return isinstance(error, SafetensorError) or any(word in str(error) for word in ("iostream", "PytorchStreamWriter"))
+
+
+def make_optimiser(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool) -> torch.optim.Optimizer:
+    """Return AdamW for the weights that are trained.
+
+    Input vectors have a learning rate of their own in a model from nothing, because they start from the data and the
+    rest starts from noise. Vectors and norms are not decayed.
+    """
+    vectors = {id(p) for p in model.get_input_embeddings().parameters()}  # type: ignore[operator]
+    ratio = recipe.word_learning_rate_ratio if from_nothing else 1.0
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if id(p) in vectors], "lr": recipe.learning_rate * ratio, "weight_decay": 0.0},
+        {"params": [p for p in trained if id(p) not in vectors and p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if id(p) not in vectors and p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    on_gpu = trained[0].device.type == "cuda"
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=on_gpu or None)
+
+
+def make_schedule(optimiser: torch.optim.Optimizer, recipe: OptimRecipe) -> torch.optim.lr_scheduler.LambdaLR:
+    """Return the warm-up and what follows it."""
+    warmup = max(1, round(recipe.warmup_share * recipe.steps)) if recipe.warmup_share else 0
+    if recipe.schedule == "constant":
+        return get_constant_schedule_with_warmup(optimiser, warmup)
+    falling = get_cosine_schedule_with_warmup if recipe.schedule == "cosine" else get_linear_schedule_with_warmup
+    return falling(optimiser, warmup, recipe.steps)
+
+
+def optimiser_and_schedule(
+    model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """Return both, for a trainer that is given them."""
+    optimiser = make_optimiser(model, recipe, from_nothing=from_nothing)
+    return optimiser, make_schedule(optimiser, recipe)
+
+
+def uses_bf16(recipe: OptimRecipe, device: torch.device) -> bool:
+    """Return whether training computes in bfloat16: as the recipe says, else where a GPU can."""
+    if recipe.bf16 is not None:
+        return recipe.bf16
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def training_arguments(
+    work: Path, recipe: TrainRecipe, lm: LanguageModel, *, seed: int, validates: bool
+) -> TrainingArguments:
+    """Return what `transformers` is to do: our steps, looks and checkpoints, our bar."""
+    optim = recipe.optim
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        max_steps=optim.steps,
+        per_device_train_batch_size=optim.batch_size,
+        gradient_accumulation_steps=optim.gradient_accumulation,
+        max_grad_norm=optim.max_grad_norm,
+        bf16=uses_bf16(optim, lm.device),
+        eval_strategy="steps" if validates else "no",
+        eval_steps=optim.evaluate_every,
+        save_strategy="steps",
+        save_steps=optim.evaluate_every,
+        logging_steps=max(1, min(10, optim.steps // 10)),
+        logging_nan_inf_filter=False,  # the trainer stops at them
+        ignore_data_skip=True,  # the batches themselves go to where the checkpoint was made
+        ddp_find_unused_parameters=any("expert" in name for name, _ in lm.model.named_parameters()),
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        log_level="error",
+        fsdp=recipe.fsdp is not None,
+        fsdp_config=None if recipe.fsdp is None else dict(recipe.fsdp),
+        deepspeed=recipe.deepspeed,
+        report_to=list(recipe.report_to) or "none",
+        seed=seed,
+        use_cpu=lm.device.type == "cpu",
+    )
+    if arguments.n_gpu > 1:  # several GPUs and one process: `torchrun` is the way to use them all
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,231 @@
+"""What happens around the steps of alignment: the one bar, the log, and looks at held-out prompts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from cytoglot.atomic import write_json
+from cytoglot.errors import NotFiniteError
+from cytoglot.lm.model.load import LanguageModel
+from cytoglot.progress import progress_bar
+from cytoglot.training.loop.distributed import is_first
+from cytoglot.training.rl.collapse import Diversity, DiversityWatch
+from cytoglot.training.rl.reward_eval import CONSTRAINED, HeldOutRewards, Look
+
+logger = logging.getLogger(__name__)
+
+_HISTORY = "alignment.json"
+"""the last file of a checkpoint"""
+_LOGGED = {
+    "loss": "loss",
+    "reward": "reward",
+    "reward_std": "reward_std",
+    "group_std": "group_std",
+    "frac_reward_zero_std": "share_without_spread",
+    "kl": "kl",
+    "entropy": "entropy",
+    "clip_ratio/region_mean": "clipped_share",
+    "grad_norm": "gradient_norm",
+    "learning_rate": "learning_rate",
+    "completions/mean_length": "answer_tokens",
+    "completions/clipped_ratio": "cut_off_share",
+    "num_tokens": "tokens",
+}
+"""TRL's name → ours; beside these each reward has `rewards/NAME`, its `…/std` and the share `…/clipped`"""
+
+
+class AlignmentWatch(TrainerCallback):
+    """Rows of the log, looks at held-out prompts, and the end of a training that has collapsed.
+
+    A look is taken every `every` steps and at the end; each one that is healthy makes a checkpoint. Where training is
+    stopped for lack of diversity, the weights of the last healthy look are what is kept.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, held_out: HeldOutRewards, *, every: int, max_overlap_gain: float, on_collapse: str
+    ) -> None:
+        self._lm, self._held_out, self._every = lm, held_out, every
+        self._max_overlap_gain, self._on_collapse = max_overlap_gain, on_collapse
+        self.rows: list[dict[str, float | int | None]] = []
+        self.looks: list[Look] = []
+        self.messages: list[str] = []
+        self.kept_step: int | None = None
+        """the step whose weights are kept, where these are not the last"""
+        self._healthy: tuple[int, dict[str, torch.Tensor]] | None = None
+        self._watch: DiversityWatch | None = None
+        self._bar: Any = None
+        self._started, self._seconds_before, self._flat_steps = 0.0, 0.0, 0
+
+    def first_look(self) -> None:
+        """Look at the model before training, unless a checkpoint has told."""
+        if not self.looks:
+            self._look(0)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Open the bar, at the step where a resumed run goes on."""
+        self._started = time.perf_counter()
+        self._bar = progress_bar(total=state.max_steps, description="align", unit="step")
+        self._bar.update(state.global_step)
+        self._keep(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Advance the bar; look where it is time."""
+        self._bar.update(1)
+        if state.global_step % self._every and state.global_step < state.max_steps:
+            return
+        look = self._look(state.global_step)
+        if self._collapsed(look):
+            control.should_training_stop, control.should_save = True, False
+            return
+        self._keep(state.global_step)
+        control.should_save = state.global_step < state.max_steps
+
+    def _look(self, step: int) -> Look:
+        started = time.perf_counter()
+        look = self._held_out.look(self._lm, step)
+        self.looks.append(look)
+        mode = self._held_out.mode
+        alike = look.diversity[CONSTRAINED].between_samples
+        logger.info(
+            "step %d: held-out reward %.4f%s; answers to one prompt share %.2f (%.1f s)",
+            step,
+            look.mean(mode),
+            "" if step == 0 else f" (before: {self.looks[0].mean(mode):.4f})",
+            alike,
+            time.perf_counter() - started,
+        )
+        self._warn(look)
+        return look
+
+    def _warn(self, look: Look) -> None:
+        if self._watch is None:
+            self._watch = self._make_watch()
+            return
+        warning = self._watch.warning(self._seen(look))
+        if warning is not None:
+            logger.warning("step %d: %s", look.step, warning)
+            self.messages.append(f"step {look.step}: {warning}")
+
+    def _make_watch(self) -> DiversityWatch:
+        return DiversityWatch(
+            before=self._seen(self.looks[0]),
+            max_overlap_gain=self._max_overlap_gain,
+            on_collapse="stop" if self._on_collapse == "stop" else "warn",
+            real=self._held_out.real_overlap(),
+        )
+
+    def _seen(self, look: Look) -> Diversity:
+        """Return overlaps of answers of equal length and repeats of answers as they are written in training."""
+        written = look.diversity[self._held_out.mode]
+        return replace(look.diversity[CONSTRAINED], repeated_words=written.repeated_words)
+
+    def _collapsed(self, look: Look) -> bool:
+        return self._watch is not None and self._watch.collapsed(self._seen(look))
+
+    def _keep(self, step: int) -> None:
+        """Keep a copy of the weights that training may have to come back to."""
+        if self._on_collapse != "stop":
+            return
+        trained = {name: p for name, p in self._lm.model.named_parameters() if p.requires_grad}
+        self._healthy = step, {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
+
+    def keep_healthy(self) -> None:
+        """Put the weights of the last healthy look back, if the last look was none."""
+        if self._healthy is None or not self._collapsed(self.looks[-1]):
+            return
+        step, weights = self._healthy
+        with torch.no_grad():
+            for name, parameter in self._lm.model.named_parameters():
+                if name in weights:
+                    parameter.copy_(weights[name])
+        self.kept_step = step
+        message = f"training was stopped at step {self.looks[-1].step}; the weights of step {step} are kept"
+        logger.warning("%s", message)
+        self.messages.append(message)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Keep a row; show the reward on the bar; say when no group had any spread."""
+        if not logs or "loss" not in logs:
+            return
+        seconds = self._seconds_before + time.perf_counter() - self._started
+        row: dict[str, Any] = {"step": state.global_step, "seconds": round(seconds, 2)}
+        row |= {ours: logs[theirs] for theirs, ours in _LOGGED.items() if theirs in logs}
+        row |= {_part_name(name): value for name, value in logs.items() if name.startswith("rewards/")}
+        self.rows.append(row)
+        if not math.isfinite(logs["loss"]):
+            raise NotFiniteError(
+                f"the loss is {logs['loss']} at step {state.global_step}, so no step could follow; lower "
+                "optim.learning_rate, or raise grpo.kl; the same call goes on from the last checkpoint"
+            )
+        self._note_flat(row, state.global_step)
+        reward = row.get("reward")
+        self._bar.set_postfix_str("" if reward is None else f"reward {reward:.3f}")
+
+    def _note_flat(self, row: Mapping[str, Any], step: int) -> None:
+        """Say once that steps without any difference between rewards teach nothing."""
+        if row.get("share_without_spread") != 1.0:
+            return
+        self._flat_steps += 1
+        if self._flat_steps == 1:
+            message = (
+                f"step {step}: all answers to each prompt earned the same, so nothing is learned from them; raise "
+                "grpo.temperature or grpo.group_size, or choose a reward with finer steps"
+            )
+            logger.warning("%s", message)
+            self.messages.append(message)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Close the bar."""
+        self._bar.close()
+        if self._flat_steps > 1:
+            self.messages.append(f"in {self._flat_steps} steps no group of answers had any spread of rewards")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write rows and looks into the checkpoint."""
+        if not is_first():
+            return
+        # The trainer has written all else by now.
+        value = {
+            "rows": self.rows,
+            "looks": [look.to_dict() for look in self.looks],
+            "messages": self.messages,
+            "flat_steps": self._flat_steps,
+            "seconds": self._seconds_before + time.perf_counter() - self._started,
+        }
+        write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _HISTORY, value)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Read what `on_save` wrote."""
+        value = json.loads((checkpoint / _HISTORY).read_text(encoding="utf-8"))
+        self.rows, self.messages = value["rows"], value["messages"]
+        self.looks = [Look.from_dict(look) for look in value["looks"]]
+        self._seconds_before, self._flat_steps = value["seconds"], value["flat_steps"]
+        self._watch = self._make_watch()
+
+
+def _part_name(name: str) -> str:
+    """`rewards/overlap/mean` is the reward itself."""
+    return name.removesuffix("/mean")
+
+
+def last_look(work: Path) -> Path | None:
+    """Return the newest checkpoint that was written whole."""
+    found = [path for path in work.glob("checkpoint-*") if (path / _HISTORY).is_file()]
+    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

@@ -1,0 +1,173 @@
+"""The weighted sum of rewards, each of them checked and clipped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from cytoglot.errors import InputError, nearest_names
+from cytoglot.protocols import Reward
+from cytoglot.training.rl.rewards.context import RewardContext
+from cytoglot.training.rl.rewards.own_function import load_own
+from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, rewards
+
+_COMMON = frozenset(RewardSettings.model_fields)
+
+
+class CheckedReward:
+    """A reward that is checked at each call and clipped, under the name that logs show.
+
+    Raises
+    ------
+    InputError
+        The reward raised, returned another number of values than completions, or a value that is no finite number;
+        the message names it.
+    """
+
+    def __init__(self, name: str, reward: Reward, settings: RewardSettings) -> None:
+        self.__name__ = name  # what TRL logs it under
+        self.reward, self.settings = reward, settings
+
+    def __call__(self, completions: list[str], **columns: Any) -> list[float | None]:
+        """Return one reward per completion, None where it says nothing."""
+        try:
+            returned = self.reward(completions, **columns)
+        except InputError as error:
+            raise InputError(f"reward {self.__name__!r}: {error}") from error
+        except Exception as error:
+            raise InputError(
+                f"reward {self.__name__!r} failed on {len(completions)} completions: {type(error).__name__}: {error}"
+            ) from error
+        values = self._checked(returned, len(completions))
+        if not self.settings.tasks:
+            return values
+        return [v if t in self.settings.tasks else None for v, t in zip(values, columns["task"], strict=True)]
+
+    def _checked(self, returned: object, n: int) -> list[float | None]:
+        if (
+            isinstance(returned, (str, Mapping))
+            or not hasattr(returned, "__len__")
+            or not hasattr(returned, "__iter__")
+        ):
+            raise InputError(
+                f"reward {self.__name__!r} must return a list of {n} rewards, one per completion, found "
+                f"{type(returned).__name__}"
+            )
+        if len(returned) != n:
+            raise InputError(
+                f"reward {self.__name__!r} must return {n} rewards, one per completion, found {len(returned)}"
+            )
+        return [None if value is None else self._number(value, i) for i, value in enumerate(returned)]
+
+    def _number(self, value: object, i: int) -> float:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InputError(
+                f"reward {self.__name__!r} must return finite numbers, or None to say nothing, found {value!r} for "
+                f"completion {i}"
+            )
+        low, high = self.settings.clip_low, self.settings.clip_high
+        number = number if low is None else max(number, low)
+        return number if high is None else min(number, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardTerm:
+    """One reward of a mixture."""
+
+    name: str
+    weight: float
+    function: CheckedReward
+
+
+class MixedReward:
+    """The weighted sum of rewards; make it with `make_reward`.
+
+    Parts that say nothing of an answer (None) are left out of its sum, as TRL does.
+    """
+
+    def __init__(self, terms: Sequence[RewardTerm]) -> None:
+        self.terms = tuple(terms)
+
+    def parts(self, completions: list[str], **columns: Any) -> dict[str, list[float | None]]:
+        """Return the clipped, unweighted value of each reward, by name."""
+        return {term.name: term.function(completions, **columns) for term in self.terms}
+
+    def total(self, parts: Mapping[str, Sequence[float | None]]) -> list[float | None]:
+        """Return the weighted sum of what `parts` returned; None for an answer of which no reward says anything."""
+        weights = {term.name: term.weight for term in self.terms}
+        sums: list[float | None] = []
+        for values in zip(*(parts[name] for name in weights), strict=True):
+            known = [w * v for w, v in zip(weights.values(), values, strict=True) if v is not None]
+            sums.append(math.fsum(known) if known else None)
+        return sums
+
+    def __call__(self, completions: list[str], **columns: Any) -> list[float | None]:
+        """Return the weighted sum for each completion; the mean of each part goes to `log_metric`, if that is given."""
+        parts = self.parts(completions, **columns)
+        log_metric: Callable[[str, float], None] | None = columns.get("log_metric")
+        if log_metric is not None:
+            for name, values in parts.items():
+                known = [value for value in values if value is not None]
+                if known:
+                    log_metric(f"reward/{name}", sum(known) / len(known))
+        return self.total(parts)
+
+
+def make_reward(terms: Mapping[str, Mapping[str, Any]], context: RewardContext) -> MixedReward:
+    """Return the mixture that a recipe describes.
+
+    Parameters
+    ----------
+    terms
+        Name → settings, such as `{"overlap": {"weight": 0.5}}`. The name is that of a registered reward or a path
+        `package.module:name`: of a class like ours, or of a function, which is called as TRL calls rewards,
+        `function(completions, **columns)`, with the settings that are not ours as further arguments. With
+        `reward: NAME` among the settings the key is any name of one's own, so that a reward can be there twice.
+
+    Raises
+    ------
+    InputError
+        There is no term; a name, a setting or a value is unknown or impossible; the context lacks what a reward needs.
+        The message names the reward.
+    """
+    if not terms:
+        raise InputError(f"a mixture needs at least one reward; known: {', '.join(rewards)}; see docs/grpo.md")
+    return MixedReward([_make_term(name, dict(settings or {}), context) for name, settings in terms.items()])
+
+
+def _make_term(name: str, settings: dict[str, Any], context: RewardContext) -> RewardTerm:
+    kind = str(settings.pop("reward", name))
+    found: Any = load_own(kind) if ":" in kind else rewards[kind]
+    if isinstance(found, type) and issubclass(found, AnswerReward):
+        checked = _check_settings(found.settings_type, settings, name)
+        try:
+            reward: Reward = found(checked, context)
+        except InputError as error:
+            raise InputError(f"reward {name!r}: {error}") from error
+    else:
+        own = {key: settings.pop(key) for key in list(settings) if key not in _COMMON}
+        checked = _check_settings(RewardSettings, settings, name)
+        reward = partial(found, **own)
+    return RewardTerm(name=name, weight=checked.weight, function=CheckedReward(name, reward, checked))
+
+
+def _check_settings(model: type[RewardSettings], settings: Mapping[str, Any], name: str) -> RewardSettings:
+    try:
+        return model.model_validate(settings)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            hint = nearest_names(key, model.model_fields)
+            raise InputError(f"reward {name!r} has no setting {key!r}; {hint}") from error
+        where = f"setting {key!r} of reward {name!r}" if key else f"settings of reward {name!r}"
+        raise InputError(f"{where}: {fault['msg']}, found {fault['input']!r}") from error

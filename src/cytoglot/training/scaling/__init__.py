@@ -1,0 +1,1 @@
+"""Ladders of sizes and amounts of data."""

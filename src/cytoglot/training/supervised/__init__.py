@@ -1,0 +1,1 @@
+"""Examples for pretraining and fine-tuning."""

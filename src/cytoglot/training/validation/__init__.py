@@ -1,0 +1,1 @@
+"""What is measured and calibrated on validation cells."""
