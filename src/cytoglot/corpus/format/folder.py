@@ -342,8 +342,8 @@ def write_corpus(
 ) -> Corpus:
     """Write cells that are in memory as a corpus, one shard for each block, and open it.
 
-    For tests and for cells that are sentences already; `cytoglot.corpus.build.build` is for files. The order of the cells
-    is
+    For tests and for cells that are sentences already; `cytoglot.corpus.build.build` is for files. The order of the
+    cells is
     kept. `sources` default to the names in the blocks.
     """
     folder = Path(folder)

@@ -1,9 +1,9 @@
 """Sampling of constrained answers in batches, each sample the same whatever its batch.
 
 Prompts are read once each, and what many of them begin with only once (`cytoglot.lm.runtime.prefix_cache`);
-keys and values are shared among the samples. The noise of a sample is a stream of its own, named by seed, prompt and sample number. So a
-sample changes with its batch only where rounding (about 1e-6 in float32) turns the order of its two best tokens. Where
-memory runs out, a batch goes on in halves.
+keys and values are shared among the samples. The noise of a sample is a stream of its own, named by seed, prompt and
+sample number. So a sample changes with its batch only where rounding (about 1e-6 in float32) turns the order of its two
+best tokens. Where memory runs out, a batch goes on in halves.
 
 Axes: p distinct prompts of a batch, b rows (one for each answer), t tokens, v vocabulary, s symbols (tokens that an
 answer can use).

@@ -91,8 +91,8 @@ def train(
         A `TrainRecipe`, or a YAML file, with `a.b=value` replacements.
     split_by, split
         How cells are divided into training, validation and test cells (`cytoglot.data.splits.splitting.split_cells`),
-        or a division made elsewhere. Test cells are never read; validation cells end the training and set temperature and
-        threshold.
+        or a division made elsewhere. Test cells are never read; validation cells end the training and set
+        temperature and threshold.
     layer, gene_options
         Which matrix is read, and how its columns become genes.
 
