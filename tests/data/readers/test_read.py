@@ -262,7 +262,7 @@ class TestRefused:
         [
             (b"", "it is empty"),
             (b"<!DOCTYPE html><html>404</html>", "a web page or XML"),
-            (gzip.compress(b"x"), "a gzip file; decompress it first"),
+            (gzip.compress(b"x", mtime=0), "a gzip file; decompress it first"),
             (b"PK\x03\x04....", "a zip file"),
             (b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS"),
             (b"gene,cell1\nA,1\n", "it starts with b'gene,cell1"),
