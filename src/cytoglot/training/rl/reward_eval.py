@@ -120,12 +120,15 @@ class HeldOutRewards:
         return Look(step=step, rewards=rewards, diversity=alike, overlap=overlap)
 
     def real_overlap(self) -> float:
-        """Return how alike true sentences of one type are among the held-out prompts; NaN where none has two."""
-        by_type: dict[str, list[list[str]]] = {}
+        """Return how alike true sentences of one type are among the held-out prompts; NaN where none has two.
+
+        A cell that several prompts ask about is there once: it would be like itself.
+        """
+        by_type: dict[str, set[tuple[str, ...]]] = {}
         for one in self._asked:
             if one.num_genes:
-                by_type.setdefault(one.cell_type, []).append(one.answer.split())
-        return _mean([pairwise_overlap(sentences) for sentences in by_type.values()])
+                by_type.setdefault(one.cell_type, set()).add(tuple(one.answer.split()))
+        return _mean([pairwise_overlap(sorted(sentences)) for sentences in by_type.values()])
 
     def _write(self, lm: LanguageModel, mode: str) -> list[str]:
         """Return the completions, all samples of a prompt one after the other."""
