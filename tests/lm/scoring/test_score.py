@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cytoglot.errors import InputError
 from cytoglot.lm.backends.causal_lm import CausalLm
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import length_batches
 from cytoglot.lm.scoring import score

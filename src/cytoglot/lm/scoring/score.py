@@ -3,8 +3,8 @@
 The answers are merged into a tree of tokens, whose root is the prompt's last token. A mask lets each node see the
 prompt and its own ancestors, and positions count along the branch; each row of logits then serves every answer that
 passes through its node. What prompts share at their beginning is read once (`cytoglot.lm.runtime.prefix_cache`). Not
-all model families understand such masks, so the first call on a model compares the ways below on a small example and takes the
-first that agrees with plain evaluation:
+all model families understand such masks, so the first call on a model compares the ways below on a small example and
+takes the first that agrees with plain evaluation:
 
 pass    prompts in batches, each followed by the tree, in one pass without a cache
 tree    prompts in batches; then, behind their keys and values, one pass for each part of the tree
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from transformers import Cache, PreTrainedModel
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches
 from cytoglot.lm.runtime.halve_on_oom import in_halves

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cytoglot.answer_format import AnswerFormat, FreeText
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.lm.generation.sampling import Sampling
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.metrics.generation import gene_overlap, pairwise_overlap
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference
 from cytoglot.training.rl.collapse import Diversity, diversity

@@ -168,9 +168,10 @@ class ProbeAnswers:
         n_others = [len(held_out) + len(training) for held_out, training in self._others_of(prompts)]
         self.group_size = min(self.group_size, max(n_others))
         if self.group_size < 1:
+            types = ", ".join(sorted(set(told_types(prompts.columns))))
             raise InputError(
                 f"probes of {prompts.columns['task'][0]!r} compare with other real cells of the same types, found none "
-                f"of {', '.join(sorted(set(told_types(prompts.columns))))}; give the context sentences of training cells"
+                f"of {types}; give the context sentences of training cells"
             )
         return prompts.take(i for i, n in enumerate(n_others) if n >= self.group_size)
 
