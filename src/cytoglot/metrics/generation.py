@@ -31,7 +31,10 @@ Sentences = Sequence[Sentence]
     reference="C2S: |generated ∩ reference| / |reference| on sets; longer sentences can only raise it",
 )
 def gene_overlap(generated: Sentence, reference: Sentence) -> float:
-    """Return the share of the reference's genes that were generated, order and repeats ignored; NaN if it has none."""
+    """Return the share of the reference's genes that were generated, order and repeats ignored; NaN if it has none.
+
+    Of an answer that was told the reference's number of genes it is the overlap at an oracle's length.
+    """
     wanted = set(reference)
     return len(wanted & set(generated)) / len(wanted) if wanted else math.nan
 
@@ -155,7 +158,8 @@ def pairwise_diversity(sentences: Sentences) -> float:
 def mean_overlap(generated: Sentences, real: Sentences) -> float:
     """Return the mean overlap of generated with real sentences, over all pairs; NaN if either set has none.
 
-    It has the scale of `pairwise_overlap`, so real against real is its ceiling for a sampler.
+    It has the scale of `pairwise_overlap`, so real against real is its ceiling for a sampler. Where generated sentences
+    are given the lengths of real ones, as in the evaluation, it is the overlap at an oracle's length.
     """
     generated, real = [s for s in generated if len(s)], [s for s in real if len(s)]
     return float(_dice(generated, real).mean()) if generated and real else math.nan
