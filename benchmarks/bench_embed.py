@@ -41,7 +41,7 @@ from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.lm.embedding.embed import Precision, embed_texts, embedding_batches, padding_share
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts
 from cytoglot.lm.runtime.batches import DEFAULT_BATCH_TOKENS
 from cytoglot.sentence.cell_sentence import RankSettings

@@ -37,7 +37,8 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 
 from benchmarks.peer import peer_python
 from cytoglot.data.datasets import known_datasets, load_dataset
-from cytoglot.lm.model.load import LanguageModel, load_language_model, set_threads
+from cytoglot.lm.model.language_model import LanguageModel, set_threads
+from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import length_batches, pad_right
 from cytoglot.lm.scoring import score

@@ -31,7 +31,7 @@ from benchmarks.bench_constrain import byte_level, gene_like
 from cytoglot.answer_format import DistinctWords, FreeText
 from cytoglot.lm.embedding.embed import embed_texts
 from cytoglot.lm.generation.generate import generate_answers
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.progress import set_progress
 from cytoglot.training.loop.loss import loss_sum
 

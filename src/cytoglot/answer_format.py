@@ -1,7 +1,8 @@
-"""What a valid answer of a language model is. Tasks speak it, `lm.constrain` enforces it."""
+"""What a valid answer of a language model is, and a sampled one. Tasks speak it, `lm.constraint` enforces it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -49,3 +50,21 @@ class FreeText:
 
 
 AnswerFormat = OneOf | DistinctWords | Number | FreeText
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratedAnswer:
+    """A sampled answer and how likely the model found it among what the format allowed."""
+
+    text: str
+    """The answer without its frame: exactly the words, option or number chosen."""
+    token_log_probs: tuple[float, ...] = ()
+    """Log-probability of each token in nats, end of text included, over the allowed tokens, before temperature and
+    top_p."""
+    word_log_probs: tuple[float, ...] = ()
+    """The same summed over the tokens of each word, by rank; empty for formats without words."""
+
+    @property
+    def log_prob(self) -> float | None:
+        """Log-probability of the whole answer in nats; None where those of its tokens are not known."""
+        return math.fsum(self.token_log_probs) if self.token_log_probs else None

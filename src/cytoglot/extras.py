@@ -11,7 +11,7 @@ from cytoglot.errors import MissingExtraError
 EXTRAS: dict[str, tuple[str, ...]] = {
     "lm": ("torch", "transformers", "accelerate", "safetensors", "tokenizers"),
     "train": ("peft", "trl", "datasets"),
-    "report": ("scanpy", "matplotlib", "umap", "jinja2"),
+    "report": ("scanpy", "matplotlib", "umap"),
     "dask": ("dask",),
     "c2s": ("datasets",),
     "census": ("tiledbsoma", "cellxgene_census"),

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.answer_format import AnswerFormat
+from cytoglot.answer_format import AnswerFormat, GeneratedAnswer
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from cytoglot.lm.generation.generate import GeneratedAnswer
 
 
 @runtime_checkable

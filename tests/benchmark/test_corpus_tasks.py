@@ -31,7 +31,7 @@ from cytoglot.corpus.format.folder import Corpus, SourceInfo, write_corpus
 from cytoglot.corpus.format.shard_file import make_block
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, VocabularyMismatchError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.scratch import ScratchSettings, scratch_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_pair
 from cytoglot.lm.scoring.score import score_answers_naive

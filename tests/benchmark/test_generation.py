@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from anndata import AnnData
 from cytoglot.benchmark.generation import MIN_CELLS, GenerationEvaluation, evaluate_generation
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import load_split
+from cytoglot.sentence.cell_sentence import CellSentences
 
 METHODS = {"cytoglot", "type_profile_draw", "type_profile_top", "real_training_cells"}
 
@@ -71,7 +73,61 @@ def test_the_mean_profile_overlaps_most_and_has_no_diversity(value: dict[tuple[s
 
 def test_the_model_writes_the_type_it_is_asked_for(value: dict[tuple[str, str], float]) -> None:
     assert value["cytoglot", "knn_type_agreement"] > 1 / 3 + 0.3
-    assert value["real_training_cells", "knn_type_agreement"] > 0.8
+
+
+class RandomWriter:
+    """A generator without knowledge, of random sentences, and cells of the same kind under labels without meaning."""
+
+    def __init__(self, like: CellSentences, labels: str) -> None:
+        self.rng, self.like = np.random.default_rng(0), like
+        self.spec = SimpleNamespace(
+            labels=tuple(labels), vocabulary=like.vocabulary, calibration=SimpleNamespace(generation_temperature=1)
+        )
+
+    def draw(self, n: int) -> np.ndarray:
+        return np.array([self.rng.permutation(60)[:20] for _ in range(n)])
+
+    def write_ids(self, name: str, lengths: np.ndarray, **options: Any) -> list[np.ndarray]:
+        return list(self.draw(len(lengths)))
+
+    def sentences(self, ids: np.ndarray) -> CellSentences:
+        return CellSentences(
+            cell_ids=np.arange(len(ids)).astype(str),
+            offsets=np.arange(len(ids) + 1) * ids.shape[1],
+            gene_ids=ids.ravel().astype(self.like.gene_ids.dtype),
+            n_expressed=np.full(len(ids), ids.shape[1]),
+            vocabulary=self.like.vocabulary,
+            settings=self.like.settings,
+        )
+
+    def score(self, train: np.ndarray, train_labels: Any, test: np.ndarray, test_labels: Any, metric: str) -> Any:
+        found = evaluate_generation(
+            self,  # type: ignore[arg-type]
+            self.sentences(train),
+            np.array(train_labels, dtype=object),
+            self.sentences(test),
+            np.array(test_labels, dtype=object),
+            max_cells=60,
+        )
+        return next(r.value for r in found.rows if (r.method, r.metric) == ("real_training_cells", metric))
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_real_cells_with_labels_without_information_are_at_chance(parts: dict[str, Any], copies: int) -> None:
+    writer = RandomWriter(parts["train"], "abcdefgh")
+    train, train_labels = writer.draw(800), writer.rng.choice(list("abcdefgh"), 800)
+    test, test_labels = writer.draw(400), writer.rng.choice(list("abcdefgh"), 400)
+    train, train_labels = np.repeat(train, copies, axis=0), np.repeat(train_labels, copies)
+    agreement = writer.score(train, train_labels, test, test_labels, "knn_type_agreement")
+    assert agreement == pytest.approx(1 / 8, abs=0.06)
+
+
+def test_real_cells_are_not_compared_with_copies_of_themselves(parts: dict[str, Any]) -> None:
+    writer = RandomWriter(parts["train"], "ab")
+    test, others = writer.draw(10), writer.draw(10)
+    train, labels = np.concatenate([np.tile(test, (20, 1)), others]), ["a", "b"] * 105
+    overlap = writer.score(train, labels, test, ["a", "b"] * 5, "mean_overlap")
+    assert overlap == pytest.approx(20 / 60, abs=0.04)  # with a copy among every five it would be 0.47
 
 
 def test_all_sets_of_a_type_are_of_one_size(result: GenerationEvaluation) -> None:

@@ -214,7 +214,7 @@ sys.meta_path.insert(0, Absent())
 importlib.util.find_spec = lambda name, package=None: None if name in blocked else look(name, package)
 """
 _LM = ("torch", "transformers", "accelerate", "tokenizers", "safetensors")
-_REPORT = ("scanpy", "matplotlib", "umap", "jinja2")
+_REPORT = ("scanpy", "matplotlib", "umap")
 
 
 def test_cells_and_sentences_need_no_extra(cells_file: Path, tiny_model_folder: Path, tmp_path: Path) -> None:

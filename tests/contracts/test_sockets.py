@@ -26,7 +26,7 @@ from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number
 from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.backends.openai import OpenAiServer
 from cytoglot.lm.backends.vllm import load_vllm
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer
 from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator
 

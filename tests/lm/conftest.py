@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer
 
 WORDS = ("ACTB", "B2M", "CD3D", "CD8A", "GNLY", "HLA-DRA", "AC093323.3", "MT-ND1", "MS4A1", "NKG7", "LYZ", "S100A8")

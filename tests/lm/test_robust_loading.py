@@ -32,7 +32,8 @@ from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import embed_texts
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.lm.model import load as load_module
-from cytoglot.lm.model.load import LanguageModel, load_language_model, read_configuration
+from cytoglot.lm.model.language_model import LanguageModel
+from cytoglot.lm.model.load import load_language_model, read_configuration
 from cytoglot.lm.model.lora import add_lora, merge_lora, save_adapter
 from cytoglot.lm.model.sources import commit_of
 from cytoglot.lm.scoring.score import score_answers, score_answers_naive

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.scoring import score

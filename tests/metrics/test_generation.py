@@ -131,3 +131,24 @@ def test_knn_type_agreement_follows_the_type() -> None:
     assert math.isnan(g.knn_type_agreement(real, types, np.empty((0, 3)), []))
     with pytest.raises(ValueError, match=r"one label each, found 0 and 0 labels"):
         g.nearest_labels(np.empty((0, 3)), [], generated)
+
+
+def test_a_cell_is_not_its_own_neighbour_nor_is_a_copy_of_it() -> None:
+    real, labels, cells = [[0.0], [0.0], [1.0], [5.0]], ["a", "a", "b", "c"], ["x", "x", "y", "z"]
+    found = {k: g.nearest_labels(real, labels, real, k=k, identities=(cells, cells)).tolist() for k in (1, 2, 3)}
+    assert g.nearest_labels(real, labels, real, k=1).tolist() == labels
+    assert found[1] == ["b", "b", "a", "b"]  # by hand: 0 → 1, 1 → 0, 5 → 1
+    assert found[2] == ["b", "b", "a", "b"]  # 0 and its copy → 1, 5: a tie, the nearest; 1 → 0, 0; 5 → 1, 0: a tie
+    assert found[3] == ["b", "b", "a", "a"]  # 5 → 1, 0, 0
+    others = g.nearest_labels(real, labels, [[0.0], [5.0]], k=1, identities=(cells, ["new", "z"]))
+    assert others.tolist() == ["a", "b"]
+    assert g.nearest_labels([[0.0], [0.0]], ["a", "a"], [[0.0]], identities=(["x", "x"], ["x"])).tolist() == [None]
+    with pytest.raises(ValueError, match="one identity for each reference and each query, found 4 for 4 and 1 for 2"):
+        g.nearest_labels(real, labels, [[0.0], [1.0]], identities=(cells, ["x"]))
+
+
+def test_cells_among_themselves_say_nothing_of_labels_without_information() -> None:
+    rng = np.random.default_rng(0)
+    real, types, cells = rng.normal(size=(1000, 6)), rng.integers(0, 8, 1000).astype(str), np.arange(1000)
+    assert g.knn_type_agreement(real, types, real, types) > 0.3
+    assert g.knn_type_agreement(real, types, real, types, identities=(cells, cells)) == pytest.approx(1 / 8, abs=0.03)

@@ -146,3 +146,13 @@ def test_bad_input_is_refused_with_what_was_found() -> None:
         u.bootstrap(statistic, level=95)
     with pytest.raises(ValueError, match=r"needs the same cells, found 2 and 1"):
         u.bootstrap_difference(statistic, accuracy_statistic(["a"], ["a"]))
+
+
+def test_a_note_says_in_words_what_an_interval_holds_for() -> None:
+    unit, groups = u.resampling_unit({"donor": ["a", "b", "a", "b"]})
+    assert groups is None
+    assert "over single cells" in u.interval_note(unit)
+    assert "too narrow for new donors" in u.interval_note(unit)
+    assert (
+        u.interval_note("donor_id") == "Intervals are over whole groups of donor_id, each drawn with all of its cells."
+    )

@@ -164,7 +164,7 @@ def test_the_page_is_made_for_a_phone(page: str) -> None:
 
 def test_the_page_states_how_many_cells_and_what_was_resampled(page: str) -> None:
     assert "the same 137 test cells" in page
-    assert "95 % intervals over donors" in page
+    assert "Intervals are over whole groups of donor" in page
     assert "Intervals are over cell types (2)" in page
     assert "0.875<small>0.775 – 0.975</small>" in page
     assert "better than logistic regression (+37.5 points, 95 % interval +27.5 to +47.5)" in page
@@ -250,3 +250,12 @@ def test_figures_can_be_of_one_thing_or_nothing(draw: Any) -> None:
     svg = draw()
     assert svg.startswith("<svg")
     assert svg.rstrip().endswith("</svg>")
+
+
+@pytest.mark.parametrize(("unit", "note"), [("cell", "too narrow for new donors"), ("donor", "whole groups of donor")])
+def test_the_page_says_in_words_what_its_intervals_are_over(tmp_path: Path, unit: str, note: str) -> None:
+    folder = _folder(tmp_path / "evaluation")
+    rows = [_row("annotation", "cytoglot", "accuracy", 0.875, unit=unit)]
+    (folder / "results.json").write_text(json.dumps({"results": rows}), encoding="utf-8")
+    (folder / "data_card.json").unlink()
+    assert note in write_report(folder).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig, PreTrainedTokenizerBase
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, OneOf
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
 from cytoglot.manifest import Manifest
 from cytoglot.training.loop.fit import Run

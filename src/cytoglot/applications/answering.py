@@ -16,12 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
-from cytoglot.answer_format import AnswerFormat, FreeText, OneOf
+from cytoglot.answer_format import AnswerFormat, FreeText, GeneratedAnswer, OneOf
 from cytoglot.applications.parquet_parts import PartsReport, map_parts
 from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.engines import Engine
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.lm.generation.generate import GeneratedAnswer
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator

@@ -1,7 +1,8 @@
 """Generated cells beside real ones, and beside the baselines that make overlap look easy.
 
 For every type: cells of the model, as many cells drawn from the type's mean profile, and real training cells in their
-place (real against real), each compared with the type's held-out cells. Axes: n sentences, g genes.
+place (real against real), each compared with the type's held-out cells, and looked up among training cells, real ones
+among the others. Axes: n sentences, g genes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sklearn.decomposition import TruncatedSVD
 from cytoglot.benchmark.baselines import TypeProfile
 from cytoglot.benchmark.results import ResultRow
 from cytoglot.cell_model.load import CellModel
+from cytoglot.corpus.assign.duplicates import content_hashes
 from cytoglot.metrics.generation import (
     duplicate_share,
     knn_type_agreement,
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 Words = list[NDArray[np.int64]]
 MIN_CELLS = 5
+REAL = "real_training_cells"
+"""the method that is real against real: what a perfect generator would score"""
 _N_COMPONENTS = 30
 
 
@@ -68,7 +72,9 @@ def evaluate_generation(
     """Compare up to `max_cells` generated cells of every type that has at least five held-out cells.
 
     Lengths of generated sentences are those of the held-out cells that they are compared with, so that no method gains
-    by writing more. Intervals are bootstrapped over cell types.
+    by writing more. These true lengths are known to no generator in use, so overlap is that of an oracle's length: fair
+    between methods, and above what a model reaches that must choose its own. Intervals are bootstrapped over cell
+    types.
     """
     rng = np.random.default_rng([seed, 6])
     profile = TypeProfile.fit(train, train_labels)
@@ -82,7 +88,7 @@ def evaluate_generation(
         return GenerationEvaluation(rows=[], per_type=[], points=[])
     space = _Space(train, train_labels, len(model.spec.vocabulary), seed=seed)
     per_type = [
-        {"cell_type": group.cell_type, "method": method, "n": len(words), **_scores(group, words, space, model)}
+        {"cell_type": group.cell_type, "method": method, "n": len(words), **_scores(group, method, space, model)}
         for group in groups
         for method, words in group.sets.items()
     ]
@@ -103,7 +109,8 @@ def _type_sets(
 ) -> TypeSets:
     held_out = _draw(test, np.flatnonzero((test_labels == name) & (test.lengths > 0)), max_cells, rng)
     lengths = np.array([len(words) for words in held_out])
-    real = _draw(train, np.flatnonzero((train_labels == name) & (train.lengths > 0)), len(held_out), rng)
+    is_copy = np.isin(content_hashes(train.offsets, train.gene_ids, min_genes=0), _contents(held_out))
+    real = _draw(train, np.flatnonzero((train_labels == name) & (train.lengths > 0) & ~is_copy), len(held_out), rng)
     return TypeSets(
         cell_type=name,
         held_out=held_out,
@@ -113,7 +120,7 @@ def _type_sets(
             ),
             "type_profile_draw": [ids.astype(np.int64) for ids in profile.draw(name, lengths, rng)],
             "type_profile_top": [ids.astype(np.int64) for ids in profile.top(name, lengths)],
-            "real_training_cells": real,
+            REAL: real,
         },
     )
 
@@ -133,6 +140,7 @@ class _Space:
         n_components = max(2, min(_N_COMPONENTS, min(weights_ng.shape) - 1))
         self._svd = TruncatedSVD(n_components=n_components, random_state=seed).fit(weights_ng)
         self._train = self._svd.transform(weights_ng)
+        self._contents = _contents(words)
 
     def _weights(self, words: Sequence[NDArray[Any]]) -> csr_matrix:
         offsets = np.cumsum([0, *map(len, words)])
@@ -140,10 +148,17 @@ class _Space:
         ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
         return csr_matrix((values, ids, offsets), shape=(len(words), self._n_genes))
 
-    def agreement(self, words: Words, name: str) -> float:
-        """Return the share of sentences whose nearest training cells are mostly of the type."""
+    def agreement(self, words: Words, name: str, *, are_training_cells: bool = False) -> float:
+        """Return the share of sentences whose nearest training cells are mostly of the type.
+
+        A training cell is looked up among the others: neither itself nor a cell of the same sentence is its neighbour.
+        """
         return knn_type_agreement(
-            self._train, self._labels, self._svd.transform(self._weights(words)), [name] * len(words)
+            self._train,
+            self._labels,
+            self._svd.transform(self._weights(words)),
+            [name] * len(words),
+            identities=(self._contents, _contents(words)) if are_training_cells else None,
         )
 
     def points(self, groups: list[TypeSets]) -> list[dict[str, Any]]:
@@ -156,11 +171,19 @@ class _Space:
         ]
 
 
-def _scores(group: TypeSets, words: Words, space: _Space, model: CellModel) -> dict[str, float]:
+def _contents(words: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
+    """Return a hash of each sentence, the same for equal sentences."""
+    offsets = np.cumsum([0, *map(len, words)])
+    ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
+    return content_hashes(offsets, ids, min_genes=0)
+
+
+def _scores(group: TypeSets, method: str, space: _Space, model: CellModel) -> dict[str, float]:
+    words = group.sets[method]
     known = set(range(len(model.spec.vocabulary)))
     return {
         "mean_overlap": mean_overlap(words, group.held_out),
-        "knn_type_agreement": space.agreement(words, group.cell_type),
+        "knn_type_agreement": space.agreement(words, group.cell_type, are_training_cells=method == REAL),
         "validity": float(np.mean([validity(w, known) for w in words])),
         "duplicate_share": float(np.mean([duplicate_share(w) for w in words])),
         "pairwise_diversity": pairwise_diversity(words),

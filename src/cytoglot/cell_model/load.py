@@ -27,7 +27,8 @@ from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.embedding.embed import Pooling, Precision, embed_texts
 from cytoglot.lm.generation.generate import generate_answers
-from cytoglot.lm.model.load import Dtype, LanguageModel, load_language_model
+from cytoglot.lm.model.language_model import LanguageModel
+from cytoglot.lm.model.load import Dtype, load_language_model
 from cytoglot.lm.model.sources import find_file, is_hub_name
 from cytoglot.lm.scoring.score import score_answers
 from cytoglot.sentence.augment import answering_view

@@ -17,7 +17,7 @@ from cytoglot.corpus.read.mixture import Question
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.generate import generate_answers
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_pair, encode_prompts
 from cytoglot.lm.runtime.batches import checked_batch_tokens
 from cytoglot.lm.scoring.score import score_answers

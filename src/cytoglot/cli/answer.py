@@ -59,7 +59,7 @@ def answer_command(
 ) -> None:
     """Answer prompts with any model: valid answers of one format, resumable, on one machine or many."""
     from cytoglot.applications.answering import answer_prompts, read_prompts
-    from cytoglot.lm.model.load import set_threads
+    from cytoglot.lm.model.language_model import set_threads
 
     check_output(output, suffixes=(".parquet",))
     quiet_for_json(as_json=json)

@@ -201,7 +201,7 @@ def _write_expected(model: CellModel, cell_type: str | None, output: Path, **opt
 
 
 def _prepare(output: Path, threads: int | None, as_json: bool, *, suffixes: tuple[str, ...] = (".h5ad",)) -> None:
-    from cytoglot.lm.model.load import set_threads
+    from cytoglot.lm.model.language_model import set_threads
 
     check_output(output, suffixes=suffixes)
     quiet_for_json(as_json=as_json)

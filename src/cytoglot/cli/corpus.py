@@ -109,8 +109,7 @@ def stats_command(
 
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".html", ".htm"))
-    for module in ("matplotlib", "jinja2"):  # before hours of counting, not after
-        require(module, extra="report", purpose="the page about a corpus")
+    require("matplotlib", extra="report", purpose="the page about a corpus")  # before hours of counting, not after
     numbers = corpus_statistics(open_corpus(folder))
     page = write_corpus_page(numbers, output)
     if json:

@@ -95,7 +95,7 @@ def embed_command(
     from cytoglot.atomic import atomic_path
     from cytoglot.cell_model.load import check_pooling
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.lm.model.load import set_threads
+    from cytoglot.lm.model.language_model import set_threads
 
     check_output(output, suffixes=SUFFIXES)
     quiet_for_json(as_json=json)
@@ -186,7 +186,7 @@ def gene_vectors_command(
     from cytoglot.applications.gene_vectors import gene_embeddings, write_gene_table
     from cytoglot.cell_model.load import load_cell_model
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.lm.model.load import set_threads
+    from cytoglot.lm.model.language_model import set_threads
 
     check_output(output, suffixes=(".h5ad", ".parquet"))
     quiet_for_json(as_json=json)

@@ -152,7 +152,7 @@ def evaluate_command(
     from cytoglot.benchmark.results import as_dicts
     from cytoglot.config import load_recipe
     from cytoglot.corpus.format.folder import is_corpus
-    from cytoglot.lm.model.load import set_threads
+    from cytoglot.lm.model.language_model import set_threads
 
     quiet_for_json(as_json=json)
     set_threads(threads)
@@ -280,7 +280,7 @@ def _forecast_training(plan: Plan, *, layer: str | None, genes: GeneOptions, thr
     from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.data.datasets import resolve_source
     from cytoglot.data.readers.read import read
-    from cytoglot.lm.model.load import set_threads
+    from cytoglot.lm.model.language_model import set_threads
     from cytoglot.training.supervised.forecast import forecast_training, matrix_mb
     from cytoglot.training.supervised.from_cells import check_tasks
 

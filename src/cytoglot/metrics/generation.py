@@ -31,7 +31,10 @@ Sentences = Sequence[Sentence]
     reference="C2S: |generated ∩ reference| / |reference| on sets; longer sentences can only raise it",
 )
 def gene_overlap(generated: Sentence, reference: Sentence) -> float:
-    """Return the share of the reference's genes that were generated, order and repeats ignored; NaN if it has none."""
+    """Return the share of the reference's genes that were generated, order and repeats ignored; NaN if it has none.
+
+    Of an answer that was told the reference's number of genes it is the overlap at an oracle's length.
+    """
     wanted = set(reference)
     return len(wanted & set(generated)) / len(wanted) if wanted else math.nan
 
@@ -155,32 +158,62 @@ def pairwise_diversity(sentences: Sentences) -> float:
 def mean_overlap(generated: Sentences, real: Sentences) -> float:
     """Return the mean overlap of generated with real sentences, over all pairs; NaN if either set has none.
 
-    It has the scale of `pairwise_overlap`, so real against real is its ceiling for a sampler.
+    It has the scale of `pairwise_overlap`, so real against real is its ceiling for a sampler. Where generated sentences
+    are given the lengths of real ones, as in the evaluation, it is the overlap at an oracle's length.
     """
     generated, real = [s for s in generated if len(s)], [s for s in real if len(s)]
     return float(_dice(generated, real).mean()) if generated and real else math.nan
 
 
-def nearest_labels(reference_nd: ArrayLike, labels: ArrayLike, query_nd: ArrayLike, *, k: int = 15) -> NDArray[Any]:
+def nearest_labels(
+    reference_nd: ArrayLike,
+    labels: ArrayLike,
+    query_nd: ArrayLike,
+    *,
+    k: int = 15,
+    identities: tuple[ArrayLike, ArrayLike] | None = None,
+) -> NDArray[Any]:
     """Return for each query the label of most of its `k` nearest references; of equally many, the nearest one's.
 
     Euclidean distance. `k` is cut to the number of references.
 
+    Parameters
+    ----------
+    identities
+        What each reference and what each query is, such as hashes of the content of cells. A reference that is the
+        query is not among its neighbours: it would be there at distance 0, with the right label. None where queries
+        are no references. A query that all references equal has the label None.
+
     Raises
     ------
     ValueError
-        There are no references, or the numbers of vectors and labels differ.
+        There are no references, or the numbers of vectors, labels and identities differ.
     """
     reference, labels_n = np.asarray(reference_nd, dtype=np.float64), np.asarray(labels, dtype=object)
     if not len(reference) or len(reference) != len(labels_n):
         raise ValueError(f"need references with one label each, found {len(reference)} and {len(labels_n)} labels")
+    query = np.asarray(query_nd, dtype=np.float64)
+    kinds_n, kinds_q = np.arange(len(reference)), np.full(len(query), -1)  # no reference is a query
+    if identities is not None:
+        reference_identities, query_identities = (np.asarray(each) for each in identities)
+        if (len(reference_identities), len(query_identities)) != (len(reference), len(query)):
+            found = f"{len(reference_identities)} for {len(reference)} and {len(query_identities)} for {len(query)}"
+            raise ValueError(f"need one identity for each reference and each query, found {found}")
+        kinds_n, kinds = pd.factorize(reference_identities)
+        kinds_q = pd.Index(kinds).get_indexer(pd.Index(query_identities))
+    copies_of_kind = np.bincount(kinds_n)
+    n_copies = int(copies_of_kind[kinds_q[kinds_q >= 0]].max(initial=0))
+    neighbours = NearestNeighbors(n_neighbors=min(k + n_copies, len(reference))).fit(reference)
+    nearest = neighbours.kneighbors(query, return_distance=False)
+    is_itself = kinds_n[nearest] == kinds_q[:, None]
+    others_first = np.argsort(is_itself, axis=1, kind="stable")[:, :k]  # still from the nearest on
+    nearest, is_itself = (np.take_along_axis(each, others_first, axis=1) for each in (nearest, is_itself))
     codes, names = pd.factorize(labels_n)
-    neighbours = NearestNeighbors(n_neighbors=min(k, len(reference))).fit(reference)
-    code_nk = codes[neighbours.kneighbors(np.asarray(query_nd, dtype=np.float64), return_distance=False)]
+    code_nk = np.where(is_itself, -1, codes[nearest])
     votes_nl = (code_nk[:, :, None] == np.arange(len(names))).sum(axis=1)
-    votes_of_neighbour_nk = np.take_along_axis(votes_nl, code_nk, axis=1)
+    votes_of_neighbour_nk = np.where(is_itself, -1, np.take_along_axis(votes_nl, code_nk, axis=1))
     winner = votes_of_neighbour_nk.argmax(axis=1)  # neighbours are sorted: the first of the best is the nearest
-    return np.asarray(names)[code_nk[np.arange(len(code_nk)), winner]]
+    return np.append(np.asarray(names, dtype=object), None)[code_nk[np.arange(len(code_nk)), winner]]
 
 
 @metric(
@@ -190,16 +223,23 @@ def nearest_labels(reference_nd: ArrayLike, labels: ArrayLike, query_nd: ArrayLi
     reference="C2S: share of generated cells whose nearest real cells are mostly of the wanted type",
 )
 def knn_type_agreement(
-    real_nd: ArrayLike, real_types: ArrayLike, generated_nd: ArrayLike, wanted_types: ArrayLike, *, k: int = 15
+    real_nd: ArrayLike,
+    real_types: ArrayLike,
+    generated_nd: ArrayLike,
+    wanted_types: ArrayLike,
+    *,
+    k: int = 15,
+    identities: tuple[ArrayLike, ArrayLike] | None = None,
 ) -> float:
     """Return the share of generated cells whose `k` nearest real cells are mostly of the type that was asked for.
 
-    Its ceiling is held-out real cells in the place of the generated ones. NaN without generated cells.
+    Its ceiling is real cells in the place of the generated ones: held-out cells, or the reference cells themselves
+    with `identities`, without which each would find itself (see `nearest_labels`). NaN without generated cells.
     """
     wanted = np.asarray(wanted_types, dtype=object)
     if not len(wanted):
         return math.nan
-    return float((nearest_labels(real_nd, real_types, generated_nd, k=k) == wanted).mean())
+    return float((nearest_labels(real_nd, real_types, generated_nd, k=k, identities=identities) == wanted).mean())
 
 
 def _n_pairs(n: int) -> int:

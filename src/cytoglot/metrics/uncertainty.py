@@ -148,7 +148,24 @@ def bootstrap_function(
     return _interval(value, [np.array(values)], n=n, n_units=n_units, unit=unit, level=level)
 
 
-def resampling_unit(columns: Mapping[str, ArrayLike], *, min_groups: int = 5) -> tuple[str, NDArray[np.object_] | None]:
+MIN_GROUPS = 5
+"""groups among the test cells from which on whole groups are resampled"""
+
+
+def interval_note(unit: str) -> str:
+    """Return one sentence that says what intervals over a unit hold for."""
+    if unit in ("cell", "record"):
+        return (
+            f"Intervals are over single {unit}s, since no column of donors, batches or data sets has {MIN_GROUPS} "
+            f"groups among the test {unit}s: {unit}s of one donor count as independent, so the intervals are too "
+            "narrow for new donors."
+        )
+    return f"Intervals are over whole groups of {unit}, each drawn with all of its cells."
+
+
+def resampling_unit(
+    columns: Mapping[str, ArrayLike], *, min_groups: int = MIN_GROUPS
+) -> tuple[str, NDArray[np.object_] | None]:
     """Choose what to resample: the first column with at least `min_groups` values and none missing, else cells.
 
     Returns

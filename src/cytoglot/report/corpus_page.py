@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from cytoglot.atomic import write_text
-from cytoglot.extras import require
 from cytoglot.report import corpus_figures as figures
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ def write_corpus_page(statistics: CorpusStatistics, path: str | Path) -> Path:
 
     The same numbers give the same page. Figures of which the corpus has no numbers are left out.
     """
-    jinja2 = require("jinja2", extra="report", purpose="the page about a corpus")
     loader = jinja2.PackageLoader("cytoglot.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["count"] = lambda value: f"{value:,}"

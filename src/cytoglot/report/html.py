@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pandas as pd
 
 from cytoglot.atomic import write_text
 from cytoglot.errors import InputError
-from cytoglot.extras import require
+from cytoglot.metrics.uncertainty import interval_note
 from cytoglot.report import figures
 
 PAGE = "report.html"
@@ -48,10 +49,9 @@ def write_report(folder: str | Path) -> Path:
     if not (folder / "results.json").is_file():
         what = "does not exist" if not folder.is_dir() else "holds no results.json"
         raise InputError(f"{folder} {what}; pass the folder that `cytoglot evaluate -o` wrote")
-    jinja2 = require("jinja2", extra="report", purpose="a report")
     loader = jinja2.PackageLoader("cytoglot.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "interval_note": interval_note}
     environment.filters["metric_name"] = lambda name: _METRIC_NAMES.get(name, name.replace("_", " "))
     page = environment.get_template("report.html").render(**_content(folder))
     write_text(folder / PAGE, page)

@@ -20,7 +20,7 @@ from cytoglot.lm.constraint.answer_constraint import AnswerConstraint, AnswerSta
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.constraint.number import NumberGrammar
 from cytoglot.lm.constraint.word_trie import build_trie
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions
 
 #: Words that begin others, hold the terminator, or share tokens in many ways.

@@ -18,7 +18,7 @@ from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.constraint.trie_state import TrieState, TrieTensors
 from cytoglot.lm.constraint.word_trie import WordTrie, build_trie
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions
 
 GENES = tuple(

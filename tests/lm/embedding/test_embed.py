@@ -22,7 +22,7 @@ from cytoglot.lm.embedding.embed import (
     pooled_states,
     token_ranges,
 )
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets, word_token_ids
 
 FAMILIES = ["llama", "neox", "gpt2", "gemma3", "mistral", "bloom"]

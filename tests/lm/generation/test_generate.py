@@ -28,7 +28,7 @@ from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation import generate
 from cytoglot.lm.generation.generate import generate_answers, sample_answers
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler, keep_top_p
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts
 from cytoglot.lm.scoring.score import score_answers_naive
 

@@ -12,7 +12,7 @@ from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.generate import sample_answers
 from cytoglot.lm.generation.rank_expectation import AnswerRanks, answer_ranks, next_probabilities
 from cytoglot.lm.generation.sampling import Sampling
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 
 FEW = ("CD3D", "GNLY", "HLA-DRA", "LYZ")

@@ -13,6 +13,7 @@ from cytoglot.answer_format import DistinctWords
 from cytoglot.errors import InputError
 from cytoglot.lm.constraint import sampling_kernels
 from cytoglot.lm.constraint.constrain import constrain
+from cytoglot.lm.generation import sampling
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler, keep_top_p, token_uniforms
 
 
@@ -31,6 +32,15 @@ def test_uniforms_are_the_same_bits_in_torch_and_in_compiled_loops():
             for value, token in zip(row.tolist(), token_s.tolist(), strict=True):
                 bits = np.uint64((keyed + (token + 1) * int(sampling_kernels.STEP)) % 2**64)
                 assert value == sampling_kernels._uniform(np.uint64(sampling_kernels._mixed(bits)))
+
+
+def test_uniforms_exclude_0_and_1_at_either_end_of_the_bits():
+    lowest, highest = np.uint64(0), np.uint64(2**64 - 1)
+    assert 0 < sampling_kernels._uniform(lowest) < sampling_kernels._uniform(highest) < 1
+    for dtype in (torch.float32, torch.float64):
+        low, high = sampling._uniform(torch.tensor([0, -1]), dtype).tolist()
+        assert 0 < low < high < 1
+    assert high == sampling_kernels._uniform(highest)
 
 
 def test_the_hash_is_splitmix64():

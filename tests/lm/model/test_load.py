@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as library_logging
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel, choose_device, load_language_model, set_threads
+from cytoglot.lm.model.language_model import LanguageModel, choose_device, set_threads
+from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.scoring.score import score_answers
 
 

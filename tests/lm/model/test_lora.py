@@ -15,7 +15,7 @@ pytest.importorskip("peft")
 from peft import PeftModel
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
 from cytoglot.lm.scoring.score import score_answers
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from cytoglot.config import load_recipe
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.scratch import PRESETS, ScratchSettings, scratch_model, scratch_settings
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts, word_token_ids
 

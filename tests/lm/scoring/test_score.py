@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cytoglot.errors import InputError
 from cytoglot.lm.backends.causal_lm import CausalLm
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import length_batches
 from cytoglot.lm.scoring import score
@@ -158,6 +158,38 @@ def test_a_family_that_ignores_the_mask_is_found_out(make_lm, word_tokenizer, pr
     monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
     np.testing.assert_allclose(score_answers(lm, prompts, labels), score_answers_naive(lm, prompts, labels), atol=1e-4)
     assert way_of(lm) == "expand"
+
+
+def test_a_family_that_goes_wrong_only_at_long_prompts_is_found_out(
+    make_lm, word_tokenizer, prompts, labels, monkeypatch
+):
+    made = make_lm("neox", word_tokenizer)
+    lm = LanguageModel(model=made.model, tokenizer=made.tokenizer)
+    forward = lm.model.forward
+
+    def deaf_beyond_a_block(*, attention_mask=None, **arguments):
+        too_long = attention_mask is not None and attention_mask.shape[-1] > 64
+        return forward(attention_mask=None if too_long else attention_mask, **arguments)
+
+    monkeypatch.setattr(lm.model, "forward", deaf_beyond_a_block)
+    monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
+    score_answers(lm, prompts, labels)
+    assert way_of(lm) == "pass"
+    long = [" ".join(prompts * 9)[:n] for n in (330, 400, 500)]
+    assert min(len(ids) for ids in encode_prompts(lm.tokenizer, long)) > 64
+    np.testing.assert_allclose(score_answers(lm, long, labels), score_answers_naive(lm, long, labels), atol=1e-4)
+    assert list(score._fitting_ways[lm.model].values()) == ["pass", "expand"]
+
+
+def test_a_prompt_at_the_end_of_the_context_is_scored(scratch_lm, labels, monkeypatch):
+    monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
+    answers = encode_completions(scratch_lm.tokenizer, labels, eos=True)
+    words = "B2M " * (scratch_lm.context_length - max(map(len, answers)) - 4)
+    n = len(encode_prompts(scratch_lm.tokenizer, [words])[0])
+    assert scratch_lm.context_length - 8 < n + max(map(len, answers)) <= scratch_lm.context_length
+    np.testing.assert_allclose(
+        score_answers(scratch_lm, [words], labels), score_answers_naive(scratch_lm, [words], labels), atol=1e-4
+    )
 
 
 def test_prompts_beyond_a_sliding_window_are_scored_right(make_lm, byte_tokenizer, labels):

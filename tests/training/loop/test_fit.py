@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaCon
 from transformers.integrations import integration_utils
 
 from cytoglot.errors import InputError, NotFiniteError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer
 from cytoglot.manifest import Manifest
 from cytoglot.training.loop.batches import NumberedBatches, ReadAhead

@@ -22,7 +22,7 @@ from transformers import (
     MistralConfig,
 )
 
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.training.loop.loss import check_apart, halves, loss_sum, uses_flash
 from cytoglot.training.supervised.examples import collate

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from cytoglot.config import load_recipe
 from cytoglot.errors import InputError, MissingExtraError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import build_tokenizer
 from cytoglot.training.loop.loss import loss_sum

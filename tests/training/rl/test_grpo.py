@@ -21,7 +21,7 @@ from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, load_split
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.splits.splitting import Split
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts
 from cytoglot.training.recipe import GrpoRecipe, LoraRecipe, ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
 from cytoglot.training.rl import callback as grpo_watch

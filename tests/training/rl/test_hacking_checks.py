@@ -247,6 +247,28 @@ class TestAnswers:
         assert set(answers.columns["cell_type"]) == {"B cell"}
         assert all(len(set(answers.completions[OTHER][i : i + 3])) == 3 for i in (0, 3))
 
+    def test_a_copy_of_the_cell_is_none_of_the_others(self, context) -> None:
+        prompts = prompts_of("cell_generation", 6)
+        twice = prompts.take([*range(6), *range(6)])  # two prompts of each cell
+        remembered = {
+            name: (
+                *(
+                    tuple(a.split())
+                    for a, t in zip(*(prompts.columns[c] for c in ("answer", "cell_type")), strict=True)
+                    if t == name
+                ),
+                *cells[:4],
+            )
+            for name, cells in context.reference.items()
+        }
+        known = dataclasses.replace(context, reference=remembered)
+        answers = ProbeAnswers(twice, known, group_size=4, max_words=None, seed=0)
+        assert answers.group_size == 4
+        assert not set(zip(answers.columns["key"], answers.completions[TRUE], strict=True)) & set(
+            zip(answers.columns["key"], answers.completions[OTHER], strict=True)
+        )
+        assert len(set(answers.completions[OTHER][:4])) == 4
+
     def test_a_prompt_is_copied_by_its_genes_where_it_shows_some(self, context) -> None:
         shown = ProbeAnswers(prompts_of("cell_type_annotation", 2), context, group_size=1, max_words=None, seed=0)
         copy = shown.completions["a copy of the prompt"][0]

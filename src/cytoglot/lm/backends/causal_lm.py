@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.answer_format import AnswerFormat
+from cytoglot.answer_format import AnswerFormat, GeneratedAnswer
 from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import Pooling, embed_texts
-from cytoglot.lm.generation.generate import GeneratedAnswer, generate_answers, sample_answers
+from cytoglot.lm.generation.generate import generate_answers, sample_answers
 from cytoglot.lm.generation.sampling import Sampling
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.scoring.score import score_answers
 
 

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
+from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, GeneratedAnswer, Number, OneOf
 from cytoglot.errors import InputError
 from cytoglot.lm.constraint.number import DECIMALS
-from cytoglot.lm.generation.generate import GeneratedAnswer
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)

@@ -20,13 +20,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
+from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, GeneratedAnswer, Number, OneOf
 from cytoglot.errors import InputError
 from cytoglot.extras import require
 from cytoglot.lm.backends.structured import AskedModel, Completion, Question, grammar_of
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.constraint.constrain import constrain
-from cytoglot.lm.generation.generate import GeneratedAnswer
 from cytoglot.lm.model.tokenizer import encode_pairs, encode_prompts
 
 CONSTRAINT_CLASS = "cytoglot.lm.backends.vllm_constraint:AnswerLogitsProcessor"

@@ -194,7 +194,8 @@ def _noisiest(symbol_n, logit_n, tokens_s, key, temperature):
 @numba.njit(**_options)
 def _uniform(bits):
     """Return a number between 0 and 1, both excluded, in steps of 2^-53."""
-    return (np.float64(bits >> np.uint64(11)) + 0.5) * 2.0**-53
+    # The largest of the 2^53 numbers would round to 1.
+    return min((np.float64(bits >> np.uint64(11)) + 0.5) * 2.0**-53, 1.0 - 2.0**-53)
 
 
 @numba.njit(**_options)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, pad_right
 from cytoglot.lm.runtime.halve_on_oom import in_halves

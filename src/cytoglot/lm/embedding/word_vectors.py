@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import EmbedTally, n_dimensions, pooled_states, token_ranges
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts_with_offsets
 
 

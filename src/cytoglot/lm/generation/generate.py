@@ -1,9 +1,9 @@
 """Sampling of constrained answers in batches, each sample the same whatever its batch.
 
-Prompts are read once each, and what many of them begin with only once (`cytoglot.lm.runtime.prefix_cache`);
-keys and values are shared among the samples. The noise of a sample is a stream of its own, named by seed, prompt and
-sample number. So a sample changes with its batch only where rounding (about 1e-6 in float32) turns the order of its two
-best tokens. Where memory runs out, a batch goes on in halves.
+Prompts are read once each, and what many of them begin with only once (`cytoglot.lm.runtime.prefix_cache`); keys and
+values are shared among the samples. The noise of a sample is a stream of its own, named by seed, prompt and sample
+number. So a sample changes with its batch only where rounding (about 1e-6 in float32) turns the order of its two best
+tokens. Where memory runs out, a batch goes on in halves.
 
 Axes: p distinct prompts of a batch, b rows (one for each answer), t tokens, v vocabulary, s symbols (tokens that an
 answer can use).
@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache
 
-from cytoglot.answer_format import AnswerFormat, DistinctWords
+from cytoglot.answer_format import AnswerFormat, DistinctWords, GeneratedAnswer
 from cytoglot.errors import InputError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.lm.runtime.halve_on_oom import release_memory
 from cytoglot.lm.runtime.prefix_cache import can_share, expand, read_prefix, shared_prefixes
@@ -54,24 +53,6 @@ class StepWatch(Protocol):
 
     def finish(self) -> None:
         """Take the batch as complete: all of its answers have ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GeneratedAnswer:
-    """A sampled answer and how likely the model found it among what the format allowed."""
-
-    text: str
-    """The answer without its frame: exactly the words, option or number chosen."""
-    token_log_probs: tuple[float, ...] = ()
-    """Log-probability of each token in nats, end of text included, over the allowed tokens, before temperature and
-    top_p."""
-    word_log_probs: tuple[float, ...] = ()
-    """The same summed over the tokens of each word, by rank; empty for formats without words."""
-
-    @property
-    def log_prob(self) -> float | None:
-        """Log-probability of the whole answer in nats; None where those of its tokens are not known."""
-        return math.fsum(self.token_log_probs) if self.token_log_probs else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.generation.generate import sample_answers
 from cytoglot.lm.generation.sampling import Sampling, keep_top_p
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions
 
 _WORDS_AT_ONCE = 2048

@@ -143,12 +143,16 @@ class TokenSampler:
 def token_uniforms(stream_b: Tensor, step: int, token_s: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return what noise is made of: a number between 0 and 1, both excluded, for each row and token, shape (b, s).
 
-    The same integer arithmetic as the compiled loops': int64 overflows as uint64 does. In float32 a number may round
-    up to 1, once in 30 million; its noise is then minus infinity.
+    The same integer arithmetic as the compiled loops': int64 overflows as uint64 does.
     """
     key_b = _mixed(stream_b + _as_signed(step * int(sampling_kernels.STEP)))
     bits_bs = _mixed(key_b[:, None] + (token_s + 1) * _as_signed(int(sampling_kernels.STEP)))
-    return (_shifted(bits_bs, 11).to(dtype) + 0.5) * 2.0**-53
+    return _uniform(bits_bs, dtype)
+
+
+def _uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
+    # The largest numbers round to 1, in float32 one in 30 million; noise of 1 is minus infinity.
+    return ((_shifted(bits, 11).to(dtype) + 0.5) * 2.0**-53).clamp(max=1 - torch.finfo(dtype).eps / 2)
 
 
 def _mixed(bits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.manifest import fingerprint_bytes
 
 _VALUES_PER_TENSOR = 1024

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.extras import require
-from cytoglot.lm.model.load import LanguageModel, own_progress_only
+from cytoglot.lm.model.language_model import LanguageModel, own_progress_only
 
 if TYPE_CHECKING:
     from peft import PeftModel

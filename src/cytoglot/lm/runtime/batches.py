@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 

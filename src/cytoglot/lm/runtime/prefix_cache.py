@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,9 @@
 The answers are merged into a tree of tokens, whose root is the prompt's last token. A mask lets each node see the
 prompt and its own ancestors, and positions count along the branch; each row of logits then serves every answer that
 passes through its node. What prompts share at their beginning is read once (`cytoglot.lm.runtime.prefix_cache`). Not
-all model families understand such masks, so the first call on a model compares the ways below on a small example and
-takes the first that agrees with plain evaluation:
+all model families understand such masks, nor at every length, so the first call on a model with prompts of about this
+length compares the ways below on small examples and on a prompt as long as the longest, and takes the first that
+agrees with plain evaluation:
 
 pass    prompts in batches, each followed by the tree, in one pass without a cache
 tree    prompts in batches; then, behind their keys and values, one pass for each part of the tree
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from transformers import Cache, PreTrainedModel
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches
 from cytoglot.lm.runtime.halve_on_oom import in_halves
@@ -188,7 +189,7 @@ def _score(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], ba
     else:
         ways = ("pass", "tree", "expand") if len(_parts(lm, answers)) == 1 else ("tree", "expand")
     with lm.inference():
-        way = _fitting_way(lm, np.unique(np.concatenate([prompts[0], *answers])), ways)
+        way = _fitting_way(lm, prompts, answers, ways)
         groups = [_all_alone(prompts)] if way == "plain" else _prefix_groups(lm, prompts, longest)
         return _checked(_evaluate(lm, prompts, answers, way, batch_tokens, groups))
 
@@ -260,35 +261,61 @@ def _batches(
             yield prefix, group.members[batch]
 
 
-def _fitting_way(lm: LanguageModel, tokens: Ids, ways: tuple[Way, ...]) -> Way:
-    """Return the first of the ways that is right for this model, else "plain"; found out once and remembered."""
+def _fitting_way(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], ways: tuple[Way, ...]) -> Way:
+    """Return the first of the ways that is right for this model, else "plain".
+
+    Found out once for each range of lengths, from a power of two to the next, and remembered: attention may go wrong
+    only beyond its first block of keys.
+    """
     known = _fitting_ways.setdefault(lm.model, {})
-    key = (str(lm.model.config._attn_implementation), str(lm.model.dtype), str(lm.device), *ways)
+    longest = max(prompts, key=len)
+    attention = str(lm.model.config._attn_implementation)
+    key = (attention, str(lm.model.dtype), str(lm.device), str(len(longest).bit_length()), *ways)
     if key not in known:
-        known[key] = _find_way(lm, tokens, ways)
-        logger.info("answers are scored by %r for %s with %s attention", known[key], type(lm.model).__name__, key[0])
+        known[key] = _find_way(lm, longest, np.unique(np.concatenate([prompts[0], *answers])), ways)
+        logger.info(
+            "answers to up to %d tokens are scored by %r for %s with %s attention",
+            2 ** len(longest).bit_length() - 1,
+            known[key],
+            type(lm.model).__name__,
+            attention,
+        )
     return known[key]
 
 
-def _find_way(lm: LanguageModel, tokens: Ids, ways: tuple[Way, ...]) -> Way:
-    """Compare ways with plain evaluation, on prompts of unlike length and answers that begin alike."""
+def _find_way(lm: LanguageModel, longest: Ids, tokens: Ids, ways: tuple[Way, ...]) -> Way:
+    """Compare ways with plain evaluation.
+
+    On short prompts of unlike length with answers that begin alike, and on one prompt as long as the longest with two
+    such answers, which costs about two passes over that prompt for plain evaluation and one for each way.
+    """
     draw = np.random.default_rng(0)
-    prompts = [draw.choice(tokens, size=n) for n in (3, max(1, min(12, (lm.attention_window or 17) - 5)), 1)]
+    limit = min(lm.context_length or len(longest) + 4, lm.attention_window or len(longest) + 4)
+    short = [draw.choice(tokens, size=n) for n in (3, max(1, min(12, (lm.attention_window or 17) - 5)), 1)]
     a, b, c, d = (draw.choice(tokens, size=2) for _ in range(4))
     answers = [np.concatenate(parts) for parts in ([a, b], [a, c], [a], [d, a, b[:1]])]
-    alone = [_all_alone(prompts)]
-    expected = _evaluate(lm, prompts, answers, "plain", MAX_NODES, alone)
+    examples = [(short, answers)]
+    if len(long := longest[: limit - 4]) > len(short[1]):
+        examples.append(([long], answers[:2]))
     is_half = lm.model.dtype in (torch.float16, torch.bfloat16)
-    tolerance = (HALF_TOLERANCE if is_half else TOLERANCE) * np.array([len(answer) for answer in answers])
+    tolerance = HALF_TOLERANCE if is_half else TOLERANCE
+
+    def score(way: Way, example: tuple[list[Ids], list[Ids]]) -> NDArray[np.float64]:
+        return _evaluate(lm, *example, way, MAX_NODES, [_all_alone(example[0])])
+
+    expected = [score("plain", example) for example in examples]
     for way in ways:
         try:
-            found = _evaluate(lm, prompts, answers, way, MAX_NODES, alone)
+            differences = [
+                (np.abs(score(way, example) - plain) / [len(answer) for answer in example[1]]).max()
+                for example, plain in zip(examples, expected, strict=True)
+            ]
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
             logger.debug("%s cannot score by %r: %s", type(lm.model).__name__, way, error)
             continue
-        if (np.abs(found - expected) <= tolerance).all():
+        if all(difference <= tolerance for difference in differences):  # not so where one is NaN
             return way
-        logger.debug("%s scores wrongly by %r: off by %.2g", type(lm.model).__name__, way, abs(found - expected).max())
+        logger.debug("%s scores wrongly by %r: off by %.2g", type(lm.model).__name__, way, max(differences))
     return "plain"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import is_adapted
 from cytoglot.lm.runtime.batches import length_batches, pad_right
 from cytoglot.lm.runtime.halve_on_oom import in_halves

@@ -29,7 +29,8 @@ from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.splits.splitting import Split
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel, choose_device, load_language_model, own_progress_only
+from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
+from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
 from cytoglot.manifest import Manifest, fingerprint_of, fingerprint_texts
 from cytoglot.training.loop.batches import ReadAhead

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from cytoglot.errors import InputError
 from cytoglot.extras import require
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import is_adapted, with_adapter
 from cytoglot.training.recipe import TrainRecipe
 

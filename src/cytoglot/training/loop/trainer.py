@@ -32,7 +32,7 @@ from transformers import (
 
 from cytoglot.atomic import write_json
 from cytoglot.errors import InputError, NotFiniteError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.runtime.halve_on_oom import release_memory
 from cytoglot.training.loop.batches import BatchSource
 from cytoglot.training.loop.callbacks import History, Kept, WeightAverage

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from cytoglot.atomic import write_json
 from cytoglot.errors import NotFiniteError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.progress import progress_bar
 from cytoglot.training.loop.distributed import is_first
 from cytoglot.training.rl.collapse import Diversity, DiversityWatch

@@ -42,7 +42,8 @@ from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.splits.splitting import Split, split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.sampling import Sampling
-from cytoglot.lm.model.load import LanguageModel, load_language_model, own_progress_only, set_threads
+from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
+from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.manifest import Manifest

@@ -20,7 +20,7 @@ from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
 from cytoglot.corpus.read.mixture import Question
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.record import CellRecord, Record
 from cytoglot.tasks.task import Task

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cytoglot.answer_format import AnswerFormat, FreeText
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.lm.generation.sampling import Sampling
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.metrics.generation import gene_overlap, pairwise_overlap
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference
 from cytoglot.training.rl.collapse import Diversity, diversity
@@ -120,12 +120,15 @@ class HeldOutRewards:
         return Look(step=step, rewards=rewards, diversity=alike, overlap=overlap)
 
     def real_overlap(self) -> float:
-        """Return how alike true sentences of one type are among the held-out prompts; NaN where none has two."""
-        by_type: dict[str, list[list[str]]] = {}
+        """Return how alike true sentences of one type are among the held-out prompts; NaN where none has two.
+
+        A cell that several prompts ask about is there once: it would be like itself.
+        """
+        by_type: dict[str, set[tuple[str, ...]]] = {}
         for one in self._asked:
             if one.num_genes:
-                by_type.setdefault(one.cell_type, []).append(one.answer.split())
-        return _mean([pairwise_overlap(sentences) for sentences in by_type.values()])
+                by_type.setdefault(one.cell_type, set()).add(tuple(one.answer.split()))
+        return _mean([pairwise_overlap(sorted(sentences)) for sentences in by_type.values()])
 
     def _write(self, lm: LanguageModel, mode: str) -> list[str]:
         """Return the completions, all samples of a prompt one after the other."""

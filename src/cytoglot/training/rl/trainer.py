@@ -31,7 +31,7 @@ from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.errors import InputError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint, AnswerState
 from cytoglot.lm.constraint.constrain import constrain
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.training.loop.trainer import is_about_files, readable_checkpoint
 from cytoglot.training.rl.prompts import AskedPrompt

@@ -24,7 +24,7 @@ from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.readers.read import read
 from cytoglot.data.splits.splitting import Split
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel, set_threads
+from cytoglot.lm.model.language_model import LanguageModel, set_threads
 from cytoglot.lm.model.scratch import scratch_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest

@@ -28,7 +28,7 @@ from cytoglot.corpus.read.loader import BatchSettings, ExampleSettings
 from cytoglot.corpus.read.records import read_row_group, row_groups
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.errors import InputError
-from cytoglot.lm.model.load import LanguageModel, set_threads
+from cytoglot.lm.model.language_model import LanguageModel, set_threads
 from cytoglot.lm.model.scratch import scratch_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, padding_id
 from cytoglot.manifest import Manifest

@@ -29,7 +29,7 @@ from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
 from cytoglot.corpus.read.mixture import Question
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, nearest_names
-from cytoglot.lm.model.load import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.scoring.score import score_answers
 from cytoglot.metrics.generation import duplicate_share, gene_jaccard, kendall_tau
 from cytoglot.metrics.spec import Direction

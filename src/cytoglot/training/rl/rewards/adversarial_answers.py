@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -165,29 +165,41 @@ class ProbeAnswers:
 
         No cell may stand twice in a group: real answers would look less diverse than they are.
         """
-        types = told_types(prompts.columns)
-        held_out = Counter(types)
-        others = {name: held_out[name] - 1 + len(self._context.profiles.cells(name)) for name in held_out}
-        self.group_size = min(self.group_size, max(others.values()))
+        n_others = [len(held_out) + len(training) for held_out, training in self._others_of(prompts)]
+        self.group_size = min(self.group_size, max(n_others))
         if self.group_size < 1:
+            types = ", ".join(sorted(set(told_types(prompts.columns))))
             raise InputError(
                 f"probes of {prompts.columns['task'][0]!r} compare with other real cells of the same types, found none "
-                f"of {', '.join(sorted(others))}; give the context sentences of training cells"
+                f"of {types}; give the context sentences of training cells"
             )
-        return prompts.take(i for i, name in enumerate(types) if others[name] >= self.group_size)
+        return prompts.take(i for i, n in enumerate(n_others) if n >= self.group_size)
 
     def _other_cells(self) -> list[str]:
         """Return real cells of each prompt's type, not its own: held-out ones, and training cells where those lack."""
-        held_out: defaultdict[str, list[tuple[int, list[str]]]] = defaultdict(list)
-        for i, (name, answer) in enumerate(zip(self.types, self._prompts.columns["answer"], strict=True)):
-            held_out[name].append((i, str(answer).split()))
         chosen: list[list[str]] = []
-        for i, name in enumerate(self.types):
-            others = [words for j, words in held_out[name] if j != i]
-            if len(others) < self.group_size:
-                others += map(list, self._context.profiles.cells(name))
-            chosen += (words[: self._asked[i]] for words in self._longest_enough(others, i))
+        for i, (others, training) in enumerate(self._others_of(self._prompts)):
+            pool = others if len(others) >= self.group_size else [*others, *training]
+            chosen += (words[: self._asked[i]] for words in self._longest_enough(pool, i))
         return [self._completed(" ".join(words)) for words in chosen]
+
+    def _others_of(self, prompts: RewardPrompts) -> Iterator[tuple[list[list[str]], list[list[str]]]]:
+        """Yield for each prompt the held-out and the training cells of its type.
+
+        The prompt's own cell is in neither, nor is a cell of equal genes: the true answer must not be compared with
+        itself. One cell that several prompts ask about is there once.
+        """
+        types = told_types(prompts.columns)
+        answers = [tuple(str(answer).split()) for answer in prompts.columns["answer"]]
+        held_out: defaultdict[str, dict[tuple[str, ...], None]] = defaultdict(dict)
+        for name, answer in zip(types, answers, strict=True):
+            held_out[name].setdefault(answer)
+        for name, own in zip(types, answers, strict=True):
+            training = self._context.profiles.cells(name)
+            yield (
+                [list(words) for words in held_out[name] if words != own],
+                [list(words) for words in training if words[: len(own)] != own],
+            )
 
     def _longest_enough(self, pool: list[list[str]], i: int) -> list[list[str]]:
         """Return `group_size` cells, at random among those that have the words asked for, else the longest."""

@@ -14,7 +14,7 @@ from cytoglot.training.rl.rewards.type_profile import TypeProfiles
 
 if TYPE_CHECKING:
     from cytoglot.data.knowledge.ontology_graph import OntologyGraph
-    from cytoglot.lm.model.load import LanguageModel
+    from cytoglot.lm.model.language_model import LanguageModel
 
 Sentences = tuple[tuple[str, ...], ...]
 COLUMNS = ("task", "answer", "cell_type", "num_genes", "key")

@@ -16,7 +16,7 @@ from cytoglot.training.rl.rewards.context import Answer, RewardContext
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, register_reward
 
 if TYPE_CHECKING:
-    from cytoglot.lm.model.load import LanguageModel
+    from cytoglot.lm.model.language_model import LanguageModel
 
 
 class EmbeddingDistanceSettings(RewardSettings):

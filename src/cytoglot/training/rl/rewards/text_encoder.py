@@ -108,7 +108,7 @@ def load_text_encoder(name_or_folder: str | Path, *, layer: int = -1, device: st
     """
     extras.require("torch", extra="lm", purpose="text similarity")
     transformers = extras.require("transformers", extra="lm", purpose="text similarity")
-    from cytoglot.lm.model.load import own_progress_only
+    from cytoglot.lm.model.language_model import own_progress_only
 
     folder = Path(name_or_folder).expanduser()
     source = str(folder) if folder.is_dir() else str(name_or_folder)
