@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,9 +102,11 @@ def open_again(path: Path) -> None:
 def _open_cells(root: Any) -> None:
     # By name, because the language model's own files pass through here and `lm` may not import anndata.
     io = importlib.import_module("anndata.io")
-    for name in ("obs", "var", "uns", "raw/var"):
-        if name in root:
-            io.read_elem(root[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a copy of a file of an old format is of that format
+        for name in ("obs", "var", "uns", "raw/var"):
+            if name in root:
+                io.read_elem(root[name])
     matrices = [root[name] for name in ("X", "raw/X") if name in root]
     for name in ("layers", "obsm", "varm", "obsp", "varp"):
         matrices += list(root[name].values()) if name in root and hasattr(root[name], "values") else []
@@ -113,10 +116,10 @@ def _open_cells(root: Any) -> None:
             io.sparse_dataset(matrix)
         elif hasattr(matrix, "shape"):
             _ = matrix[:1] if matrix.shape else matrix[()]
-        elif "h5sparse_format" not in matrix.attrs:
+        elif kind:
             io.read_elem(matrix)
-            if not kind:
-                raise ValueError(f"{matrix.name} is a folder of {', '.join(matrix)}, not a matrix")
+        elif "h5sparse_format" not in matrix.attrs:
+            raise ValueError(f"{matrix.name} is a folder of {', '.join(matrix)}, not a matrix")
 
 
 def write_text(target: str | Path, text: str) -> None:

@@ -133,12 +133,12 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     told = []
     for name in sorted(before.keys() | after.keys()):
         first, second = before.get(name), after.get(name)
-        if first == second and (name in before) == (name in after):
+        if first == second:
             continue
         texts = [json.dumps(value, ensure_ascii=False) for value in (first, second)]
         is_fingerprint = name in ("model", "data") or max(map(len, texts)) > _SHOWN
         told.append(f"another {name}" if is_fingerprint else f"{name} {texts[0]} (now {texts[1]})")
-    return ", ".join(dict.fromkeys(told))
+    return ", ".join(dict.fromkeys(told)) or "other settings"
 
 
 @contextmanager

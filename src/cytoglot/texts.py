@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import re
 import zlib
@@ -25,6 +26,10 @@ _MARKS = (
 )
 #: HDF5 ends a text at U+0000, and halves of a character (surrogates) are no UTF-8.
 _NOT_STORABLE = re.compile("[\0\ud800-\udfff]")
+#: the group itself, the one above it, and the column that anndata keeps names of cells in
+_NO_KEYS = {"": "%", ".": "%2E", "..": "%2E%2E", "_index": "%5Findex"}
+_KEY_BYTES = 255
+"""of a name: what file systems allow, where a zarr element is a folder"""
 
 
 @contextmanager
@@ -64,16 +69,20 @@ def storable(text: str) -> str:
 
 def is_key(name: str) -> bool:
     """Tell whether a name can be that of a column or an element of every AnnData format, as it stands."""
-    return name not in ("", ".", "..", "_index") and "/" not in name and _NOT_STORABLE.search(name) is None
+    fits = len(name.encode("utf-8", "surrogatepass")) <= _KEY_BYTES
+    return fits and name not in _NO_KEYS and "/" not in name and _NOT_STORABLE.search(name) is None
 
 
 def as_key(name: str) -> str:
-    """Return a name for a column or an element: as it stands where it can be, else percent-encoded.
+    """Return a name for a column or an element: percent-encoded where it cannot stand as it is.
 
-    Two names never become one: "%" is encoded wherever it might be taken for an encoded sign.
+    Two names never become one: "%" is encoded too. The end of a name that is too long is a digest.
     """
-    if is_key(name) and "%" not in name:
-        return name
-    if name in ("", ".", "..", "_index"):
-        return {"": "%", ".": "%2E", "..": "%2E%2E", "_index": "%5Findex"}[name]
-    return re.sub("[%/\0\ud800-\udfff]", lambda sign: quote(sign[0].encode("utf-8", "surrogatepass"), safe=""), name)
+    if name in _NO_KEYS:
+        return _NO_KEYS[name]
+    key = re.sub("[%/\0\ud800-\udfff]", lambda sign: quote(sign[0].encode("utf-8", "surrogatepass"), safe=""), name)
+    if is_key(key):
+        return key
+    return (
+        key.encode()[: _KEY_BYTES - 20].decode(errors="ignore") + "%~" + hashlib.sha256(key.encode()).hexdigest()[:16]
+    )

@@ -183,7 +183,7 @@ def test_a_full_disk_while_cells_are_written(
     assert outcome.code == 1
     assert outcome.out == ""
     assert f"cytoglot: no space left for {out}; free some and run the same command again" in outcome.err
-    assert _names(tmp_path) == ["out.h5ad"]
+    assert _names(tmp_path) == [".out.h5ad.unfinished", "out.h5ad"]
     assert out.read_bytes() == b"an older result"
 
 

@@ -158,6 +158,10 @@ def annotate(
     chosen = tuple(model.spec.labels if labels is None else labels)
     if method == "score":
         _check_labels(chosen, escape=escape_labels)
+        if adata.obs_names.name in chosen:
+            raise InputError(
+                f"the index of obs is called {adata.obs_names.name!r}, as a label is; give it another name"
+            )
     check_context(context)
     result = result_of(adata, copy=copy)
     sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
@@ -166,7 +170,14 @@ def annotate(
     cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
 
     def settings() -> dict[str, Any]:
-        options = {"context": context, "top_k": top_k, "views": views, "method": method, "seed": seed, "threshold": cut}
+        options = {
+            "context": dict(context or {}),
+            "top_k": top_k,
+            "views": views,
+            "method": method,
+            "seed": seed,
+            "threshold": cut,
+        }
         return {
             **model_settings(model, "cell_type_annotation"),
             "data": sentences_fingerprint(sentences),
@@ -247,12 +258,7 @@ def _write_beliefs(
     result.obs[f"{KEY}_confidence"] = confidence
     result.obs[f"{KEY}_top"] = _spread(beliefs.top(top_k), rows, n)
     names = list(beliefs.labels) if all(map(is_key, beliefs.labels)) else list(map(as_key, beliefs.labels))
-    # Without the name of the index, which may be that of a label.
-    result.obsm["cytoglot_probabilities"] = pd.DataFrame(
-        probability_nk,
-        index=result.obs_names.rename(None),
-        columns=names,
-    )
+    result.obsm["cytoglot_probabilities"] = pd.DataFrame(probability_nk, index=result.obs_names, columns=names)
     return assigned
 
 

@@ -148,7 +148,7 @@ def embed_file(
         record = embedding_record(model, cells.overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
 
         def settings() -> dict[str, Any]:
-            options = {"layer": layer, "context": context, "hidden_layer": asked, "pooling": pooling}
+            options = {"layer": layer, "context": dict(context or {}), "hidden_layer": asked, "pooling": pooling}
             return {
                 **model_settings(model, "cell_type_annotation"),
                 "data": fingerprint_of(path),

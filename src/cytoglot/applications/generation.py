@@ -81,7 +81,13 @@ def generate(
 
     def settings() -> dict[str, Any]:
         task = "unconditional_generation" if cell_type is None else "cell_generation"
-        options = {"temperature": used, "top_p": top_p, "context": context, "seed": seed, "chunk_cells": chunk_cells}
+        options = {
+            "temperature": used,
+            "top_p": top_p,
+            "context": dict(context or {}),
+            "seed": seed,
+            "chunk_cells": chunk_cells,
+        }
         return {**model_settings(model, task), "cell_type": cell_type, "n": n, "n_genes": n_genes, **options}
 
     def make(first: int, last: int) -> pa.Table:
