@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cytoglot.errors import InputError, nearest_names
+from cytoglot.texts import read_text
 
 
 class _Loader(yaml.SafeLoader):
@@ -59,9 +60,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"recipe {path} does not exist; pass the path of a YAML file")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except UnicodeDecodeError as error:
-        raise InputError(f"recipe {path} is not a text in UTF-8: {error}; save it as such") from error
+        values = yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if values is None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
 from cytoglot.applications.annotation import KEY, UNASSIGNED, LabelProbabilities, annotate, label_probabilities
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import Calibration, load_split
 from cytoglot.errors import InputError
+from cytoglot.resume import Parts
 
 
 def test_best_confidence_and_top_by_hand() -> None:
@@ -90,3 +96,139 @@ def test_free_answers_are_read_and_others_left_unassigned(tiny_model: CellModel,
     assert set(obs[KEY]) <= {*tiny_model.spec.labels, UNASSIGNED}
     for label, text in zip(obs[KEY], obs[f"{KEY}_text"], strict=True):
         assert label == UNASSIGNED or label.lower() in text.lower()
+
+
+def with_empty_cells(cells: AnnData) -> AnnData:
+    """Return twelve cells, of which the first has no counts and the third none of the model's genes."""
+    counts_ng = cells[:12].X.toarray()
+    counts_ng[[0, 2]] = 0
+    foreign_n1 = np.zeros((12, 1), counts_ng.dtype)
+    foreign_n1[2] = 5
+    var = pd.DataFrame(index=[*cells.var_names, "OTHER"])
+    return AnnData(csr_matrix(np.hstack([counts_ng, foreign_n1])), obs=cells.obs[:12], var=var)
+
+
+@pytest.mark.parametrize("method", ["score", "generate"])
+def test_a_cell_without_a_gene_of_the_model_is_unassigned_and_counted(
+    tiny_model: CellModel, cells: AnnData, method: Literal["score", "generate"]
+) -> None:
+    some = with_empty_cells(cells)
+    found = annotate(some, tiny_model, method=method, threshold=0.0)
+    assert list(found.obs[KEY].iloc[[0, 2]]) == [UNASSIGNED, UNASSIGNED]
+    record = found.uns["cytoglot"]["annotation"]
+    assert record["cells_without_genes"] == 2
+    if method == "score":
+        assert UNASSIGNED not in set(found.obs[KEY].drop(found.obs_names[[0, 2]]))
+        assert np.flatnonzero(found.obs[f"{KEY}_confidence"].isna()).tolist() == [0, 2]
+        assert np.flatnonzero(found.obsm["cytoglot_probabilities"].isna().all(axis=1)).tolist() == [0, 2]
+        others = annotate(cells[[1, 3, 4]], tiny_model).obsm["cytoglot_probabilities"]
+        np.testing.assert_allclose(found.obsm["cytoglot_probabilities"].iloc[[1, 3, 4]], others, atol=1e-6)
+
+
+def test_all_cells_without_genes(tiny_model: CellModel, cells: AnnData, tmp_path: Path) -> None:
+    none = cells[:4].copy()
+    none.X = none.X * 0
+    for method in ("score", "generate"):
+        found = annotate(none, tiny_model, method=method, output=tmp_path / "o.h5ad")  # type: ignore[arg-type]
+        assert set(found.obs[KEY]) == {UNASSIGNED}
+        assert found.uns["cytoglot"]["annotation"]["cells_without_genes"] == 4
+
+
+ODD = ("T", "T/NK", ".", "_index", "x" * 300, "50% T")
+
+
+def test_labels_that_cannot_be_columns_are_refused_before_scoring_or_escaped(
+    tiny_model: CellModel, cells: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, output = cells[:4].copy(), tmp_path / "o.h5ad"
+    with monkeypatch.context() as patched:
+        patched.setattr(CellModel, "label_scores", None)
+        for bad in ("T/NK", ".", "_index", "", "x" * 300):
+            with pytest.raises(InputError, match="1 labels cannot name a column of a file, such as"):
+                annotate(some, tiny_model, labels=("T", bad), output=output)
+        with pytest.raises(InputError, match=r"found 'a.*0b' with U.0000 or half a character"):
+            annotate(some, tiny_model, labels=("T", "a\0b"), escape_labels=True)
+        named = some.copy()
+        named.obs_names.name = "T"
+        with pytest.raises(InputError, match="the index of obs is called 'T', as a label is"):
+            annotate(named, tiny_model, labels=("T", "B"))
+    annotate(some, tiny_model, labels=ODD, escape_labels=True, threshold=0.0, output=output)
+    found = anndata.read_h5ad(output)
+    columns = list(found.obsm["cytoglot_probabilities"].columns)
+    assert columns[:4] == ["T", "T%2FNK", "%2E", "%5Findex"]
+    assert len(set(columns)) == len(ODD)
+    assert list(found.uns["cytoglot"]["annotation"]["labels"]) == list(ODD)
+    best = found.obsm["cytoglot_probabilities"].to_numpy().argmax(axis=1)
+    assert list(found.obs[KEY]) == [ODD[k] for k in best]
+
+
+def test_what_cannot_be_written_is_refused_before_scoring(
+    tiny_model: CellModel, cells: AnnData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CellModel, "label_scores", None)
+    named = cells[:4].copy()
+    named.uns["cytoglot"] = "a word"
+    with pytest.raises(InputError, match=r"expected a mapping in uns\['cytoglot'\], found a value"):
+        annotate(named, tiny_model)
+    with pytest.raises(InputError, match="unknown field of the context 'tisue'; did you mean 'tissue'"):
+        annotate(cells[:4], tiny_model, context={"tisue": "lung"})
+    with pytest.raises(InputError, match="expected a text for tissue of the context, found ''"):
+        annotate(cells[:4], tiny_model, context={"tissue": ""})
+
+
+def test_a_backed_file_is_annotated_in_memory(tiny_model: CellModel, cells: AnnData, cells_file: Path) -> None:
+    backed = anndata.read_h5ad(cells_file, backed="r")[:20]
+    found = annotate(backed, tiny_model)
+    assert not found.isbacked
+    assert list(found.obs[KEY]) == list(annotate(cells[:20], tiny_model).obs[KEY])
+    with pytest.raises(InputError, match="found a view of a backed one; pass copy=True"):
+        annotate(backed, tiny_model, copy=False)
+
+
+def test_names_of_nullable_texts_are_written(tiny_model: CellModel, cells: AnnData, tmp_path: Path) -> None:
+    some = cells[:4].copy()
+    some.obs_names, some.var_names = some.obs_names.astype("string"), some.var_names.astype("string")
+    annotate(some, tiny_model, output=tmp_path / "o.h5ad")
+    assert list(anndata.read_h5ad(tmp_path / "o.h5ad").obs_names) == list(cells.obs_names[:4])
+
+
+class KilledError(BaseException):
+    """What no handler expects."""
+
+
+@pytest.mark.parametrize("method", ["score", "generate"])
+def test_a_killed_annotation_goes_on_and_ends_with_the_same_bytes(
+    tiny_model: CellModel,
+    cells: AnnData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: Literal["score", "generate"],
+) -> None:
+    options: dict[str, Any] = {"method": method, "chunk_cells": 7}
+    annotate(cells[:40], tiny_model, output=tmp_path / "whole.h5ad", **options)
+    write, done = Parts.write, []
+
+    def die_at_part_3(self: Parts, number: int, table: Any) -> None:
+        if number == 3:
+            raise KilledError
+        done.append(number)
+        write(self, number, table)
+
+    broken = tmp_path / "broken.h5ad"
+    with monkeypatch.context() as patched:
+        patched.setattr(Parts, "write", die_at_part_3)
+        with pytest.raises(KilledError):
+            annotate(cells[:40], tiny_model, output=broken, **options)
+    assert not broken.exists()
+    with pytest.raises(InputError, match=r"unfinished broken.h5ad, made with another data; repeat"):
+        annotate(cells[1:40], tiny_model, output=broken, **options)
+    other = replace(tiny_model, spec=replace(tiny_model.spec, tie_rates=None))
+    with pytest.raises(InputError, match=r"made with .*another model"):
+        annotate(cells[:40], other, output=broken, **options)
+    with pytest.raises(InputError, match=r"made with context.*, top_k 3 \(now 2\); repeat"):
+        annotate(cells[:40], tiny_model, output=broken, top_k=2, context={"tissue": "lung"}, **options)
+    monkeypatch.setattr(Parts, "write", lambda self, number, table: (done.append(number), write(self, number, table)))
+    annotate(cells[:40], tiny_model, output=broken, **options)
+    assert done == [0, 1, 2, 3, 4, 5], "no cell is asked about twice"
+    assert broken.read_bytes() == (tmp_path / "whole.h5ad").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.h5ad", "whole.h5ad"]

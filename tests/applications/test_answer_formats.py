@@ -94,5 +94,5 @@ def test_files_of_other_encodings(tmp_path):
     (tmp_path / "marked.txt").write_text("B cell\nT cell\n", encoding="utf-8-sig")
     assert read_answer_format(f"one_of: {tmp_path / 'marked.txt'}") == OneOf(options=("B cell", "T cell"))
     (tmp_path / "latin.txt").write_bytes(b"B cell\nT-Zelle \xe4\n")
-    with pytest.raises(InputError, match=r"latin.txt is not a text file in UTF-8"):
+    with pytest.raises(InputError, match=r"latin.txt cannot be read as UTF-8"):
         read_answer_format(f"one_of: {tmp_path / 'latin.txt'}")

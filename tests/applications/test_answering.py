@@ -15,11 +15,12 @@ import pytest
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, OneOf
 from cytoglot.applications import parquet_parts
 from cytoglot.applications.answering import ModelSource, Prompts, answer_prompts, read_prompts
-from cytoglot.applications.parquet_parts import map_parts, work_folder
+from cytoglot.applications.parquet_parts import map_parts
 from cytoglot.cli.main import run
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.lm.generation.generate import sample_answers
 from cytoglot.lm.generation.sampling import Sampling
+from cytoglot.resume import parts_folder
 
 LABELS = OneOf(options=("type A", "type B"))
 
@@ -53,7 +54,7 @@ def test_rows_are_those_of_sampling(tiny_model, prompts, genes, tmp_path):
     assert [row["answer"] for row in found] == [answer.text for samples in expected for answer in samples]
     log_probs = [sum(answer.token_log_probs) for samples in expected for answer in samples]
     np.testing.assert_allclose([row["log_prob"] for row in found], log_probs, atol=1e-4)
-    assert not work_folder(output).exists()
+    assert not parts_folder(output).exists()
 
 
 class StopsAfter:
@@ -61,7 +62,9 @@ class StopsAfter:
 
     def __init__(self, inner, n_calls: int) -> None:
         self.inner, self.n_left = inner, [n_calls]
-        self.temperature, self.top_p, self.terminator = inner.temperature, inner.top_p, inner.terminator
+
+    def settings(self):
+        return self.inner.settings()
 
     def sample(self, prompts, answer_format, n_samples=1, seed=0, *, keys=None):
         if self.n_left[0] == 0:
@@ -78,7 +81,7 @@ def test_killed_and_gone_on_with_gives_the_same_rows(tiny_model, prompts, genes,
     with pytest.raises(KeyboardInterrupt):
         answer_prompts(prompts, StopsAfter(tiny_model.language, 3), output, **options)
     assert not output.exists()
-    assert len(list(work_folder(output).glob("part-*.parquet"))) == 3
+    assert len(list(parts_folder(output).glob("part-*.parquet"))) == 3
     with caplog.at_level("INFO"):
         report = answer_prompts(prompts, StopsAfter(tiny_model.language, 99), output, **options)
     assert report.n_parts_found == 3
@@ -93,14 +96,14 @@ def test_parts_of_other_settings_are_not_gone_on_with(tiny_model, prompts, genes
     options = {"answer_format": genes, "part_prompts": 4}
     with pytest.raises(KeyboardInterrupt):
         answer_prompts(prompts, StopsAfter(tiny_model.language, 1), output, seed=1, **options)
-    with pytest.raises(InputError, match=r"answers.parquet.parts was made with other settings, unlike in seed;"):
+    with pytest.raises(InputError, match=r"unfinished answers.parquet, made with seed 1 \(now 2\);"):
         answer_prompts(prompts, StopsAfter(tiny_model.language, 9), output, seed=2, **options)
     fewer = Prompts(ids=prompts.ids[:5], texts=prompts.texts[:5])
-    with pytest.raises(InputError, match=r"unlike in rows;"):
+    with pytest.raises(InputError, match=r"made with another data;"):
         answer_prompts(fewer, StopsAfter(tiny_model.language, 9), output, seed=1, **options)
     answer_prompts(prompts, StopsAfter(tiny_model.language, 9), output, seed=2, overwrite=True, **options)
     with pytest.raises(
-        InputError, match=r"answers.parquet was made with other settings, unlike in answer_format, seed;"
+        InputError, match=r"answers.parquet was made with answer_format.*, seed 2 \(now 1\); pass another output"
     ):
         answer_prompts(
             prompts, StopsAfter(tiny_model.language, 9), output, answer_format=LABELS, seed=1, part_prompts=4
@@ -124,6 +127,58 @@ def test_log_likelihoods_are_those_of_scoring(tiny_model, prompts, genes, tmp_pa
             assert row["log_likelihood"] <= row["log_prob"] + 1e-4, "the mask only takes other tokens away"
     with pytest.raises(InputError, match="that of free text is its log_prob"):
         answer_prompts(few, tiny_model, output, answer_format=FreeText(), log_likelihood=True)
+
+
+def with_other_weights(language):
+    import copy
+
+    import torch
+
+    lm = replace(language.lm, model=copy.deepcopy(language.lm.model))
+    with torch.no_grad():
+        lm.model.get_decoder().layers[0].self_attn.q_proj.weight.mul_(1.01)
+    return replace(language, lm=lm)
+
+
+def test_answers_of_another_model_are_not_taken_for_this_ones(tiny_model, prompts, genes, tmp_path):
+    output, options = tmp_path / "answers.parquet", {"answer_format": genes, "part_prompts": 4}
+    other = with_other_weights(tiny_model.language)
+    with pytest.raises(KeyboardInterrupt):
+        answer_prompts(prompts, StopsAfter(tiny_model.language, 1), output, **options)
+    with pytest.raises(InputError, match=r"unfinished answers.parquet, made with another model; repeat the command"):
+        answer_prompts(prompts, StopsAfter(other, 9), output, **options)
+    answer_prompts(prompts, StopsAfter(tiny_model.language, 9), output, **options)
+    with pytest.raises(InputError, match=r"answers.parquet was made with another model; pass another output"):
+        answer_prompts(prompts, StopsAfter(other, 9), output, **options)
+
+
+def test_a_folder_whose_weights_change_is_another_model(tiny_model, tiny_model_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny_model_folder, tmp_path / "copy")
+    there, copy = ModelSource(model=str(tiny_model_folder)), ModelSource(model=str(tmp_path / "copy"))
+    assert copy.settings() == there.settings(), "the same content in another place"
+    with_other_weights(tiny_model.language).lm.model.save_pretrained(tmp_path / "copy")
+    assert copy.settings() != there.settings()
+
+
+def test_a_generator_that_does_not_say_what_it_is_is_never_gone_on_with(tmp_path):
+    prompts, output = Prompts(ids=("a", "b"), texts=("x", "y")), tmp_path / "answers.parquet"
+    answer_prompts(prompts, Echo(), output, answer_format=FreeText())
+    first = output.read_bytes()
+    with pytest.raises(InputError, match=r"Echo has no settings\(\) that say what decides its answers"):
+        answer_prompts(prompts, Echo(), output, answer_format=FreeText())
+    assert output.read_bytes() == first
+    answer_prompts(prompts, Echo(), output, answer_format=FreeText(), overwrite=True)
+
+
+def test_answers_that_no_file_can_hold_are_kept_without_what_it_cannot(tmp_path):
+    class Broken(Echo):
+        def generate(self, prompts, answer_format, n_samples=1, seed=0):
+            return [["a\0b\ud800"] for _ in prompts]
+
+    answer_prompts(Prompts(ids=("a",), texts=("x",)), Broken(), tmp_path / "a.parquet", answer_format=FreeText())
+    assert rows(tmp_path / "a.parquet")[0]["answer"] == "a\ufffdb\ufffd"
 
 
 class Echo:
@@ -184,7 +239,7 @@ def test_a_failed_part_leaves_the_others(tmp_path):
     assert map_parts(with_square, table, output, settings={"a": 1}, part_rows=3).n_parts_found == 2
     assert [row["square"] for row in rows(output)] == [x * x for x in range(10)]
     stored = json.loads(pq.read_schema(output).metadata[b"cytoglot"])
-    assert (stored["settings"], stored["part_rows"]) == ({"a": 1}, 3)
+    assert (stored["a"], stored["part_rows"]) == (1, 3)
     with pytest.raises(InputError, match="there are no rows to map"):
         map_parts(with_square, table.slice(0, 0), output, settings={})
 
@@ -277,7 +332,7 @@ def test_the_command(tiny_model_folder, prompts, tmp_path, capsys):
         (["--format", "free_text", "--backend", "openai"], "needs --url, such as"),
         (["--format", "free_text", "--url", "http://x/v1"], "are for --backend openai"),
         (["--format", "free_text", "--engine", "dask"], "unknown engine 'dask'"),
-        (["--format", "free_text", "--seed", "4"], "made with other settings"),
+        (["--format", "free_text", "--seed", "4"], "was made with"),
         (["--format", "free_text", "--model", str(tmp_path / "absent"), "--dry-run"], "absent"),
         (["--format", "free_text", "--backend", "vllm", "--overwrite"], "'vllm', which is not installed"),
     ):

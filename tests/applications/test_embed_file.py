@@ -17,12 +17,14 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from cytoglot import resume
 from cytoglot.applications import embed_file as module
 from cytoglot.applications.embed_file import embed_file, takes_vectors
 from cytoglot.applications.embedding import embed
 from cytoglot.cell_model.load import CellModel
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError, VocabularyMismatchError
+from cytoglot.resume import Parts
 
 
 @pytest.fixture
@@ -97,21 +99,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     whole, broken = tmp_path / f"whole{suffix}", tmp_path / f"broken{suffix}"
     embed_file(cells_file, whole, tiny_model, chunk_cells=50)
 
-    def die_at_part_3(
-        self: Any, number: int, vectors_nd: Any, write: Callable[..., None] = module._Parts.write
-    ) -> None:
+    def die_at_part_3(self: Parts, number: int, table: Any, write: Callable[..., None] = Parts.write) -> None:
         if number == 3:
             raise KilledError
-        write(self, number, vectors_nd)
+        write(self, number, table)
 
-    def die(self: Any) -> None:
+    def die(*_: Any) -> None:
         raise KilledError
 
     with monkeypatch.context() as patched:
         if where == "in a chunk":
-            patched.setattr(module._Parts, "write", die_at_part_3)
+            patched.setattr(Parts, "write", die_at_part_3)
         else:
-            patched.setattr(module.UnfinishedOutput, "finish", die)
+            patched.setattr(resume, "put_in_place", die)
         with pytest.raises(KilledError):
             embed_file(cells_file, broken, tiny_model, chunk_cells=50)
     assert not broken.exists()
@@ -132,7 +132,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
 
 
 @pytest.mark.parametrize("change", ["layer", "pooling", "context", "weights", "cells"])
-def test_what_other_settings_have_left_is_not_taken(
+def test_what_other_settings_have_left_is_refused_and_told(
     tiny_model: CellModel, cells: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
     import copy
@@ -142,11 +142,11 @@ def test_what_other_settings_have_left_is_not_taken(
     out, source = tmp_path / "out.parquet", tmp_path / "in.h5ad"
     cells.write_h5ad(source)
 
-    def die(self: Any) -> None:
+    def die(*_: Any) -> None:
         raise KilledError
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.UnfinishedOutput, "finish", die)
+        patched.setattr(resume, "put_in_place", die)
         with pytest.raises(KilledError):
             embed_file(source, out, tiny_model, chunk_cells=100)
     model, options = tiny_model, {}
@@ -165,7 +165,11 @@ def test_what_other_settings_have_left_is_not_taken(
         changed = cells.copy()
         changed.X.data[:3] += 5
         changed.write_h5ad(source)
-    assert embed_file(source, out, model, chunk_cells=100, **options).resumed_cells == 0
+    told = {"layer": r"hidden_layer 1 \(now 0\)", "pooling": r'pooling "mean" \(now "sentence"\)'}
+    told |= {"context": "context", "weights": "another model", "cells": "another data"}
+    with pytest.raises(InputError, match=f"made with .*{told[change]}.*; repeat the command"):
+        embed_file(source, out, model, chunk_cells=100, **options)
+    assert embed_file(source, out, model, chunk_cells=100, overwrite=True, **options).resumed_cells == 0
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -231,6 +235,13 @@ def test_faults_are_told_and_nothing_is_left(
         embed_file(cells_file, tmp_path / "o.h5ad", tiny_model, hidden_layer=7)
     with pytest.raises(InputError, match="expected chunk_cells of at least 1, found 0"):
         embed_file(cells_file, tmp_path / "o.h5ad", tiny_model, chunk_cells=0)
+    for key in ("a/b", ".", "_index", ""):
+        with pytest.raises(InputError, match="key_added must be a name without '/'"):
+            embed_file(cells_file, tmp_path / "o.h5ad", tiny_model, key_added=key)
+    with pytest.raises(InputError, match="key_added cannot be 'cell_id'"):
+        embed_file(cells_file, tmp_path / "o.parquet", tiny_model, key_added="cell_id")
+    with pytest.raises(InputError, match="unknown field of the context 'tisue'; did you mean 'tissue'"):
+        embed_file(cells_file, tmp_path / "o.parquet", tiny_model, context={"tisue": "lung"})
     foreign = cells.copy()
     foreign.var_names = [f"OTHER{i}" for i in range(foreign.n_vars)]
     foreign.write_h5ad(tmp_path / "foreign.h5ad")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,3 +77,35 @@ def test_what_cannot_be_generated_is_refused(tiny_model: CellModel) -> None:
     without = replace(tiny_model, spec=replace(tiny_model.spec, words_per_label={}))
     with pytest.raises(InputError, match="does not know the lengths of its training sentences; pass n_genes"):
         generate(without, None, n=1)
+
+
+class KilledError(BaseException):
+    """What no handler expects."""
+
+
+def test_killed_and_gone_on_with_gives_the_same_file(
+    tiny_model: CellModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"n": 10, "n_genes": 6, "seed": 2, "chunk_cells": 3}
+    whole, broken = tmp_path / "whole.h5ad", tmp_path / "broken.h5ad"
+    unbroken = generate(tiny_model, "type A", output=whole, **options)
+    at_once = generate(tiny_model, "type A", n=10, n_genes=6, seed=2)
+    assert list(unbroken.obs["cell_sentence"]) == list(at_once.obs["cell_sentence"])
+    write, done = CellModel.write, []
+
+    def die_at_the_third(self: CellModel, *arguments: Any, first: int, **given: Any) -> list[str]:
+        if len(done) == 2:
+            raise KilledError
+        done.append(first)
+        return write(self, *arguments, first=first, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CellModel, "write", die_at_the_third)
+        with pytest.raises(KilledError):
+            generate(tiny_model, "type A", output=broken, **options)
+    assert not broken.exists()
+    with pytest.raises(InputError, match=r"made with cell_type \"type A\" \(now \"type B\"\); repeat"):
+        generate(tiny_model, "type B", output=broken, **options)
+    generate(tiny_model, "type A", output=broken, **options)
+    assert broken.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.h5ad", "whole.h5ad"]

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 from anndata import AnnData
 
-from cytoglot.applications import embed_file
 from cytoglot.data.synthetic import make_cells
-from cytoglot.sentence.unfinished import UnfinishedOutput
+from cytoglot.resume import Parts
 
 Command = Callable[..., Any]
 
@@ -55,15 +54,15 @@ def test_a_full_disk_in_the_middle_of_encode(
     whole, broken = tmp_path / "whole.parquet", tmp_path / "broken.parquet"
     arguments = ["--chunk-cells", "500", "--text", "--json"]
     assert command("encode", larger_file, "-o", whole, *arguments).code == 0
-    write_part = UnfinishedOutput.write_part
+    write = Parts.write
 
-    def fill_the_disk(self: UnfinishedOutput, number: int, block: Any) -> None:
+    def fill_the_disk(self: Parts, number: int | str, table: Any) -> None:
         if number == 3:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write_part(self, number, block)
+        write(self, number, table)
 
     with monkeypatch.context() as patched:
-        patched.setattr(UnfinishedOutput, "write_part", fill_the_disk)
+        patched.setattr(Parts, "write", fill_the_disk)
         outcome = command("encode", larger_file, "-o", broken, *arguments)
     assert outcome.code == 1
     (line,) = outcome.err.splitlines()
@@ -98,8 +97,8 @@ def test_a_kill_in_the_middle_of_encode(command: Command, larger_file: Path, tmp
     arguments = ["--chunk-cells", "100", "--ties", "rare_first", "--json"]
     assert command("encode", larger_file, "-o", whole, *arguments).code == 0
     slowly = (
-        "import time\nfrom cytoglot.sentence.unfinished import UnfinishedOutput as U\nwrite = U.write_part\n"
-        "def slow(*a):\n    time.sleep(0.1)\n    write(*a)\nU.write_part = slow"
+        "import time\nfrom cytoglot.resume import Parts\nwrite = Parts.write\n"
+        "def slow(*a):\n    time.sleep(0.1)\n    write(*a)\nParts.write = slow"
     )
     process = _cytoglot("encode", larger_file, "-o", broken, *arguments, code=slowly)
     deadline = time.monotonic() + 120
@@ -119,7 +118,7 @@ def test_a_full_disk_in_the_middle_of_embed(
 ) -> None:
     out = tmp_path / "out.h5ad"
     out.write_bytes(b"an older result")
-    write = embed_file._Parts.write
+    write = Parts.write
 
     def fill_the_disk(self: Any, number: int, vectors_nd: Any) -> None:
         if number == 2:
@@ -128,7 +127,7 @@ def test_a_full_disk_in_the_middle_of_embed(
 
     arguments = ["embed", cells_file, "--model", tiny_model_folder, "-o", out, "--chunk-cells", "60", "--json"]
     with monkeypatch.context() as patched:
-        patched.setattr(embed_file._Parts, "write", fill_the_disk)
+        patched.setattr(Parts, "write", fill_the_disk)
         outcome = command(*arguments)
     assert outcome.code == 1
     (line,) = [line for line in outcome.err.splitlines() if line.startswith("cytoglot: ")]
@@ -145,12 +144,12 @@ def test_a_kill_in_the_middle_of_embed(
     arguments = ["embed", cells_file, "--model", tiny_model_folder, "--chunk-cells", "20", "--device", "cpu", "--json"]
     command(*arguments, "-o", whole).result
     slowly = (
-        "import time\nfrom cytoglot.applications.embed_file import _Parts as P\nwrite = P.write\n"
-        "def slow(*a):\n    write(*a)\n    time.sleep(0.3)\nP.write = slow"
+        "import time\nfrom cytoglot.resume import Parts\nwrite = Parts.write\n"
+        "def slow(*a):\n    write(*a)\n    time.sleep(0.3)\nParts.write = slow"
     )
     process = _cytoglot(*arguments, "-o", broken, code=slowly)
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob(".broken*/vectors-000003*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob(".broken*/part-000003*")) and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -183,8 +182,8 @@ def test_a_full_disk_while_cells_are_written(
     outcome = command(name, *source, "--model", tiny_model_folder, "-o", out, "--json")
     assert outcome.code == 1
     assert outcome.out == ""
-    assert outcome.err == "cytoglot: OSError: [Errno 28] No space left on device\n"
-    assert _names(tmp_path) == ["out.h5ad"]
+    assert f"cytoglot: no space left for {out}; free some and run the same command again" in outcome.err
+    assert _names(tmp_path) == [".out.h5ad.unfinished", "out.h5ad"]
     assert out.read_bytes() == b"an older result"
 
 

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.cli.main import run
+from cytoglot.resume import Parts
 from cytoglot.sentence import encode_file
 
 Command = Callable[..., Any]
@@ -183,7 +184,7 @@ def test_an_unfinished_encoding_is_resumed_under_the_same_options_alone(
     command: Command, doubled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, resumes: bool
 ) -> None:
     out, written, resumed = tmp_path / "out.parquet", [], []
-    write, read_part = encode_file._write_row_group, encode_file.UnfinishedOutput.read_part
+    write, read = encode_file._write_row_group, Parts.read
 
     def call(policy: str) -> list[str]:
         options = ["--gene-column", "name", "--duplicates", policy, "--chunk-cells", "1", "--text", "--ties", "order"]
@@ -195,16 +196,18 @@ def test_an_unfinished_encoding_is_resumed_under_the_same_options_alone(
         written.append(arguments)
         write(*arguments)
 
-    def counted(unfinished: encode_file.UnfinishedOutput, number: int) -> object:
+    def counted(parts: Parts, number: int) -> object:
         resumed.append(number)
-        return read_part(unfinished, number)
+        return read(parts, number)
 
     with monkeypatch.context() as patch:
         patch.setattr(encode_file, "_write_row_group", killed)
         assert run(call("sum")) == 130
     assert not out.exists()
-    monkeypatch.setattr(encode_file.UnfinishedOutput, "read_part", counted)
-    assert command(*call(policy)).code == 0
+    monkeypatch.setattr(Parts, "read", counted)
+    if not resumes:
+        assert 'duplicates "sum" (now "first")' in command(*call(policy)).refusal
+    assert command(*call(policy), *([] if resumes else ["--overwrite"])).code == 0
     assert bool(resumed) == resumes
     assert _sentences(out)["x"] == {"sum": "A B", "first": "B A"}[policy]
 

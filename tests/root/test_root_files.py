@@ -119,7 +119,7 @@ def test_a_recipe_means_words_by_on_and_off(tmp_path: Path) -> None:
 
 def test_a_recipe_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_bytes("name: café\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"r\.yaml is not a text in UTF-8.*save it as such"):
+    with pytest.raises(InputError, match=r"r\.yaml cannot be read as UTF-8; save it as UTF-8 text"):
         load_recipe(_Outer, tmp_path / "r.yaml")
 
 

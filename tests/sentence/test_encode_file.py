@@ -19,12 +19,13 @@ import pytest
 import scipy.sparse as sp
 from anndata import AnnData
 
+from cytoglot import resume
 from cytoglot.errors import InputError
+from cytoglot.resume import Parts
 from cytoglot.sentence import encode_file as module
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.encode import detection_rates, encode
 from cytoglot.sentence.encode_file import EncodeSummary, encode_file, fingerprint_of
-from cytoglot.sentence.unfinished import UnfinishedOutput
 
 
 def cells(n_cells: int = 100, n_genes: int = 60, form: Any = sp.csr_matrix) -> AnnData:
@@ -160,9 +161,9 @@ def test_a_full_disk_leaves_no_output_and_the_same_command_goes_on(
         return original(*arguments, **options)
 
     owner, name = {
-        "part": (UnfinishedOutput, "write_part"),
+        "part": (Parts, "write"),
         "row group": (pq.ParquetWriter, "write_table"),
-        "end": (UnfinishedOutput, "finish"),
+        "end": (resume, "put_in_place"),
     }[place]
     original = getattr(owner, name)
     with monkeypatch.context() as patch:
@@ -173,9 +174,9 @@ def test_a_full_disk_leaves_no_output_and_the_same_command_goes_on(
             encode_file(h5ad, out, chunk_cells=10)
     assert out.read_text() == "older"
     (work,) = [p for p in tmp_path.iterdir() if p.is_dir()]
-    assert not list(work.glob("*.parquet"))
+    assert not (work / "output.parquet").exists()
     summary = encode_file(h5ad, out, chunk_cells=10)
-    assert summary.resumed_cells >= {"part": 30, "row group": 40, "end": 100}[place]
+    assert summary.resumed_cells >= {"part": 30, "row group": 20, "end": 100}[place]
     assert out.read_bytes() == expected
     assert left_over(tmp_path) == ["s.parquet"]
 
@@ -184,48 +185,53 @@ def test_other_errors_of_the_system_pass_through(h5ad: Path, tmp_path: Path, mon
     def denied(*_: Any) -> None:
         raise PermissionError(errno.EACCES, "no")
 
-    monkeypatch.setattr(UnfinishedOutput, "write_part", denied)
+    monkeypatch.setattr(Parts, "write", denied)
     with pytest.raises(PermissionError):
         encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10)
 
 
-def test_parts_of_another_input_are_not_used_and_are_deleted(
+def test_parts_of_another_input_or_other_settings_are_refused_by_name(
     h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(UnfinishedOutput, "finish", interrupted)
+        patch.setattr(resume, "put_in_place", interrupted)
         with pytest.raises(KeyboardInterrupt):
             encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10)
+    with pytest.raises(InputError, match=r"unfinished s.parquet, made with top_genes null \(now 5\);"):
+        encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10, settings=RankSettings(top_genes=5))
     with h5py.File(h5ad, "r+") as file:
         file["X/data"][0] = 99.0
-    summary = encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10)
-    assert summary.resumed_cells == 0
+    with pytest.raises(InputError, match=r"made with another data; repeat .* or pass --overwrite"):
+        encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10)
+    assert not (tmp_path / "s.parquet").exists()
+    assert encode_file(h5ad, tmp_path / "s.parquet", chunk_cells=10, overwrite=True).resumed_cells == 0
     assert left_over(tmp_path) == ["s.parquet"]
 
 
 def test_two_processes_do_not_write_one_output(h5ad: Path, tmp_path: Path) -> None:
-    other = UnfinishedOutput(tmp_path / "s.parquet", "other")
-    mine = UnfinishedOutput(tmp_path / "s.parquet", "mine")
-    with other.opened(), mine.opened():
-        assert other.folder.is_dir()  # held by a process: not stale
-        twin = UnfinishedOutput(tmp_path / "s.parquet", "mine")
-        with pytest.raises(InputError, match=r"another process is writing .*s.parquet"), twin.opened():
-            pass
+    with (
+        Parts(tmp_path / "s.parquet", {}).opened(),
+        pytest.raises(InputError, match=r"another process is writing .*s.parquet"),
+    ):
+        encode_file(h5ad, tmp_path / "s.parquet")
 
 
 def test_rates_found_before_an_interrupt_are_not_counted_again(
     h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupted(*given: Any) -> None:
+        if given[1:2] != ("tie_rates",):
+            raise KeyboardInterrupt
+        write(*given)
 
+    write = Parts.write
     settings = RankSettings(ties="common_first")
     encode_file(h5ad, tmp_path / "expected.parquet", settings=settings, chunk_cells=10)
     with monkeypatch.context() as patch:
-        patch.setattr(UnfinishedOutput, "write_part", interrupted)
+        patch.setattr(Parts, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
             encode_file(h5ad, tmp_path / "s.parquet", settings=settings, chunk_cells=10)
     monkeypatch.setattr("cytoglot.sentence.encode.rates_of_blocks", interrupted)
@@ -236,7 +242,7 @@ def test_rates_found_before_an_interrupt_are_not_counted_again(
 KILLED = """
     import os, signal, sys
     import pyarrow.parquet as pq
-    from cytoglot.sentence import unfinished
+    from cytoglot import atomic, resume
     from cytoglot.sentence.encode_file import encode_file
 
     place, calls = sys.argv[3], 0
@@ -250,18 +256,16 @@ KILLED = """
             if not before and calls == 4:
                 os.kill(os.getpid(), signal.SIGKILL)
         return call
-    Output = unfinished.UnfinishedOutput
     if place == "within a part":
-        unfinished.os = None
-        import cytoglot.atomic as atomic
+        calls = -1  # the settings come first
         atomic._flush = killing(atomic._flush, True)
     elif place == "after a part":
-        Output.write_part = killing(Output.write_part, False)
+        resume.Parts.write = killing(resume.Parts.write, False)
     elif place == "within a row group":
         pq.ParquetWriter.write_table = killing(pq.ParquetWriter.write_table, False)
     elif place == "before the rename":
         calls = 3
-        Output.finish = killing(Output.finish, True)
+        resume.put_in_place = killing(resume.put_in_place, True)
     encode_file(sys.argv[1], sys.argv[2], chunk_cells=10, text=True)
 """
 

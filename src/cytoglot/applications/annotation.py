@@ -5,22 +5,34 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from cytoglot.answer_format import FreeText
+from cytoglot.applications.outputs import (
+    add_record,
+    made_in_parts,
+    model_settings,
+    parts_of,
+    result_of,
+    sentences_fingerprint,
+)
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.knowledge.ontology import map_labels
+from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.annotation import ParsedLabel
-from cytoglot.tasks.task import AnswerSpace
+from cytoglot.tasks.task import AnswerSpace, check_context
+from cytoglot.texts import as_key, is_key, storable
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -29,6 +41,8 @@ logger = logging.getLogger(__name__)
 
 KEY = "cytoglot_cell_type"
 UNASSIGNED = "unassigned"
+CHUNK_CELLS = 512
+"""cells between two saved parts of a file"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +85,7 @@ def label_probabilities(
     Labels other than the model's own are scored as they are; the temperature was not fitted on them.
     """
     chosen = tuple(model.spec.labels if labels is None else labels)
-    if len(chosen) < 2 or len(set(chosen)) != len(chosen):
-        raise InputError(
-            f"annotation needs at least two distinct labels, found {len(chosen)}; pass --labels FILE with one label "
-            "per line, or a model that was trained with labels"
-        )
+    _check_labels(chosen, escape=True)
     scores_nk = model.label_scores(sentences, labels=chosen, views=views, context=context, template=template)
     log_probability_nk = log_softmax(scores_nk / model.spec.calibration.temperature, axis=1)
     return LabelProbabilities(labels=chosen, probability_nk=np.exp(log_probability_nk))
@@ -96,6 +106,10 @@ def annotate(
     min_overlap: float = MIN_OVERLAP,
     seed: int = 0,
     copy: bool = True,
+    escape_labels: bool = False,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_cells: int = CHUNK_CELLS,
 ) -> AnnData:
     """Return `adata` with a cell type for every cell; labels in it are neither needed nor read.
 
@@ -104,6 +118,9 @@ def annotate(
     `obs["cytoglot_cell_type_confidence"]` (its probability), `obs["cytoglot_cell_type_top"]` (text),
     `obs["cytoglot_cell_type_ontology_term_id"]` (Cell Ontology, "unknown" where the label does not map),
     `obsm["cytoglot_probabilities"]` (cells × labels) and `uns["cytoglot"]["annotation"]`.
+
+    A cell without one gene of the model is not asked about: it is `unassigned`, its probabilities and its confidence
+    are NaN, and `uns["cytoglot"]["annotation"]["cells_without_genes"]` counts such cells.
 
     Parameters
     ----------
@@ -122,51 +139,136 @@ def annotate(
         labels is `unassigned`.
     copy
         False writes into `adata` itself.
+    escape_labels
+        Columns of a file cannot be called "T/NK", ".", "_index" or "". With this the columns of the probabilities have
+        such labels percent-encoded ("T%2FNK", `cytoglot.texts.as_key`); `uns["cytoglot"]["annotation"]["labels"]` and
+        all of `obs` keep the true ones. Without it such labels are refused.
+    output
+        An h5ad to write the result to as well. It is made in parts of `chunk_cells` cells: the same call after a kill
+        goes on with the parts that are missing and ends with the same bytes.
+    overwrite
+        Begin anew where an interrupted run of other settings has left parts.
 
     Raises
     ------
     InputError, VocabularyMismatchError
-        The matrix cannot be read, there are fewer than two labels, or the genes are not those of the model.
-
-    Notes
-    -----
-    An empty cell gets the model's answer to an empty sentence, which is close to the label frequencies.
+        The matrix cannot be read, there are fewer than two labels or labels that cannot be columns, the genes are not
+        those of the model, or an interrupted run for `output` was given something else (the message says what).
     """
-    sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
-    result = adata.copy() if copy else adata
     chosen = tuple(model.spec.labels if labels is None else labels)
+    if method == "score":
+        _check_labels(chosen, escape=escape_labels)
+        if adata.obs_names.name in chosen:
+            raise InputError(
+                f"the index of obs is called {adata.obs_names.name!r}, as a label is; give it another name"
+            )
+    check_context(context)
+    result = result_of(adata, copy=copy)
+    sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
+    with_genes = np.flatnonzero(np.diff(sentences.offsets) > 0)
+    own = labels is None or chosen == model.spec.labels
+    cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
+
+    def settings() -> dict[str, Any]:
+        options = {
+            "context": dict(context or {}),
+            "top_k": top_k,
+            "views": views,
+            "method": method,
+            "seed": seed,
+            "threshold": cut,
+        }
+        return {
+            **model_settings(model, "cell_type_annotation"),
+            "data": sentences_fingerprint(sentences),
+            "labels": chosen,
+            "escape_labels": escape_labels,
+            "chunk_cells": chunk_cells,
+            **options,
+        }
+
+    def make(first: int, last: int) -> pa.Table:
+        some = sentences[with_genes[first:last]]
+        if method == "generate":
+            parsed = _generate(model, some, chosen, context=context, seed=seed)
+            return pa.table({"best": [p.label or UNASSIGNED for p in parsed], "text": [p.text for p in parsed]})
+        beliefs = label_probabilities(model, some, labels=chosen, views=views, context=context)
+        flat = pa.array(beliefs.probability_nk.reshape(-1), pa.float64())
+        return pa.table({"probability": pa.FixedSizeListArray.from_arrays(flat, len(chosen))})
+
     record: dict[str, Any] = {"labels": list(chosen), "method": method, "overlap": str(overlap)}
-    if method == "generate":
-        parsed = _generate(model, sentences, chosen, context=context, seed=seed)
-        best = np.array([p.label or UNASSIGNED for p in parsed], dtype=object)
-        result.obs[KEY] = pd.Categorical(best, categories=_categories(chosen, best))
-        result.obs[f"{KEY}_text"] = [p.text for p in parsed]
-    else:
-        own = labels is None or chosen == model.spec.labels
-        cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
-        beliefs = label_probabilities(model, sentences, labels=chosen, views=views, context=context)
-        best = _write_beliefs(result, beliefs, threshold=cut, top_k=top_k)
-        record |= {"threshold": cut, "temperature": model.spec.calibration.temperature}
-    record |= _write_ontology(result, best, chosen)
-    result.uns["cytoglot"] = {**result.uns.get("cytoglot", {}), "annotation": record}
+    record["cells_without_genes"] = len(sentences) - len(with_genes)
+    with parts_of(output, settings, overwrite=overwrite) as parts:
+        table = made_in_parts(make, len(with_genes), chunk_cells, parts)
+        best = np.full(len(sentences), UNASSIGNED, dtype=object)
+        if method == "generate":
+            best[with_genes] = table["best"].to_pylist()
+            result.obs[KEY] = pd.Categorical(best, categories=_categories(chosen, best))
+            result.obs[f"{KEY}_text"] = _spread(table["text"].to_pylist(), with_genes, len(sentences))
+        else:
+            flat = table["probability"].combine_chunks().flatten().to_numpy()
+            beliefs = LabelProbabilities(labels=chosen, probability_nk=flat.reshape(-1, len(chosen)))
+            best = _write_beliefs(result, beliefs, with_genes, threshold=cut, top_k=top_k)
+            record |= {"threshold": cut, "temperature": model.spec.calibration.temperature}
+        record |= _write_ontology(result, best, chosen)
+        add_record(result, "annotation", record)
+        n_unassigned = int((best == UNASSIGNED).sum())
+        logger.info(
+            "annotated %d cells, %d unassigned, of which %d have no gene of the model",
+            len(best),
+            n_unassigned,
+            record["cells_without_genes"],
+        )
+        if parts is not None:
+            with parts.whole() as path:
+                fill_h5ad(result, path)
     return result
 
 
+def _check_labels(labels: Sequence[str], *, escape: bool) -> None:
+    if len(labels) < 2 or len(set(labels)) != len(labels):
+        raise InputError(
+            f"annotation needs at least two distinct labels, found {len(labels)}; pass --labels FILE with one label "
+            "per line, or a model that was trained with labels"
+        )
+    broken = [label for label in labels if storable(label) != label]
+    if broken:
+        raise InputError(
+            f"labels must be texts that files can hold, found {broken[0]!r} with U+0000 or half a character"
+        )
+    refused = [label for label in labels if not is_key(label)]
+    if refused and not escape:
+        raise InputError(
+            f"{len(refused)} labels cannot name a column of a file, such as {refused[0]!r} (a '/' parts folders there); "
+            f"pass --escape-labels (escape_labels=True) to call that column {as_key(refused[0])!r}"
+        )
+
+
 def _write_beliefs(
-    result: AnnData, beliefs: LabelProbabilities, *, threshold: float, top_k: int
+    result: AnnData, beliefs: LabelProbabilities, rows: NDArray[np.intp], *, threshold: float, top_k: int
 ) -> NDArray[np.object_]:
-    assigned = np.where(beliefs.confidence >= threshold, beliefs.best, UNASSIGNED)
-    categories = _categories(beliefs.labels, assigned)
-    result.obs[KEY] = pd.Categorical(assigned, categories=categories)
-    result.obs[f"{KEY}_best"] = pd.Categorical(beliefs.best, categories=list(beliefs.labels))
-    result.obs[f"{KEY}_confidence"] = beliefs.confidence
-    result.obs[f"{KEY}_top"] = beliefs.top(top_k)
-    result.obsm["cytoglot_probabilities"] = pd.DataFrame(
-        beliefs.probability_nk, index=result.obs_names, columns=list(beliefs.labels)
-    )
-    n_unassigned = int((assigned == UNASSIGNED).sum())
-    logger.info("annotated %d cells, %d unassigned (confidence below %.3f)", len(assigned), n_unassigned, threshold)
-    return np.asarray(assigned, dtype=object)
+    """Write what is believed of the cells `rows`, and that nothing is of the others; return the assigned labels."""
+    n = result.n_obs
+    assigned = _spread(np.where(beliefs.confidence >= threshold, beliefs.best, UNASSIGNED), rows, n, UNASSIGNED)
+    best = _spread(beliefs.best, rows, n, UNASSIGNED)
+    confidence, probability_nk = np.full(n, np.nan), np.full((n, len(beliefs.labels)), np.nan)
+    confidence[rows], probability_nk[rows] = beliefs.confidence, beliefs.probability_nk
+    result.obs[KEY] = pd.Categorical(assigned, categories=_categories(beliefs.labels, assigned))
+    result.obs[f"{KEY}_best"] = pd.Categorical(best, categories=_categories(beliefs.labels, best))
+    result.obs[f"{KEY}_confidence"] = confidence
+    result.obs[f"{KEY}_top"] = _spread(beliefs.top(top_k), rows, n)
+    names = list(beliefs.labels) if all(map(is_key, beliefs.labels)) else list(map(as_key, beliefs.labels))
+    result.obsm["cytoglot_probabilities"] = pd.DataFrame(probability_nk, index=result.obs_names, columns=names)
+    return assigned
+
+
+def _spread(
+    values: Sequence[str] | NDArray[Any], rows: NDArray[np.intp], n: int, other: str = ""
+) -> NDArray[np.object_]:
+    """Return the values at their rows, and `other` at the rows without one."""
+    every = np.full(n, other, dtype=object)
+    every[rows] = values
+    return every
 
 
 def _write_ontology(result: AnnData, best: NDArray[np.object_], labels: Sequence[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import yaml
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
 from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.texts import read_text
 
 KINDS = ("one_of", "distinct_words", "number", "free_text")
 _HELP = "'one_of: A | B', 'distinct_words: 5..10 of genes.txt', 'number: 0..1', 'free_text: 64', or a YAML file"
@@ -49,7 +50,7 @@ def read_answer_format(text: str, *, words: Sequence[str] | None = None) -> Answ
         path = Path(text)
         if not path.is_file():
             raise InputError(f"the format file {path} does not exist; expected {_HELP}")
-        folder, given = path.parent, _read_text(path)
+        folder, given = path.parent, read_text(path)
     kind, _, value = text.partition(":")
     if kind.strip() == "one_of" and "|" in value and value.strip()[0] not in "|[{'\"":
         # Labels such as "T cell #2" mean something else in YAML.
@@ -128,7 +129,7 @@ def _texts(value: Any, folder: Path, *, what: str) -> tuple[str, ...]:
         path = folder / value
         if not path.is_file():
             raise InputError(f"{what}: the file {path} does not exist; pass a list, or a text file with one per line")
-        value = [line.strip() for line in _read_text(path).splitlines()]
+        value = [line.strip() for line in read_text(path).splitlines()]
         value = [line for line in value if line]
     if not isinstance(value, list) or not all(isinstance(one, (str, int, float)) for one in value):
         raise InputError(f"{what} must be a list of texts, found {value!r}"[:300])
@@ -144,14 +145,6 @@ def _checked_options(options: Iterable[str]) -> OneOf:
     if len(set(options)) != len(options):
         raise InputError(f"options of one_of must be distinct, found {list(options)}"[:300])
     return OneOf(options=options)
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, without the mark that some editors put in front."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a text file in UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 def _whole(value: Any, what: str, *, least: int) -> int:

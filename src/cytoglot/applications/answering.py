@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -17,13 +18,15 @@ import pyarrow.parquet as pq
 from transformers import AutoTokenizer
 
 from cytoglot.answer_format import AnswerFormat, FreeText, GeneratedAnswer, OneOf
-from cytoglot.applications.parquet_parts import PartsReport, map_parts
+from cytoglot.applications.parquet_parts import PartsReport, map_parts, n_parts_done
 from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.engines import Engine
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.lm.generation.sampling import Sampling
+from cytoglot.lm.model.fingerprint import source_fingerprint
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator
+from cytoglot.texts import read_text, storable
 
 logger = logging.getLogger(__name__)
 
@@ -62,15 +65,20 @@ class Prompts:
 
 
 @runtime_checkable
-class GeneratorSource(Protocol):
+class StatesSettings(Protocol):
+    """A generator that says what decides its answers, so that they are told from another's."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return JSON values of all that decides its answers: a fingerprint of the weights as "model", its options."""
+        ...
+
+
+@runtime_checkable
+class GeneratorSource(StatesSettings, Protocol):
     """Makes a generator where it is needed; frozen and hashable, so that each worker makes it once."""
 
     def open(self) -> TextGenerator | AnswerSampler:
         """Return the generator."""
-        ...
-
-    def settings(self) -> dict[str, Any]:
-        """Return JSON values of all that decides its answers."""
         ...
 
 
@@ -121,15 +129,12 @@ class ModelSource:
         return replace(language, batch_size=self.batch_size, **sampling)
 
     def settings(self) -> dict[str, Any]:
-        """Return what decides the answers; of a folder also which weights lie there."""
-        neutral = {"device", "batch_size", "concurrency"}
-        known = {name: value for name, value in asdict(self).items() if name not in neutral}
-        folder = Path(self.model)
-        if self.backend != "openai" and folder.is_dir():
-            files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-            stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            known["weights"] = hashlib.blake2b(json.dumps(stamps).encode(), digest_size=8).hexdigest()
-        return known
+        """Return what decides the answers: of a folder its weights, of a name on the hub the commit."""
+        known = asdict(self)
+        for neutral in ("device", "batch_size", "concurrency"):
+            del known[neutral]
+        found = None if self.backend == "openai" else source_fingerprint(self.model, self.revision)
+        return known if found is None else {**known, "model": found}
 
 
 def answer_prompts(
@@ -162,7 +167,8 @@ def answer_prompts(
     ----------
     generator
         A generator, or what makes one in each worker (`ModelSource`), which more than one worker or Ray needs. A plain
-        `TextGenerator` is asked prompt by prompt with a seed made of seed and id.
+        `TextGenerator` is asked prompt by prompt with a seed made of seed and id. A generator without `settings()`
+        cannot be told from another, so its answers are not gone on with.
     part_prompts
         Prompts of a part: what is lost at most when killed, and what a backend can put into its batches.
 
@@ -179,8 +185,20 @@ def answer_prompts(
     is_source = isinstance(generator, GeneratorSource)
     if not is_source and (engine != "local" or workers > 1):
         raise InputError("several workers make their generators themselves; pass a ModelSource instead of a generator")
+    if log_likelihood and not is_source and not isinstance(generator, AnswerScorer):
+        raise InputError(f"{type(generator).__name__} cannot score answers; leave out log_likelihood")
     if n_samples < 1:
         raise InputError(f"n_samples must be at least 1, found {n_samples}")
+    output = Path(output)
+    if isinstance(generator, StatesSettings):
+        described = generator.settings()
+    elif overwrite or not (output.exists() or n_parts_done(output)):
+        described = {"run": uuid.uuid4().hex}  # known by itself alone: never resumed
+    else:
+        raise InputError(
+            f"{type(generator).__name__} has no settings() that say what decides its answers, so what is in {output} or "
+            "its parts may be another model's; pass another output, or overwrite=True to begin anew"
+        )
     function = _Answer(
         generator=generator,
         answer_format=answer_format,
@@ -194,7 +212,8 @@ def answer_prompts(
         pa.table({"id": list(prompts.ids), "prompt": list(prompts.texts)}),
         output,
         settings={
-            "generator": generator.settings() if isinstance(generator, GeneratorSource) else _described(generator),
+            "class": type(generator).__name__,
+            **described,
             "answer_format": _format_settings(answer_format),
             "n_samples": n_samples,
             "seed": seed,
@@ -247,7 +266,7 @@ def read_prompts(path: str | Path) -> Prompts:
         raise InputError(f"a file of prompts must end in .parquet, .jsonl or .txt, found {path.name!r}")
     try:
         rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except pa.ArrowInvalid as error:
         raise InputError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from error
     if "prompt" not in rows:
         raise InputError(
@@ -264,11 +283,8 @@ def read_prompts(path: str | Path) -> Prompts:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return the lines of a UTF-8 file; other signs that end a line, such as U+2028, may stand inside of JSON."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} cannot be read as UTF-8 (byte {error.start}); save it as UTF-8") from error
+    """Return the lines of a text file; other signs that end a line, such as U+2028, may stand inside of JSON."""
+    text = read_text(path)
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -318,7 +334,7 @@ class _Answer:
         }
         if self.keep_prompts:
             columns["prompt"] = pa.array([text for text in texts for _ in range(self.n_samples)], pa.string())
-        columns["answer"] = pa.array([answer.text for answer in flat], pa.string())
+        columns["answer"] = pa.array([storable(answer.text) for answer in flat], pa.string())
         columns["log_prob"] = pa.array([answer.log_prob for answer in flat], pa.float64())
         if self.log_likelihood:
             scores = _log_likelihoods(generator, texts, answers, self.answer_format)
@@ -353,8 +369,7 @@ def _sampled(
 def _log_likelihoods(
     generator: object, texts: Sequence[str], answers: Sequence[Sequence[GeneratedAnswer]], answer_format: AnswerFormat
 ) -> list[float]:
-    if not isinstance(generator, AnswerScorer):
-        raise InputError(f"{type(generator).__name__} cannot score answers; leave out log_likelihood")
+    assert isinstance(generator, AnswerScorer)
     if isinstance(answer_format, OneOf):
         options = list(answer_format.options)
         scores = generator.log_likelihood(texts, options)
@@ -376,10 +391,3 @@ def _format_settings(answer_format: AnswerFormat) -> dict[str, Any]:
                 f"{len(value)} texts {hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()}"
             )
     return {"kind": type(answer_format).__name__, **fields}
-
-
-def _described(generator: object) -> dict[str, Any]:
-    """Return the plain settings of a generator that was given as an object; its weights are not looked at."""
-    plain = {name: value for name, value in vars(generator).items() if isinstance(value, (str, int, float, type(None)))}
-    neutral = {"batch_size", "concurrency"}
-    return {"class": type(generator).__name__, **{n: v for n, v in plain.items() if n not in neutral}}

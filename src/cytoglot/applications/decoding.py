@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.write import write_h5ad
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.decode import decode
 from cytoglot.sentence.parse import Repeated
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, RankCurve, rank_curve_from_dict
+from cytoglot.texts import read_text
 
 CURVES_FILE = "rank_curves.json"
 
@@ -86,8 +87,7 @@ def decode_file(
         adata = decode(
             _lines(source), vocabulary=language.vocabulary, rank_curve=language.rank_curve, repeated=repeated
         )
-    with atomic_path(out) as path:
-        adata.write_h5ad(path, compression="gzip")
+    write_h5ad(adata, out)
     faults = {name: int(adata.obs[name].sum()) if name in adata.obs else 0 for name in ("n_unknown", "n_duplicates")}
     return DecodeSummary(
         cells=adata.n_obs,
@@ -136,7 +136,4 @@ def _fitted_curves(folder: Path, genes: GeneVocabulary | None) -> dict[str, Any]
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; pass a .parquet file of `cytoglot encode`, or a text file")
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error}); pass a text file with one sentence per line") from error
+    return read_text(path).splitlines()

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytoglot.applications.embedding import KEY, embedding_record
-from cytoglot.atomic import atomic_path
+from cytoglot.applications.outputs import check_key, check_record, model_settings, parts_of
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
-from cytoglot.cell_model.sentence_stream import SentenceStream, open_sentences
+from cytoglot.cell_model.sentence_stream import open_sentences
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.formats import readable
 from cytoglot.errors import InputError
@@ -42,12 +42,11 @@ from cytoglot.lm.embedding.embed import (
     n_dimensions,
     read_texts,
 )
-from cytoglot.lm.model.fingerprint import model_fingerprint
 from cytoglot.lm.runtime.prefetch import one_ahead
-from cytoglot.manifest import fingerprint_of, fingerprint_texts, package_versions
+from cytoglot.manifest import fingerprint_of
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences
-from cytoglot.sentence.unfinished import UnfinishedOutput
+from cytoglot.tasks.task import check_context
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +66,8 @@ class EmbedSummary:
     output: str
     resumed_cells: int = 0
     """cells whose vectors an earlier, interrupted run had made"""
+    cells_without_genes: int = 0
+    """cells without one gene of the model, which have the zero vector"""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -88,6 +89,7 @@ def embed_file(
     dtype: Precision = "auto",
     batch_tokens: int | None = None,
     chunk_cells: int = CHUNK_CELLS,
+    overwrite: bool = False,
 ) -> EmbedSummary:
     """Write the vectors of a file's cells: into a copy of an h5ad, or alone as Parquet.
 
@@ -103,12 +105,15 @@ def embed_file(
         As in `cytoglot.embed`, whose vectors these are.
     chunk_cells
         Cells in memory at a time, and between two saved parts.
+    overwrite
+        Begin anew where an interrupted run of other settings has left parts.
 
     Raises
     ------
     InputError
-        The file cannot be read or ranked, an h5ad is asked for of another kind of file, the disk is full, or another
-        process is writing the same output. Nothing half-written is left under the name `out`.
+        The file cannot be read or ranked, an h5ad is asked for of another kind of file, the disk is full, another
+        process is writing the same output, or an interrupted run was given something else (the message says what).
+        Nothing half-written is left under the name `out`.
     VocabularyMismatchError
         The genes are not those of the model.
 
@@ -129,33 +134,65 @@ def embed_file(
         )
     if chunk_cells < 1:
         raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
+    check_key(key_added, of="key_added")
+    if key_added == "cell_id":
+        raise InputError("key_added cannot be 'cell_id', which is the column of the cells' names")
     check_pooling(pooling)
-    work = _Work(
-        model=replace(model, lm=in_precision(model.lm, dtype)),
-        context=context,
-        hidden_layer=checked_layer(model.lm, hidden_layer),
-        pooling=pooling,
-        batch_tokens=batch_tokens,
-    )
+    check_context(context)
+    asked = checked_layer(model.lm, hidden_layer)
+    model = replace(model, lm=in_precision(model.lm, dtype))
+    n_d = n_dimensions(model.lm)
     with open_sentences(
         model, path, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
     ) as cells:
         record = embedding_record(model, cells.overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
-        inputs = {"layer": layer, "chunk_cells": chunk_cells, **gene_options.to_dict()}
-        with UnfinishedOutput(out, work.key(path, inputs)).opened() as unfinished:
-            parts = _Parts(unfinished.folder)
-            n_resumed = work.run(cells, parts)
-            write = _write_h5ad if out.suffix == ".h5ad" else _write_parquet
-            write(path, unfinished.partial, cells, parts, record, n_dimensions(model.lm))
-            unfinished.finish()
+
+        def settings() -> dict[str, Any]:
+            options = {"layer": layer, "context": dict(context or {}), "hidden_layer": asked, "pooling": pooling}
+            return {
+                **model_settings(model, "cell_type_annotation"),
+                "data": fingerprint_of(path),
+                **gene_options.to_dict(),
+                "key_added": key_added,
+                "chunk_cells": chunk_cells,
+                **options,
+            }
+
+        with parts_of(out, settings, overwrite=overwrite) as parts:
+            assert parts is not None
+            n_parts = -(-cells.n_cells // chunk_cells)
+            first = n_parts - len(parts.missing(n_parts))
+            n_resumed = min(first * chunk_cells, cells.n_cells)
+            if n_resumed:
+                logger.info("%d of %d cells are kept from an interrupted run", n_resumed, cells.n_cells)
+            read = (_read(model, chunk, context, pooling) for chunk in cells.chunks(n_resumed))
+            tally = EmbedTally()
+            with progress_bar(total=cells.n_cells, description="embed", unit="cell") as bar:
+                bar.update(n_resumed)
+                for number, (tokens, lengths) in enumerate(one_ahead(read), start=first):
+                    vectors_nd = embed_tokens(
+                        model.lm, tokens, layer=asked, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
+                    )
+                    vectors_nd[lengths == 0] = 0
+                    parts.write(number, pa.table({"vector": _column(vectors_nd), "n_words": lengths}))
+            logger.info("%s", tally)
+            n_empty = sum(int((parts.read(number)["n_words"].to_numpy() == 0).sum()) for number in range(n_parts))
+            record = {**record, "cells_without_genes": n_empty}
+            with parts.whole() as partial:
+                vectors = (_vectors(parts.read(number), n_d) for number in range(n_parts))
+                if out.suffix == ".h5ad":
+                    _write_h5ad(path, partial, cells.n_cells, vectors, record, n_d)
+                else:
+                    write_vectors(partial, cells.cell_ids, vectors, {"source": path.name, **record}, n_d=n_d)
     logger.info("%s: %d cells in %.1f s", out, cells.n_cells, time.perf_counter() - started)
     return EmbedSummary(
         cells=cells.n_cells,
-        dimensions=n_dimensions(model.lm),
+        dimensions=n_d,
         key=key_added,
         overlap=str(cells.overlap),
         output=str(out),
         resumed_cells=n_resumed,
+        cells_without_genes=n_empty,
     )
 
 
@@ -165,107 +202,46 @@ def takes_vectors(path: str | Path) -> bool:
     Raises
     ------
     InputError
-        The file is HDF5 and damaged.
+        The file is HDF5 and damaged, or its `uns["cytoglot"]` is no mapping.
     """
     path = Path(path)
     if not path.is_file() or not h5py.is_hdf5(path):
         return False
     with readable(path), h5py.File(path, "r") as file:
+        if isinstance(file.get("uns/cytoglot"), h5py.Dataset):
+            check_record({"cytoglot": None})
         return "obs" in file and "var" in file and "encoding-type" in file["obs"].attrs
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """All that decides the vectors, and the making of them."""
-
-    model: CellModel
-    context: Mapping[str, str] | None
-    hidden_layer: int
-    pooling: CellPooling
-    batch_tokens: int | None
-
-    def key(self, path: Path, inputs: Mapping[str, Any]) -> str:
-        """Return what tells parts apart: any change in it makes them worthless."""
-        spec = self.model.spec
-        decisive = [
-            fingerprint_of(path),
-            model_fingerprint(self.model.lm),
-            spec.vocabulary.fingerprint,
-            spec.ranking,
-            spec.tie_rates,
-            self.model.task("cell_type_annotation").templates.fingerprint,
-            sorted({**spec.context, **(self.context or {})}.items()),
-            (self.hidden_layer, self.pooling),
-            sorted(inputs.items()),
-            package_versions(["cytoglot"])["cytoglot"],
-        ]
-        return fingerprint_texts(repr(item) for item in decisive)
-
-    def run(self, cells: SentenceStream, parts: _Parts) -> int:
-        """Make the parts that are not there; return how many cells were."""
-        n_old = parts.count()
-        n_resumed = min(n_old * cells.chunk_cells, cells.n_cells)
-        if n_resumed:
-            logger.info("%d of %d cells are kept from an interrupted run", n_resumed, cells.n_cells)
-        tokens = (self._read(part) for part in cells.chunks(n_resumed))
-        tally = EmbedTally()
-        with progress_bar(total=cells.n_cells, description="embed", unit="cell") as bar:
-            bar.update(n_resumed)
-            for number, chunk in enumerate(one_ahead(tokens), start=n_old):
-                vectors_nd = embed_tokens(
-                    self.model.lm,
-                    chunk,
-                    layer=self.hidden_layer,
-                    batch_tokens=self.batch_tokens,
-                    on_text=bar.update,
-                    tally=tally,
-                )
-                parts.write(number, vectors_nd)
-        logger.info("%s", tally)
-        return n_resumed
-
-    def _read(self, sentences: CellSentences) -> TextTokens:
-        prompts = self.model.cell_prompts(sentences, context=self.context)
-        return read_texts(
-            self.model.lm,
-            [prompt.text for prompt in prompts],
-            pooling="last" if self.pooling == "last" else "mean",
-            spans=[prompt.sentence_span for prompt in prompts] if self.pooling == "sentence" else None,
-        )
+def _read(
+    model: CellModel, sentences: CellSentences, context: Mapping[str, str] | None, pooling: CellPooling
+) -> tuple[TextTokens, NDArray[np.int64]]:
+    """Return the tokens of a chunk's prompts and the lengths of its sentences."""
+    prompts = model.cell_prompts(sentences, context=context)
+    tokens = read_texts(
+        model.lm,
+        [prompt.text for prompt in prompts],
+        pooling="last" if pooling == "last" else "mean",
+        spans=[prompt.sentence_span for prompt in prompts] if pooling == "sentence" else None,
+    )
+    return tokens, np.diff(sentences.offsets).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """Vectors of chunks 0, 1, 2, … as files, each whole or absent."""
+def _column(vectors_nd: NDArray[np.float32]) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
 
-    folder: Path
 
-    def count(self) -> int:
-        """Return how many there are, counted from the first without a gap."""
-        n = 0
-        while self._path(n).exists():
-            n += 1
-        return n
-
-    def write(self, number: int, vectors_nd: NDArray[np.float32]) -> None:
-        """Keep one part; it is on the disk when this returns."""
-        with atomic_path(self._path(number)) as path:
-            np.save(path, vectors_nd)
-
-    def read(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-        """Yield the cells and the vectors of each part."""
-        first = 0
-        for number in range(self.count()):
-            vectors_nd = np.load(self._path(number))
-            yield slice(first, first + len(vectors_nd)), vectors_nd
-            first += len(vectors_nd)
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"vectors-{number:06d}.npy"
+def _vectors(part: pa.Table, n_d: int) -> NDArray[np.float32]:
+    return part["vector"].combine_chunks().flatten().to_numpy().reshape(-1, n_d)
 
 
 def _write_h5ad(
-    source: Path, partial: Path, cells: SentenceStream, parts: _Parts, record: Mapping[str, str | int], n_d: int
+    source: Path,
+    partial: Path,
+    n_cells: int,
+    vectors: Iterable[NDArray[np.float32]],
+    record: Mapping[str, str | int],
+    n_d: int,
 ) -> None:
     """Copy the file as it is, then add the vectors and the record."""
     shutil.copyfile(source, partial)
@@ -273,31 +249,23 @@ def _write_h5ad(
         for name in ("obsm", "uns"):
             if name not in file:
                 anndata.io.write_elem(file, name, {})
-        key = str(record["key"])
+        key, first = str(record["key"]), 0
         if key in file["obsm"]:
             del file["obsm"][key]
-        data = file["obsm"].create_dataset(key, shape=(cells.n_cells, n_d), dtype=np.float32)
+        data = file["obsm"].create_dataset(key, shape=(n_cells, n_d), dtype=np.float32)
         data.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        for rows, vectors_nd in parts.read():
-            data[rows] = vectors_nd
-        uns = file["uns"]
-        if "cytoglot" not in uns:
-            anndata.io.write_elem(uns, "cytoglot", {})
-        if not isinstance(uns["cytoglot"], h5py.Group):
-            raise InputError(f"expected a mapping in uns['cytoglot'] of {source}, found a value; rename or delete it")
-        anndata.io.write_elem(uns["cytoglot"], "embedding", dict(record))
-
-
-def _write_parquet(
-    source: Path, partial: Path, cells: SentenceStream, parts: _Parts, record: Mapping[str, str | int], n_d: int
-) -> None:
-    found = ((cells.cell_ids[rows], vectors_nd) for rows, vectors_nd in parts.read())
-    write_vectors(partial, found, {"source": source.name, **record}, n_d=n_d)
+        for vectors_nd in vectors:
+            data[first : first + len(vectors_nd)] = vectors_nd
+            first += len(vectors_nd)
+        if "cytoglot" not in file["uns"]:
+            anndata.io.write_elem(file["uns"], "cytoglot", {})
+        anndata.io.write_elem(file["uns/cytoglot"], "embedding", dict(record))
 
 
 def write_vectors(
     path: Path,
-    parts: Iterable[tuple[NDArray[np.object_], NDArray[np.float32]]],
+    cell_ids: NDArray[np.object_],
+    parts: Iterable[NDArray[np.float32]],
     record: Mapping[str, str | int],
     *,
     n_d: int,
@@ -307,7 +275,9 @@ def write_vectors(
         [("cell_id", pa.string()), (str(record["key"]), pa.list_(pa.float32(), n_d))],
         metadata={"cytoglot": json.dumps(dict(record))},
     )
+    first = 0
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for ids, vectors_nd in parts:
-            vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), n_d)
-            writer.write_table(pa.table([pa.array(ids, type=pa.string()), vectors], schema=schema))
+        for vectors_nd in parts:
+            ids = pa.array(cell_ids[first : first + len(vectors_nd)], type=pa.string())
+            writer.write_table(pa.table([ids, _column(vectors_nd)], schema=schema))
+            first += len(vectors_nd)

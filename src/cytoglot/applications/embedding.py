@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from cytoglot.applications.outputs import add_record, check_key, result_of
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, VocabularyOverlap
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.lm.embedding.embed import Precision, checked_layer
+from cytoglot.tasks.task import check_context
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,6 +45,8 @@ def embed(
     which cells it is batched with. Labels are neither needed nor read. `copy=False` writes into `adata` itself. For
     files larger than memory there is `cytoglot.applications.embed_file`.
 
+    A cell without one gene of the model gets the zero vector; the record counts such cells (`cells_without_genes`).
+
     Parameters
     ----------
     layer
@@ -56,14 +60,18 @@ def embed(
     InputError, VocabularyMismatchError
         The matrix cannot be read, the genes are not those of the model, or there is no such layer or pooling.
     """
+    check_key(key_added, of="key_added")
+    check_context(context)
+    result = result_of(adata, copy=copy)
     sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
     embedding_nd = model.embeddings(
         sentences, context=context, layer=hidden_layer, pooling=pooling, dtype=dtype, batch_tokens=batch_tokens
     )
-    result = adata.copy() if copy else adata
+    empty = np.diff(sentences.offsets) == 0
+    embedding_nd[empty] = 0
     result.obsm[key_added] = embedding_nd
     record = embedding_record(model, overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
-    result.uns["cytoglot"] = {**result.uns.get("cytoglot", {}), "embedding": record}
+    add_record(result, "embedding", {**record, "cells_without_genes": int(empty.sum())})
     return result
 
 

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from cytoglot.applications.outputs import add_record, made_in_parts, model_settings, parts_of
 from cytoglot.cell_model.load import CellModel
+from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.sentence.decode import decode
+from cytoglot.tasks.task import check_context
 from cytoglot.tasks.template import TERMINATOR
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+CHUNK_CELLS = 256
+"""cells between two saved parts of a file"""
 
 
 def generate(
@@ -31,6 +39,9 @@ def generate(
     top_p: float = 1.0,
     context: Mapping[str, str] | None = None,
     seed: int = 0,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    chunk_cells: int = CHUNK_CELLS,
 ) -> AnnData:
     """Return `n` new cells as an AnnData over the model's genes.
 
@@ -48,32 +59,59 @@ def generate(
         default the temperature at which cells of a type were as diverse as real validation cells of it.
     seed
         Cell i depends on the seed and on i, not on `n` or on batches.
+    output
+        An h5ad to write the cells to as well. It is made in parts of `chunk_cells` cells: the same call after a kill
+        goes on with the parts that are missing and ends with the same bytes.
+    overwrite
+        Begin anew where an interrupted run of other settings has left parts.
 
     Raises
     ------
     UnknownNameError
         The model has no such label (the nearest ones are listed).
     InputError
-        `n` or `n_genes` is not positive, or asks for more genes than the vocabulary has.
+        `n` or `n_genes` is not positive, or asks for more genes than the vocabulary has; or an interrupted run for
+        `output` was given something else (the message says what).
     """
     check_generation(model, cell_type, n, n_genes)
+    check_context(context)
+    curve = model.rank_curve  # refuses a model without one before anything is written
     lengths = np.full(n, n_genes) if n_genes is not None else draw_lengths(model, cell_type, n, seed=seed)
     used = model.spec.calibration.generation_temperature if temperature is None else temperature
-    texts = model.write(cell_type, lengths, temperature=used, top_p=top_p, context=context, seed=seed)
-    n_expressed = np.maximum(1, np.round(lengths * model.spec.expressed_per_word)).astype(np.int32)
-    adata = decode(
-        texts,
-        vocabulary=model.spec.vocabulary,
-        rank_curve=model.rank_curve,
-        cell_ids=[f"generated_{i}" for i in range(n)],
-        n_expressed=n_expressed,
-    )
-    if adata.obs[["n_unknown", "n_duplicates"]].to_numpy().any():
-        raise AssertionError("constrained generation wrote an invalid or repeated gene")
-    adata.obs["cell_type"] = pd.Categorical([cell_type or "any"] * n)
-    adata.obs["cell_sentence"] = [text.strip().removesuffix(TERMINATOR).strip() for text in texts]
-    adata.uns["cytoglot"]["generation"] = {"cell_type": cell_type or "", "temperature": used, "top_p": top_p}
-    logger.info("generated %d cells of %s", n, cell_type or "any type")
+
+    def settings() -> dict[str, Any]:
+        task = "unconditional_generation" if cell_type is None else "cell_generation"
+        options = {
+            "temperature": used,
+            "top_p": top_p,
+            "context": dict(context or {}),
+            "seed": seed,
+            "chunk_cells": chunk_cells,
+        }
+        return {**model_settings(model, task), "cell_type": cell_type, "n": n, "n_genes": n_genes, **options}
+
+    def make(first: int, last: int) -> pa.Table:
+        some, options = lengths[first:last], {"temperature": used, "top_p": top_p, "context": context, "seed": seed}
+        return pa.table({"text": model.write(cell_type, some, first=first, **options)})
+
+    with parts_of(output, settings, overwrite=overwrite) as parts:
+        texts = made_in_parts(make, n, chunk_cells, parts)["text"].to_pylist()
+        adata = decode(
+            texts,
+            vocabulary=model.spec.vocabulary,
+            rank_curve=curve,
+            cell_ids=[f"generated_{i}" for i in range(n)],
+            n_expressed=np.maximum(1, np.round(lengths * model.spec.expressed_per_word)).astype(np.int32),
+        )
+        if adata.obs[["n_unknown", "n_duplicates"]].to_numpy().any():
+            raise AssertionError("constrained generation wrote an invalid or repeated gene")
+        adata.obs["cell_type"] = pd.Categorical([cell_type or "any"] * n)
+        adata.obs["cell_sentence"] = [text.strip().removesuffix(TERMINATOR).strip() for text in texts]
+        add_record(adata, "generation", {"cell_type": cell_type or "", "temperature": used, "top_p": top_p})
+        logger.info("generated %d cells of %s", n, cell_type or "any type")
+        if parts is not None:
+            with parts.whole() as path:
+                fill_h5ad(adata, path)
     return adata
 
 

@@ -6,11 +6,9 @@ they can be done here, in processes or on a Ray cluster with a shared file syste
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,16 +19,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cytoglot.atomic import atomic_path, write_json
 from cytoglot.engines import Engine, running
 from cytoglot.errors import InputError
+from cytoglot.manifest import fingerprint_texts
 from cytoglot.progress import progress_bar
+from cytoglot.resume import Parts, changes, parts_folder
 
 logger = logging.getLogger(__name__)
 
 PartFunction = Callable[[pa.Table], pa.Table]
 METADATA_KEY = b"cytoglot"
-_PLAN, _ROWS = "plan.json", "rows.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,33 +86,34 @@ def map_parts(
         raise InputError("there are no rows to map; expected at least one")
     if part_rows < 1:
         raise InputError(f"a part needs at least 1 row, found part_rows={part_rows}")
-    plan = {"settings": json.loads(json.dumps(settings)), "rows": _fingerprint(rows), "part_rows": part_rows}
+    plan = json.loads(json.dumps({**settings, "data": _fingerprint(rows), "part_rows": part_rows}))
     n_parts = -(-len(rows) // part_rows)
     report = partial(PartsReport, output=output, n_rows=len(rows), n_parts=n_parts)
     if output.exists() and not overwrite:
-        _check_same(plan, _plan_of(output), what=str(output))
+        _check_same(plan, output)
         return report(n_rows_written=pq.read_metadata(output).num_rows, n_parts_found=n_parts)
-    work = work_folder(output)
-    _prepare(work, rows, plan, overwrite=overwrite)
-    missing = [number for number in range(n_parts) if not _part(work, number).exists()]
-    if len(missing) < n_parts:
-        logger.info("%d of %d parts are there from an earlier run", n_parts - len(missing), n_parts)
-    do = _Part(function=function, work=work, part_rows=part_rows)
-    for _ in _done(do, missing, engine, workers, gpus_per_worker, description):
-        pass
-    n_written = _join(work, n_parts, output, plan)
-    shutil.rmtree(work)
+    # What a function refuses may be a server that is down: its other answers are kept.
+    with Parts(output, plan).opened(overwrite=overwrite, keep_at_fault=True) as parts:
+        parts.write("rows", rows)
+        missing = parts.missing(n_parts)
+        if len(missing) < n_parts:
+            logger.info("%d of %d parts are there from an earlier run", n_parts - len(missing), n_parts)
+        do = _Part(function=function, parts=parts, part_rows=part_rows)
+        for _ in _done(do, missing, engine, workers, gpus_per_worker, description):
+            pass
+        schema = parts.read(0).schema.with_metadata({METADATA_KEY: json.dumps(plan).encode()})
+        n_written = 0
+        with parts.whole() as path, pq.ParquetWriter(path, schema) as writer:
+            for number in range(n_parts):
+                part = parts.read(number).replace_schema_metadata(schema.metadata)
+                writer.write_table(part)
+                n_written += len(part)
     return report(n_rows_written=n_written, n_parts_found=n_parts - len(missing))
-
-
-def work_folder(output: Path) -> Path:
-    """Return where the parts of an output lie until all are there."""
-    return output.with_name(f"{output.name}.parts")
 
 
 def n_parts_done(output: Path) -> int:
     """Return how many parts an interrupted run has left beside an output."""
-    return len(list(work_folder(output).glob("part-*.parquet")))
+    return len(list(parts_folder(output).glob("part-*.parquet")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +121,17 @@ class _Part:
     """Does one part, named by its number; small, so that it can be sent to workers."""
 
     function: PartFunction
-    work: Path
+    parts: Parts
     part_rows: int
 
     def __call__(self, number: int) -> int:
-        rows = pq.read_table(self.work / _ROWS).slice(number * self.part_rows, self.part_rows)
-        result = self.function(rows)
-        with atomic_path(_part(self.work, number)) as path:
-            pq.write_table(result, path)
+        rows = self.parts.read("rows").slice(number * self.part_rows, self.part_rows)
+        self.parts.write(number, self.function(rows))
         return number
 
 
 class _RayWorker:
-    """An actor of Ray Data: `_Part` for batches of part numbers."""
+    """Does parts in an actor of Ray Data."""
 
     def __init__(self, do: _Part) -> None:
         self._do = do
@@ -179,64 +176,24 @@ def _on_ray_data(ray: Any, do: _Part, missing: Sequence[int], workers: int, gpus
         raise (error.cause if isinstance(error.cause, InputError) else error) from error
 
 
-def _prepare(work: Path, rows: pa.Table, plan: Mapping[str, Any], *, overwrite: bool) -> None:
-    """Make the folder of parts, or check that the one which is there has parts of the same plan."""
-    if work.exists():
-        if not (work / _PLAN).is_file() and any(work.iterdir()) and not (work / _ROWS).is_file():
-            raise InputError(f"{work} is needed for parts but holds other things; move it, or pass another output")
-        found = json.loads((work / _PLAN).read_text(encoding="utf-8")) if (work / _PLAN).is_file() else None
-        if found == plan:
-            return
-        # Without a part nothing is lost: a command that was refused for its settings may be corrected.
-        if not overwrite and found is not None and any(work.glob("part-*.parquet")):
-            _check_same(plan, found, what=str(work))
-        shutil.rmtree(work)
-    work.mkdir(parents=True)
-    with atomic_path(work / _ROWS) as path:
-        pq.write_table(rows, path)
-    write_json(work / _PLAN, plan)
-
-
-def _plan_of(output: Path) -> dict[str, Any] | None:
+def _check_same(plan: Mapping[str, Any], output: Path) -> None:
+    """Refuse an output that this call would not have made."""
     try:
         stored = (pq.read_schema(output).metadata or {}).get(METADATA_KEY)
     except (pa.ArrowInvalid, OSError):
-        return None
-    return None if stored is None else json.loads(stored)
-
-
-def _check_same(plan: Mapping[str, Any], found: Mapping[str, Any] | None, *, what: str) -> None:
-    if found == plan:
-        return
-    if found is None:
-        raise InputError(f"{what} exists and was not written by this command; pass another output, or --overwrite")
-    old, new = ({**one["settings"], "rows": one["rows"], "part_rows": one["part_rows"]} for one in (found, plan))
-    differing = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    raise InputError(
-        f"{what} was made with other settings, unlike in {', '.join(differing)}; pass another output, or --overwrite "
-        "to begin anew"
-    )
-
-
-def _join(work: Path, n_parts: int, output: Path, plan: Mapping[str, Any]) -> int:
-    n_rows = 0
-    schema = pq.read_schema(_part(work, 0)).with_metadata({METADATA_KEY: json.dumps(plan).encode()})
-    with atomic_path(output) as path, pq.ParquetWriter(path, schema) as writer:
-        for number in range(n_parts):
-            part = pq.read_table(_part(work, number))
-            n_rows += len(part)
-            writer.write_table(part.replace_schema_metadata(schema.metadata))
-    return n_rows
-
-
-def _part(work: Path, number: int) -> Path:
-    return work / f"part-{number:06d}.parquet"
+        stored = None
+    if stored is None:
+        raise InputError(f"{output} exists and was not written by this command; pass another output, or --overwrite")
+    if json.loads(stored) != plan:
+        raise InputError(
+            f"{output} was made with {changes(json.loads(stored), plan)}; pass another output, or --overwrite to begin "
+            "anew"
+        )
 
 
 def _fingerprint(rows: pa.Table) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for name in rows.column_names:
-        digest.update(f"\0{name}\0".encode())
-        for value in rows.column(name).to_pylist():
-            digest.update(json.dumps(value, default=str).encode() + b"\0")
-    return digest.hexdigest()
+    return fingerprint_texts(
+        text
+        for name in rows.column_names
+        for text in (name, *map(partial(json.dumps, default=str), rows[name].to_pylist()))
+    )

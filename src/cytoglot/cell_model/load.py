@@ -39,7 +39,7 @@ from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
 from cytoglot.tasks.annotation import CellTypeAnnotation
 from cytoglot.tasks.foreign_templates import templates_for, with_templates
 from cytoglot.tasks.record import CellRecord
-from cytoglot.tasks.task import Task, tasks
+from cytoglot.tasks.task import Task, check_context, tasks
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -197,6 +197,7 @@ class CellModel:
         self, sentences: CellSentences, *, context: Mapping[str, str] | None = None, view: int = 0
     ) -> Iterator[CellRecord]:
         """Yield one record per cell, without a label; `context` is added to the model's own."""
+        check_context(context)
         metadata = {**self.spec.context, **(context or {})}
         words = sentences.vocabulary.names
         for i, cell_id in enumerate(sentences.cell_ids):
@@ -294,10 +295,11 @@ class CellModel:
         top_p: float = 1.0,
         context: Mapping[str, str] | None = None,
         seed: int = 0,
+        first: int = 0,
     ) -> list[str]:
         """Return one new cell sentence per length: every word a gene of the vocabulary, none twice.
 
-        The number of a cell is the key of its noise, so a cell does not depend on its companions.
+        The number of a cell, counted from `first`, is the key of its noise, so a cell does not depend on its companions.
         """
         prompts, formats = self.writing_prompts(cell_type, lengths, context=context)
         answers = generate_answers(
@@ -307,7 +309,7 @@ class CellModel:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            keys=[str(i) for i in range(len(lengths))],
+            keys=[str(first + i) for i in range(len(lengths))],
         )
         return [text for (text, *_) in answers]
 
@@ -316,6 +318,7 @@ class CellModel:
     ) -> tuple[list[str], list[DistinctWords]]:
         """Return the prompt for a new cell sentence of each length, and the format of its answer."""
         task: Task[CellRecord, Any] = self.task("unconditional_generation" if cell_type is None else "cell_generation")
+        check_context(context)
         known = {} if cell_type is None else {"cell_type": cell_type}
         metadata = {**self.spec.context, **(context or {}), **known}
         words = self.spec.vocabulary.symbols

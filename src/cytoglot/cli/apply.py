@@ -18,6 +18,8 @@ from cytoglot.cli.cells import (
     whole_file,
 )
 from cytoglot.cli.output import (
+    Anew,
+    ChunkCells,
     Context,
     Device,
     DryRun,
@@ -30,14 +32,15 @@ from cytoglot.cli.output import (
     quiet_for_json,
     show,
 )
+from cytoglot.data.write import write_h5ad as write_h5ad  # for other commands too
 from cytoglot.errors import InputError
+from cytoglot.texts import read_text
 
 if TYPE_CHECKING:
-    from anndata import AnnData
-
     from cytoglot.cell_model.load import CellModel
     from cytoglot.data.genes.vocabulary import GeneVocabulary
 
+Method = Literal["score", "generate"]
 Templates = Annotated[
     str | None,
     typer.Option("--templates", help="Prompts of the model: cell2sentence (if installed), or a TOML or JSON file."),
@@ -61,22 +64,27 @@ def annotate_command(
     context: Context = None,
     threshold: Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="Unassigned below this.")] = None,
     views: Annotated[int | None, typer.Option("--views", min=1, help="Augmented views averaged.")] = None,
-    method: Annotated[str, typer.Option("--method", help="score (exact) or generate (free answer).")] = "score",
+    method: Annotated[Method, typer.Option("--method", help="score (exact) or generate (free answer).")] = "score",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels listed for each cell.")] = 3,
+    escape_labels: Annotated[
+        bool, typer.Option("--escape-labels", help='Call the column of a label such as "T/NK" T%2FNK.')
+    ] = False,
+    chunk_cells: ChunkCells = None,
     templates: Templates = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
     gene_mapping: GeneMapping = None,
     duplicates: DuplicateGenes = "sum",
     min_overlap: MinOverlap = 0.3,
+    anew: Anew = False,
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Give every cell a type, with probabilities."""
-    from cytoglot.applications.annotation import KEY, UNASSIGNED, annotate
+    """Give every cell a type, with probabilities; a killed run goes on where it stopped."""
+    from cytoglot.applications.annotation import CHUNK_CELLS, KEY, UNASSIGNED, annotate
 
     _prepare(output, threads, json)
     given = _read_labels(labels)
@@ -99,20 +107,24 @@ def annotate_command(
         threshold=threshold,
         views=views,
         top_k=top_k,
-        method=_method(method),
+        method=method,
         min_overlap=min_overlap,
         seed=seed,
         copy=False,
+        escape_labels=escape_labels,
+        output=output,
+        overwrite=anew,
+        chunk_cells=chunk_cells or CHUNK_CELLS,
     )
-    write_h5ad(result, output)
-    counts = result.obs[KEY].value_counts()
+    counts, record = result.obs[KEY].value_counts(), result.uns["cytoglot"]["annotation"]
     show(
         {
             "cells": result.n_obs,
             "unassigned": int(counts.get(UNASSIGNED, 0)),
+            "cells_without_genes": record["cells_without_genes"],
             "cell_types": [{"cell_type": str(name), "cells": int(n)} for name, n in counts.items() if n],
-            "labels_without_ontology_term": result.uns["cytoglot"]["annotation"]["labels_without_ontology_term"],
-            "overlap": result.uns["cytoglot"]["annotation"]["overlap"],
+            "labels_without_ontology_term": record["labels_without_ontology_term"],
+            "overlap": record["overlap"],
             "output": output,
         },
         as_json=json,
@@ -133,6 +145,8 @@ def generate_command(
         bool, typer.Option("--expected", help="No cells but a table of what is expected of each gene, with intervals.")
     ] = False,
     context: Context = None,
+    chunk_cells: ChunkCells = None,
+    anew: Anew = False,
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -141,10 +155,10 @@ def generate_command(
 ) -> None:
     """Write new cells of a type: every word a valid gene, none twice, with reconstructed expression.
 
-    With --expected, -n is the number of sentences that expectations rest on (64 or more is advised), and the output is
+    A killed run goes on where it stopped. With --expected, -n is the number of sentences that expectations rest on (64 or more is advised), and the output is
     a table, .csv or .parquet.
     """
-    from cytoglot.applications.generation import generate
+    from cytoglot.applications.generation import CHUNK_CELLS, generate
     from cytoglot.cell_model.load import load_cell_model
 
     _prepare(output, threads, json, suffixes=(".csv", ".parquet") if expected else (".h5ad",))
@@ -166,8 +180,10 @@ def generate_command(
         top_p=top_p,
         context=metadata,
         seed=seed,
+        output=output,
+        overwrite=anew,
+        chunk_cells=chunk_cells or CHUNK_CELLS,
     )
-    write_h5ad(result, output)
     lengths = [len(text.split()) for text in result.obs["cell_sentence"]]
     show(
         {
@@ -242,28 +258,10 @@ def _read_labels(path: Path | None) -> tuple[str, ...] | None:
         return None
     if not path.is_file():
         raise InputError(f"--labels {path} does not exist; pass a text file with one label per line")
-    labels = tuple(
-        dict.fromkeys(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    )
+    labels = tuple(dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip()))
     if len(labels) < 2:
         raise InputError(f"--labels {path} must hold at least two labels, one per line, found {len(labels)}")
     return labels
-
-
-def _method(name: str) -> Literal["score", "generate"]:
-    if name == "score":
-        return "score"
-    if name == "generate":
-        return "generate"
-    raise InputError(f"--method must be score or generate, found {name!r}")
-
-
-def write_h5ad(adata: AnnData, output: Path) -> None:
-    """Write a compressed h5ad, atomically."""
-    from cytoglot.atomic import atomic_path
-
-    with atomic_path(output) as path:
-        adata.write_h5ad(path, compression="gzip")
 
 
 def forecast_cells(model: CellModel, file: WholeFile, *, passes: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import typer
 from cytoglot.atomic import check_output_folder
 from cytoglot.cli.cells import DuplicateGenes, GeneColumn, GeneMapping, Source, gene_options, open_source
 from cytoglot.cli.output import (
+    Anew,
     Device,
     DryRun,
     Json,
@@ -89,6 +90,7 @@ def encode_command(
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Write the sentences as text too.")] = False,
     chunk_cells: Annotated[int | None, typer.Option("--chunk-cells", min=1, help="Cells in memory at a time.")] = None,
+    anew: Anew = False,
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -127,6 +129,7 @@ def encode_command(
             gene_options=genes,
             chunk_cells=chunk_cells,
             text=text,
+            overwrite=anew,
         )
         counts = {"cells": summary.cells, "genes": summary.genes, "empty_cells": summary.empty_cells}
     else:

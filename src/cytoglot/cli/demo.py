@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cytoglot.cli.output import table
+from cytoglot.data.write import write_h5ad
 from cytoglot.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ def run_demo(
     model = train(adata, label=LABEL, out=output / "model", seed=seed, device=device, threads=threads)
     logger.info("3/5 annotating, embedding and generating")
     annotated = embed(annotate(adata, model), model, copy=False)
-    annotated.write_h5ad(output / "annotated.h5ad")
-    generate(model, model.spec.labels[0], n=10, seed=seed).write_h5ad(output / "generated.h5ad")
+    write_h5ad(annotated, output / "annotated.h5ad")
+    write_h5ad(generate(model, model.spec.labels[0], n=10, seed=seed), output / "generated.h5ad")
     logger.info("4/5 judging it on held-out cells, beside baselines and a model of shuffled labels")
     evaluation = evaluate(adata, model, label=LABEL, out=output / "evaluation", seed=seed)
     logger.info("5/5 the report")

@@ -18,6 +18,8 @@ from cytoglot.cli.cells import (
     whole_file,
 )
 from cytoglot.cli.output import (
+    Anew,
+    ChunkCells,
     Context,
     Device,
     DryRun,
@@ -47,9 +49,6 @@ Dtype = Annotated[
 ]
 BatchTokens = Annotated[
     int | None, typer.Option("--batch-tokens", min=1, help="Most tokens of a batch; default: what suits the device.")
-]
-ChunkCells = Annotated[
-    int | None, typer.Option("--chunk-cells", min=1, help="Cells in memory at a time, and between two saved parts.")
 ]
 
 
@@ -83,6 +82,7 @@ def embed_command(
     gene_mapping: GeneMapping = None,
     duplicates: DuplicateGenes = "sum",
     min_overlap: MinOverlap = 0.3,
+    anew: Anew = False,
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -133,6 +133,7 @@ def embed_command(
             gene_options=genes,
             key_added=key_added,
             chunk_cells=chunk_cells or CHUNK_CELLS,
+            overwrite=anew,
             **options,
         )
         show(summary.to_dict(), as_json=json)
@@ -145,7 +146,7 @@ def embed_command(
     if output.suffix == ".parquet":
         with atomic_path(output) as path:
             vectors_nd = result.obsm[key_added]
-            write_vectors(path, [(result.obs_names.to_numpy(), vectors_nd)], record, n_d=vectors_nd.shape[1])
+            write_vectors(path, result.obs_names.to_numpy(), [vectors_nd], record, n_d=vectors_nd.shape[1])
     else:
         write_h5ad(result, output)
     show(
@@ -154,6 +155,7 @@ def embed_command(
             "dimensions": result.obsm[key_added].shape[1],
             "key": key_added,
             "overlap": record["overlap"],
+            "cells_without_genes": record["cells_without_genes"],
             "output": output,
         },
         as_json=json,

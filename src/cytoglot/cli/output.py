@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,12 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N o
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
 Layer = Annotated[str | None, typer.Option("--layer", help="Matrix to read: X, raw or a layer's name.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Anew = Annotated[
+    bool, typer.Option("--overwrite", help="Begin anew where an interrupted run of other settings has left parts.")
+]
+ChunkCells = Annotated[
+    int | None, typer.Option("--chunk-cells", min=1, help="Cells in memory at a time, and between two saved parts.")
+]
 Context = Annotated[str | None, typer.Option("--context", help='Metadata for prompts, "organism=human, tissue=blood".')]
 
 
@@ -52,8 +59,10 @@ def parse_context(text: str | None) -> dict[str, str]:
     Raises
     ------
     InputError
-        A part is not of the form name=value.
+        A part is not of the form name=value, or no prompt tells such a field.
     """
+    from cytoglot.tasks.task import check_context
+
     context = {}
     for part in (text or "").split(","):
         if not part.strip():
@@ -62,15 +71,19 @@ def parse_context(text: str | None) -> dict[str, str]:
         if not separator or not name.strip() or not value.strip():
             raise InputError(f'--context expects "name=value, name=value", found {part.strip()!r}')
         context[name.strip()] = value.strip()
+    check_context(context)
     return context
 
 
 def check_output(path: Path, *, suffixes: tuple[str, ...]) -> None:
-    """Refuse an output whose ending does not say what is written."""
+    """Refuse an output whose ending does not say what is written, and one that cannot be written."""
     if path.suffix not in suffixes:
         raise InputError(f"the output must end in {' or '.join(suffixes)}, found {path.name!r}")
     if path.is_dir():
         raise InputError(f"the output {path} is a folder; pass a file name ending in {suffixes[0]}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"the output {path} cannot be written: {above} is no folder that you may write to")
 
 
 def quiet_for_json(*, as_json: bool) -> None:

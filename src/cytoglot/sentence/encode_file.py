@@ -27,12 +27,12 @@ from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_of
 from cytoglot.progress import progress_bar
+from cytoglot.resume import Parts
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.cell_source import CellSource, open_source
 from cytoglot.sentence.encode import TieRates, ranker_for, restrict, tie_rates_for
 from cytoglot.sentence.parquet import FORMAT_VERSION, SentenceHeader, open_writer, record_table
 from cytoglot.sentence.ranker import RankedBlock, Ranker
-from cytoglot.sentence.unfinished import UnfinishedOutput
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def encode_file(
     chunk_cells: int | None = None,
     text: bool = False,
     tie_rates: TieRates | None = None,
+    overwrite: bool = False,
 ) -> EncodeSummary:
     """Write the cell sentences of a file as Parquet; the columns are those of `CellSentences.to_parquet`.
 
@@ -91,12 +92,15 @@ def encode_file(
         Cells that are in memory at a time, twice; None: 8,192, fewer where cells express many genes.
     text
         Write a column `sentence` too.
+    overwrite
+        Begin anew where an interrupted run of other settings or another input has left parts.
 
     Raises
     ------
     InputError
-        The file cannot be read or ranked, both `genes` and `hvg` are given, the disk is full, or another process is
-        writing the same output. Nothing half-written is left under the name `out`.
+        The file cannot be read or ranked, both `genes` and `hvg` are given, the disk is full, another process is
+        writing the same output, or an interrupted run was given something else (the message says what). Nothing
+        half-written is left under the name `out`.
 
     Notes
     -----
@@ -114,12 +118,19 @@ def encode_file(
             vocabulary, _ = restrict(cells.vocabulary, genes)
             given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
             manifest = _manifest(path, settings, vocabulary, given, tie_rates)
-            with UnfinishedOutput(out, _key(manifest, chunk_cells)).opened() as unfinished:
-                ranker = _ranker(cells, genes, settings, tie_rates, unfinished)
+            decisive = {
+                **manifest.config,
+                "data": manifest.inputs[path.name],
+                "chunk_cells": chunk_cells,
+                "format": FORMAT_VERSION,
+                "version": manifest.versions.get("cytoglot"),
+            }
+            with Parts(out, decisive).opened(overwrite=overwrite) as parts:
+                ranker = _ranker(cells, genes, settings, tie_rates, parts)
                 header = SentenceHeader(
                     vocabulary=vocabulary, settings=settings, tie_rates=ranker.tie_rates, manifest=manifest
                 )
-                summary = _write_all(cells, ranker, header, unfinished, chunk_cells=chunk_cells, text=text)
+                summary = _write_all(cells, ranker, header, parts, chunk_cells=chunk_cells, text=text)
     logger.info("%s: %d cells in %.1f s; %s", out, summary.cells, time.perf_counter() - started, cells.message)
     return summary
 
@@ -159,72 +170,73 @@ def _manifest(
     return Manifest(command="encode", config=config, inputs={path.name: fingerprint_of(path)}, created="")
 
 
-def _key(manifest: Manifest, chunk_cells: int) -> str:
-    """Return what tells parts apart: any change in it makes them worthless."""
-    decisive = [FORMAT_VERSION, chunk_cells, manifest.config, manifest.inputs, manifest.versions.get("cytoglot")]
-    return fingerprint_bytes(repr(item).encode() for item in decisive)
-
-
 def _ranker(
     cells: CellSource,
     genes: GeneVocabulary | Sequence[str] | None,
     settings: RankSettings,
     tie_rates: TieRates | None,
-    unfinished: UnfinishedOutput,
+    parts: Parts,
 ) -> Ranker:
-    known = unfinished.read_rates() if tie_rates is None else tie_rates
+    known = tie_rates
+    if known is None and parts.has("tie_rates"):  # which cost a pass over the cells
+        known = parts.read("tie_rates")["rate"].to_numpy()
     ranker = ranker_for(cells, genes=genes, settings=settings, tie_rates=known)
     if known is None and ranker.tie_rates is not None:
-        unfinished.write_rates(ranker.tie_rates)
+        parts.write("tie_rates", pa.table({"rate": ranker.tie_rates}))
     return ranker
 
 
 def _write_all(
-    cells: CellSource,
-    ranker: Ranker,
-    header: SentenceHeader,
-    unfinished: UnfinishedOutput,
-    *,
-    chunk_cells: int,
-    text: bool,
+    cells: CellSource, ranker: Ranker, header: SentenceHeader, parts: Parts, *, chunk_cells: int, text: bool
 ) -> EncodeSummary:
-    n_cells, n_old, n_done, n_empty = len(cells.cell_ids), unfinished.n_parts(), 0, 0
+    n_cells, n_done, n_empty = len(cells.cell_ids), 0, 0
+    n_parts = -(-n_cells // chunk_cells)
+    n_old = n_parts - len(parts.missing(n_parts))
     n_resumed = min(n_old * chunk_cells, n_cells)
     if n_resumed:
         logger.info("%d of %d cells are kept from an interrupted run", n_resumed, n_cells)
     schema = header.schema(text=text)
     with (
+        parts.whole() as path,
         progress_bar(total=n_cells, description="encode", unit="cell") as bar,
-        open_writer(unfinished.partial, schema) as writer,
+        open_writer(path, schema) as writer,
         _one_behind() as in_background,
     ):
-        for number, block in enumerate(_ranked_chunks(cells, ranker, unfinished, n_old, n_resumed)):
+        for number, block in enumerate(_ranked_chunks(cells, ranker, parts, n_old, n_resumed)):
             ids = cells.cell_ids[n_done : n_done + len(block.lengths)]
-            if number >= n_old and chunk_cells < n_cells:
-                in_background(unfinished.write_part, number, block)
+            if number >= n_old and n_parts > 1:
+                in_background(_write_part, parts, number, block)
             in_background(_write_row_group, writer, schema, _sentences_of(block, ids, header))
             n_done += len(ids)
             n_empty += int(np.count_nonzero(block.lengths == 0))
             bar.update(len(ids))
-    unfinished.finish()
     return EncodeSummary(
         cells=n_done,
         genes=len(header.vocabulary),
         empty_cells=n_empty,
-        output=str(unfinished.output),
+        output=str(parts.output),
         resumed_cells=n_resumed,
     )
 
 
-def _ranked_chunks(
-    cells: CellSource, ranker: Ranker, unfinished: UnfinishedOutput, n_old: int, n_resumed: int
-) -> Iterator[RankedBlock]:
+def _ranked_chunks(cells: CellSource, ranker: Ranker, parts: Parts, n_old: int, first: int) -> Iterator[RankedBlock]:
     for number in range(n_old):
-        yield unfinished.read_part(number)
-    first = n_resumed
+        table = parts.read(number).combine_chunks()
+        ids = table["gene_ids"].chunk(0)
+        yield RankedBlock(
+            lengths=np.diff(ids.offsets.to_numpy()),
+            gene_ids=ids.flatten().to_numpy(),
+            n_expressed=table["n_expressed"].to_numpy(),
+        )
     for block in cells.blocks(first):
         yield ranker.rank(block, cells.cell_ids[first : first + block.shape[0]])
         first += block.shape[0]
+
+
+def _write_part(parts: Parts, number: int, block: RankedBlock) -> None:
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(block.lengths, dtype=np.int32)])
+    ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(block.gene_ids))
+    parts.write(number, pa.table({"gene_ids": ids, "n_expressed": block.n_expressed}))
 
 
 def _sentences_of(block: RankedBlock, cell_ids: NDArray[np.object_], header: SentenceHeader) -> CellSentences:

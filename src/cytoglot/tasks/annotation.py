@@ -18,6 +18,7 @@ from cytoglot.tasks.task import (
     require_metadata,
 )
 from cytoglot.tasks.template import TERMINATOR
+from cytoglot.texts import storable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class ParsedLabel:
     label: str | None
     """a label of the set; None if the answer is none of them"""
     text: str
-    """the answer's first line without white space around it and without the terminator"""
+    """the answer's first line without white space around it and without the terminator, as files can hold it"""
     match: Literal["exact", "case", "none"]
     """how the label was found: letter for letter, but for case and spacing, or not at all"""
 
@@ -81,7 +82,7 @@ def parse_label(answer: str, labels: tuple[str, ...]) -> ParsedLabel:
     itself holds a full stop is found. Without `labels` the text itself is the label.
     """
     candidates = _candidates(answer)
-    text = candidates[1]
+    text = storable(candidates[1])
     if not labels:
         return ParsedLabel(label=text or None, text=text, match="exact" if text else "none")
     exact = next((c for c in candidates if c in labels), None)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cytoglot.errors import InputError
 from cytoglot.tasks.record import CellGroup, CellRecord, Record
 from cytoglot.tasks.template import Template, TemplateSet, load_templates
+from cytoglot.texts import read_text
 
 if TYPE_CHECKING:
     from typing import Any
@@ -223,7 +224,7 @@ def _read_texts(path: Path) -> tuple[list[str], list[str]]:
     if not path.is_file():
         raise InputError(f"templates {path} do not exist; pass the path of a JSON file")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"templates {path} are not valid JSON: {error}") from error
     found = values if isinstance(values, dict) else {}

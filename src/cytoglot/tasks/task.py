@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from cytoglot.answer_format import AnswerFormat
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.registry import Registry
 from cytoglot.tasks.foreign_templates import foreign_fields, needed_metadata
 from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, Unit
@@ -228,6 +228,25 @@ def require_metadata(record: CellRecord | CellGroup, key: str, *, task: str) -> 
 
 _ORGANISMS = {"homo sapiens": "human", "mus musculus": "mouse", "rattus norvegicus": "rat", "danio rerio": "zebrafish"}
 _REMARKS = ("disease", "condition", "development_stage", "sex", "assay")
+
+
+DESCRIBED = ("organism", "tissue", *_REMARKS)
+"""metadata that a prompt can tell"""
+
+
+def check_context(context: Mapping[str, str] | None) -> None:
+    """Refuse metadata for prompts under a name that no prompt tells, and values that are no text.
+
+    Raises
+    ------
+    UnknownNameError, InputError
+        Such a name (the nearest ones are listed), or such a value.
+    """
+    for name, value in (context or {}).items():
+        if name not in DESCRIBED:
+            raise UnknownNameError("field of the context", str(name), DESCRIBED)
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"expected a text for {name} of the context, found {value!r}; leave it out if unknown")
 
 
 def describe_cell(metadata: Mapping[str, str], *, noun: str = "cell") -> str:

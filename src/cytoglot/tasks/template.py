@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.manifest import fingerprint_texts
+from cytoglot.texts import read_text
 
 TERMINATOR = "."
 """Closes every completion; the tokenizers split it from the word before it."""
@@ -168,7 +169,7 @@ def _read_text(source: str | Path) -> str:
     path = Path(source)
     if not path.is_file():
         raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")
-    return path.read_text(encoding="utf-8")
+    return read_text(path)
 
 
 def _check_keys(values: Mapping[str, object], *, required: set[str], optional: set[str], where: str) -> None:

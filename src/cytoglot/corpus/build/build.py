@@ -57,7 +57,8 @@ from cytoglot.corpus.format.templates import check_wordings, copy_wordings
 from cytoglot.engines import Engine, Workers, running
 from cytoglot.errors import InputError
 from cytoglot.manifest import package_versions
-from cytoglot.sentence.unfinished import locked
+from cytoglot.resume import locked
+from cytoglot.texts import read_text
 
 logger = logging.getLogger(__name__)
 
@@ -322,7 +323,7 @@ def _abstract(source: SourceRecipe, base: Path) -> str:
     if not text.endswith(".txt"):
         return " ".join(text.split())
     try:
-        return " ".join(find_file(text, base).read_text(encoding="utf-8").split())
+        return " ".join(read_text(find_file(text, base)).split())
     except OSError as error:
         raise InputError(f"source {source.label!r}: the abstract {text} cannot be read: {error}") from error
 

@@ -20,6 +20,7 @@ import pandas as pd
 from cytoglot.data.genes.columns import ensembl_share, strip_version
 from cytoglot.data.genes.names import RENAMED, guess_species, mangled_names
 from cytoglot.errors import InputError
+from cytoglot.texts import read_text
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G)\d{11}")
 _PROBE = re.compile(r"^(?:\d+_(?:[a-z]_)?(?:st|at)|AFFX-.*|ILMN_\d+|A_\d\d_P\d+|\d+(?:_[a-z])?_at)$")
@@ -388,9 +389,9 @@ def read_gene_list(path: str | Path) -> tuple[str, ...]:
     if not path.is_file():
         raise InputError(f"list of genes {path} does not exist; pass a text file with one gene a line")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         listed = json.loads(text)["symbols"] if path.suffix == ".json" else _first_words(text)
-    except (UnicodeDecodeError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"list of genes {path} cannot be read ({error}); pass a text file, one gene a line") from error
     genes = tuple(str(gene) for gene in listed)
     twice = [gene for gene, n in Counter(genes).items() if n > 1]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from cytoglot.errors import InputError
 from cytoglot.manifest import fingerprint_texts
+from cytoglot.texts import read_text
 
 if TYPE_CHECKING:
     from cytoglot.data.genes.vocabulary import Duplicates
@@ -88,10 +89,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the number and the columns of each line that is not empty."""
     if not path.is_file():
         raise InputError(f"gene mapping {path} does not exist; pass a text file with two columns")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"gene mapping {path} is not a text file in UTF-8 ({error.reason}); save it as TSV") from error
+    lines = read_text(path).splitlines()
     first = next((line for line in lines if line.strip()), "")
     delimiter = next((mark for mark in _DELIMITERS if mark in first), "\t")
     for number, line in enumerate(lines, start=1):

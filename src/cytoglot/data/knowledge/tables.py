@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 import pandas as pd
 
 from cytoglot.errors import InputError
+from cytoglot.texts import open_text, read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,17 +137,7 @@ def read_markers(path: str | Path, *, species: str = "human") -> dict[str, tuple
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a GMT file")
-    try:
-        with _open(path) as handle:
-            return handle.read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+    return read_text(path).splitlines()
 
 
 def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
@@ -164,12 +152,12 @@ def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path} does not exist; expected a table with the columns {', '.join(columns)}")
     try:
-        with _open(path) as handle:
-            found = handle.readline().rstrip("\r\n").split("\t")
-        absent = [name for name in columns if name not in found]
-        if absent:
-            raise InputError(f"{path} lacks the columns {absent}; found: {', '.join(found)}")
-        table = pd.read_csv(path, sep="\t", usecols=columns, dtype=str, keep_default_na=False)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, pd.errors.ParserError) as error:
+        with open_text(path) as handle:
+            found = handle.readline().rstrip("\n").split("\t")
+            absent = [name for name in columns if name not in found]
+            if absent:
+                raise InputError(f"{path} lacks the columns {absent}; found: {', '.join(found)}")
+            table = pd.read_csv(handle, sep="\t", names=found, usecols=columns, dtype=str, keep_default_na=False)
+    except (OSError, pd.errors.ParserError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
     return table[columns]

@@ -5,7 +5,6 @@ Read here without scanpy, which is no part of the core. Features other than gene
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 
 from cytoglot.data.readers.cell_rows import CellRows, DiskCsr, SpilledRows
 from cytoglot.errors import InputError
+from cytoglot.texts import open_text
 
 _FEATURES = ("features.tsv.gz", "features.tsv", "genes.tsv.gz", "genes.tsv")
 _BARCODES = ("barcodes.tsv.gz", "barcodes.tsv")
@@ -110,7 +110,7 @@ def open_mtx(files: MtxFiles, *, spill_folder: Path | None = None) -> TenxCells:
         features, barcodes and the matrix's shape do not agree.
     """
     var, obs = _read_features(files.features), pd.DataFrame(index=_column(files.barcodes, 0))
-    with _open_text(files.matrix) as handle:
+    with open_text(files.matrix) as handle:
         (n_rows, n_columns, n_values), dtype, is_pattern = _mtx_header(handle, files.matrix)
         by_cell = (n_rows, n_columns) == (len(obs), len(var)) and n_rows != n_columns
         n_cells, n_genes = (n_rows, n_columns) if by_cell else (n_columns, n_rows)
@@ -168,13 +168,13 @@ def _first(folder: Path, prefix: str, names: tuple[str, ...]) -> Path | None:
 
 
 def _column(path: Path, position: int) -> list[str]:
-    with _open_text(path) as handle:
+    with open_text(path) as handle:
         return [line.rstrip("\r\n").split("\t")[position] for line in handle if line.strip()]
 
 
 def _read_features(path: Path) -> pd.DataFrame:
     """Read id, symbol and feature type; a file of one column gives names alone."""
-    with _open_text(path) as handle:
+    with open_text(path) as handle:
         fields = [line.rstrip("\r\n").split("\t") for line in handle if line.strip()]
     width = min((len(f) for f in fields), default=0)
     if width < 2:
@@ -183,12 +183,6 @@ def _read_features(path: Path) -> pd.DataFrame:
     if width >= 3:
         columns["feature_types"] = [f[2] for f in fields]
     return pd.DataFrame(columns, index=[f[1] for f in fields])
-
-
-def _open_text(path: Path) -> IO[str]:
-    with path.open("rb") as handle:
-        is_gzip = handle.read(2) == b"\x1f\x8b"  # by content: many folders hold files that were decompressed or not
-    return gzip.open(path, "rt", encoding="utf-8") if is_gzip else path.open(encoding="utf-8")
 
 
 def _mtx_header(handle: IO[str], path: Path) -> tuple[tuple[int, int, int], np.dtype, bool]:

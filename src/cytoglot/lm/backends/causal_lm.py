@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import Pooling, embed_texts
 from cytoglot.lm.generation.generate import generate_answers, sample_answers
 from cytoglot.lm.generation.sampling import Sampling
+from cytoglot.lm.model.fingerprint import model_fingerprint
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.scoring.score import score_answers
 
@@ -31,6 +32,11 @@ class CausalLm:
     """Text between an answer and end of text in the training texts."""
     batch_size: int = 64
     """Most answers written at the same time."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return JSON values of all that decides the answers, the weights among them."""
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "terminator": self.terminator}
+        return {"model": model_fingerprint(self.lm), **sampling}
 
     def generate(
         self, prompts: Sequence[str], answer_format: AnswerFormat, n_samples: int = 1, seed: int = 0

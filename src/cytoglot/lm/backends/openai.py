@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
@@ -66,6 +66,11 @@ class OpenAiServer(AskedModel):
             raise InputError(f"the address of a server starts with http:// or https://, found {self.url!r}")
         if self.concurrency < 1:
             raise InputError(f"concurrency must be at least 1, found {self.concurrency}")
+
+    def settings(self) -> dict[str, Any]:
+        """Return JSON values of all that decides the answers, as far as a server lets it be known: the model's name."""
+        neutral = {"key_variable", "concurrency", "timeout_s", "retries", "pause_s"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in neutral}
 
     def ask(self, questions: Sequence[Question]) -> list[Completion]:
         """Send the questions, several at a time."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.manifest import fingerprint_bytes
+from cytoglot.lm.model.sources import commit_of, find_adapter
+from cytoglot.manifest import fingerprint_bytes, fingerprint_of, fingerprint_texts
 
 _VALUES_PER_TENSOR = 1024
 
@@ -20,6 +22,23 @@ def model_fingerprint(lm: LanguageModel) -> str:
     training changes nearly all of them.
     """
     return fingerprint_bytes(_parts(lm))
+
+
+def source_fingerprint(source: str | Path, revision: str | None = None) -> str | None:
+    """Fingerprint a model that is not loaded: the commit of the hub, or weights, tokenizer and settings of a folder.
+
+    Of each file up to 64 evenly spaced blocks are read. Of an adapter, the base that it names counts too. None for a
+    name of the hub whose commit neither the hub nor the cache knows now.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return commit_of(str(source), revision)
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")])
+    known = [text for file in files for text in (file.name, fingerprint_of(file))]
+    adapter = find_adapter(str(folder), None)
+    if adapter is not None:
+        known.append(str(source_fingerprint(adapter.base, adapter.revision)))
+    return fingerprint_texts(known)
 
 
 def _parts(lm: LanguageModel) -> Iterator[bytes]:
