@@ -231,9 +231,9 @@ def load_for_cells(
 
 
 def _genes_of(file: WholeFile) -> GeneVocabulary:
-    from cytoglot.data.readers.read import stream_adata
+    from cytoglot.data.readers.stream import open_cells
 
-    with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
+    with open_cells(file.adata, layer=file.layer, **file.genes.keywords) as stream:
         return stream.vocabulary
 
 
@@ -260,9 +260,12 @@ def _method(name: str) -> Literal["score", "generate"]:
 
 def write_h5ad(adata: AnnData, output: Path) -> None:
     """Write a compressed h5ad, atomically."""
+    import anndata
+
     from cytoglot.atomic import atomic_path
 
-    with atomic_path(output) as path:
+    # texts that may be missing come from files of anndata 0.13 and pandas 3, and go back as they came
+    with atomic_path(output) as path, anndata.settings.override(allow_write_nullable_strings=True):
         adata.write_h5ad(path, compression="gzip")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
@@ -28,18 +28,13 @@ from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_of
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.cell_source import CellSource, open_source
-from cytoglot.sentence.encode import TieRates, ranker_for, restrict, tie_rates_for
+from cytoglot.sentence.encode import TieRates, ranked_chunks, ranker_for, restrict, tie_rates_for
 from cytoglot.sentence.parquet import FORMAT_VERSION, SentenceHeader, open_writer, record_table
-from cytoglot.sentence.ranker import RankedBlock, Ranker
+from cytoglot.sentence.ranker import Ranker
 from cytoglot.sentence.unfinished import UnfinishedOutput
 
 logger = logging.getLogger(__name__)
 
-#: Stored values of a chunk: 67 MB of float32 with their columns, as much again for text; two are in memory at a time.
-_CHUNK_VALUES = 1 << 23
-_CHUNK_CELLS = 8192
-_PROBE_CELLS = 128
 _EVERY_GENE = RankSettings()
 
 
@@ -108,18 +103,17 @@ def encode_file(
     if genes is not None and hvg is not None:
         raise InputError(f"pass either genes or hvg, found {len(genes)} genes and hvg={hvg}")
     genes = _highly_variable(path, hvg, layer, gene_options) if hvg is not None else genes
-    with open_cells(path, layer=layer, **gene_options.keywords) as stream:
-        chunk_cells = _fitting_chunk(stream) if chunk_cells is None else chunk_cells
-        with open_source(stream, layer=layer, chunk_cells=chunk_cells) as cells:
-            vocabulary, _ = restrict(cells.vocabulary, genes)
-            given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
-            manifest = _manifest(path, settings, vocabulary, given, tie_rates)
-            with UnfinishedOutput(out, _key(manifest, chunk_cells)).opened() as unfinished:
-                ranker = _ranker(cells, genes, settings, tie_rates, unfinished)
-                header = SentenceHeader(
-                    vocabulary=vocabulary, settings=settings, tie_rates=ranker.tie_rates, manifest=manifest
-                )
-                summary = _write_all(cells, ranker, header, unfinished, chunk_cells=chunk_cells, text=text)
+    with open_cells(path, layer=layer, **gene_options.keywords) as cells:
+        chunk_cells = cells.cells_per_block if chunk_cells is None else chunk_cells
+        vocabulary, _ = restrict(cells.vocabulary, genes)
+        given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
+        manifest = _manifest(path, settings, vocabulary, given, tie_rates)
+        with UnfinishedOutput(out, _key(manifest, chunk_cells)).opened() as unfinished:
+            ranker = _ranker(cells, genes, settings, tie_rates, unfinished)
+            header = SentenceHeader(
+                vocabulary=vocabulary, settings=settings, tie_rates=ranker.tie_rates, manifest=manifest
+            )
+            summary = _write_all(cells, ranker, header, unfinished, chunk_cells=chunk_cells, text=text)
     logger.info("%s: %d cells in %.1f s; %s", out, summary.cells, time.perf_counter() - started, cells.message)
     return summary
 
@@ -129,16 +123,6 @@ def _highly_variable(path: Path, n_genes: int, layer: str | None, gene_options: 
     from cytoglot.data.readers.read import read
 
     return select_hvg(read(path, layer=layer, **gene_options.keywords), n_top=n_genes)
-
-
-def _fitting_chunk(stream: CellStream) -> int:
-    """Return the cells of a chunk, judged by a few cells at the start, in the middle and at the end."""
-    values_per_cell = 1.0
-    for first in {0, stream.n_cells // 2, max(stream.n_cells - _PROBE_CELLS, 0)}:
-        _, block = next(stream.chunks(_PROBE_CELLS, first_cell=first), (None, None))
-        if block is not None:
-            values_per_cell = max(values_per_cell, block.nnz / block.shape[0])
-    return int(np.clip(_CHUNK_VALUES // values_per_cell, _PROBE_CELLS, _CHUNK_CELLS))
 
 
 def _manifest(
@@ -166,7 +150,7 @@ def _key(manifest: Manifest, chunk_cells: int) -> str:
 
 
 def _ranker(
-    cells: CellSource,
+    cells: CellStream,
     genes: GeneVocabulary | Sequence[str] | None,
     settings: RankSettings,
     tie_rates: TieRates | None,
@@ -180,7 +164,7 @@ def _ranker(
 
 
 def _write_all(
-    cells: CellSource,
+    cells: CellStream,
     ranker: Ranker,
     header: SentenceHeader,
     unfinished: UnfinishedOutput,
@@ -188,7 +172,7 @@ def _write_all(
     chunk_cells: int,
     text: bool,
 ) -> EncodeSummary:
-    n_cells, n_old, n_done, n_empty = len(cells.cell_ids), unfinished.n_parts(), 0, 0
+    n_cells, n_old, n_done, n_empty = cells.n_cells, unfinished.n_parts(), 0, 0
     n_resumed = min(n_old * chunk_cells, n_cells)
     if n_resumed:
         logger.info("%d of %d cells are kept from an interrupted run", n_resumed, n_cells)
@@ -198,11 +182,13 @@ def _write_all(
         open_writer(unfinished.partial, schema) as writer,
         _one_behind() as in_background,
     ):
-        for number, block in enumerate(_ranked_chunks(cells, ranker, unfinished, n_old, n_resumed)):
+        old = (unfinished.read_part(number) for number in range(n_old))
+        new = (ranked for _, ranked in ranked_chunks(cells, ranker, chunk_cells=chunk_cells, first_cell=n_resumed))
+        for number, block in enumerate(chain(old, new)):
             ids = cells.cell_ids[n_done : n_done + len(block.lengths)]
             if number >= n_old and chunk_cells < n_cells:
                 in_background(unfinished.write_part, number, block)
-            in_background(_write_row_group, writer, schema, _sentences_of(block, ids, header))
+            in_background(_write_row_group, writer, schema, ranker.sentences(block, ids))
             n_done += len(ids)
             n_empty += int(np.count_nonzero(block.lengths == 0))
             bar.update(len(ids))
@@ -213,29 +199,6 @@ def _write_all(
         empty_cells=n_empty,
         output=str(unfinished.output),
         resumed_cells=n_resumed,
-    )
-
-
-def _ranked_chunks(
-    cells: CellSource, ranker: Ranker, unfinished: UnfinishedOutput, n_old: int, n_resumed: int
-) -> Iterator[RankedBlock]:
-    for number in range(n_old):
-        yield unfinished.read_part(number)
-    first = n_resumed
-    for block in cells.blocks(first):
-        yield ranker.rank(block, cells.cell_ids[first : first + block.shape[0]])
-        first += block.shape[0]
-
-
-def _sentences_of(block: RankedBlock, cell_ids: NDArray[np.object_], header: SentenceHeader) -> CellSentences:
-    return CellSentences(
-        cell_ids=cell_ids,
-        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(block.lengths)]),
-        gene_ids=block.gene_ids,
-        n_expressed=block.n_expressed,
-        vocabulary=header.vocabulary,
-        settings=header.settings,
-        tie_rates=header.tie_rates,
     )
 
 
