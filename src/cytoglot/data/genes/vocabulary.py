@@ -230,12 +230,12 @@ def resolve_genes(
     """Decide which gene each row of `var` (a column of the matrix) is, symbols preferred.
 
     Names come from `gene_column` when given ("var_names" is the index); else from `var_names`, unless most of these
-    are accession numbers (of Ensembl, FlyBase, WormBase, NCBI, …) and one of `columns.SYMBOL_COLUMNS` is there. Ensembl
-    ids lose their version. `mapping` (identifier or old name → symbol) is applied last, with and without the version; a name it lacks is kept,
-    a name mapped to an empty text is dropped. Genes are in the order of their first column. Names that differ in case
-    alone stay separate genes.
+    are accession numbers (of Ensembl, FlyBase, WormBase, NCBI, …) and one of `columns.SYMBOL_COLUMNS` is there.
+    Ensembl ids lose their version. `mapping` (identifier or old name → symbol) is applied last, with and without the
+    version; a name it lacks is kept, a name mapped to an empty text is dropped. Genes are in the order of their first
+    column. Names that differ in case alone stay separate genes.
     Where `feature_types` marks some rows as genes ("Gene Expression", "GEX", "rna", in any case), the others are
-    dropped; where it does not, those that it marks as something else are ("Antibody Capture", "ADT", "CRISPR Guide Capture", …).
+    dropped; where it does not, those that it marks as something else are ("Antibody Capture", "ADT", …).
 
     Raises
     ------
