@@ -117,7 +117,7 @@ class TestState:
         assert (logs != before).nnz == 0
 
     def test_what_is_no_matrix_is_refused(self) -> None:
-        with pytest.raises(InputError, match=r"cells × genes, found an array of shape \(3,\)"):
+        with pytest.raises(InputError, match=r"cells × genes with two axes, found an array of shape \(3,\)"):
             matrix_state(np.arange(3))
         with pytest.raises(InputError, match="expected numbers"):
             matrix_state(np.array([["a"]]))

@@ -243,8 +243,8 @@ def test_unsorted_and_repeated_columns_and_stored_zeros_change_nothing(ties: Tie
 
 @pytest.mark.parametrize("kind", ["csc", "csc unsorted", "coo", "csr_array", "dense", "dask", "dask sparse", "int64"])
 def test_every_kind_of_matrix_gives_the_same_sentences(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cytoglot.sentence.matrix_blocks.BLOCK_VALUES", 2000)
-    monkeypatch.setattr("cytoglot.sentence.matrix_blocks.VIEW_VALUES", 1000)
+    for name, value in {"BLOCK_VALUES": 1000, "_FEW_CELLS": 1, "_DENSE_BLOCK": 2000}.items():
+        monkeypatch.setattr(f"cytoglot.data.readers.cell_rows.{name}", value)
     monkeypatch.setattr("cytoglot.sentence.threads.TASK_VALUES", 300)
     counts_ng = some_counts(n_cells=50)
     assert as_lists(rank(in_form(counts_ng, kind), "rare_first", 30)) == plain_reference(
@@ -368,8 +368,8 @@ def test_settings_check_themselves() -> None:
         (np.ones((2, 4)), "one column for each of 5 genes, found 4"),
         (np.ones(5), "two axes, found \\(5,\\)"),
         ([[1, 2]], "two axes, found list"),
-        (np.array([["a"] * 5]), "integers, floats or booleans, found <U1"),
-        (np.ones((2, 5), complex), "integers, floats or booleans, found complex128"),
+        (np.array([["a"] * 5]), "integers, floats or booleans\\), found values of type <U1"),
+        (np.ones((2, 5), complex), "integers, floats or booleans\\), found values of type complex128"),
     ],
 )
 def test_what_is_no_expression_matrix_is_refused(matrix: Any, message: str) -> None:

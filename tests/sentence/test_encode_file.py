@@ -22,7 +22,6 @@ from anndata import AnnData
 from cytoglot import resume
 from cytoglot.errors import InputError
 from cytoglot.resume import Parts
-from cytoglot.sentence import encode_file as module
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.encode import detection_rates, encode
 from cytoglot.sentence.encode_file import EncodeSummary, encode_file, fingerprint_of
@@ -92,8 +91,8 @@ def test_the_same_file_gives_the_same_bytes_over_an_older_output(h5ad: Path, tmp
 def test_chunks_shrink_where_cells_express_many_genes(
     h5ad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_VALUES", 1)
-    monkeypatch.setattr(module, "_PROBE_CELLS", 10)
+    monkeypatch.setattr("cytoglot.data.readers.cell_rows.BLOCK_VALUES", 1)
+    monkeypatch.setattr("cytoglot.data.readers.cell_rows._FEW_CELLS", 10)
     encode_file(h5ad, tmp_path / "s.parquet")
     assert pq.ParquetFile(tmp_path / "s.parquet").num_row_groups == 10
 

@@ -13,7 +13,7 @@ from cytoglot.applications.reconstruction_passes import FittedCurves, Passes
 from cytoglot.applications.reconstruction_plots import PlotPoints, draw_log_rank, draw_reconstructed
 from cytoglot.atomic import write_json
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.readers.read import open_cells, stream_adata
+from cytoglot.data.readers.stream import open_cells
 from cytoglot.data.splits.splitting import Split, split_cells
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
@@ -123,11 +123,7 @@ def reconstruct(
     started = time.perf_counter()
     settings = RankSettings(ties=ties, seed=seed)
     keywords = gene_options.keywords
-    with (
-        open_cells(source, layer=layer, **keywords)
-        if isinstance(source, (str, Path))
-        else stream_adata(source, layer=layer, **keywords)
-    ) as stream:
+    with open_cells(source, layer=layer, **keywords) as stream:
         if split is None:
             split = split_cells(stream.obs, by=split_by, label=label, fractions=_FRACTIONS, seed=seed)
         passes = Passes(stream, split, seed=seed, chunk_cells=chunk_cells)

@@ -141,7 +141,7 @@ def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None) -> He
     series = read_labels(adata.obs, column)
     labels = np.array([None if pd.isna(value) else str(value) for value in series], dtype=object)
     part = split.part_of(adata.obs_names)
-    known = np.array([value is not None for value in labels])
+    known = np.array([value is not None for value in labels], dtype=bool)
     test = np.flatnonzero(known & np.isin(part, ["test", ""]))
     if len(test) == 0:
         raise InputError(

@@ -21,7 +21,7 @@ from cytoglot.cell_model.cell_prompt import CellPrompt
 from cytoglot.cell_model.spec import SPEC_FILE, SPLIT_FILE, Calibration, CellModelSpec
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.readers.read import stream_adata
+from cytoglot.data.readers.stream import open_cells
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.constraint.constrain import constrain
@@ -161,7 +161,7 @@ class CellModel:
         InputError
             As for `cytoglot.read`.
         """
-        with stream_adata(adata, layer=layer, **gene_options.keywords) as stream:
+        with open_cells(adata, layer=layer, **gene_options.keywords) as stream:
             overlap = self.overlap_with(stream.vocabulary, min_overlap=min_overlap)
             ranking = self.spec.ranking
             sentences = encode(

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.readers.stream import open_cells, stream_adata
+from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.cell_source import CellSource, open_source
-from cytoglot.sentence.encode import ranker_for
+from cytoglot.sentence.encode import ranked_chunks, ranker_for
 from cytoglot.sentence.ranker import Ranker
 
 if TYPE_CHECKING:
@@ -28,41 +27,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceStream:
-    """Sentences of n cells, made a chunk at a time."""
+    """Sentences of the cells of a stream, made a chunk at a time."""
 
+    cells: CellStream
+    ranker: Ranker
     overlap: VocabularyOverlap
     chunk_cells: int
-    _cells: CellSource
-    _ranker: Ranker
 
     @property
     def cell_ids(self) -> NDArray[np.object_]:
         """Names of the cells, shape (n,)."""
-        return self._cells.cell_ids
+        return self.cells.cell_ids
 
     @property
     def n_cells(self) -> int:
         """Number of cells."""
-        return len(self._cells.cell_ids)
+        return self.cells.n_cells
 
     def chunks(self, first_cell: int = 0) -> Iterator[CellSentences]:
         """Yield the sentences of the cells from `first_cell` on, `chunk_cells` at a time.
 
         They are those of `CellModel.sentences`, whatever the chunks.
         """
-        for block in self._cells.blocks(first_cell):
-            ids = self.cell_ids[first_cell : first_cell + block.shape[0]]
-            ranked = self._ranker.rank(block, ids)
-            yield CellSentences(
-                cell_ids=ids,
-                offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(ranked.lengths)]),
-                gene_ids=ranked.gene_ids,
-                n_expressed=ranked.n_expressed,
-                vocabulary=self._ranker.vocabulary,
-                settings=self._ranker.settings,
-                tie_rates=self._ranker.tie_rates,
-            )
-            first_cell += block.shape[0]
+        ranked = ranked_chunks(self.cells, self.ranker, chunk_cells=self.chunk_cells, first_cell=first_cell)
+        return (self.ranker.sentences(block, self.cell_ids[place]) for place, block in ranked)
 
 
 @contextmanager
@@ -84,14 +72,10 @@ def open_sentences(
     InputError
         As for `cytoglot.read`.
     """
-    if isinstance(source, (str, Path)):
-        opened = open_cells(source, layer=layer, **gene_options.keywords)
-    else:
-        opened = stream_adata(source, layer=layer, **gene_options.keywords)
-    with opened as stream, open_source(stream, layer=layer, chunk_cells=chunk_cells) as cells:
-        overlap = model.overlap_with(stream.vocabulary, min_overlap=min_overlap)
+    with open_cells(source, layer=layer, **gene_options.keywords) as cells:
+        overlap = model.overlap_with(cells.vocabulary, min_overlap=min_overlap)
         logger.info("%s", overlap)
         # whole sentences, as `CellModel.sentences` makes them: a view may drop genes before the cut
         settings = RankSettings(ties=model.spec.ranking.ties, seed=model.spec.ranking.seed)
         ranker = ranker_for(cells, genes=model.spec.vocabulary, settings=settings, tie_rates=model.spec.tie_rates_g)
-        yield SentenceStream(overlap=overlap, chunk_cells=chunk_cells, _cells=cells, _ranker=ranker)
+        yield SentenceStream(cells=cells, ranker=ranker, overlap=overlap, chunk_cells=chunk_cells)

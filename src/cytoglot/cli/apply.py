@@ -247,9 +247,9 @@ def load_for_cells(
 
 
 def _genes_of(file: WholeFile) -> GeneVocabulary:
-    from cytoglot.data.readers.read import stream_adata
+    from cytoglot.data.readers.stream import open_cells
 
-    with stream_adata(file.adata, layer=file.layer, **file.genes.keywords) as stream:
+    with open_cells(file.adata, layer=file.layer, **file.genes.keywords) as stream:
         return stream.vocabulary
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -18,9 +15,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytoglot.data.genes.vocabulary import Duplicates
-    from cytoglot.data.readers.read import CellStream
-
-logger = logging.getLogger(__name__)
+    from cytoglot.data.readers.stream import CellStream
 
 Source = Annotated[str, typer.Argument(help="AnnData file, 10x file or folder, or the name of a data set.")]
 GeneColumn = Annotated[
@@ -67,20 +62,15 @@ class WholeFile:
 def open_source(source: str, *, layer: str | None, genes: GeneOptions) -> CellStream:
     """Open the cells of a file or data set in chunks."""
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.readers.read import open_cells, stream_adata
+    from cytoglot.data.readers.stream import open_cells
 
-    found = resolve_source(source)
-    return (
-        open_cells(found, layer=layer, **genes.keywords)
-        if isinstance(found, Path)
-        else stream_adata(found, layer=layer, **genes.keywords)
-    )
+    return open_cells(resolve_source(source), layer=layer, **genes.keywords)
 
 
 def whole_file(source: str, *, layer: str | None, genes: GeneOptions) -> WholeFile:
     """Load a file as it is stored, every layer and column included, so that it can be written back with additions.
 
-    10x output, and files of which a part cannot be read, come through `cytoglot.read`.
+    10x output comes through `cytoglot.read`.
 
     Raises
     ------
@@ -88,28 +78,13 @@ def whole_file(source: str, *, layer: str | None, genes: GeneOptions) -> WholeFi
         The file is missing or damaged, or none of its matrices can be used.
     """
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.readers.formats import open_store
+    from cytoglot.data.readers.formats import open_store, readable
     from cytoglot.data.readers.read import read
 
     found = resolve_source(source)
-    stored = partial(WholeFile, layer=layer, genes=genes)
     if not isinstance(found, Path):
-        return stored(adata=found)
-    with open_store(found) as store:
-        stored_as_anndata = store.is_anndata
-    if stored_as_anndata:
-        try:
-            return stored(adata=_as_stored(found))
-        except (OSError, KeyError, TypeError, ValueError, NotImplementedError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            logger.warning("%s cannot be kept whole (%s): other layers are left out", found, reason)
+        return WholeFile(adata=found, layer=layer, genes=genes)
+    with open_store(found) as store, readable(found):
+        if store.read_whole is not None:
+            return WholeFile(adata=store.read_whole(), layer=layer, genes=genes)
     return WholeFile(adata=read(found, layer=layer, **genes.keywords), layer=None, genes=AS_NAMED)
-
-
-def _as_stored(path: Path) -> AnnData:
-    import anndata
-
-    with warnings.catch_warnings():
-        # about old formats, which are mended, and repeated gene names, which are resolved when the cells are ranked
-        warnings.simplefilter("ignore")
-        return anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)

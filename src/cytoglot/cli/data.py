@@ -254,11 +254,11 @@ def _encode_in_memory(
 ) -> dict[str, int]:
     """A data set of the registry is small and comes loaded, with its labels; `adata` is what `read` made of it."""
     from cytoglot.data.hvg import select_hvg
-    from cytoglot.data.readers.read import stream_adata
+    from cytoglot.data.readers.stream import open_cells
     from cytoglot.sentence.encode import encode
 
     genes = _genes_of(tie_rates) if hvg is None else select_hvg(adata, n_top=hvg)
-    with stream_adata(adata, **AS_NAMED.keywords) as cells:
+    with open_cells(adata, **AS_NAMED.keywords) as cells:
         sentences = encode(
             cells,
             genes=genes,
@@ -305,10 +305,14 @@ def _forecast(
     """Encode a first chunk and multiply."""
     import time
 
+    import numpy as np
+    from scipy import sparse
+
     from cytoglot.sentence.encode import detection_rates, encode_matrix
 
     with open_source(source, layer=layer, genes=genes) as cells:
-        _, chunk = next(cells.chunks(2000))
+        no_cells = sparse.csr_matrix((0, len(cells.vocabulary)), dtype=np.float32)
+        _, chunk = next(cells.chunks(2000), (None, no_cells))
         rates = detection_rates(chunk) if settings.needs_tie_rates else None
         encode_matrix(chunk, cells.vocabulary, settings=settings, tie_rates=rates)  # compiles
         started = time.perf_counter()

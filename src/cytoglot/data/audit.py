@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
 from cytoglot.data import audit_obs
 from cytoglot.data.datasets import knowledge_table, resolve_source
 from cytoglot.data.finding import Finding
 from cytoglot.data.genes import names as gene_names
+from cytoglot.data.genes.columns import are_identifiers
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import resolve_genes
 from cytoglot.data.normalize import check_values
@@ -141,6 +141,9 @@ def _audit_matrix(
         expected, _, fix = str(error).rpartition("; ")
         return None, [Finding("error", "matrix", expected or str(error), fix)]
     state = verdict.state
+    if state is not None and state.is_flat:
+        fix = "pass layer= (--layer) with a matrix of counts or logs: here no cell has two different values to rank"
+        return chosen, [Finding("warning", "matrix", message, fix)]
     if state is None or state.kind == "counts":
         return chosen, [Finding("ok", "matrix", message)]
     if state.kind == "log1p":
@@ -172,12 +175,17 @@ def _audit_genes(var: pd.DataFrame, options: GeneOptions, facts: dict[str, Any])
         return [Finding("error", "gene names", expected, fix)]
     names = genes.vocabulary.symbols
     findings = []
-    if genes.vocabulary.namespace == "ensembl":
+    if are_identifiers(names):
+        kind = "Ensembl ids" if genes.vocabulary.namespace == "ensembl" else f"identifiers such as {names[0]}"
         fix = (
-            "pass gene_mapping= (--gene-mapping, Ensembl id → symbol) or gene_column= (--gene-column) to read symbols, "
-            "which language models know"
+            "pass gene_mapping= (--gene-mapping, id → symbol) or gene_column= (--gene-column) to read symbols, which "
+            "language models know"
         )
-        findings.append(Finding("warning", "gene names", f"{len(names):,} Ensembl ids without symbols", fix))
+        findings.append(Finding("warning", "gene names", f"{len(names):,} {kind} without symbols", fix))
+    elif wrapped := gene_names.wrapped_names(names):
+        shown = ", ".join(f"{name} ({symbol}?)" for name, symbol in list(wrapped.items())[:5])
+        fix = "pass gene_mapping= (--gene-mapping) with the symbols alone, which models and tables know"
+        findings.append(Finding("warning", "gene names", f"{len(wrapped):,} of {len(names):,} are odd: {shown}", fix))
     else:
         findings.append(Finding("ok", "gene names", f"{len(names):,} symbols from {genes.report.source}"))
     species, evidence = gene_names.guess_species(names)
@@ -187,12 +195,16 @@ def _audit_genes(var: pd.DataFrame, options: GeneOptions, facts: dict[str, Any])
         findings.append(Finding("note", "species", f"not to be told from the gene names: {evidence}", fix))
     else:
         findings.append(Finding("ok", "species", f"{species}: {evidence}"))
+    if genes.report.unknown_features:
+        message, _, fix = genes.report.feature_warning.partition("; ")
+        findings.append(Finding("warning", "feature types", message, fix))
     findings += _audit_duplicates(genes.report)
     return findings + _audit_symbols(names, species, facts)
 
 
 def _audit_duplicates(report: Any) -> list[Finding]:
-    messages = [m for m in report.messages() if not m.startswith("gene names taken from")]
+    told = ("gene names taken from", "the feature types")
+    messages = [m for m in report.messages() if not m.startswith(told)]
     grave = report.n_duplicate_columns or report.n_dropped
     fix = "duplicates='sum' (--duplicates sum, the default for counts), 'first' or 'error' says what becomes of them"
     return [Finding("warning" if grave else "note", "gene columns", "; ".join(messages), fix)] if messages else []
@@ -253,7 +265,7 @@ def _count(matrix: Candidate, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDA
     try:
         for start in range(0, n_cells, _CHUNK_CELLS):
             stop = min(start + _CHUNK_CELLS, n_cells)
-            chunk = sparse.csr_matrix(rows.rows(start, stop), copy=True)
+            chunk = rows.rows(start, stop).copy()
             check_values(chunk, cell_names=obs.index[start:stop], gene_names=matrix.var.index, what=matrix.source)
             chunk.sum_duplicates()
             chunk.eliminate_zeros()

@@ -15,6 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cytoglot.data.plain_matrix import is_sparse, plain_matrix
 from cytoglot.errors import InputError
 
 Names = Sequence[str] | pd.Index
@@ -41,6 +42,8 @@ class MatrixState:
     target_sum: float | None = None
     """sum of each cell before the logarithm where it is constant; None where it is not, as after a choice of genes"""
     n_cells_checked: int = 0
+    is_flat: bool = False
+    """whether no cell has two different values above 0 (all zero, a mask, a constant): it ranks nothing"""
     note: str = ""
     """more about the values, for `description`"""
 
@@ -74,7 +77,7 @@ def matrix_state(matrix: Any, *, cell_names: Names | None = None, gene_names: Na
     InputError
         A value is NaN or infinite; the message names the cell and the gene (by position without the names).
     """
-    matrix = _readable(matrix)
+    matrix = plain_matrix(matrix)
     n_cells = int(matrix.shape[0])
     low, high, whole = _range_and_wholeness(matrix)
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -83,12 +86,15 @@ def matrix_state(matrix: Any, *, cell_names: Names | None = None, gene_names: Na
         note = _fault_message(matrix, cell_names, gene_names, negative=True)
         note = note.removeprefix(EXPECTED)
         return MatrixState(kind="signed", n_cells_checked=n_cells, note=("whole numbers, " if whole else "") + note)
+    is_flat = high == 0 or _is_flat(matrix)
     if whole:
         note = "all zero" if high == 0 else "no value above 1" if high == 1 else ""
-        return MatrixState(kind="counts", n_cells_checked=n_cells, note=note)
+        note = note or ("every value of a cell the same" if is_flat else "")
+        return MatrixState(kind="counts", n_cells_checked=n_cells, is_flat=is_flat, note=note)
     base, target, note = _scale(matrix)
     kind: StateKind = "nonnegative" if base is None else "log1p"
-    return MatrixState(kind=kind, log_base=base, target_sum=target, n_cells_checked=n_cells, note=note)
+    note = "every value of a cell the same" if is_flat else note
+    return MatrixState(kind=kind, log_base=base, target_sum=target, n_cells_checked=n_cells, is_flat=is_flat, note=note)
 
 
 def check_values(
@@ -99,7 +105,7 @@ def check_values(
     what: str = "the matrix",
 ) -> None:
     """Raise `InputError` naming the first cell and gene of a value that is NaN, infinite or negative."""
-    matrix = _readable(matrix)
+    matrix = plain_matrix(matrix)
     if matrix.dtype.kind in "bu":
         return
     if all(block.min() >= 0 and block.max() < np.inf for block in _values(matrix) if block.size):  # NaN fails both
@@ -152,23 +158,6 @@ def log_normalised(
     return _log_scaled(csr, np.full(csr.shape[0], scale), base)
 
 
-def is_sparse(matrix: Any) -> bool:
-    """Whether `matrix` is a scipy sparse matrix or array, of any format."""
-    return bool(sparse.issparse(matrix))
-
-
-def _readable(matrix: Any) -> Any:
-    """A CSR, CSC or 2-D array; other sparse formats become CSR."""
-    if is_sparse(matrix):
-        return matrix if matrix.format in ("csr", "csc") else matrix.tocsr()
-    array = np.asarray(matrix)
-    if array.ndim != 2:
-        raise InputError(f"expected a matrix of cells × genes, found an array of shape {array.shape}")
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"expected numbers, found values of type {array.dtype}")
-    return array
-
-
 def _values(matrix: Any) -> Iterator[NDArray]:
     """The stored values in blocks of at most about 4 million."""
     if is_sparse(matrix):
@@ -191,6 +180,14 @@ def _range_and_wholeness(matrix: Any) -> tuple[float, float, bool]:
                 with np.errstate(invalid="ignore"):
                     whole = bool(np.array_equal(block, np.rint(block)))
     return float(np.min(lows)), float(np.max(highs)), whole
+
+
+def _is_flat(matrix: Any) -> bool:
+    """Whether no cell has two different values above 0; most matrices end this in their first cells."""
+    for start in range(0, matrix.shape[0], _SCALE_CELLS):
+        if any(x.min() != x.max() for x in _positive_values(matrix[start : start + _SCALE_CELLS])):
+            return False
+    return True
 
 
 def _fault_message(matrix: Any, cell_names: Names | None, gene_names: Names | None, *, negative: bool | None) -> str:
@@ -234,8 +231,13 @@ def _sample_cells(matrix: Any) -> list[NDArray[np.float64]]:
     """The non-zero values of up to 400 evenly spaced cells that have any."""
     n_cells = matrix.shape[0]
     rows = np.unique(np.linspace(0, n_cells - 1, min(n_cells, _SCALE_CELLS)).astype(np.int64))
-    sample = sparse.csr_matrix(matrix[rows])
-    cells = np.split(sample.data.astype(np.float64), sample.indptr[1:-1])
+    return _positive_values(matrix[rows])
+
+
+def _positive_values(matrix: Any) -> list[NDArray[np.float64]]:
+    """The values above 0 of each cell that has any."""
+    csr = sparse.csr_matrix(matrix)
+    cells = np.split(csr.data.astype(np.float64), csr.indptr[1:-1])
     return [x[x > 0] for x in cells if (x > 0).any()]
 
 
@@ -282,7 +284,7 @@ def _whole_ratios(y: NDArray[np.float64]) -> tuple[int, int]:
 
 def _float_csr(matrix: Any) -> sparse.csr_matrix:
     """A float32 CSR of its own, whatever came in."""
-    return sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
+    return sparse.csr_matrix(plain_matrix(matrix), dtype=np.float32, copy=True)
 
 
 def _log_scaled(csr: sparse.csr_matrix, factor_n: NDArray[np.float64], base: float) -> sparse.csr_matrix:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.readers.cell_rows import blocks, cell_rows, cells_per_block
+from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule, gene_id_dtype
-from cytoglot.sentence.matrix_blocks import csr_blocks
 from cytoglot.sentence.ranker import RankedBlock, Ranker, detection_rates, rates_of_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
-    import scipy.sparse as sp
     from anndata import AnnData
 
-    from cytoglot.data.readers.stream import CellStream
-    from cytoglot.sentence.cell_source import CellSource
-
-__all__ = ["TieRates", "detection_rates", "encode", "encode_matrix", "ranker_for", "restrict", "tie_rates_for"]
+__all__ = [
+    "TieRates",
+    "detection_rates",
+    "encode",
+    "encode_matrix",
+    "ranked_chunks",
+    "ranker_for",
+    "restrict",
+    "tie_rates_for",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +90,13 @@ def encode(
     VocabularyMismatchError
         None of `genes` is among the genes of the cells.
     """
-    from cytoglot.sentence.cell_source import open_source
-
     started = time.perf_counter()
     settings = RankSettings(top_genes=top_genes, ties=ties, seed=seed)
-    with open_source(source, layer=layer) as cells:
+    # a stream that was open before stays open
+    with nullcontext(source) if isinstance(source, CellStream) else open_cells(source, layer=layer) as cells:
         ranker = ranker_for(cells, genes=genes, settings=settings, tie_rates=tie_rates)
-        sentences = _sentences(ranker, cells.blocks(), cells.cell_ids)
+        ranked = (ranked for _, ranked in ranked_chunks(cells, ranker))
+        sentences = _joined(ranker, ranked, cells.cell_ids)
     seconds = time.perf_counter() - started
     logger.info(
         "%d cells (%d empty) made sentences in %.1f s; %s", len(sentences), sentences.n_empty, seconds, cells.message
@@ -129,16 +136,26 @@ def encode_matrix(
     Memory: the result and about 100 MB; the matrix is neither copied nor changed.
     """
     ranker = Ranker(vocabulary, settings, tie_rates=tie_rates_for(vocabulary, tie_rates))
-    blocks = csr_blocks(matrix)
-    n_cells = matrix.shape[0]
+    rows = cell_rows(matrix)
+    n_cells = rows.shape[0]
     ids = np.array([str(name) for name in (range(n_cells) if cell_ids is None else cell_ids)], dtype=object)
     if ids.shape != (n_cells,):
         raise InputError(f"expected one cell id for each of {n_cells} rows, found {ids.shape}")
-    return _sentences(ranker, blocks, ids)
+    ranked = (ranker.rank(block, ids[cells]) for cells, block in blocks(rows, cells_per_block(rows)))
+    return _joined(ranker, ranked, ids)
+
+
+def ranked_chunks(
+    cells: CellStream, ranker: Ranker, *, chunk_cells: int | None = None, first_cell: int = 0
+) -> Iterator[tuple[slice, RankedBlock]]:
+    """Yield positions and ranked genes of the cells from `first_cell` on; None: as many as are best read at once."""
+    chunk_cells = cells.cells_per_block if chunk_cells is None else chunk_cells
+    for place, block in cells.chunks(chunk_cells, first_cell=first_cell, checked=False):
+        yield place, ranker.rank(block, cells.cell_ids[place])
 
 
 def ranker_for(
-    cells: CellSource,
+    cells: CellStream,
     *,
     genes: GeneVocabulary | Sequence[str] | None,
     settings: RankSettings,
@@ -149,7 +166,8 @@ def ranker_for(
     rates = tie_rates_for(vocabulary, tie_rates)
     if rates is None and settings.needs_tie_rates:
         logger.info("ties=%r without tie_rates: taking the detection rates of these cells", settings.ties)
-        rates_of_columns = rates_of_blocks(cells.blocks(), len(cells.vocabulary))
+        chunks = (block for _, block in cells.chunks(cells.cells_per_block, checked=False))
+        rates_of_columns = rates_of_blocks(chunks, len(cells.vocabulary))
         rates = _rates_of_genes(rates_of_columns, gene_of_column, len(vocabulary))
     return Ranker(
         vocabulary, settings, tie_rates=rates, gene_of_column=gene_of_column, column_names=cells.vocabulary.symbols
@@ -209,24 +227,17 @@ def _rates_of_genes(
     return rates
 
 
-def _sentences(ranker: Ranker, blocks: Iterable[sp.csr_matrix], cell_ids: NDArray[np.object_]) -> CellSentences:
+def _joined(ranker: Ranker, ranked: Iterable[RankedBlock], cell_ids: NDArray[np.object_]) -> CellSentences:
     gene_ids = GrowingArray(gene_id_dtype(len(ranker.vocabulary)))
-    lengths, n_expressed, n_done = [np.zeros(1, np.int64)], [np.zeros(0, np.int32)], 0
-    for block in blocks:
-        ranked: RankedBlock = ranker.rank(block, cell_ids[n_done : n_done + block.shape[0]])
-        n_done += block.shape[0]
-        gene_ids.extend(ranked.gene_ids)
-        lengths.append(ranked.lengths)
-        n_expressed.append(ranked.n_expressed)
-    return CellSentences(
-        cell_ids=cell_ids,
-        offsets=np.cumsum(np.concatenate(lengths)),
-        gene_ids=gene_ids.finished(),
-        n_expressed=np.concatenate(n_expressed),
-        vocabulary=ranker.vocabulary,
-        settings=ranker.settings,
-        tie_rates=ranker.tie_rates,
+    lengths, n_expressed = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    for block in ranked:
+        gene_ids.extend(block.gene_ids)
+        lengths.append(block.lengths)
+        n_expressed.append(block.n_expressed)
+    whole = RankedBlock(
+        lengths=np.concatenate(lengths), gene_ids=gene_ids.finished(), n_expressed=np.concatenate(n_expressed)
     )
+    return ranker.sentences(whole, cell_ids)
 
 
 class GrowingArray:

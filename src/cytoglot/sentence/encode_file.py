@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
@@ -29,17 +29,12 @@ from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_of
 from cytoglot.progress import progress_bar
 from cytoglot.resume import Parts
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.cell_source import CellSource, open_source
-from cytoglot.sentence.encode import TieRates, ranker_for, restrict, tie_rates_for
+from cytoglot.sentence.encode import TieRates, ranked_chunks, ranker_for, restrict, tie_rates_for
 from cytoglot.sentence.parquet import FORMAT_VERSION, SentenceHeader, open_writer, record_table
 from cytoglot.sentence.ranker import RankedBlock, Ranker
 
 logger = logging.getLogger(__name__)
 
-#: Stored values of a chunk: 67 MB of float32 with their columns, as much again for text; two are in memory at a time.
-_CHUNK_VALUES = 1 << 23
-_CHUNK_CELLS = 8192
-_PROBE_CELLS = 128
 _EVERY_GENE = RankSettings()
 
 
@@ -112,25 +107,24 @@ def encode_file(
     if genes is not None and hvg is not None:
         raise InputError(f"pass either genes or hvg, found {len(genes)} genes and hvg={hvg}")
     genes = _highly_variable(path, hvg, layer, gene_options) if hvg is not None else genes
-    with open_cells(path, layer=layer, **gene_options.keywords) as stream:
-        chunk_cells = _fitting_chunk(stream) if chunk_cells is None else chunk_cells
-        with open_source(stream, layer=layer, chunk_cells=chunk_cells) as cells:
-            vocabulary, _ = restrict(cells.vocabulary, genes)
-            given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
-            manifest = _manifest(path, settings, vocabulary, given, tie_rates)
-            decisive = {
-                **manifest.config,
-                "data": manifest.inputs[path.name],
-                "chunk_cells": chunk_cells,
-                "format": FORMAT_VERSION,
-                "version": manifest.versions.get("cytoglot"),
-            }
-            with Parts(out, decisive).opened(overwrite=overwrite) as parts:
-                ranker = _ranker(cells, genes, settings, tie_rates, parts)
-                header = SentenceHeader(
-                    vocabulary=vocabulary, settings=settings, tie_rates=ranker.tie_rates, manifest=manifest
-                )
-                summary = _write_all(cells, ranker, header, parts, chunk_cells=chunk_cells, text=text)
+    with open_cells(path, layer=layer, **gene_options.keywords) as cells:
+        chunk_cells = cells.cells_per_block if chunk_cells is None else chunk_cells
+        vocabulary, _ = restrict(cells.vocabulary, genes)
+        given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
+        manifest = _manifest(path, settings, vocabulary, given, tie_rates)
+        decisive = {
+            **manifest.config,
+            "data": manifest.inputs[path.name],
+            "chunk_cells": chunk_cells,
+            "format": FORMAT_VERSION,
+            "version": manifest.versions.get("cytoglot"),
+        }
+        with Parts(out, decisive).opened(overwrite=overwrite) as parts:
+            ranker = _ranker(cells, genes, settings, tie_rates, parts)
+            header = SentenceHeader(
+                vocabulary=vocabulary, settings=settings, tie_rates=ranker.tie_rates, manifest=manifest
+            )
+            summary = _write_all(cells, ranker, header, parts, chunk_cells=chunk_cells, text=text)
     logger.info("%s: %d cells in %.1f s; %s", out, summary.cells, time.perf_counter() - started, cells.message)
     return summary
 
@@ -140,16 +134,6 @@ def _highly_variable(path: Path, n_genes: int, layer: str | None, gene_options: 
     from cytoglot.data.readers.read import read
 
     return select_hvg(read(path, layer=layer, **gene_options.keywords), n_top=n_genes)
-
-
-def _fitting_chunk(stream: CellStream) -> int:
-    """Return the cells of a chunk, judged by a few cells at the start, in the middle and at the end."""
-    values_per_cell = 1.0
-    for first in {0, stream.n_cells // 2, max(stream.n_cells - _PROBE_CELLS, 0)}:
-        _, block = next(stream.chunks(_PROBE_CELLS, first_cell=first), (None, None))
-        if block is not None:
-            values_per_cell = max(values_per_cell, block.nnz / block.shape[0])
-    return int(np.clip(_CHUNK_VALUES // values_per_cell, _PROBE_CELLS, _CHUNK_CELLS))
 
 
 def _manifest(
@@ -171,7 +155,7 @@ def _manifest(
 
 
 def _ranker(
-    cells: CellSource,
+    cells: CellStream,
     genes: GeneVocabulary | Sequence[str] | None,
     settings: RankSettings,
     tie_rates: TieRates | None,
@@ -187,9 +171,9 @@ def _ranker(
 
 
 def _write_all(
-    cells: CellSource, ranker: Ranker, header: SentenceHeader, parts: Parts, *, chunk_cells: int, text: bool
+    cells: CellStream, ranker: Ranker, header: SentenceHeader, parts: Parts, *, chunk_cells: int, text: bool
 ) -> EncodeSummary:
-    n_cells, n_done, n_empty = len(cells.cell_ids), 0, 0
+    n_cells, n_done, n_empty = cells.n_cells, 0, 0
     n_parts = -(-n_cells // chunk_cells)
     n_old = n_parts - len(parts.missing(n_parts))
     n_resumed = min(n_old * chunk_cells, n_cells)
@@ -202,11 +186,13 @@ def _write_all(
         open_writer(path, schema) as writer,
         _one_behind() as in_background,
     ):
-        for number, block in enumerate(_ranked_chunks(cells, ranker, parts, n_old, n_resumed)):
+        old = (_kept_block(parts, number) for number in range(n_old))
+        new = (ranked for _, ranked in ranked_chunks(cells, ranker, chunk_cells=chunk_cells, first_cell=n_resumed))
+        for number, block in enumerate(chain(old, new)):
             ids = cells.cell_ids[n_done : n_done + len(block.lengths)]
             if number >= n_old and n_parts > 1:
                 in_background(_write_part, parts, number, block)
-            in_background(_write_row_group, writer, schema, _sentences_of(block, ids, header))
+            in_background(_write_row_group, writer, schema, ranker.sentences(block, ids))
             n_done += len(ids)
             n_empty += int(np.count_nonzero(block.lengths == 0))
             bar.update(len(ids))
@@ -219,36 +205,20 @@ def _write_all(
     )
 
 
-def _ranked_chunks(cells: CellSource, ranker: Ranker, parts: Parts, n_old: int, first: int) -> Iterator[RankedBlock]:
-    for number in range(n_old):
-        table = parts.read(number).combine_chunks()
-        ids = table["gene_ids"].chunk(0)
-        yield RankedBlock(
-            lengths=np.diff(ids.offsets.to_numpy()),
-            gene_ids=ids.flatten().to_numpy(),
-            n_expressed=table["n_expressed"].to_numpy(),
-        )
-    for block in cells.blocks(first):
-        yield ranker.rank(block, cells.cell_ids[first : first + block.shape[0]])
-        first += block.shape[0]
+def _kept_block(parts: Parts, number: int) -> RankedBlock:
+    table = parts.read(number).combine_chunks()
+    ids = table["gene_ids"].chunk(0)
+    return RankedBlock(
+        lengths=np.diff(ids.offsets.to_numpy()),
+        gene_ids=ids.flatten().to_numpy(),
+        n_expressed=table["n_expressed"].to_numpy(),
+    )
 
 
 def _write_part(parts: Parts, number: int, block: RankedBlock) -> None:
     offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(block.lengths, dtype=np.int32)])
     ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(block.gene_ids))
     parts.write(number, pa.table({"gene_ids": ids, "n_expressed": block.n_expressed}))
-
-
-def _sentences_of(block: RankedBlock, cell_ids: NDArray[np.object_], header: SentenceHeader) -> CellSentences:
-    return CellSentences(
-        cell_ids=cell_ids,
-        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(block.lengths)]),
-        gene_ids=block.gene_ids,
-        n_expressed=block.n_expressed,
-        vocabulary=header.vocabulary,
-        settings=header.settings,
-        tie_rates=header.tie_rates,
-    )
 
 
 def _write_row_group(writer: pq.ParquetWriter, schema: pa.Schema, sentences: CellSentences) -> None:

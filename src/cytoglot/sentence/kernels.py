@@ -336,33 +336,6 @@ def hash_texts(offsets, text, seed):
 
 
 @numba.njit(**_options)
-def csc_counts(indptr, rows, cursors, begin, end, row_lengths):
-    """Count the entries of the rows `begin` to `end`, each column read on from its cursor; False where rows fall."""
-    for column in range(len(indptr) - 1):
-        position = cursors[column]
-        while position < indptr[column + 1] and rows[position] < end:
-            if rows[position] < begin:
-                return False
-            row_lengths[rows[position] - begin] += 1
-            position += 1
-    return True
-
-
-@numba.njit(**_options)
-def csc_fill(indptr, rows, values, cursors, begin, end, row_ends, columns_out, values_out):
-    """Write those entries row by row, columns rising, and move the cursors on; `row_ends` come as starts."""
-    for column in range(len(indptr) - 1):
-        position = cursors[column]
-        while position < indptr[column + 1] and rows[position] < end:
-            place = row_ends[rows[position] - begin]
-            columns_out[place] = column
-            values_out[place] = values[position]
-            row_ends[rows[position] - begin] = place + 1
-            position += 1
-        cursors[column] = position
-
-
-@numba.njit(**_options)
 def mixed(value):
     """Return 64 well mixed bits (the finaliser of SplitMix64, Steele, Lea and Flood 2014)."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

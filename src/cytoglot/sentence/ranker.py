@@ -12,9 +12,10 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.readers.cell_rows import blocks, cell_rows, cells_per_block
 from cytoglot.errors import InputError
 from cytoglot.sentence import kernels
-from cytoglot.sentence.cell_sentence import RankSettings, gene_id_dtype
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, gene_id_dtype
 from cytoglot.sentence.threads import for_each_run
 
 _NO_COLUMNS = np.empty(0, np.int32)
@@ -100,6 +101,18 @@ class Ranker:
             self._rank_rows(mended, 0, 1, cell_hash[rows], starts[rows], ranked, lengths[rows], n_expressed[rows])
         return RankedBlock(lengths=lengths, gene_ids=_closed_up(ranked, starts, lengths), n_expressed=n_expressed)
 
+    def sentences(self, ranked: RankedBlock, cell_ids: NDArray[np.object_]) -> CellSentences:
+        """Return what `rank` made of these cells as sentences."""
+        return CellSentences(
+            cell_ids=cell_ids,
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(ranked.lengths)]),
+            gene_ids=ranked.gene_ids,
+            n_expressed=ranked.n_expressed,
+            vocabulary=self.vocabulary,
+            settings=self.settings,
+            tie_rates=self.tie_rates,
+        )
+
     def _rank_rows(
         self,
         block: sp.csr_matrix,
@@ -154,9 +167,8 @@ def detection_rates(matrix: Any) -> NDArray[np.float32]:
     InputError
         A value is NaN, infinite or below 0.
     """
-    from cytoglot.sentence.matrix_blocks import csr_blocks
-
-    return rates_of_blocks(csr_blocks(matrix), matrix.shape[1])
+    rows = cell_rows(matrix)
+    return rates_of_blocks((block for _, block in blocks(rows, cells_per_block(rows))), rows.shape[1])
 
 
 def rates_of_blocks(blocks: Iterable[sp.csr_matrix], n_genes: int) -> NDArray[np.float32]:

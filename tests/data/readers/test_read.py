@@ -20,7 +20,7 @@ from cell_files import FORMATS, cells_with_duplicates, h5ad, mtx_folder, tenx_h5
 from scipy import sparse
 
 from cytoglot.data.normalize import normalize_log
-from cytoglot.data.readers.read import choose_matrix, matrix_state_of, open_cells, read, stream_adata
+from cytoglot.data.readers.read import matrix_state_of, open_cells, read
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError, UnknownNameError
 
@@ -110,14 +110,14 @@ class TestOrder:
         cells.raw = cells.copy()
         cells.layers["raw_counts"], cells.layers["spliced"] = cells.X.copy(), cells.X.copy()
         cells.X = logs(cells)
-        assert choose_matrix(cells).source == "layers['raw_counts']"
+        assert open_cells(cells).source == "layers['raw_counts']"
 
     def test_raw_counts_win_over_log_x_and_bring_their_genes(self, cells: AnnData, tmp_path: Path) -> None:
         cells.raw = cells.copy()
         cells.X = logs(cells)
         chosen = cells[:, :30].copy()
-        choice = choose_matrix(chosen)
-        assert (choice.source, choice.state.kind, len(choice.var)) == ("raw.X", "counts", 80)
+        choice = open_cells(chosen)
+        assert (choice.source, choice.state.kind, len(choice.vocabulary)) == ("raw.X", "counts", 80)
         result = read(h5ad(chosen, tmp_path / "a.h5ad"))
         assert result.shape == (60, 80)
         assert result.uns["cytoglot"]["matrix"]["message"].startswith("read raw.X: integer counts")
@@ -126,13 +126,13 @@ class TestOrder:
         with_logs = cells.copy()
         with_logs.X = logs(cells)
         cells.raw = with_logs
-        choice = choose_matrix(cells)
+        choice = open_cells(cells)
         assert choice.source == "X"
         assert "passed over raw.X: log1p (natural), likely target sum 10,000" in choice.message
 
     def test_a_layer_named_counts_that_holds_none_is_no_counts(self, cells: AnnData) -> None:
         cells.layers["counts"] = logs(cells)
-        choice = choose_matrix(cells)
+        choice = open_cells(cells)
         assert choice.source == "X"
         assert "passed over layers['counts']: log1p" in choice.message
 
@@ -214,9 +214,9 @@ class TestRefused:
         cells.X = sparse.csr_matrix(faulty)
         message = rf"{words} in cell 'cell_12' \(number 12\), gene 'GENE7' \(number 7\)"
         path = h5ad(cells, tmp_path / "a.h5ad")
-        for reader in (read, open_cells, choose_matrix):
+        for reader in (read, open_cells):
             with pytest.raises(InputError, match=message):
-                reader(cells if reader is choose_matrix else path)
+                reader(path)
 
     def test_a_faulty_layer_is_passed_over_with_a_warning(
         self, cells: AnnData, caplog: pytest.LogCaptureFixture
@@ -224,10 +224,10 @@ class TestRefused:
         cells.layers["counts"] = cells.X.astype(np.float32)
         cells.layers["counts"].data[0] = np.nan
         with caplog.at_level(logging.WARNING, logger="cytoglot"):
-            assert choose_matrix(cells).source == "X"
+            assert open_cells(cells).source == "X"
         assert "layers['counts'] is not read: found nan in cell 'cell_0'" in caplog.text
         with pytest.raises(InputError, match=r"found layers\['counts'\]: found nan"):
-            choose_matrix(cells, layer="counts")
+            open_cells(cells, layer="counts")
 
     def test_two_cells_of_one_name(self, cells: AnnData, tmp_path: Path) -> None:
         names = list(cells.obs_names)
@@ -238,7 +238,7 @@ class TestRefused:
             with pytest.raises(InputError, match=message):
                 reader(path)
         with pytest.raises(InputError, match=message):
-            stream_adata(cells)
+            open_cells(cells)
 
     def test_a_missing_file_names_its_neighbour(self, cells: AnnData, tmp_path: Path) -> None:
         h5ad(cells, tmp_path / "pbmc3k.h5ad")
@@ -435,9 +435,9 @@ class TestBacked:
         path = FORMATS[name](cells, tmp_path)
         result = read(path, backed=True)
         assert not isinstance(result.X, np.ndarray | sparse.spmatrix)
-        values = [block.toarray() for _, block in stream_adata(result).chunks(17)]
+        values = [block.toarray() for _, block in open_cells(result).chunks(17)]
         assert np.array_equal(np.vstack(values), cells.X.toarray())
-        assert choose_matrix(result).source == "X"
+        assert open_cells(result).source == "X"
 
     def test_a_layer_can_be_backed(self, cells: AnnData, tmp_path: Path) -> None:
         cells.layers["counts"], cells.X = cells.X.copy(), logs(cells)
@@ -459,7 +459,7 @@ class TestBacked:
         cells.raw = cells.copy()
         cells.X = scaled(cells)
         backed = anndata.read_h5ad(h5ad(cells, tmp_path / "a.h5ad"), backed="r")
-        assert choose_matrix(backed).source == "raw.X"
+        assert open_cells(backed).source == "raw.X"
         assert np.array_equal(read(backed).X.toarray(), cells.raw.X.toarray())
         backed.file.close()
 

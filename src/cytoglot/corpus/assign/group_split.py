@@ -64,8 +64,9 @@ class UnitCounts:
         self.study_of_source |= other.study_of_source
         self.n_cells.update(other.n_cells)
         for source, columns in other.units.items():
+            mine = self.units.setdefault(source, {})  # also of a source in which no column tells units apart
             for column, cells in columns.items():
-                self.units.setdefault(source, {}).setdefault(column, Counter()).update(cells)
+                mine.setdefault(column, Counter()).update(cells)
 
 
 @dataclass(frozen=True, kw_only=True)

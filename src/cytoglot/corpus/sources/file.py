@@ -18,7 +18,7 @@ from cytoglot.corpus.sources.recipe import SourceRecipe
 from cytoglot.data.genes.options import read_gene_mapping
 from cytoglot.data.readers.cell_rows import cell_rows
 from cytoglot.data.readers.formats import CellStore, open_store, readable
-from cytoglot.data.readers.matrix_choice import select_of
+from cytoglot.data.readers.matrix_choice import select
 from cytoglot.data.readers.obs_table import CellNames
 from cytoglot.data.readers.stream import CellStream
 from cytoglot.manifest import fingerprint_of
@@ -94,7 +94,7 @@ def _open_stream(
 ) -> tuple[CellStream, tuple[str, ...]]:
     """The cells over harmonised genes, and what was done."""
     mapping = None if recipe.gene_mapping is None else read_gene_mapping(find_file(recipe.gene_mapping, base))
-    selection = select_of(
+    selection = select(
         store.candidates,
         CellNames(store.cells),
         layer=recipe.layer,

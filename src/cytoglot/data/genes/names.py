@@ -82,6 +82,12 @@ _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec"
 _DATE = re.compile(
     rf"^(?:(?P<day>\d{{1,2}})[-/ ](?P<month>{_MONTHS})|(?P<month2>{_MONTHS})[-/ ](?P<day2>\d{{1,2}}))$", re.I
 )
+_ACCESSION = r"(?:gene:)?(?:ENS[A-Z]{0,6}G\d{11}(?:\.\d+)?|FBgn\d{7}|WBGene\d{8})"
+_GENOME = r"(?:GRC[a-z]\d+[a-z]?|(?:hg|mm|rn|dm|ce|danRer|galGal|macFas|rheMac)\d+|hs|human|mouse|premrna)"
+_WRAPPED = re.compile(
+    rf"b'([^']+)'|b\"([^\"]+)\"|['\"](.+)['\"]|(?i:{_GENOME})_+(?:premrna_+)?([^_].*)"
+    rf"|([^_|:.\-].*?)[_|:.\- ]+{_ACCESSION}|{_ACCESSION}[_|:\- ]+(?!PAR_Y)(.+)|gene:(.+)"
+)
 _OTHER_MANGLED = re.compile(r"^\d{4}-\d{2}-\d{2}(?: 00:00:00)?$|^\d{1,2}/\d{1,2}/\d{2,4}$|^\d+(?:\.\d+)?E\+\d+$")
 _MONTH_GENES: Mapping[str, tuple[str, ...]] = {"sep": ("SEPTIN",), "mar": ("MARCHF", "MTARC"), "dec": ("DELEC",)}
 _KNOWN = {*RENAMED.values()}
@@ -127,6 +133,16 @@ def outdated_symbols(names: Iterable[str], *, hgnc: str | Path | None = None) ->
     """
     renamed = RENAMED if hgnc is None else _renamed_by_hgnc(Path(hgnc))
     return {name: renamed[name] for name in names if name in renamed}
+
+
+def wrapped_names(names: Iterable[str]) -> dict[str, str]:
+    """Return the names that a program wrapped in something else → what is probably the symbol in them.
+
+    Such are byte strings that became text (`b'ACTB'`), names in quotes, names after their genome, as in files of
+    several species (`GRCh38_ACTB`), and a symbol and an accession number in one (`ACTB_ENSG00000075624`).
+    """
+    matches = ((name, _WRAPPED.fullmatch(name)) for name in names)
+    return {name: next(part for part in match.groups() if part) for name, match in matches if match}
 
 
 def mangled_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:

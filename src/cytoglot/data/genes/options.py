@@ -19,7 +19,7 @@ _DELIMITERS = ("\t", ",", ";")
 
 
 class GeneKeywords(TypedDict):
-    """Keyword parameters of `read`, `open_cells` and `stream_adata`."""
+    """Keyword parameters of `read` and `open_cells`."""
 
     gene_column: str | None
     gene_mapping: Mapping[str, str] | None

@@ -6,7 +6,6 @@ dropped or renamed columns cannot shift the names of the others.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,15 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cytoglot.data.genes.columns import ensembl_share, has_name, name_columns
-from cytoglot.data.normalize import is_sparse
+from cytoglot.data.genes.columns import all_named, are_ensembl_ids, has_name, name_columns
+from cytoglot.data.plain_matrix import plain_matrix
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.manifest import fingerprint_texts
 
 Namespace = Literal["symbol", "ensembl"]
 Duplicates = Literal["sum", "first", "error"]
-
-_SUFFIX = re.compile(r"^(.+)[-.]\d+$")
 
 
 @dataclass(frozen=True)
@@ -45,13 +42,13 @@ class GeneVocabulary:
     namespace: Namespace = "symbol"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "symbols", tuple(str(s) for s in self.symbols))
-        unfit = [s for s in self.symbols if not s or s.split() != [s]]
-        if unfit:
+        object.__setattr__(self, "symbols", tuple(map(str, self.symbols)))
+        if " ".join(self.symbols).split() != [*self.symbols]:
+            unfit = [s for s in self.symbols if not s or s.split() != [s]]
             raise InputError(
                 f"gene names must be non-empty and without white space, found {_some(unfit)}; rename these genes"
             )
-        if not self._index.is_unique:
+        if len(set(self.symbols)) < len(self.symbols):
             twice = [name for name, n in Counter(self.symbols).items() if n > 1]
             raise InputError(
                 f"gene names must be unique, found {len(twice)} repeated: {_some(twice)}; "
@@ -146,12 +143,24 @@ class GeneReport:
     n_dropped: int = 0
     """columns without any name"""
     n_other_modality: int = 0
-    """columns whose `feature_types` is not "Gene Expression" (antibodies, guides)"""
+    """columns that `feature_types` says to be no genes (antibodies, guides)"""
     n_versions_stripped: int = 0
     n_without_symbol: int = 0
     """columns that keep their identifier because the symbol column or the mapping has no symbol for it"""
     n_white_space: int = 0
     """names in which white space became `_`"""
+    unknown_features: tuple[str, ...] = ()
+    """values of the column of feature types that do not say whether a row is a gene"""
+
+    @property
+    def feature_warning(self) -> str:
+        """What to know about `unknown_features`; empty where there are none."""
+        if not self.unknown_features:
+            return ""
+        return (
+            f"the feature types {_some(self.unknown_features)} do not say which columns are genes, so all of these "
+            "columns are kept; if some are no genes, write 'Gene Expression' and 'Antibody Capture' (or the like) there"
+        )
 
     def messages(self) -> list[str]:
         """Return one sentence per finding; empty when every column is one gene under its own name."""
@@ -182,6 +191,7 @@ class GeneReport:
                 self.n_without_symbol,
                 f"{_n(self.n_without_symbol, 'gene')} without a symbol kept under their identifier",
             ),
+            (self.unknown_features, self.feature_warning),
             (self.n_white_space, f"white space in {_n(self.n_white_space, 'gene name')} replaced by '_'"),
         ]
         return [message for found, message in findings if found]
@@ -219,12 +229,13 @@ def resolve_genes(
 ) -> ResolvedGenes:
     """Decide which gene each row of `var` (a column of the matrix) is, symbols preferred.
 
-    Names come from `gene_column` when given ("var_names" is the index); else from `var_names`, unless most of these are
-    Ensembl ids or plain numbers and one of `gene_columns.SYMBOL_COLUMNS` is there. Ensembl ids lose their version.
-    `mapping` (identifier or old name → symbol) is applied last, with and without the version; a name it lacks is kept,
-    a name mapped to an empty text is dropped. Genes are in the order of their first column. Names that differ in case
-    alone stay separate genes.
-    Where `feature_types` marks some rows as "Gene Expression", the other rows are dropped.
+    Names come from `gene_column` when given ("var_names" is the index); else from `var_names`, unless most of these
+    are accession numbers (of Ensembl, FlyBase, WormBase, NCBI, …) and one of `columns.SYMBOL_COLUMNS` is there.
+    Ensembl ids lose their version. `mapping` (identifier or old name → symbol) is applied last, with and without the
+    version; a name it lacks is kept, a name mapped to an empty text is dropped. Genes are in the order of their first
+    column. Names that differ in case alone stay separate genes.
+    Where `feature_types` marks some rows as genes ("Gene Expression", "GEX", "rna", in any case), the others are
+    dropped; where it does not, those that it marks as something else are ("Antibody Capture", "ADT", …).
 
     Raises
     ------
@@ -235,15 +246,14 @@ def resolve_genes(
     """
     columns = name_columns(var, gene_column=gene_column, mapping=mapping)
     names, source, is_gene = columns.names, columns.source, columns.is_gene
-    named = np.array([has_name(name) for name in names], dtype=bool)
+    named = np.array([*map(has_name, names)]) if not all_named(names) else np.ones(len(names), dtype=bool)
     kept = np.flatnonzero(is_gene & named)
     if not kept.size:
         raise InputError(
             f"expected gene names in {source}, found none among {len(var)} columns; "
             "pass gene_column= (a column of var, --gene-column) or gene_mapping= (--gene-mapping)"
         )
-    codes, uniques = pd.factorize(np.array(names, dtype=object)[kept])
-    repeated = _repeats(codes)
+    codes, uniques, repeated = _distinct(names if kept.size == len(names) else [names[i] for i in kept])
     if duplicates == "error" and repeated.any():
         twice = list(dict.fromkeys(names[i] for i in kept[repeated]))
         raise InputError(
@@ -252,7 +262,7 @@ def resolve_genes(
         )
     column_gene = np.full(len(names), -1, dtype=np.int32)
     column_gene[kept] = np.where(repeated & (duplicates == "first"), -1, codes)
-    symbols = tuple(str(name) for name in uniques)
+    symbols = tuple(uniques)
     report = GeneReport(
         source=source,
         policy=duplicates,
@@ -267,8 +277,9 @@ def resolve_genes(
         n_versions_stripped=columns.n_versions_stripped,
         n_without_symbol=columns.n_without_symbol,
         n_white_space=columns.n_white_space,
+        unknown_features=columns.unknown_features,
     )
-    vocabulary = GeneVocabulary(symbols, "ensembl" if ensembl_share(symbols) > 0.5 else "symbol")
+    vocabulary = GeneVocabulary(symbols, "ensembl" if are_ensembl_ids(symbols) else "symbol")
     return ResolvedGenes(vocabulary=vocabulary, column_gene=column_gene, report=report)
 
 
@@ -280,7 +291,8 @@ def collapse_columns(matrix: Any, column_gene: NDArray[np.int32], n_genes: int) 
     int32 (uint32 for unsigned) and float16 becomes float32, so that sums do not overflow. Column indices come out
     sorted.
     """
-    csr: Any = matrix if is_sparse(matrix) and matrix.format == "csr" else sparse.csr_matrix(matrix)
+    csr: Any = plain_matrix(matrix)
+    csr = csr if getattr(csr, "format", "") == "csr" else sparse.csr_matrix(csr)
     if csr.shape[1] != len(column_gene):
         raise ValueError(f"the matrix has {csr.shape[1]} columns, column_gene has {len(column_gene)} entries")
     data = csr.data.astype(_wide(csr.dtype), copy=False)
@@ -301,23 +313,31 @@ def collapse_columns(matrix: Any, column_gene: NDArray[np.int32], n_genes: int) 
     return collapsed
 
 
-def _repeats(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _distinct(names: list[str]) -> tuple[NDArray[np.int64], Sequence[str], NDArray[np.bool_]]:
+    """Number of the name of each column, the names in the order of their first column, and which columns repeat one."""
+    if len(set(names)) == len(names):
+        return np.arange(len(names)), names, np.zeros(len(names), dtype=bool)
+    codes, uniques = pd.factorize(np.array(names, dtype=object))
     repeated = np.ones(codes.size, dtype=bool)
     repeated[np.unique(codes, return_index=True)[1]] = False
-    return repeated
+    return codes, uniques, repeated
 
 
 def _case_collisions(symbols: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    groups: dict[str, list[str]] = {}
-    for symbol in symbols:
-        groups.setdefault(symbol.casefold(), []).append(symbol)
-    return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+    folded = " ".join(symbols).casefold().split(" ")  # at once, because names hold no white space
+    if len(set(folded)) == len(symbols):
+        return ()
+    count, groups = Counter(folded), dict[str, list[str]]()
+    for symbol, fold in zip(symbols, folded, strict=True):
+        if count[fold] > 1:
+            groups.setdefault(fold, []).append(symbol)
+    return tuple(tuple(group) for group in groups.values())
 
 
 def _suffixed(symbols: tuple[str, ...]) -> tuple[str, ...]:
     known = set(symbols)
-    matches = ((symbol, _SUFFIX.match(symbol)) for symbol in symbols)
-    return tuple(symbol for symbol, match in matches if match and match.group(1) in known)
+    stems = ((symbol, symbol.rstrip("0123456789")) for symbol in symbols if "-" in symbol or "." in symbol)
+    return tuple(s for s, stem in stems if stem != s and stem[-1:] in ("-", ".") and stem[:-1] in known)
 
 
 def _wide(dtype: np.dtype) -> np.dtype:

@@ -16,17 +16,24 @@ import zarr
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cytoglot.data.normalize import is_sparse
+from cytoglot.data.plain_matrix import check_indices, check_pointers, csr_of, is_sparse, plain_matrix, plain_values
 from cytoglot.errors import InputError
+
+#: Stored values of a block of cells: 64 MB of float32 with their columns.
+BLOCK_VALUES = 1 << 23
+#: Cells of a block at most, and at least where they express many genes.
+BLOCK_CELLS, _FEW_CELLS = 8192, 128
 
 _DENSE_BLOCK = 1 << 24
 """values of a dense block that is read at once"""
 _SPILL_BLOCK = 1 << 21
 """stored values of a column-wise matrix that are moved at once"""
 _BUCKET = 1 << 22
-"""stored values wished for in one bucket of a spilled matrix"""
+"""stored values wished for in one bucket of a matrix that is not stored by cells"""
+_PASSES = 16
+"""buckets of a CSC in memory at most: each takes a pass over the whole matrix"""
 _POINTERS = 1 << 18
-"""row pointers that are kept in memory, or checked at once where there are more"""
+"""row pointers of a file that are kept in memory"""
 
 
 class CellRows(Protocol):
@@ -82,17 +89,76 @@ class _Rows:
 
 
 class MemoryRows(_Rows):
-    """A sparse or dense matrix in memory. CSC is converted to CSR once, which needs its memory again."""
+    """A CSR or dense matrix in memory; blocks of a CSR are views of it."""
 
     def __init__(self, matrix: Any) -> None:
-        self._matrix = matrix.tocsr() if is_sparse(matrix) else np.asarray(matrix)
+        # a dense one is made plain block by block: to do it at once would be a second matrix
+        self._matrix = plain_matrix(matrix) if is_sparse(matrix) else np.asarray(matrix)
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
 
+    @property
+    def n_values(self) -> int:
+        """Number of stored values, an estimate if dense."""
+        return int(self._matrix.indptr[-1]) if is_sparse(self._matrix) else super().n_values
+
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Return the cells `start:stop`; all of a CSR comes back itself, not a copy."""
-        if (start, stop) == (0, self.shape[0]) and isinstance(self._matrix, sparse.csr_matrix):
-            return self._matrix
-        return sparse.csr_matrix(self._matrix[start:stop])
+        """Return the cells `start:stop`."""
+        if not is_sparse(self._matrix):
+            return _dense_rows(self._matrix, start, stop)
+        pointers = self._matrix.indptr[start : stop + 1].astype(np.int64)
+        stored = slice(int(pointers[0]), int(pointers[-1]))
+        return csr_of(self._matrix.data[stored], self._matrix.indices[stored], pointers, self.shape[1])
+
+
+class _BucketRows(_Rows):
+    """A matrix that is not stored by cells: neighbouring cells are made CSR together and kept for the next call."""
+
+    _edges: NDArray[np.int64]
+    """first cell of each bucket, and the number of cells"""
+    _kept: tuple[int, sparse.csr_matrix] | None = None
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Return the cells `start:stop` out of the buckets that hold them."""
+        first, last = np.searchsorted(self._edges, start, side="right") - 1, np.searchsorted(self._edges, stop)
+        parts = []
+        for number in range(int(first), int(last)):
+            if self._kept is None or self._kept[0] != number:
+                self._kept = (number, self._bucket(number))
+            low, bucket = int(self._edges[number]), self._kept[1]
+            whole = start <= low and stop >= low + bucket.shape[0]
+            parts.append(bucket if whole else bucket[max(start - low, 0) : stop - low])
+        if not parts:
+            return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
+        return parts[0] if len(parts) == 1 else sparse.csr_matrix(sparse.vstack(parts, format="csr"))
+
+    def _bucket(self, number: int) -> sparse.csr_matrix:
+        raise NotImplementedError
+
+
+class MemoryCsc(_BucketRows):
+    """A CSC matrix in memory, taken in buckets of cells: one pass over the matrix for each, 16 at most.
+
+    Memory is one bucket, which is a sixteenth of the matrix where that is more than eight million values.
+    """
+
+    def __init__(self, matrix: Any) -> None:
+        self._matrix = plain_matrix(matrix)
+        self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+        check_indices(self._matrix.indices, self.shape[0])
+        self._edges = _even_edges(self.shape[0], min(_PASSES, -(-self.n_values // BLOCK_VALUES)))
+
+    @property
+    def n_values(self) -> int:
+        """Number of stored values."""
+        return int(self._matrix.indptr[-1])
+
+    def sample(self, cells: NDArray[np.int64]) -> sparse.csr_matrix:
+        """Return those cells, in one pass over the matrix."""
+        return sparse.csr_matrix(self._matrix[cells])
+
+    def _bucket(self, number: int) -> sparse.csr_matrix:
+        part = slice(int(self._edges[number]), int(self._edges[number + 1]))
+        return sparse.csr_matrix(self._matrix if part == slice(0, self.shape[0]) else self._matrix[part])
 
 
 class DiskCsr(_Rows):
@@ -101,7 +167,7 @@ class DiskCsr(_Rows):
     def __init__(self, *, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> None:
         self._data, self._indices = data, indices
         self.shape = shape
-        _check_indptr(indptr, shape[0], int(data.shape[0]), "rows")
+        check_pointers(indptr, shape[0], int(data.shape[0]))
         # the pointers of millions of cells stay on disk: they would be what memory grows by
         self._indptr = indptr if shape[0] > _POINTERS else np.asarray(indptr[:], dtype=np.int64)
 
@@ -113,11 +179,8 @@ class DiskCsr(_Rows):
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Read the cells `start:stop`."""
         pointers = np.asarray(self._indptr[start : stop + 1], dtype=np.int64)
-        low, high = int(pointers[0]), int(pointers[-1])
-        indices = _checked_indices(self._indices[low:high], self.shape[1])
-        indptr = (pointers - low).astype(indices.dtype)
-        data = np.asarray(self._data[low:high])
-        return sparse.csr_matrix((data, indices, indptr), shape=(stop - start, self.shape[1]))
+        stored = slice(int(pointers[0]), int(pointers[-1]))
+        return csr_of(plain_values(self._data[stored]), np.asarray(self._indices[stored]), pointers, self.shape[1])
 
 
 class DiskDense(_Rows):
@@ -129,25 +192,26 @@ class DiskDense(_Rows):
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
         """Read the cells `start:stop`."""
-        step = max(1, _DENSE_BLOCK // max(1, self.shape[1]))
-        starts = range(start, stop, step) if stop > start else [start]
-        blocks = [sparse.csr_matrix(np.asarray(self._array[a : min(a + step, stop)])) for a in starts]
-        return blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+        return _dense_rows(self._array, start, stop)
 
 
-class DaskRows(_Rows):
-    """A dask array of dense or sparse chunks; the chunks that overlap the cells asked for are computed."""
+class DaskRows(_BucketRows):
+    """A dask array of dense or sparse chunks; each chunk of cells is computed once, in this thread."""
 
     def __init__(self, array: Any) -> None:
-        self._array = array
+        if any(np.isnan(n) for n in array.shape):
+            raise InputError("the dask array does not know its shape; call compute_chunk_sizes() on it first")
+        self._array = array.rechunk({1: -1}) if array.numblocks[1] > 1 else array
         self.shape = (int(array.shape[0]), int(array.shape[1]))
+        self._edges = np.cumsum([0, *array.chunks[0]], dtype=np.int64)
 
-    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Compute the cells `start:stop`."""
-        return sparse.csr_matrix(self._array[start:stop].compute())
+    def _bucket(self, number: int) -> sparse.csr_matrix:
+        return MemoryRows(self._array.blocks[number, 0].compute(scheduler="synchronous")).rows(
+            0, int(self._edges[number + 1] - self._edges[number])
+        )
 
 
-class SpilledRows(_Rows):
+class SpilledRows(_BucketRows):
     """A matrix whose values came in another order, sorted by cell into temporary files of neighbouring cells.
 
     Needs 8 bytes and the value's own for each stored value on disk, in `folder` (default: the system's temporary
@@ -157,10 +221,8 @@ class SpilledRows(_Rows):
     def __init__(self, *, shape: tuple[int, int], dtype: np.dtype, n_values: int, folder: Path | None = None) -> None:
         self.shape = shape
         self._record = np.dtype([("row", np.int32), ("column", np.int32), ("value", dtype)])
-        n_buckets = max(1, min(-(-n_values // _BUCKET), shape[0], 1 << 15))
-        self._cells_per_bucket = max(1, -(-shape[0] // n_buckets))
+        self._edges = _even_edges(shape[0], min(-(-n_values // _BUCKET), 1 << 15))
         self._folder = Path(tempfile.mkdtemp(prefix="cytoglot-", dir=folder))
-        self._bucket: tuple[int, sparse.csr_matrix] | None = None
         self._n_values = n_values
 
     @property
@@ -172,7 +234,7 @@ class SpilledRows(_Rows):
         """Append values, in any order of rows; those of one cell keep the order in which they came."""
         if not values.size:
             return
-        buckets = (rows // self._cells_per_bucket).astype(np.uint16)
+        buckets = (rows // int(self._edges[1])).astype(np.uint16)
         order = np.argsort(buckets, kind="stable")
         records = np.empty(order.size, dtype=self._record)
         records["row"], records["column"], records["value"] = rows[order], columns[order], values[order]
@@ -181,15 +243,6 @@ class SpilledRows(_Rows):
             with self._path(int(bucket)).open("ab") as handle:  # not kept open: there may be thousands
                 part.tofile(handle)
 
-    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Read the cells `start:stop`; one bucket is kept for the next call."""
-        per = self._cells_per_bucket
-        parts = []
-        for bucket in range(start // per, max(-(-stop // per), start // per + 1)):
-            first = bucket * per
-            parts.append(self._load(bucket)[max(start - first, 0) : max(stop - first, 0)])
-        return parts[0] if len(parts) == 1 else sparse.csr_matrix(sparse.vstack(parts, format="csr"))
-
     def close(self) -> None:
         """Delete the temporary files."""
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -197,16 +250,11 @@ class SpilledRows(_Rows):
     def _path(self, bucket: int) -> Path:
         return self._folder / f"{bucket}.bin"
 
-    def _load(self, bucket: int) -> sparse.csr_matrix:
-        if self._bucket is None or self._bucket[0] != bucket:
-            first = bucket * self._cells_per_bucket
-            n_cells = max(0, min(self._cells_per_bucket, self.shape[0] - first))
-            path = self._path(bucket)
-            records = np.fromfile(path, dtype=self._record) if path.exists() else np.empty(0, dtype=self._record)
-            coordinates = (records["row"] - first, records["column"])
-            csr = sparse.csr_matrix((records["value"], coordinates), shape=(n_cells, self.shape[1]))
-            self._bucket = (bucket, csr)
-        return self._bucket[1]
+    def _bucket(self, number: int) -> sparse.csr_matrix:
+        first, path = int(self._edges[number]), self._path(number)
+        records = np.fromfile(path, dtype=self._record) if path.exists() else np.empty(0, dtype=self._record)
+        shape = (int(self._edges[number + 1]) - first, self.shape[1])
+        return sparse.csr_matrix((records["value"], (records["row"] - first, records["column"])), shape=shape)
 
 
 class DiskCsc:
@@ -223,7 +271,7 @@ class DiskCsc:
         self.shape = shape
         self._folder = folder
         self._spilled: SpilledRows | None = None
-        _check_indptr(indptr, shape[1], int(data.shape[0]), "columns")
+        check_pointers(indptr, shape[1], int(data.shape[0]), "columns")
         self._indptr = np.asarray(indptr[:], dtype=np.int64)
 
     @property
@@ -235,7 +283,7 @@ class DiskCsc:
         """Read the cells `start:stop` from the temporary files."""
         if self._spilled is None:
             n_values = int(self._indptr[-1])
-            dtype = np.dtype(self._data.dtype)
+            dtype = plain_values(self._data[:0]).dtype
             self._spilled = SpilledRows(shape=self.shape, dtype=dtype, n_values=n_values, folder=self._folder)
             for rows, columns, values in self._blocks():
                 self._spilled.add(rows, columns, values)
@@ -245,7 +293,7 @@ class DiskCsc:
         """Return those cells, in one pass over the file."""
         position = np.full(self.shape[0], -1, dtype=np.int32)
         position[cells] = np.arange(cells.size)
-        rows, columns, values = [], [], [np.empty(0, dtype=self._data.dtype)]
+        rows, columns, values = [], [], [plain_values(self._data[:0])]
         for block_rows, block_columns, block_values in self._blocks():
             wanted = position[block_rows] >= 0
             rows.append(position[block_rows[wanted]])
@@ -268,8 +316,25 @@ class DiskCsc:
             first, last = (int(c) for c in np.searchsorted(self._indptr, (low, high - 1), side="right") - 1)
             bounds = np.clip(self._indptr[first : last + 2], low, high)
             columns = np.repeat(np.arange(first, last + 1, dtype=np.int32), np.diff(bounds))
-            rows = _checked_indices(self._indices[low:high], self.shape[0])
-            yield rows, columns, np.asarray(self._data[low:high])
+            rows = np.asarray(self._indices[low:high])
+            check_indices(rows, self.shape[0])
+            yield rows.astype(np.int64, copy=False), columns, plain_values(self._data[low:high])
+
+
+def cells_per_block(rows: CellRows) -> int:
+    """Return the number of cells that hold about `BLOCK_VALUES` stored values, from 128 to 8,192."""
+    values_per_cell = rows.n_values / max(1, rows.shape[0])
+    return int(np.clip(BLOCK_VALUES / max(1.0, values_per_cell), _FEW_CELLS, BLOCK_CELLS))
+
+
+def blocks(
+    rows: CellRows, block_cells: int, *, first_cell: int = 0, last_cell: int | None = None
+) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Yield the cells `first_cell:last_cell` in order, a block at a time, with their positions; not to be changed."""
+    last_cell = rows.shape[0] if last_cell is None else min(last_cell, rows.shape[0])
+    for start in range(first_cell, last_cell, block_cells):
+        cells = slice(start, min(start + block_cells, last_cell))
+        yield cells, rows.rows(cells.start, cells.stop)
 
 
 def in_memory(matrix: Any) -> bool:
@@ -284,13 +349,16 @@ def cell_rows(matrix: Any, *, spill_folder: Path | None = None) -> CellRows:
 
     Raises
     ------
-    TypeError
-        The matrix is of no known kind.
+    InputError
+        The matrix is of no known kind, or has not two axes.
     """
+    if len(getattr(matrix, "shape", ())) != 2:
+        found = getattr(matrix, "shape", type(matrix).__name__)
+        raise InputError(f"expected a matrix of cells × genes with two axes, found {found}; pass a sparse or dense one")
     if isinstance(matrix, _Rows | DiskCsc):
         return matrix
     if in_memory(matrix):
-        return MemoryRows(matrix)
+        return MemoryCsc(matrix) if is_sparse(matrix) and matrix.format == "csc" else MemoryRows(matrix)
     home = type(matrix).__module__.partition(".")[0]
     if home == "dask":  # told by name, because dask is an optional dependency
         return DaskRows(matrix)
@@ -298,7 +366,7 @@ def cell_rows(matrix: Any, *, spill_folder: Path | None = None) -> CellRows:
         return DiskDense(matrix)
     if home == "anndata":
         return sparse_group_rows(matrix.group, shape=matrix.shape, layout=matrix.format, spill_folder=spill_folder)
-    raise TypeError(f"cannot read cells from a {type(matrix).__module__}.{type(matrix).__name__}")
+    raise InputError(f"cannot read cells from a {type(matrix).__module__}.{type(matrix).__name__}; pass numpy or scipy")
 
 
 def sparse_group_rows(
@@ -325,27 +393,15 @@ def _check_chunks(arrays: dict[str, Any], *, n_major: int) -> None:
             )
 
 
-def _check_indptr(indptr: Any, n_major: int, n_values: int, what: str) -> None:
-    """Refuse pointers that do not rise from 0 to the number of values; they are read in blocks."""
-    n_pointers = int(indptr.shape[0])
-    last, fits = 0, n_pointers == n_major + 1
-    for start in range(0, n_pointers, _POINTERS):
-        block = np.asarray(indptr[start : start + _POINTERS], dtype=np.int64)
-        fits = fits and int(block[0]) >= last and bool((np.diff(block) >= 0).all()) and (start > 0 or block[0] == 0)
-        last = int(block[-1])
-    if not fits or last != n_values:
-        raise InputError(
-            f"the sparse matrix is damaged: expected row pointers for {n_major} {what} and {n_values} values, found "
-            f"{n_pointers} pointers up to {last if n_pointers else 'nothing'}; write or download the file again"
-        )
+def _dense_rows(array: Any, start: int, stop: int) -> sparse.csr_matrix:
+    """The rows `start:stop` of a dense array, at most 16 million values of it dense at a time."""
+    step = max(1, _DENSE_BLOCK // max(1, int(array.shape[1])))
+    starts = range(start, stop, step) if stop > start else [start]
+    blocks = [sparse.csr_matrix(plain_values(array[a : min(a + step, stop)])) for a in starts]
+    return blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
 
 
-def _checked_indices(indices: Any, n_minor: int) -> NDArray:
-    """Refuse indices outside the matrix, which would make compiled code read foreign memory."""
-    indices = np.asarray(indices)
-    if indices.size and not (indices.min() >= 0 and indices.max() < n_minor):
-        raise InputError(
-            f"the sparse matrix is damaged: expected indices from 0 to {n_minor - 1}, found {indices.min()} to "
-            f"{indices.max()}; write or download the file again"
-        )
-    return indices
+def _even_edges(n_cells: int, n_buckets: int) -> NDArray[np.int64]:
+    """First cells of at most `n_buckets` buckets of equal size, and the number of cells."""
+    size = max(1, -(-n_cells // max(1, n_buckets)))
+    return np.append(np.arange(0, n_cells, size), max(n_cells, 0)).astype(np.int64)

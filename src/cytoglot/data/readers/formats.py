@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import errno
+import importlib
+import importlib.util
 import logging
 import warnings
 import zlib
@@ -23,6 +25,8 @@ import pandas as pd
 import zarr
 from anndata import AnnData
 
+from cytoglot.data.plain_matrix import check_indices, is_sparse, plain_matrix
+from cytoglot.data.readers.cell_rows import cell_rows, in_memory
 from cytoglot.data.readers.matrix_choice import Candidate, candidates_of
 from cytoglot.data.readers.obs_table import GroupObs, MemoryObs, ObsTable, is_by_columns
 from cytoglot.data.readers.tenx import find_mtx_files, is_tenx_h5, open_mtx, open_tenx_h5
@@ -53,7 +57,13 @@ class CellStore:
     close: Callable[[], None]
     read_obsm: Callable[[], dict[str, Any]] = field(default=lambda: {})
     read_uns: Callable[[], dict[str, Any]] = field(default=lambda: {})
-    is_anndata: bool = True
+    read_whole: Callable[[], AnnData] | None = None
+    """reads all that is stored, so that it can be written back; None for what is no AnnData"""
+
+    @property
+    def is_anndata(self) -> bool:
+        """Whether it is stored as an AnnData."""
+        return self.read_whole is not None
 
     @cached_property
     def obs(self) -> pd.DataFrame:
@@ -66,6 +76,23 @@ class CellStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def store_for(source: AnnData | str | Path, *, spill_folder: Path | None = None) -> CellStore:
+    """Return an AnnData as a store, or open a file; the caller closes it.
+
+    Raises
+    ------
+    InputError
+        As for `open_store`, or it is neither.
+    """
+    if isinstance(source, AnnData):
+        return store_of(source)
+    if isinstance(source, str | Path):
+        return open_store(source, spill_folder=spill_folder)
+    modalities = ", ".join(repr(str(name)) for name in getattr(source, "mod", ()))
+    advice = f"pass one of its modalities, source[name], here {modalities}" if modalities else f"pass {READABLE}"
+    raise InputError(f"expected an AnnData or a path, found {type(source).__name__}; {advice}")
 
 
 def open_store(path: str | Path, *, spill_folder: Path | None = None) -> CellStore:
@@ -88,13 +115,26 @@ def readable(path: Path) -> Iterator[None]:
     """Turn what the file libraries raise about a damaged file into an `InputError` that names the file."""
     try:
         yield
-    except (OSError, KeyError, ValueError, EOFError, zlib.error, RuntimeError) as error:
-        if isinstance(error, InputError | PermissionError | BlockingIOError) or _is_disk_full(error):
+    except Exception as error:
+        if not _is_of_a_file(error) or isinstance(error, InputError | PermissionError | BlockingIOError):
             raise
+        if _is_disk_full(error):
+            raise
+        if "codec" in str(error).lower():  # zarr's and numcodecs' own classes differ by version
+            raise InputError(
+                f"{path} is compressed with a codec that is not installed ({error}); install the package that has it, "
+                "or write the file again with another compression"
+            ) from error
         raise InputError(
             f"{path} cannot be read, it is truncated or damaged ({type(error).__name__}: {error}); "
             "write or download it again"
         ) from error
+
+
+def _is_of_a_file(error: Exception) -> bool:
+    """Whether a file library raises this about what it cannot read; anndata's own class is not public."""
+    known = OSError | KeyError | ValueError | EOFError | zlib.error | RuntimeError
+    return isinstance(error, known) or type(error).__name__ == "IORegistryError"
 
 
 def _is_disk_full(error: Exception) -> bool:
@@ -138,18 +178,17 @@ def _open_folder(path: Path, spill_folder: Path | None) -> CellStore:
         raise InputError(f"the folder {path} is neither zarr nor 10x; it holds: {names or 'nothing'}; pass {READABLE}")
     tenx = open_mtx(mtx, spill_folder=spill_folder)
     candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
-    return CellStore(
-        path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=tenx.rows.close, is_anndata=False
-    )
+    return CellStore(path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=tenx.rows.close)
 
 
 def _open_hdf5(path: Path, handle: Any) -> CellStore:
+    _check_filters(path, handle)
     if is_tenx_h5(handle):
         tenx = open_tenx_h5(handle)
         candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
-        return CellStore(
-            path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=handle.close, is_anndata=False
-        )
+        return CellStore(path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=handle.close)
+    if "mod" in handle:
+        raise InputError(_several_modalities(path, handle))
     if "row_attrs" in handle and "col_attrs" in handle:
         raise InputError(f"{path} is a loom file; expected {READABLE}: convert it with anndata.io.read_loom")
     if "obs" not in handle or "var" not in handle:
@@ -163,10 +202,47 @@ def _open_hdf5(path: Path, handle: Any) -> CellStore:
 
 def _open_zarr(path: Path) -> CellStore:
     group = zarr.open_group(str(path), mode="r")
+    if "mod" in group:
+        raise InputError(_several_modalities(path, group))
     if "obs" not in group or "var" not in group:
         listed = ", ".join(sorted(group)) or "nothing"
         raise InputError(f"{path} is zarr but holds no cells: found {listed}, expected {READABLE}")
     return _store_of_group(path, group, close=lambda: None)
+
+
+def _several_modalities(path: Path, group: Any) -> str:
+    names = ", ".join(repr(str(name)) for name in group["mod"]) or "none"
+    return (
+        f"{path} is a MuData file, which holds several tables of cells, here the modalities {names}; write the one "
+        f"with gene expression to a file of its own, such as mudata.read({path.name!r})['rna'].write_h5ad('rna.h5ad')"
+    )
+
+
+def _check_filters(path: Path, handle: Any) -> None:
+    """Refuse arrays packed by a filter that HDF5 has not, which it would only call unreadable."""
+    missing: dict[int, str] = {}
+
+    def look(_: str, element: Any) -> None:
+        if isinstance(element, h5py.Dataset):
+            properties = element.id.get_create_plist()
+            for number in range(properties.get_nfilters()):
+                code, _flags, _values, name = properties.get_filter(number)
+                if not h5py.h5z.filter_avail(code):
+                    missing[code] = name.decode(errors="replace")
+
+    for name in set(handle) - {"obsm", "varm", "obsp", "varp", "uns"}:  # what is not needed is left out when it fails
+        look(name, handle[name])
+        if isinstance(handle[name], h5py.Group):
+            handle[name].visititems(look)
+    if missing and importlib.util.find_spec("hdf5plugin") is not None:
+        importlib.import_module("hdf5plugin")  # which makes its filters known to HDF5
+        missing = {code: name for code, name in missing.items() if not h5py.h5z.filter_avail(code)}
+    if missing:
+        listed = ", ".join(f"{name or 'without a name'} (filter {code})" for code, name in missing.items())
+        raise InputError(
+            f"{path} is compressed with {listed}, which this installation of HDF5 lacks; install it with "
+            "pip install hdf5plugin, or write the file again with gzip"
+        )
 
 
 def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> CellStore:
@@ -189,6 +265,7 @@ def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> Cel
         close=close,
         read_obsm=lambda: _elements(group, "obsm"),
         read_uns=lambda: _elements(group, "uns"),
+        read_whole=lambda: _whole(group, cells.frame(), found),
     )
 
 
@@ -204,6 +281,54 @@ def _open_legacy(path: Path) -> CellStore:
     return store_of(adata, path)
 
 
+def _whole(group: Any, obs: pd.DataFrame, candidates: list[Candidate]) -> AnnData:
+    """All that an AnnData on disk holds, read element by element.
+
+    So a root attribute in other words does not matter, and an entry that anndata cannot read is all that is lost.
+    """
+    parts = {name: _elements(group, name) for name in ("obsm", "varm", "obsp", "varp", "uns")}
+    layers = {c.option: _in_memory(c.matrix) for c in candidates if c.source.startswith("layers[")}
+    with warnings.catch_warnings():  # about repeated gene names, which are resolved when the cells are read
+        warnings.simplefilter("ignore")
+        whole = AnnData(X=None, obs=obs, var=anndata.io.read_elem(group["var"]), layers=layers, **parts)
+        for candidate in candidates:
+            if candidate.source == "X":
+                whole.X = _in_memory(candidate.matrix)
+            elif candidate.source == "raw.X":
+                varm = _elements(group["raw"], "varm")
+                whole.raw = AnnData(X=_in_memory(candidate.matrix), obs=obs[[]], var=candidate.var, varm=varm)
+    return whole
+
+
+def _in_memory(matrix: Any) -> Any:
+    """A matrix of a file as it is stored, or as CSR where anndata cannot read its type."""
+    try:
+        found = matrix.to_memory() if hasattr(matrix, "to_memory") else matrix[:]
+    except (TypeError, ValueError):
+        return cell_rows(matrix).rows(0, int(matrix.shape[0]))
+    if is_sparse(found):
+        found = plain_matrix(found)
+        check_indices(found.indices, found.shape[1 if found.format == "csr" else 0])
+    return found
+
+
+def loaded(adata: AnnData) -> AnnData:
+    """Return `adata` itself where it is in memory, else a copy that is: backed, or with matrices on disk.
+
+    Dask arrays stay as they are. To read cells alone `open_cells` takes either kind and needs less memory.
+
+    Raises
+    ------
+    InputError
+        The file behind it was closed, or cannot be read.
+    """
+    matrices = [candidate.matrix for candidate in candidates_of(adata)]
+    if not adata.isbacked and all(in_memory(m) or type(m).__module__.startswith("dask") for m in matrices):
+        return adata
+    with readable(Path(adata.filename or "the AnnData")):
+        return adata.to_memory()
+
+
 def store_of(adata: AnnData, path: Path = Path("AnnData")) -> CellStore:
     """Return an AnnData as a store; matrices are not copied, `obsm` and `uns` are when they are read."""
     return CellStore(
@@ -213,6 +338,7 @@ def store_of(adata: AnnData, path: Path = Path("AnnData")) -> CellStore:
         close=lambda: None,
         read_obsm=lambda: {name: values.copy() for name, values in adata.obsm.items()},
         read_uns=lambda: copy.deepcopy(dict(adata.uns)),
+        read_whole=lambda: adata,
     )
 
 
@@ -240,6 +366,8 @@ def _elements(group: Any, name: str) -> dict[str, Any]:
     for key in group.get(name, ()):
         try:
             values[key] = anndata.io.read_elem(group[name][key])
-        except (OSError, KeyError, TypeError, ValueError, NotImplementedError) as error:
+        except Exception as error:
+            if not (_is_of_a_file(error) or isinstance(error, TypeError | NotImplementedError)):
+                raise
             logger.warning("%s[%r] cannot be read and is left out: %s", name, key, error)
     return values

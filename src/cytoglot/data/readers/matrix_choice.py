@@ -1,7 +1,8 @@
 """Which matrix of a data set is read: a stated order, each candidate's state decided by test.
 
 Order: the layers that are named for counts, then `raw.X`, then `X`; the first that holds integer counts wins, else the
-first that holds log1p or other non-negative values. A layer asked for by name is never replaced by another.
+first that holds log1p or other non-negative values. A matrix in which no cell has two different values (zeros that
+fill a slot, a mask) comes after all that rank genes. A layer asked for by name is never replaced by another.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from cytoglot.data.genes.vocabulary import Duplicates, ResolvedGenes, resolve_genes
 from cytoglot.data.normalize import EXPECTED, MatrixState, Names, matrix_state
-from cytoglot.data.readers.cell_rows import cell_rows, in_memory
+from cytoglot.data.readers.cell_rows import cell_rows
 from cytoglot.errors import InputError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -45,19 +46,6 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChosenMatrix:
-    """The matrix to be read, its genes and its state."""
-
-    matrix: Any
-    """cells × genes as it lies in the AnnData: sparse, dense, backed or dask"""
-    var: pd.DataFrame
-    source: str
-    state: MatrixState
-    message: str
-    """which matrix was chosen, in what state, and what was passed over"""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What the test of one candidate found: a state, or the fault that keeps it from being read."""
 
@@ -79,6 +67,11 @@ class Verdict:
         """Whether the matrix holds integer counts."""
         return self.state is not None and self.state.kind == "counts"
 
+    @property
+    def ranks(self) -> bool:
+        """Whether the matrix can be ranked and puts genes in an order: some cell has two different values."""
+        return self.state is not None and self.usable and not self.state.is_flat
+
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -90,57 +83,7 @@ class Selection:
     message: str
 
 
-def choose_matrix(adata: AnnData, *, layer: str | None = None) -> ChosenMatrix:
-    """Return the matrix of `adata` that should be read, by the order of this module.
-
-    Works in memory and backed; nothing is changed or copied. What is in memory is tested whole; a matrix on disk or of
-    dask is tested on up to 2,048 cells in 32 evenly spaced runs. `layer` is "X", "raw" or the name of a layer; a layer
-    that is itself called "X" or "raw" can only be had by another name.
-
-    Raises
-    ------
-    InputError
-        No matrix can be used (all are signed, or hold NaN or infinite values): the message says what each was found to
-        be. The same for the one asked for with `layer`.
-    UnknownNameError
-        There is no such layer.
-    """
-    candidates = candidates_of(adata)
-    chosen, verdict, message = choose(candidates, layer=layer, cell_names=adata.obs_names)
-    assert verdict.state is not None  # choose() returns usable ones only
-    return ChosenMatrix(
-        matrix=chosen.matrix, var=chosen.var, source=chosen.source, state=verdict.state, message=message
-    )
-
-
 def select(
-    candidates: Sequence[Candidate],
-    obs: pd.DataFrame,
-    *,
-    layer: str | None,
-    gene_column: str | None,
-    gene_mapping: Mapping[str, str] | None,
-    duplicates: Duplicates,
-    known: dict[str, Verdict] | None = None,
-) -> Selection:
-    """Choose the matrix and resolve its genes; `known` holds verdicts that were made already.
-
-    Values that are not counts cannot be summed over duplicated columns (the sum of logs is no log of a sum), so `sum`
-    becomes `first` for them, which the message says.
-    """
-    check_cell_names(obs)
-    return select_of(
-        candidates,
-        obs.index,
-        layer=layer,
-        gene_column=gene_column,
-        gene_mapping=gene_mapping,
-        duplicates=duplicates,
-        known=known,
-    )
-
-
-def select_of(
     candidates: Sequence[Candidate],
     cell_names: Names,
     *,
@@ -150,11 +93,27 @@ def select_of(
     duplicates: Duplicates,
     known: dict[str, Verdict] | None = None,
 ) -> Selection:
-    """Choose as `select` does, for cells whose names need not be unique and are looked at in messages alone."""
+    """Choose the matrix and resolve its genes; `known` holds verdicts that were made already.
+
+    A matrix is tested on up to 2,048 cells in 32 evenly spaced runs; nothing is changed or copied. `layer` is "X",
+    "raw" or the name of a layer; a layer that is itself called "X" or "raw" can only be had by another name. Values
+    that are not counts cannot be summed over duplicated columns (the sum of logs is no log of a sum), so `sum` becomes
+    `first` for them, which the message says. Names of cells need not be unique; they are looked at in messages alone.
+
+    Raises
+    ------
+    InputError
+        No matrix can be used (all are signed, or hold NaN or infinite values): the message says what each was found to
+        be. The same for the one asked for with `layer`.
+    UnknownNameError
+        There is no such layer, or no such column of var.
+    """
     chosen, verdict, message = choose(candidates, layer=layer, cell_names=cell_names, known=known)
     assert verdict.state is not None  # choose() returns usable ones only
     policy: Duplicates = "first" if duplicates == "sum" and verdict.state.kind != "counts" else duplicates
     genes = resolve_genes(chosen.var, gene_column=gene_column, mapping=gene_mapping, duplicates=policy)
+    if genes.report.unknown_features:
+        logger.warning("%s", genes.report.feature_warning)
     message = "; ".join([message, *genes.report.messages()])
     return Selection(candidate=chosen, state=verdict.state, genes=genes, message=message)
 
@@ -202,14 +161,17 @@ def choose(
             raise InputError(_refusal([asked], candidates, verdict))
         return asked, verdict(asked), _message(asked, [], verdict)
     order = _in_order(candidates)
-    chosen = next((c for c in order if verdict(c).is_counts), None)
-    chosen = chosen or next((c for c in order if verdict(c).usable), None)
+    chosen = next((c for c in order if verdict(c).is_counts and verdict(c).ranks), None)
+    chosen = chosen or next((c for c in order if verdict(c).ranks), None)
+    if chosen is None and not any(verdict(c).ranks for c in candidates):  # a mask before zeros
+        flat = sorted((c for c in order if verdict(c).usable), key=lambda c: verdict(c).words.endswith("all zero"))
+        chosen = flat[0] if flat else None
     if chosen is None:
         raise InputError(_refusal(order, candidates, verdict))
     passed_over = [c for c in order if c.source in verdicts and c is not chosen]
     for candidate in passed_over:
-        if verdict(candidate).state is None:
-            logger.warning("%s is not read: %s", candidate.source, verdict(candidate).fault)
+        if verdict(candidate).state is None or (verdict(candidate).usable and not verdict(candidate).ranks):
+            logger.warning("%s is not read: %s", candidate.source, verdict(candidate).words)
     return chosen, verdict(chosen), _message(chosen, passed_over, verdict)
 
 
@@ -239,11 +201,12 @@ def verdict_on(matrix: Any, *, cell_names: Names, gene_names: Names) -> Verdict:
 
 
 def _test(candidate: Candidate, cell_names: Names) -> Verdict:
-    """Test all of a matrix in memory, else a sample of its cells."""
-    if in_memory(candidate.matrix):
-        return verdict_on(candidate.matrix, cell_names=cell_names, gene_names=candidate.var.index)
+    """Test a sample of the cells."""
     cells = sample_positions(int(candidate.matrix.shape[0]))
-    sample = cell_rows(candidate.matrix).sample(cells)
+    try:
+        sample = cell_rows(candidate.matrix).sample(cells)
+    except InputError as fault:
+        return Verdict(state=None, fault=str(fault).removeprefix(EXPECTED))
     return verdict_on(sample, cell_names=_SampleNames(cell_names, cells), gene_names=candidate.var.index)
 
 
@@ -285,8 +248,9 @@ def _message(chosen: Candidate, passed_over: list[Candidate], verdict: Callable[
 def _refusal(refused: list[Candidate], candidates: Sequence[Candidate], verdict: Callable[[Candidate], Verdict]) -> str:
     """Every matrix looked at, its state, and what to pass instead."""
     found = "; ".join(f"{c.source}: {verdict(c).words}" for c in refused)
+    found = found or "no X, no raw.X and no layer named for counts"
     others = [c for c in candidates if c not in refused]
-    options = [f"layer={c.option!r} ({verdict(c).words})" for c in others if verdict(c).usable]
+    options = [f"layer={c.option!r} ({verdict(c).words})" for c in others if verdict(c).ranks]
     if options:
         advice = "pass " + " or ".join(options)
     elif any(verdict(c).state is None for c in refused):

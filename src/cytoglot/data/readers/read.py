@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
 from cytoglot.data.genes.vocabulary import Duplicates, collapse_columns
 from cytoglot.data.normalize import MatrixState
+from cytoglot.data.plain_matrix import is_sparse
 from cytoglot.data.readers.cell_rows import cell_rows
-from cytoglot.data.readers.formats import CellStore, open_store, readable, store_of
-from cytoglot.data.readers.matrix_choice import ChosenMatrix, Selection, Verdict, choose_matrix, select, verdict_on
-from cytoglot.data.readers.stream import CellStream, open_cells, stream_adata
+from cytoglot.data.readers.formats import CellStore, loaded, readable, store_for
+from cytoglot.data.readers.matrix_choice import Selection, Verdict, check_cell_names, select, verdict_on
+from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.errors import InputError
 
-__all__ = ["CellStream", "ChosenMatrix", "choose_matrix", "matrix_state_of", "open_cells", "read", "stream_adata"]
+__all__ = ["CellStream", "loaded", "matrix_state_of", "open_cells", "read"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ def read(
     started = time.perf_counter()
     choice = _Choice(layer=layer, gene_column=gene_column, gene_mapping=gene_mapping, duplicates=duplicates)
     with ExitStack() as stack:
-        store = stack.enter_context(store_of(source) if isinstance(source, AnnData) else open_store(source))
+        store = stack.enter_context(store_for(source))
         with readable(store.path):
             selection, matrix = (_on_disk if backed else _in_memory)(store, choice)
             obsm, uns = store.read_obsm(), store.read_uns()
@@ -95,9 +97,10 @@ class _Choice:
     duplicates: Duplicates
 
     def select(self, store: CellStore, known: dict[str, Verdict] | None = None) -> Selection:
+        check_cell_names(store.obs)
         return select(
             store.candidates,
-            store.obs,
+            store.obs.index,
             layer=self.layer,
             gene_column=self.gene_column,
             gene_mapping=self.gene_mapping,
@@ -117,7 +120,9 @@ def _in_memory(store: CellStore, choice: _Choice) -> tuple[Selection, sparse.csr
         known[candidate.source] = verdict_on(matrix, cell_names=store.obs.index, gene_names=candidate.var.index)
     matrix = loaded[selection.candidate.source]
     collapsed = collapse_columns(matrix, selection.genes.column_gene, len(selection.genes.vocabulary))
-    return selection, collapsed.copy() if collapsed is selection.candidate.matrix else collapsed
+    given = selection.candidate.matrix
+    shared = is_sparse(given) and np.may_share_memory(collapsed.data, given.data)
+    return selection, collapsed.copy() if shared else collapsed
 
 
 def _on_disk(store: CellStore, choice: _Choice) -> tuple[Selection, Any]:

@@ -10,13 +10,14 @@ from types import TracebackType
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from numpy.typing import NDArray
 from scipy import sparse
 
 from cytoglot.data.genes.vocabulary import Duplicates, GeneVocabulary, ResolvedGenes, collapse_columns
 from cytoglot.data.normalize import MatrixState, check_values
-from cytoglot.data.readers.cell_rows import CellRows, cell_rows
-from cytoglot.data.readers.formats import open_store, readable
-from cytoglot.data.readers.matrix_choice import Selection, candidates_of, select
+from cytoglot.data.readers.cell_rows import CellRows, cell_rows, cells_per_block
+from cytoglot.data.readers.formats import readable, store_for
+from cytoglot.data.readers.matrix_choice import Selection, check_cell_names, select
 from cytoglot.data.readers.obs_table import CellNames, MemoryObs, ObsTable
 from cytoglot.errors import InputError
 
@@ -57,6 +58,17 @@ class CellStream:
         """Number of stored values of the file's matrix, columns that are dropped included; an estimate if dense."""
         return self._rows.n_values
 
+    @property
+    def cells_per_block(self) -> int:
+        """Cells that are best read at once: few where they express many genes, 8,192 at most."""
+        return cells_per_block(self._rows)
+
+    @cached_property
+    def cell_ids(self) -> NDArray[np.object_]:
+        """Names of all cells as str, shape (n,)."""
+        with readable(self.path or Path("the table of cells")):
+            return self.cells.names(0, self.n_cells)
+
     @cached_property
     def obs(self) -> pd.DataFrame:
         """The whole table of cells; a stream that was opened without it reads it when it is first looked at."""
@@ -69,14 +81,20 @@ class CellStream:
         return self.genes.vocabulary
 
     def chunks(
-        self, chunk_cells: int = 4096, *, first_cell: int = 0, last_cell: int | None = None
+        self,
+        chunk_cells: int = 4096,
+        *,
+        first_cell: int = 0,
+        last_cell: int | None = None,
+        checked: bool = True,
     ) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """Yield positions and values of `chunk_cells` cells at a time, of `first_cell:last_cell`.
 
         The last chunk may be shorter.
 
         Columns follow `vocabulary`; duplicated columns are summed or dropped as `genes.report` says. The chunk may
-        share the memory of an AnnData and must not be changed.
+        share the memory of an AnnData and must not be changed. `checked=False` is for a reader that finds faulty values
+        and repeated columns itself, as the ranking does: a chunk then comes as it is stored where no column moves.
 
         Raises
         ------
@@ -85,15 +103,18 @@ class CellStream:
         """
         if chunk_cells < 1:
             raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
-        gene_names = self._column_names()
+        gene_names, is_identity = self._column_names(), self.genes.is_identity
         last_cell = self.n_cells if last_cell is None else min(last_cell, self.n_cells)
         for start in range(first_cell, last_cell, chunk_cells):
             cells = slice(start, min(start + chunk_cells, last_cell))
             with readable(self.path or Path("the matrix")):
                 block = self._rows.rows(cells.start, cells.stop)
-            names = CellNames(self.cells, cells.start, cells.stop)
-            check_values(block, cell_names=names, gene_names=gene_names, what=self.source)
-            yield cells, collapse_columns(block, self.genes.column_gene, len(self.vocabulary))
+            if checked:
+                names = CellNames(self.cells, cells.start, cells.stop)
+                check_values(block, cell_names=names, gene_names=gene_names, what=self.source)
+            if checked or not is_identity:
+                block = collapse_columns(block, self.genes.column_gene, len(self.vocabulary))
+            yield cells, block
             del block  # else two chunks are in memory while the next is read
 
     def close(self) -> None:
@@ -115,7 +136,7 @@ class CellStream:
 
 
 def open_cells(
-    path: str | Path,
+    source: AnnData | str | Path,
     *,
     layer: str | None = None,
     gene_column: str | None = None,
@@ -123,10 +144,11 @@ def open_cells(
     duplicates: Duplicates = "sum",
     spill_folder: str | Path | None = None,
 ) -> CellStream:
-    """Open a file of cells for reading in chunks; matrix and genes are chosen as by `read`.
+    """Open a file of cells, or an AnnData in memory, backed or of dask arrays, for reading in chunks.
 
-    The state is tested on up to 2,048 cells in evenly spaced runs, and every chunk is checked for NaN, infinite and
-    negative values as it comes. Temporary files (CSC and matrix.mtx alone) go to `spill_folder`.
+    Matrix and genes are chosen as by `read`. The state is tested on up to 2,048 cells in evenly spaced runs, and every
+    chunk is checked for NaN, infinite and negative values as it comes. An AnnData is not changed. Temporary files (CSC
+    and matrix.mtx alone) go to `spill_folder`.
 
     Raises
     ------
@@ -134,12 +156,13 @@ def open_cells(
         As for `read`.
     """
     folder = None if spill_folder is None else Path(spill_folder)
-    store = open_store(path, spill_folder=folder)
+    store = store_for(source, spill_folder=folder)
     try:
         with readable(store.path):
+            check_cell_names(store.obs)
             selection = select(
                 store.candidates,
-                store.obs,
+                store.obs.index,
                 layer=layer,
                 gene_column=gene_column,
                 gene_mapping=gene_mapping,
@@ -149,30 +172,5 @@ def open_cells(
     except BaseException:
         store.close()
         raise
-    return CellStream(obs=store.obs, rows=rows, selection=selection, path=store.path, close=store.close)
-
-
-def stream_adata(
-    adata: AnnData,
-    *,
-    layer: str | None = None,
-    gene_column: str | None = None,
-    gene_mapping: Mapping[str, str] | None = None,
-    duplicates: Duplicates = "sum",
-) -> CellStream:
-    """Return the cells of an AnnData (in memory, backed or of dask arrays) as a stream; it is not changed.
-
-    Raises
-    ------
-    InputError
-        As for `read`.
-    """
-    selection = select(
-        candidates_of(adata),
-        adata.obs,
-        layer=layer,
-        gene_column=gene_column,
-        gene_mapping=gene_mapping,
-        duplicates=duplicates,
-    )
-    return CellStream(obs=adata.obs, rows=cell_rows(selection.candidate.matrix), selection=selection)
+    path = None if isinstance(source, AnnData) else store.path
+    return CellStream(obs=store.obs, rows=rows, selection=selection, path=path, close=store.close)

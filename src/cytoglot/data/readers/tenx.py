@@ -5,6 +5,7 @@ Read here without scanpy, which is no part of the core. Features other than gene
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ import pandas as pd
 from cytoglot.data.readers.cell_rows import CellRows, DiskCsr, SpilledRows
 from cytoglot.errors import InputError
 from cytoglot.texts import open_text
+
+logger = logging.getLogger(__name__)
 
 _FEATURES = ("features.tsv.gz", "features.tsv", "genes.tsv.gz", "genes.tsv")
 _BARCODES = ("barcodes.tsv.gz", "barcodes.tsv")
@@ -113,6 +116,12 @@ def open_mtx(files: MtxFiles, *, spill_folder: Path | None = None) -> TenxCells:
     with open_text(files.matrix) as handle:
         (n_rows, n_columns, n_values), dtype, is_pattern = _mtx_header(handle, files.matrix)
         by_cell = (n_rows, n_columns) == (len(obs), len(var)) and n_rows != n_columns
+        if n_rows == n_columns:
+            logger.warning(
+                "%s is square, so its layout cannot be told: read as genes × cells, as Cell Ranger writes it; if it is "
+                "cells × genes (scipy's mmwrite of adata.X), transpose it or write h5ad",
+                files.matrix,
+            )
         n_cells, n_genes = (n_rows, n_columns) if by_cell else (n_columns, n_rows)
         _check_lengths(str(files.matrix), n_cells, n_genes, len(obs), len(var))
         rows = SpilledRows(shape=(n_cells, n_genes), dtype=dtype, n_values=n_values, folder=spill_folder)
