@@ -37,12 +37,10 @@ from cytoglot.corpus.format.folder import (
     CARD,
     DESCRIPTION,
     FORMAT_VERSION,
-    GENE_SETS,
     ORTHOLOGS,
     PARTS,
     RANK_CURVE,
     SPLITS,
-    TERMS,
     VOCABULARY,
     CorpusDescription,
     ShardInfo,
@@ -58,6 +56,7 @@ from cytoglot.engines import Engine, Workers, running
 from cytoglot.errors import InputError
 from cytoglot.manifest import package_versions
 from cytoglot.sentence.unfinished import locked
+from cytoglot.tasks.record_source import TableSource, record_sources
 
 logger = logging.getLogger(__name__)
 
@@ -406,7 +405,8 @@ def _start(plan: BuildPlan, out: Path, *, overwrite: bool) -> None:
 def _clear(out: Path) -> None:
     """Delete everything that a build writes, the lock excepted. The plan must have been deleted before."""
     work = out / WORK
-    for name in (*PARTS, WORDINGS, DESCRIPTION, VOCABULARY, SPLITS, GENE_SETS, TERMS, ORTHOLOGS, RANK_CURVE, CARD):
+    tables = [f"{s.table}.parquet" for s in record_sources.values() if isinstance(s, TableSource)]
+    for name in (*PARTS, WORDINGS, DESCRIPTION, VOCABULARY, SPLITS, *tables, ORTHOLOGS, RANK_CURVE, CARD):
         _delete(out / name)
     for path in work.iterdir():
         if path.name not in ("lock", _BAD):
