@@ -14,6 +14,7 @@ from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.sentence_stream import open_sentences
 from cytoglot.errors import InputError
 from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.segments import join
 from cytoglot.tasks.task import tasks
 
 ANNOTATION = tasks["cell_type_annotation"]
@@ -21,9 +22,7 @@ ANNOTATION = tasks["cell_type_annotation"]
 
 def _prompt(genes: tuple[str, ...], template: int | str | None = None) -> CellPrompt:
     record = CellRecord(genes=genes, metadata={"organism": "human"})
-    return CellPrompt(
-        text=ANNOTATION.prompt(record, template=template), record=record, task=ANNOTATION, template=template
-    )
+    return CellPrompt(segments=ANNOTATION.prompt_segments(record, template=template), record=record)
 
 
 @pytest.mark.parametrize("template", [None, *sorted(ANNOTATION.templates.names)])
@@ -57,17 +56,12 @@ def test_genes_that_a_wording_writes_in_capitals_are_found(
     assert prompt.text[behind:] == "\nKind?"
 
 
-def test_a_wording_that_parts_the_genes_otherwise_is_refused() -> None:
-    prompt = replace(_prompt(("ACTB", "B2M")), task=_Commas(), text="Genes: ACTB,B2M.")
-    with pytest.raises(InputError, match="expected a prompt with 2 genes in a row, found 1 words where"):
+def test_a_prompt_that_does_not_show_the_genes_is_refused() -> None:
+    prompt = replace(_prompt(("ACTB", "B2M")), segments=join(["Genes: ACTB,B2M."]))
+    with pytest.raises(
+        InputError, match="expected a prompt with the 2 genes of cell '', found 0 in 'Genes: ACTB,B2M.'"
+    ):
         _ = prompt.gene_spans
-
-
-class _Commas:
-    name = "commas"
-
-    def prompt(self, record: CellRecord, *, template: object) -> str:
-        return f"Genes: {','.join(record.genes)}."
 
 
 def test_vectors_of_the_genes_alone_owe_nothing_to_the_question(tiny_model: CellModel, cells: AnnData) -> None:

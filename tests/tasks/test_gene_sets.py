@@ -123,7 +123,7 @@ def test_a_definition_is_asked_for_without_its_last_full_stop_twice() -> None:
 def test_the_best_supported_markers_are_listed_in_order_and_shown_in_any() -> None:
     listed = tasks["cell_type_markers"].example(TERM, template=0)
     assert listed.completion == " " + " ".join(TERM.markers[:20]) + "."
-    shown = tasks["cell_type_from_markers"].prompt_fields(TERM)["genes"].split()
+    shown = list(tasks["cell_type_from_markers"].prompt_fields(TERM)["genes"])
     assert sorted(shown) == sorted(TERM.markers[:20])
     assert shown != list(TERM.markers[:20])
     assert not tasks["cell_type_markers"].can_ask(replace(TERM, markers=()))

@@ -43,7 +43,7 @@ def test_what_cannot_be_asked_is_refused_with_the_reason() -> None:
         task.prompt(CellRecord(metadata={"tissue": "eye"}, cell_id="c1", num_genes=5))
     with pytest.raises(InputError, match=r"needs the number of genes to write for cell 'c2', found an empty cell"):
         task.prompt(CellRecord(metadata={"cell_type": "B"}, cell_id="c2"))
-    with pytest.raises(InputError, match=r"cannot learn from cell 'c3': it has no expressed genes"):
+    with pytest.raises(InputError, match=r"cannot learn from 'c3': it holds no genes to answer with"):
         task.example(CellRecord(metadata={"cell_type": "B"}, cell_id="c3", num_genes=5))
     with pytest.raises(InputError, match=r"needs the gene vocabulary"):
         task.answer_format(AnswerSpace(n_genes=3))

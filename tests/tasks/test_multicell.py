@@ -139,7 +139,7 @@ def test_what_cannot_be_asked_is_refused_with_the_reason() -> None:
         generation.parse("CD3D", AnswerSpace())
     with pytest.raises(InputError, match=r"a number of genes of each cell, 1 or more; found None"):
         generation.answer_format(AnswerSpace())
-    with pytest.raises(InputError, match=r"needs a list of tissues to choose from, found none"):
+    with pytest.raises(InputError, match=r"needs a list of labels to choose from, found none"):
         annotation.answer_format(AnswerSpace())
 
 
@@ -210,4 +210,4 @@ def test_reading_never_raises_on_marks_of_any_sort_and_never_makes_up_a_thousand
 
 @given(st.lists(st.text(min_size=1).filter(lambda t: t.split() != []), min_size=2, max_size=20))
 def test_lines_keep_any_text_but_for_its_white_space(texts: list[str]) -> None:
-    assert read_cells(cell_lines(texts), lambda _: False) == [" ".join(t.split()) for t in texts]
+    assert read_cells(cell_lines(texts).text, lambda _: False) == [" ".join(t.split()) for t in texts]

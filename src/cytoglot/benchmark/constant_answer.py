@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.cell_model.task_scores import AskedRecord, Kind, gene_ids_of
+from cytoglot.cell_model.task_scores import AskedRecord, gene_ids_of
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.metrics.text import token_f1
 from cytoglot.tasks.multicell import cell_lines
+from cytoglot.tasks.task import AnswerKind
 
 _COMPARED_TEXTS = 200
 """training answers among which the most typical text is sought, and to which each is compared"""
@@ -22,7 +23,7 @@ _COMPARED_TEXTS = 200
 class ConstantAnswer:
     """An answer that takes no notice of what is asked but for the number of genes and cells."""
 
-    kind: Kind
+    kind: AnswerKind
     text: str = ""
     """the label, or the text"""
     ranked_genes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
@@ -39,7 +40,7 @@ class ConstantAnswer:
 
 
 def fit_constant_answer(
-    kind: Kind,
+    kind: AnswerKind,
     training: Sequence[AskedRecord],
     *,
     lengths: Sequence[int],

@@ -25,17 +25,19 @@ from cytoglot.benchmark.constant_answer import fit_constant_answer
 from cytoglot.benchmark.results import ResultRow, as_dicts
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.task_answers import ModelAnswers
-from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, Kind, bare_answer, kind_of, statistics
+from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, statistics
 from cytoglot.config import Settings
 from cytoglot.corpus.format.folder import Corpus, open_corpus
 from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
-from cytoglot.corpus.read.mixture import Question
 from cytoglot.data.schema import GROUP_FIELDS, group_values
 from cytoglot.errors import InputError, VocabularyMismatchError, nearest_names
 from cytoglot.manifest import Manifest
 from cytoglot.metrics.uncertainty import bootstrap, bootstrap_difference, resampling_unit
 from cytoglot.progress import progress_bar
-from cytoglot.tasks.record import CellGroup, CellRecord, Record
+from cytoglot.tasks.answers import LabelAnswer
+from cytoglot.tasks.instance import TaskInstance
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.record_source import record_sources
 from cytoglot.tasks.task import Task
 from cytoglot.tasks.task import tasks as registered_tasks
 
@@ -199,26 +201,25 @@ class _Work:
         for part, names in (("train", self._askable["train"]), (settings.part, self._askable[settings.part])):
             if task.name not in names:
                 needs = f" (it needs {' and '.join(task.required_metadata)})" if task.required_metadata else ""
-                raise _NotShown(f"no {task.unit.replace('_', ' ')} of the {part} part can be asked{needs}")
+                raise _NotShown(f"no {record_sources[task.unit].words} of the {part} part can be asked{needs}")
         if settings.wording == "held_out" and not task.templates.held_out:
             raise _NotShown("it has no held-out wording")
         training = self._sample(task, "train", settings.n_training)
         held_out = self._sample(task, settings.part, settings.n_per_task)
-        kind = kind_of(task, bare_answer(training[0].example().completion), vocabulary)
-        labels = self._labels(task, training) if kind == "label" else ()
+        labels = self._labels(task, training) if task.closed_answer else ()
         self._check_several_answers(task, labels, training, held_out)
-        fitted = [one for q in training if (one := self.answerer.fitted(q, kind, labels)) is not None]
-        records = [one for q in held_out if (one := self.answerer.fitted(q, kind, labels)) is not None]
+        fitted = [one for q in training if (one := self.answerer.fitted(q, labels)) is not None]
+        records = [one for q in held_out if (one := self.answerer.fitted(q, labels)) is not None]
         if not fitted or not records:
             raise _NotShown(f"no record fits the model's context of {self.model.lm.context_length:,} tokens")
         if len(records) < len(held_out):
             self.messages.append(
                 f"{task.name}: {len(held_out) - len(records)} of {len(held_out)} records do not fit the context"
             )
-        records = records[: self._n_records(kind, records)]
-        return AskedTask(task=task, kind=kind, vocabulary=vocabulary, records=tuple(records), labels=labels), fitted
+        records = records[: self._n_records(task, records)]
+        return AskedTask(task=task, vocabulary=vocabulary, records=tuple(records), labels=labels), fitted
 
-    def _sample(self, task: Task[Any, Any], part: Any, n: int) -> list[Question]:
+    def _sample(self, task: Task[Any, Any], part: Any, n: int) -> list[TaskInstance]:
         """Return what the task asks of a seeded sample of the part: all that is known is told, in one wording."""
         top_genes, is_held_out = self.model.spec.ranking.top_genes, self.settings.wording == "held_out"
         sampled = CorpusExamples(
@@ -226,7 +227,7 @@ class _Work:
         ).sample(n, task.name, seed=self.seed)
         records: list[Record] = [found.record for found in sampled]
         return [
-            Question(
+            TaskInstance(
                 task, record, None if is_held_out else task.short_template(record), seed=self.seed, held_out=is_held_out
             )
             for record in records
@@ -236,13 +237,14 @@ class _Work:
     def _askable(self) -> Mapping[str, tuple[str, ...]]:
         return {part: askable_tasks(self.corpus, part) for part in ("train", self.settings.part)}
 
-    def _labels(self, task: Task[Any, Any], training: Sequence[Question]) -> tuple[str, ...]:
+    def _labels(self, task: Task[Any, Any], training: Sequence[TaskInstance]) -> tuple[str, ...]:
         """Return the answers that occur in the training part, most frequent first."""
-        column = task.required_metadata[0] if task.required_metadata else ""
-        if column not in self.corpus.description.metadata_columns:
-            counts = pd.Series([bare_answer(question.example().completion) for question in training]).value_counts()
+        column = task.field if isinstance(task, LabelAnswer) else ""
+        if not isinstance(task, LabelAnswer) or column not in self.corpus.description.metadata_columns:
+            counts = pd.Series([question.answer() for question in training]).value_counts()
             return tuple(counts.index)
-        return tuple(dict.fromkeys(_answer_of(task, column, value) for value in self._training_values(column)))
+        completions = task.label_completions(self._training_values(column))
+        return tuple(dict.fromkeys(task.templates.bare(answer) for answer in completions))
 
     def _training_values(self, column: str) -> list[str]:
         """Return the values of a metadata column in the training part, most frequent first and then by name."""
@@ -255,15 +257,17 @@ class _Work:
         return sorted(counts, key=lambda value: (-counts[value], value))
 
     def _check_several_answers(
-        self, task: Task[Any, Any], labels: Sequence[str], training: Sequence[Question], held_out: Sequence[Question]
+        self,
+        task: Task[Any, Any],
+        labels: Sequence[str],
+        training: Sequence[TaskInstance],
+        held_out: Sequence[TaskInstance],
     ) -> None:
         """Refuse a task in which one answer is right whatever is asked, and so tells nothing of a model."""
-        learned, asked = (
-            {bare_answer(q.example().completion) for q in questions} for questions in (training, held_out)
-        )
+        learned, asked = ({q.answer() for q in questions} for questions in (training, held_out))
         possible = learned | asked | set(labels)
-        if task.closed_answer and task.required_metadata:
-            possible |= set(self.corpus.labels(task.required_metadata[0]))
+        if isinstance(task, LabelAnswer):
+            possible |= set(self.corpus.labels(task.field))
         if len(possible) == 1:
             raise _NotShown(f"a single possible answer in this corpus: {shortened(possible.pop(), 60)!r}")
         if len(labels or learned) == 1:
@@ -272,19 +276,19 @@ class _Work:
             what = f"a single answer in the {self.settings.part} part"
             raise _NotShown(f"{what}, for {len(held_out)} records: {shortened(asked.pop(), 60)!r}")
 
-    def _n_records(self, kind: Kind, records: Sequence[AskedRecord]) -> int:
+    def _n_records(self, task: Task[Any, Any], records: Sequence[AskedRecord]) -> int:
         """Return how many records the budget of tokens allows; they are in random order."""
-        if kind == "label":
+        if task.closed_answer:
             return len(records)
-        mean = float(np.mean(self.answerer.n_tokens([one.truth for one in records])))
+        mean = float(np.mean(self.answerer.n_tokens(task, [one.truth for one in records])))
         return max(self.settings.min_records, int(self.settings.answer_tokens / mean))
 
     def _budgets(self, asked: AskedTask, training: Sequence[AskedRecord], constants: Sequence[str]) -> list[int]:
         """Return the most tokens of each free answer, from what training answers and the prompt tell of its length."""
-        lengths = self.answerer.n_tokens(constants)
+        lengths = self.answerer.n_tokens(asked.task, constants)
         if asked.kind == "genes":  # the constant answer has as many genes as the prompt asks for
             return [int(1.1 * n) + 8 for n in lengths]
-        usual = int(np.quantile(self.answerer.n_tokens([one.truth for one in training]), 0.95))
+        usual = int(np.quantile(self.answerer.n_tokens(asked.task, [one.truth for one in training]), 0.95))
         return [max(n, usual) for n in lengths]
 
     def _compare(
@@ -362,13 +366,6 @@ def _meet(corpus: Corpus, model: CellModel) -> list[str]:
     for message in messages:
         logger.warning("%s", message)
     return messages
-
-
-def _answer_of(task: Task[Any, Any], column: str, value: str) -> str:
-    """Return the answer of a closed task to a record with this value."""
-    cell = CellRecord(genes=("A",), metadata={column: value}, cell_id="a")
-    record = cell if task.unit == "cell" else CellGroup(cells=(cell, cell), metadata={column: value}, group_id="a")
-    return bare_answer(task.completion(record))
 
 
 def _unit(asked: AskedTask) -> tuple[str, NDArray[np.object_] | None]:

@@ -324,9 +324,9 @@ class _Work:
         with self._timed("generation"):
             result = evaluate_generation(
                 self.model,
-                self.model.cut(self.sentences[held.train]),
+                self.model.truncate(self.sentences[held.train]),
                 held.labels[held.train],
-                self.model.cut(self.sentences[held.test]),
+                self.model.truncate(self.sentences[held.test]),
                 self.truth,
                 max_cells=self.settings.max_generated,
                 seed=self.seed,

@@ -2,65 +2,56 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.tasks.record import CellRecord
-from cytoglot.tasks.task import Task
-
-_NO_GENE = "\ue000"
-"""stands for a gene in a trial prompt: a character of private use, which is in no symbol and in no template"""
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.segments import Segments
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellPrompt:
-    """A prompt, and what it was made of."""
+    """A prompt in segments, and the record that it asks about."""
 
-    text: str
-    record: CellRecord
-    task: Task[Any, Any]
-    template: int | str | None = None
+    segments: Segments
+    record: Record
 
     @cached_property
-    def sentence_span(self) -> tuple[int, int]:
-        """Characters (first, behind the last) of the cell sentence; equal where it is empty.
+    def text(self) -> str:
+        """The prompt as a model reads it."""
+        return self.segments.text
 
-        Found by rendering the same template with other genes, so that no wording can be taken for a gene.
-        """
-        n_genes = len(self.record.genes)
-        if n_genes == 0:
-            return 0, 0
-        blank = replace(self.record, genes=(_NO_GENE,) * n_genes, ortholog_genes=())
-        trial = self.task.prompt(blank, template=self.template)
-        first = _n_equal(self.text, trial)
-        n_behind = _n_equal(self.text[first:][::-1], trial[first:][::-1])
-        return first, len(self.text) - n_behind
-
-    @property
+    @cached_property
     def gene_spans(self) -> NDArray[np.int64]:
         """Characters (first, behind the last) of each gene of the sentence, in its order, shape (n_genes, 2).
 
         Raises
         ------
         InputError
-            The template does not write the genes one after the other, with white space between them.
+            The prompt does not show every gene of the record once.
         """
-        first, behind = self.sentence_span
-        found = [match.span() for match in re.finditer(r"\S+", self.text[first:behind])]
-        if len(found) != len(self.record.genes):
+        spans, at = [], 0
+        for piece in self.segments:
+            if isinstance(piece, str):
+                at += len(piece)
+                continue
+            for gene in piece:
+                spans.append((at, at + len(gene)))
+                at += len(gene) + 1
+            at -= 1
+        if len(spans) != sum(self.record.lengths()):
             raise InputError(
-                f"expected a prompt with {len(self.record.genes)} genes in a row, found {len(found)} words where "
-                f"template {self.template!r} of {self.task.name} writes them; use a template with {{cell_sentence}}"
+                f"expected a prompt with the {sum(self.record.lengths())} genes of {self.record}, found {len(spans)} "
+                f"in {self.text[:60]!r}; use a template with {{cell_sentence}}"
             )
-        return np.array(found, dtype=np.int64).reshape(-1, 2) + first
+        return np.array(spans, dtype=np.int64).reshape(-1, 2)
 
-
-def _n_equal(a: str, b: str) -> int:
-    """Return how many characters the two have in common at their beginnings."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    @property
+    def sentence_span(self) -> tuple[int, int]:
+        """Characters (first, behind the last) of the cell sentence; equal where it is empty."""
+        spans = self.gene_spans
+        return (int(spans[0, 0]), int(spans[-1, 1])) if len(spans) else (0, 0)

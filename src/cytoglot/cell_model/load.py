@@ -6,7 +6,6 @@ Axes: n cells, k labels, d embedding dimensions.
 from __future__ import annotations
 
 import logging
-import math
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,12 @@ from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.cell_model.cell_prompt import CellPrompt
+from cytoglot.cell_model.file_cells import FileCells
 from cytoglot.cell_model.spec import SPEC_FILE, SPLIT_FILE, Calibration, CellModelSpec
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.readers.stream import open_cells
+from cytoglot.data.relations import read_relations
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.constraint.constrain import constrain
@@ -36,9 +37,12 @@ from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.decode import decode_texts
 from cytoglot.sentence.encode import encode
 from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
-from cytoglot.tasks.annotation import CellTypeAnnotation
-from cytoglot.tasks.foreign_templates import templates_for, with_templates
+from cytoglot.tasks.answers import LabelAnswer
+from cytoglot.tasks.c2s_templates import templates_for
+from cytoglot.tasks.instance import TaskInstance, truncate_to_fit
 from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.record_source import CellsSource, Draws, record_sources
+from cytoglot.tasks.segments import Genes, Segments
 from cytoglot.tasks.task import Task, check_context, tasks
 
 if TYPE_CHECKING:
@@ -97,16 +101,16 @@ class CellModel:
         Parameters
         ----------
         source
-            As in `cytoglot.tasks.foreign_templates.templates_for`: "cell2sentence" for those of the installed package,
+            As in `cytoglot.tasks.c2s_templates.templates_for`: "cell2sentence" for those of the installed package,
             a folder of its JSON files, or one TOML or JSON file, which is for annotation.
         """
         names = ["cell_type_annotation"]
         if Path(source).suffix not in {".json", ".toml"}:
             names.append("cell_generation")
-        reworded = {name: with_templates(tasks[name], templates_for(name, source)) for name in names}
+        reworded = {name: tasks[name].with_templates(templates_for(name, source)) for name in names}
         return replace(self, reworded={**self.reworded, **reworded})
 
-    def cut(self, sentences: CellSentences) -> CellSentences:
+    def truncate(self, sentences: CellSentences) -> CellSentences:
         """Return the sentences at the length that the model writes: as in training, and as its context has room for."""
         limits = [n for n in (self.spec.ranking.top_genes, self._words_in_context()) if n is not None]
         return sentences.truncate(min(limits)) if limits else sentences
@@ -203,8 +207,44 @@ class CellModel:
         for i, cell_id in enumerate(sentences.cell_ids):
             gene_ids: NDArray[Any] = sentences.ids(i)
             gene_ids = answering_view(gene_ids, cell_id=str(cell_id), view=view, settings=self.spec.augment)
-            genes = tuple(words[gene_ids[: self.spec.ranking.top_genes]].tolist())
+            genes = Genes(gene_ids[: self.spec.ranking.top_genes], words)
             yield CellRecord(cell_id=str(cell_id), genes=genes, metadata=metadata)
+
+    def ask(
+        self,
+        adata: AnnData,
+        task: str,
+        *,
+        layer: str | None = None,
+        gene_options: GeneOptions = DEFAULT_GENES,
+        min_overlap: float = MIN_OVERLAP,
+        template: int | str | None = None,
+    ) -> list[TaskInstance]:
+        """Return what a task asks of the records of `adata`, whatever they are made of: cells, groups, related cells.
+
+        What `obs` knows of the cells under recognised names is told; cell groups are the cells of one value of
+        `obs["cell_group"]`, relations as in `cytoglot.data.relations.read_relations`. A record that the task cannot ask
+        without its answer is left out only if it has no content: labels are not needed.
+
+        Raises
+        ------
+        VocabularyMismatchError, InputError
+            As for `sentences`; or the records of the task are no cells.
+        """
+        chosen = self.task(task)
+        source = record_sources[chosen.unit]
+        if not isinstance(source, CellsSource):
+            raise InputError(f"task {task!r} asks about a {source.words}, which is not made of cells; ask a corpus")
+        sentences, _ = self.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
+        relations = read_relations(adata, [] if source.relation is None else [source.relation])
+        cells = FileCells(sentences, adata.obs, relations, metadata=self.spec.context)
+        draws, top_genes = Draws(0), self.spec.ranking.top_genes
+        records = (source.record(cells, row, draws, top_genes=top_genes) for row in source.rows(cells).tolist())
+        return [
+            TaskInstance(chosen, record, chosen.short_template(record) if template is None else template)
+            for record in (one.with_variant(0) for one in records)
+            if chosen.has_content(record)
+        ]
 
     def prompts(
         self,
@@ -238,32 +278,31 @@ class CellModel:
     ) -> list[CellPrompt]:
         """Return `prompts` that know where the cell sentence stands in them."""
         chosen: Task[CellRecord, Any] = self.task(task)
-        prompts = [
-            CellPrompt(text=chosen.prompt(record, template=template), record=record, task=chosen, template=template)
-            for record in self.records(sentences, context=context, view=view)
+        asked = [
+            TaskInstance(chosen, record, template) for record in self.records(sentences, context=context, view=view)
         ]
+        prompts = [CellPrompt(segments=one.prompt(), record=one.record) for one in asked]
         room = None if self.lm.context_length is None else self.lm.context_length - n_reserved
         # A token has a byte at least, so most models need no counting.
         if room is None or max((len(prompt.text.encode()) for prompt in prompts), default=0) <= room:
             return prompts
-        n_tokens = [len(ids) for ids in self.lm.tokenizer([prompt.text for prompt in prompts])["input_ids"]]
-        n_long = sum(n > room for n in n_tokens)
+        fitting = truncate_to_fit(asked, [room] * len(asked), self._prompts_with_lengths)
+        n_long = sum(one is None or one[0] is not whole for one, whole in zip(fitting, asked, strict=True))
         if n_long:
             logger.info("%d of %d sentences are cut to the model's context of %d tokens", n_long, len(prompts), room)
+        # Where not even a prompt without genes fits, the model is asked that: its own limits are reported by it.
+        empty = (replace(one, record=one.record.truncate(0)) for one in asked)
         return [
-            prompt if n <= room else self._shortened(prompt, room) for prompt, n in zip(prompts, n_tokens, strict=True)
+            CellPrompt(segments=without.prompt() if found is None else found[1], record=(found or [without])[0].record)
+            for found, without in zip(fitting, empty, strict=True)
         ]
 
-    def _shortened(self, prompt: CellPrompt, room: int) -> CellPrompt:
-        """Drop genes from the end, a guess at a time, until the prompt fits."""
-        while True:
-            n_tokens = len(self.lm.tokenizer(prompt.text)["input_ids"])
-            genes = prompt.record.genes
-            if n_tokens <= room or not genes:
-                return prompt
-            n_dropped = math.ceil((n_tokens - room) * len(genes) / n_tokens)
-            record = replace(prompt.record, genes=genes[: len(genes) - n_dropped])
-            prompt = replace(prompt, record=record, text=prompt.task.prompt(record, template=prompt.template))
+    def _prompts_with_lengths(self, asked: Sequence[TaskInstance]) -> list[tuple[Segments, int]]:
+        prompts = [one.prompt() for one in asked]
+        return [
+            (prompt, len(ids))
+            for prompt, ids in zip(prompts, self.lm.tokenizer([p.text for p in prompts])["input_ids"], strict=True)
+        ]
 
     def label_scores(
         self,
@@ -276,7 +315,7 @@ class CellModel:
     ) -> NDArray[np.float64]:
         """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalised over the labels."""
         annotation = self.task("cell_type_annotation")
-        assert isinstance(annotation, CellTypeAnnotation)
+        assert isinstance(annotation, LabelAnswer)
         answers = annotation.label_completions(self.spec.labels if labels is None else labels)
         n_views = self.spec.views if views is None else views
         total = np.zeros((len(sentences), len(answers)))

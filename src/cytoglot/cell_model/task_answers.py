@@ -5,6 +5,7 @@ Everything is greedy: the likeliest label, the likeliest next token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText
-from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, Kind, bare_answer, parts_of
-from cytoglot.corpus.read.mixture import Question
+from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, parts_of
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.generate import generate_answers
@@ -21,8 +21,8 @@ from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_pair, encode_prompts
 from cytoglot.lm.runtime.batches import checked_batch_tokens
 from cytoglot.lm.scoring.score import score_answers
+from cytoglot.tasks.instance import TaskInstance, truncate_to_fit
 from cytoglot.tasks.task import AnswerSpace, Task
-from cytoglot.tasks.template import TERMINATOR
 
 _MAX_ROWS = 64
 _READING_BATCHES = 8
@@ -46,9 +46,9 @@ class ModelAnswers:
             Most tokens of each answer, where no format says what an answer is.
         """
         if asked.kind == "label":
-            likelihood_na = score_answers(self.lm, asked.prompts, completions_of(asked.labels))
+            likelihood_na = score_answers(self.lm, asked.prompts, framed(asked.task, asked.labels))
             return [asked.labels[i] for i in likelihood_na.argmax(axis=1)]
-        formats = [self._words(asked.task, asked.kind, one.n_genes) for one in asked.records]
+        formats = [self._words(asked.task, one.n_genes) for one in asked.records]
         worded = [one for one in formats if one is not None]
         if len(worded) == len(formats):
             return self._write(asked.prompts, worded, max(one.max_words for one in worded))
@@ -56,43 +56,38 @@ class ModelAnswers:
             return self._write_cells(asked)
         return self._write_freely(asked.prompts, budgets)
 
-    def fitted(self, question: Question, kind: Kind, labels: Iterable[str] = ()) -> AskedRecord | None:
+    def fitted(self, instance: TaskInstance, labels: Iterable[str] = ()) -> AskedRecord | None:
         """Ask about as many genes as the context has room for beside the answer, or any of the `labels`.
 
         None if there is no room even with one gene of each cell, or nothing is left to ask.
         """
-        context, longest_label = self.lm.context_length, max(self.n_tokens(labels), default=0)
-        while True:
-            example = question.example()
-            ids, n_prompt = encode_pair(self.lm.tokenizer, example.prompt, example.completion)
-            truth = bare_answer(example.completion)
-            parts = parts_of(question.task, truth, self.vocabulary)
-            if not parts or not all(part.strip() for part in parts):
-                return None  # an answer of which nothing is known in this vocabulary
-            asked = AskedRecord(record=question.record, prompt=example.prompt, truth=truth, parts=parts)
-            needed = max(len(ids), n_prompt + max(longest_label, self._room_for_words(question.task, kind, asked)))
-            if context is None or needed <= context:
-                return asked
-            n_genes = question.record.longest
-            shorter = question.cut(min(n_genes - 1, n_genes * context // needed)) if n_genes > 1 else None
-            if shorter is None:
-                return None
-            question = shorter
+        context = math.inf if self.lm.context_length is None else self.lm.context_length
+        longest_label = max(self.n_tokens(instance.task, labels), default=0)
+        (found,) = truncate_to_fit([instance], [context], lambda ones: [self._asked(*ones, longest_label)])
+        return None if found is None else found[1]
 
-    def n_tokens(self, answers: Iterable[str]) -> list[int]:
+    def _asked(self, instance: TaskInstance, longest_label: int) -> tuple[AskedRecord | None, int]:
+        """Return what is asked, None if nothing of the answer is known in this vocabulary; and the tokens it takes."""
+        example, truth = instance.example(), instance.answer()
+        parts = parts_of(instance.task, truth, self.vocabulary)
+        if not parts or not all(part.strip() for part in parts):
+            return None, 0
+        asked = AskedRecord(record=instance.record, prompt=example.prompt, truth=truth, parts=parts)
+        ids, n_prompt = encode_pair(self.lm.tokenizer, example.prompt, example.completion)
+        words = self._words(instance.task, asked.n_genes)
+        n_words = 0 if words is None else constrain(words, self.lm.tokenizer).enough_tokens(words.max_words)
+        return asked, max(len(ids), n_prompt + max(longest_label, n_words))
+
+    def n_tokens(self, task: Task[Any, Any], answers: Iterable[str]) -> list[int]:
         """Return the tokens of each answer with its frame and the end of text."""
-        return [len(ids) for ids in encode_completions(self.lm.tokenizer, completions_of(answers), eos=True)]
+        return [len(ids) for ids in encode_completions(self.lm.tokenizer, framed(task, answers), eos=True)]
 
-    def _words(self, task: Task[Any, Any], kind: Kind, n_genes: int) -> DistinctWords | None:
+    def _words(self, task: Task[Any, Any], n_genes: int) -> DistinctWords | None:
         """Return the format of an answer of genes; None where the task's answers have no such format."""
-        if kind != "genes":
+        if task.answer_kind != "genes":
             return None
         one = task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
         return one if isinstance(one, DistinctWords) else None
-
-    def _room_for_words(self, task: Task[Any, Any], kind: Kind, asked: AskedRecord) -> int:
-        words = self._words(task, kind, asked.n_genes)
-        return 0 if words is None else constrain(words, self.lm.tokenizer).enough_tokens(words.max_words)
 
     def _write(self, prompts: Sequence[str], formats: Sequence[AnswerFormat], n_written: int) -> list[str]:
         longest = max(len(ids) for ids in encode_prompts(self.lm.tokenizer, prompts)) + n_written
@@ -135,6 +130,6 @@ class ModelAnswers:
         return answers
 
 
-def completions_of(answers: Iterable[str]) -> list[str]:
+def framed(task: Task[Any, Any], answers: Iterable[str]) -> list[str]:
     """Return bare answers in their frame, as training shows them."""
-    return [f" {answer}{TERMINATOR}" for answer in answers]
+    return [task.templates.framed(answer) for answer in answers]

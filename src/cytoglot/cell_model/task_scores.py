@@ -9,10 +9,11 @@ Axes: n records, k columns of a statistic, f parts found, w parts wanted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +22,12 @@ from scipy.optimize import linear_sum_assignment
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.metrics.classification import macro_f1_statistic
 from cytoglot.metrics.generation import gene_overlap
+from cytoglot.metrics.spec import metrics as registered_metrics
 from cytoglot.metrics.text import exact_match, token_f1
 from cytoglot.metrics.uncertainty import AdditiveStatistic
 from cytoglot.sentence.parse import ParsedSentence
-from cytoglot.tasks.annotation import ParsedLabel
-from cytoglot.tasks.cell_types_of_cells import CellGroupGenerationByCellTypes
 from cytoglot.tasks.record import Record
-from cytoglot.tasks.task import AnswerSpace, Task
-from cytoglot.tasks.template import TERMINATOR
-
-Kind = Literal["label", "labels", "genes", "cells", "text"]
-"""one of a closed set, a label for each cell, genes, genes of several cells, prose"""
+from cytoglot.tasks.task import AnswerKind, AnswerSpace, Task
 
 _NO_GENE = "unknown"
 """stands for each word that is no gene or repeats one"""
@@ -59,12 +55,16 @@ class AskedTask:
     """What one task asks, and what is needed to answer and to judge it."""
 
     task: Task[Any, Any]
-    kind: Kind
     vocabulary: GeneVocabulary
     """the genes that answers are made of"""
     records: tuple[AskedRecord, ...]
     labels: tuple[str, ...] = ()
     """what a closed task chooses from: the answers that occur in training, most frequent first"""
+
+    @property
+    def kind(self) -> AnswerKind:
+        """What an answer is made of."""
+        return self.task.answer_kind
 
     @property
     def prompts(self) -> list[str]:
@@ -78,33 +78,20 @@ class AskedTask:
         return replace(self, records=tuple(swapped))
 
 
-def bare_answer(completion: str) -> str:
-    """Return a completion without the space before it and the terminator behind it."""
-    return completion.removeprefix(" ").removesuffix(TERMINATOR)
-
-
-def kind_of(task: Task[Any, Any], truth: str, vocabulary: GeneVocabulary) -> Kind:
-    """Tell what a task's answers are, from how it reads a true one."""
-    if task.closed_answer:
-        return "label"
-    value = task.parse(truth, AnswerSpace(vocabulary=vocabulary))
-    if isinstance(value, ParsedSentence):
-        return "genes"
-    if isinstance(value, tuple):
-        return "cells" if any(isinstance(item, ParsedSentence) for item in value) else "labels"
-    return "text"
-
-
 def parts_of(task: Task[Any, Any], answer: str, vocabulary: GeneVocabulary) -> tuple[str, ...]:
     """Return an answer as it is compared: a text for each part; genes as their ids."""
-    if task.closed_answer:
+    if task.answer_kind == "label":
         return (answer,)
     value = task.parse(answer, AnswerSpace(vocabulary=vocabulary))
-    if isinstance(value, ParsedSentence):
-        return (_gene_words(value),)
-    if isinstance(value, tuple):
-        return tuple(_gene_words(item) if isinstance(item, ParsedSentence) else item or "" for item in value)
-    return (value.text if isinstance(value, ParsedLabel) else value if isinstance(value, str) else answer,)
+    match task.answer_kind:
+        case "genes":
+            return (_gene_words(value),)
+        case "cells":
+            return tuple(map(_gene_words, value))
+        case "labels":
+            return tuple(label or "" for label in value)
+        case _:
+            return (value if isinstance(value, str) else answer,)
 
 
 def gene_ids_of(part: str) -> NDArray[np.int64]:
@@ -113,20 +100,43 @@ def gene_ids_of(part: str) -> NDArray[np.int64]:
 
 
 def statistics(asked: AskedTask, answers: Sequence[str]) -> dict[str, AdditiveStatistic]:
-    """Return metric → its additive form over the records.
+    """Return metric → its additive form over the records: `exact_match`, `token_f1` and what the task names.
 
-    All tasks have `exact_match` and `token_f1`. Answers of genes have `gene_overlap` too, those of labels `macro_f1`,
-    and several labels `accuracy`, the share of right ones. Of several cells, overlap and F1 are means over the cells;
-    a missing cell counts 0, and for F1 a surplus one does too.
+    Of several cells, overlap and F1 are means over the cells; a missing cell counts 0, and for F1 a surplus one does
+    too. Metrics without such a form, and those of probabilities, are left out.
     """
     found_n = [parts_of(asked.task, answer, asked.vocabulary) for answer in answers]
     wanted_n = [one.parts for one in asked.records]
-    has_order = asked.kind != "cells" or isinstance(asked.task, CellGroupGenerationByCellTypes)
+    has_order = asked.kind != "cells" or asked.task.is_ordered
     scores = [_scores(f, w, kind=asked.kind, has_order=has_order) for f, w in zip(found_n, wanted_n, strict=True)]
     result = {name: _mean([score[name] for score in scores]) for name in scores[0]}
-    if asked.kind in {"label", "labels"}:
+    if "macro_f1" in asked.task.metrics:
         result["macro_f1"] = _macro_f1(found_n, wanted_n)
     return result
+
+
+def scores_of(asked: AskedTask, answers: Sequence[str]) -> dict[str, float]:
+    """Return every metric of the task that answers alone decide; NaN where one is undefined on all records."""
+    found = {name: statistic.value for name, statistic in statistics(asked, answers).items()}
+    written = [gene_ids_of(part).tolist() for a in answers for part in parts_of(asked.task, a, asked.vocabulary)[:1]
+               ] if asked.kind == "genes" else []  # fmt: skip
+    wanted = [gene_ids_of(one.parts[0]).tolist() for one in asked.records] if asked.kind == "genes" else []
+    for name in set(asked.task.metrics) - set(found):
+        spec = registered_metrics[name]
+        match spec.inputs:
+            case "sentence_pair":
+                vocabulary = [range(len(asked.vocabulary))] if name == "kendall_tau_b" else []
+                values = [spec.function(w, true, *vocabulary) for w, true in zip(written, wanted, strict=True)]
+            case "sentence":
+                vocabulary = [frozenset(asked.vocabulary.symbols)] if name == "validity" else []
+                values = [spec.function(answer.split(), *vocabulary) for answer in answers]
+            case "text_pair":
+                values = [spec.function(a, one.truth) for a, one in zip(answers, asked.records, strict=True)]
+            case _:
+                continue
+        known = [value for value in values if not math.isnan(value)]
+        found[name] = float(np.mean(known)) if known else math.nan
+    return {name: found[name] for name in asked.task.metrics if name in found}
 
 
 def _gene_words(parsed: ParsedSentence) -> str:
@@ -135,7 +145,7 @@ def _gene_words(parsed: ParsedSentence) -> str:
     return " ".join([*(f"g{gene}" for gene in parsed.gene_ids), *[_NO_GENE] * n_others])
 
 
-def _scores(found: tuple[str, ...], wanted: tuple[str, ...], *, kind: Kind, has_order: bool) -> dict[str, float]:
+def _scores(found: tuple[str, ...], wanted: tuple[str, ...], *, kind: AnswerKind, has_order: bool) -> dict[str, float]:
     pairs = list(zip_longest(found, wanted)) if has_order else _best_pairs(found, wanted)
     both = [(f, w) for f, w in pairs if f is not None and w is not None]
     n_exact = sum(exact_match(f, w) for f, w in both)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
+from numpy.typing import NDArray
 
 from cytoglot.errors import InputError, nearest_names
 
@@ -55,7 +57,8 @@ OBS_FIELDS: Mapping[str, tuple[str, ...]] = {
     "perturbation": ("perturbation", "perturbed_gene", "guide_target", "gene_target", "target_gene", "perturbations"),
     "section": ("section", "slice", "slide"),
     "niche": ("niche", "region", "spatial_domain", "layer_annotation"),
-    "time_point": ("time_point", "timepoint", "time"),
+    "dose": ("dose", "dose_value", "concentration"),
+    "time": ("time", "time_point", "timepoint"),
 }
 
 #: fields whose values name groups of cells that share technical or personal traits; splits keep them whole.
@@ -68,6 +71,9 @@ UNLABELED: frozenset[str] = frozenset(
 
 #: group values that name no group: the verdicts of demultiplexing (demuxlet, HTODemux, vireo) beside missing ones.
 NOT_A_GROUP: frozenset[str] = UNLABELED | {"doublet", "doublets", "multiplet", "ambiguous", "negative"}
+
+#: species by the words that a file may use.
+COMMON_NAMES: Mapping[str, str] = {"homo sapiens": "human", "mus musculus": "mouse"}
 
 
 def recognise_obs(obs: pd.DataFrame) -> dict[str, str]:
@@ -109,6 +115,23 @@ def group_values(obs: pd.DataFrame, column: str) -> pd.Series:
         There is no such column, or it occurs twice.
     """
     return _texts(obs, column, NOT_A_GROUP)
+
+
+def tidied(name: str, values: pd.Index | NDArray[Any]) -> pd.Categorical:
+    """Return the text of each value of a field: stripped, NaN for words that mean no value, the common name of a species."""
+    non_values = NOT_A_GROUP if name in GROUP_FIELDS else UNLABELED
+    texts: list[str | None] = []
+    for value in values:
+        text = "" if pd.isna(value) else str(value).strip()
+        text = COMMON_NAMES.get(text.lower().replace("_", " "), text) if name == "organism" else text
+        texts.append(None if text.lower() in non_values else text)
+    return pd.Categorical(texts, categories=sorted({text for text in texts if text is not None}))
+
+
+def tidy_values(name: str, values: pd.Series) -> list[Any]:
+    """Return the texts of a column as `tidied`, one for each cell, NaN where there is none."""
+    codes, found = pd.factorize(values)
+    return tidied(name, found).take(codes, allow_fill=True).tolist()
 
 
 def _texts(obs: pd.DataFrame, column: str, non_values: frozenset[str]) -> pd.Series:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from cytoglot.tasks.gene_answer import GeneAnswer
+from cytoglot.tasks.answers import GeneAnswer, NameAnswer, one_line
 from cytoglot.tasks.gene_sets import shuffled
-from cytoglot.tasks.name_answer import NameAnswer, one_line
 from cytoglot.tasks.record import CellTypeTerm
+from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import register_task
 from cytoglot.tasks.template import TERMINATOR
 
@@ -33,7 +33,7 @@ class CellTypeDefinition(NameAnswer[CellTypeTerm]):
         """The ontology defines most terms and not all."""
         return bool(one_line(record.definition))
 
-    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, Field]:
         """Return the label."""
         return self.common_fields(record) | {"cell_type": record.label}
 
@@ -60,7 +60,7 @@ class CellTypeFromDefinition(NameAnswer[CellTypeTerm]):
         rest = re.sub(_UNNAMED, "", unnamed(record), flags=re.IGNORECASE)
         return record.label.lower() not in _UNNAMED and len(re.findall(r"\w+", rest)) >= _MIN_WORDS
 
-    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, Field]:
         """Return the definition without the name."""
         return self.common_fields(record) | {"definition": f"{one_line(unnamed(record))}."}
 
@@ -78,7 +78,7 @@ class CellTypeMarkers(GeneAnswer[CellTypeTerm]):
     reverse = "cell_type_from_markers"
     answer_field = "genes"
 
-    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, Field]:
         """Return the label and the number of markers to list."""
         n_markers = len(record.markers[:MOST_MARKERS])
         return self.common_fields(record) | {"cell_type": record.label, "num_genes": str(n_markers)}
@@ -97,10 +97,10 @@ class CellTypeFromMarkers(NameAnswer[CellTypeTerm]):
     reverse = "cell_type_markers"
     answer_field = "cell_type"
 
-    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, Field]:
         """Return the markers and their number."""
         markers = shuffled(self.name, record, record.markers[:MOST_MARKERS])
-        return self.common_fields(record) | {"genes": " ".join(markers), "num_genes": str(len(markers))}
+        return self.common_fields(record) | {"genes": markers, "num_genes": str(len(markers))}
 
     def answer_text(self, record: CellTypeTerm) -> str:
         """Return the label."""

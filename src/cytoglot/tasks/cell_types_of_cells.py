@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
-from cytoglot.tasks.annotation import parse_label
+from cytoglot.tasks.answers import parse_label
 from cytoglot.tasks.multicell import (
     MAX_CELLS,
     TOKENS_PER_MARK,
@@ -16,6 +16,7 @@ from cytoglot.tasks.multicell import (
     read_cells,
 )
 from cytoglot.tasks.record import CellGroup
+from cytoglot.tasks.segments import Field, Segments
 from cytoglot.tasks.task import AnswerSpace, register_task, require_metadata
 
 TOKENS_PER_LABEL = 32
@@ -28,13 +29,14 @@ class CellTypesOfCells(GroupQuestion[tuple[str | None, ...]]):
 
     name = "cell_types_of_cells"
     reverse = "cell_group_generation_by_cell_types"
-    metrics = ("accuracy", "macro_f1", "balanced_accuracy", "exact_match")
+    answer_kind = "labels"
+    metrics = ("accuracy", "macro_f1", "exact_match")
 
     def has_content(self, record: CellGroup) -> bool:
         """Tell whether there are two or more cells, one of them with genes, and the type of each is known."""
         return super().has_content(record) and all("cell_type" in cell.metadata for cell in record.cells)
 
-    def answer_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def answer_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Return the types, a line each; an InputError if that of a cell is not known."""
         return {"cell_types": _type_lines(record, self.name)}
 
@@ -65,17 +67,18 @@ class CellGroupGenerationByCellTypes(GroupGeneration):
 
     name = "cell_group_generation_by_cell_types"
     reverse = "cell_types_of_cells"
+    is_ordered = True
 
     def has_content(self, record: CellGroup) -> bool:
         """Tell whether there are two or more cells, all with genes and with a known type."""
         return super().has_content(record) and all("cell_type" in cell.metadata for cell in record.cells)
 
-    def prompt_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Add the types, a line each; an InputError if that of a cell is not known, or there are no cells."""
         return {**super().prompt_fields(record), "cell_types": _type_lines(record, self.name)}
 
 
-def _type_lines(record: CellGroup, task: str) -> str:
+def _type_lines(record: CellGroup, task: str) -> Segments:
     if not record.cells:
         raise InputError(
             f"task {task!r} needs the cell_type of each cell of group {record.group_id!r}, found no cells; pass one "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cytoglot.tasks.gene_answer import GeneAnswer, record_rng
+from cytoglot.tasks.answers import GeneAnswer, record_rng
 from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import register_task
 
 _LEAST, _MOST = 0.2, 0.8  # share of the sentence that is shown; beyond it question or answer is next to nothing
@@ -26,11 +27,11 @@ class CellCompletion(GeneAnswer[CellRecord]):
         """A sentence needs two genes to be cut in two."""
         return len(record.genes) >= 2
 
-    def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellRecord) -> Mapping[str, Field]:
         """Return the first genes and the numbers of genes shown, missing and in all."""
         n_shown, n_genes = self.n_shown(record), len(record.genes)
         numbers = {"num_genes": str(n_genes), "num_shown": str(n_shown), "num_missing": str(n_genes - n_shown)}
-        return self.common_fields(record) | numbers | {"cell_sentence": " ".join(record.genes[:n_shown])}
+        return self.common_fields(record) | numbers | {"cell_sentence": record.genes[:n_shown]}
 
     def answer_genes(self, record: CellRecord) -> Sequence[str]:
         """Return the genes that are not shown."""

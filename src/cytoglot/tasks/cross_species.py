@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cytoglot.tasks.gene_answer import GeneAnswer
+from cytoglot.tasks.answers import GeneAnswer
 from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import describe_cell, register_task
 
 _OTHER = {"human": "mouse", "mouse": "human"}
@@ -27,12 +28,12 @@ class OrthologTranslation(GeneAnswer[CellRecord]):
         """At least one gene must have an ortholog."""
         return any(record.ortholog_genes)
 
-    def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellRecord) -> Mapping[str, Field]:
         """Return the genes, the numbers of genes and of orthologs, and the other species where it is known."""
         organism = describe_cell({"organism": record.metadata["organism"]}) if "organism" in record.metadata else ""
         other = _OTHER.get(organism.removesuffix(" cell"), "another species")
         numbers = {"num_genes": str(len(record.genes)), "num_orthologs": str(len(self.answer_genes(record)))}
-        sentence = {"cell_sentence": " ".join(record.genes), "other_species": other}
+        sentence = {"cell_sentence": record.genes, "other_species": other}
         return self.common_fields(record) | numbers | sentence
 
     def answer_genes(self, record: CellRecord) -> Sequence[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from cytoglot.tasks.gene_answer import GeneAnswer, record_rng
-from cytoglot.tasks.name_answer import NameAnswer
-from cytoglot.tasks.record import CellTypeTerm, GeneSet
+from cytoglot.tasks.answers import GeneAnswer, NameAnswer, record_rng
+from cytoglot.tasks.record import GeneSet, Record
+from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import register_task
 
 MOST_GENES = 100
@@ -21,9 +21,9 @@ class GeneSetEnumeration(GeneAnswer[GeneSet]):
     unit = "gene_set"
     reverse = "gene_set_naming"
     answer_field = "genes"
-    metrics = ("gene_overlap", "gene_jaccard", "validity", "duplicate_share")
+    metrics = ("gene_overlap", "gene_jaccard", "duplicate_share")
 
-    def prompt_fields(self, record: GeneSet) -> Mapping[str, str]:
+    def prompt_fields(self, record: GeneSet) -> Mapping[str, Field]:
         """Return the name, the collection and the number of genes: the record's, or `num_genes` where it has none."""
         n_genes = len(chosen_genes(self.name, record)) or record.num_genes or 0
         names = {"set_name": record.name, "collection": record.collection or "gene"}
@@ -46,10 +46,14 @@ class GeneSetNaming(NameAnswer[GeneSet]):
     reverse = "gene_set_enumeration"
     answer_field = "set_name"
 
-    def prompt_fields(self, record: GeneSet) -> Mapping[str, str]:
+    def prompt_fields(self, record: GeneSet) -> Mapping[str, Field]:
         """Return the genes, their number and the collection."""
         genes = shuffled(self.name, record, chosen_genes(self.name, record))
-        fields = {"genes": " ".join(genes), "num_genes": str(len(genes)), "collection": record.collection or "gene"}
+        fields: dict[str, Field] = {
+            "genes": genes,
+            "num_genes": str(len(genes)),
+            "collection": record.collection or "gene",
+        }
         return self.common_fields(record) | fields
 
     def answer_text(self, record: GeneSet) -> str:
@@ -65,6 +69,6 @@ def chosen_genes(task: str, record: GeneSet) -> Sequence[str]:
     return [record.genes[i] for i in sorted(record_rng(task, record).permutation(n)[:MOST_GENES].tolist())]
 
 
-def shuffled(task: str, record: GeneSet | CellTypeTerm, genes: Sequence[str]) -> list[str]:
+def shuffled(task: str, record: Record, genes: Sequence[str]) -> list[str]:
     """Return the genes in an order that depends on the record's key and variant."""
     return [genes[i] for i in record_rng(f"{task} order", record).permutation(len(genes))]

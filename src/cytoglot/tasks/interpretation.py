@@ -8,6 +8,7 @@ from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
 from cytoglot.tasks.multicell import GroupGeneration, GroupQuestion
 from cytoglot.tasks.record import CellGroup
+from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import AnswerSpace, register_task, require_metadata
 from cytoglot.tasks.template import TERMINATOR
 
@@ -23,13 +24,14 @@ class Interpretation(GroupQuestion[str]):
     required_metadata = ("abstract",)
     hidden_metadata = ("abstract",)
     reverse = "cell_group_generation_by_abstract"
+    answer_kind = "text"
     metrics = ("exact_match", "token_f1")
 
     def has_content(self, record: CellGroup) -> bool:
         """Tell whether there are two or more cells, one of them with genes, and the abstract has words."""
         return super().has_content(record) and bool(one_paragraph(record.metadata.get("abstract", "")))
 
-    def answer_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def answer_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Return the abstract as one paragraph without the full stop at its end; an InputError if there is none."""
         return {"abstract": _abstract(record, self.name)}
 
@@ -47,14 +49,14 @@ class CellGroupGenerationByAbstract(GroupGeneration):
     """The abstract of a study → several cells of one of its donors."""
 
     name = "cell_group_generation_by_abstract"
-    required_metadata = ("abstract",)
+    required_metadata = tells = ("abstract",)
     reverse = "interpretation"
 
     def has_content(self, record: CellGroup) -> bool:
         """Tell whether there are two or more cells, all with genes, and the abstract has words."""
         return super().has_content(record) and bool(one_paragraph(record.metadata.get("abstract", "")))
 
-    def prompt_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Add the abstract, as one paragraph without the full stop at its end; an InputError if there is none."""
         abstract = _abstract(record, self.name)
         return {**super().prompt_fields(record), "abstract": abstract}

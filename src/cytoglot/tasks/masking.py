@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.tasks.gene_answer import GeneAnswer, record_rng
+from cytoglot.tasks.answers import GeneAnswer, record_rng
 from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import register_task
 
 MASK = "_"
@@ -32,13 +33,13 @@ class GeneMasking(GeneAnswer[CellRecord]):
         """A sentence of one gene would be nothing but a gap."""
         return len(record.genes) >= 2
 
-    def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellRecord) -> Mapping[str, Field]:
         """Return the sentence with the mask word in its gaps, and the numbers of places and of gaps."""
         words, hidden = list(record.genes), self.hidden_places(record)
         for place in hidden:
             words[place] = MASK
         numbers = {"num_genes": str(len(words)), "num_masked": str(len(hidden)), "mask": MASK}
-        return self.common_fields(record) | numbers | {"cell_sentence": " ".join(words)}
+        return self.common_fields(record) | numbers | {"cell_sentence": words}
 
     def answer_genes(self, record: CellRecord) -> Sequence[str]:
         """Return the hidden genes, highest first."""

@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from collections.abc import Mapping
 
-from cytoglot.answer_format import OneOf
-from cytoglot.tasks.annotation import ParsedLabel, label_format, parse_label
+from cytoglot.tasks.answers import LabelAnswer
 from cytoglot.tasks.record import CellRecord
-from cytoglot.tasks.task import AnswerSpace, Task, register_task, require_metadata
+from cytoglot.tasks.segments import Field
+from cytoglot.tasks.task import register_task
 
 
-class MetadataAnnotation(Task[CellRecord, ParsedLabel]):
+class MetadataAnnotation(LabelAnswer[CellRecord]):
     """The ranked genes of a cell → one field of its metadata; the prompt tells the others, unless one gives it away.
 
     What is known may still narrow the answer down: a prostate is male, a disease may be of children.
     """
 
-    field: ClassVar[str]
-    """canonical name of the metadata that is asked for"""
-    closed_answer = True
-    metrics = ("accuracy", "macro_f1", "balanced_accuracy")
-
-    def prompt_fields(self, record: CellRecord) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellRecord) -> Mapping[str, Field]:
         """Return the number of genes, the genes and the description."""
-        genes = {"num_genes": str(len(record.genes)), "cell_sentence": " ".join(record.genes)}
-        return self.common_fields(record) | genes
-
-    def answer_fields(self, record: CellRecord) -> Mapping[str, str]:
-        """Return the value of the field; an InputError if it is not known."""
-        return {self.field: require_metadata(record, self.field, task=self.name)}
-
-    def label_completions(self, labels: Iterable[str]) -> list[str]:
-        """Return the completion of each label, as trained on: what an `AnswerScorer` is to score."""
-        return [self.templates.completion({self.field: label}) for label in labels]
-
-    def answer_format(self, space: AnswerSpace) -> OneOf:
-        """Return the closed set of labels; an InputError if `space` holds none."""
-        return label_format(space, task=self.name)
-
-    def parse(self, answer: str, space: AnswerSpace) -> ParsedLabel:
-        """Return `parse_label` of the answer."""
-        return parse_label(answer, space.labels)
+        return self.common_fields(record) | {"num_genes": str(len(record.genes)), "cell_sentence": record.genes}
 
 
 @register_task

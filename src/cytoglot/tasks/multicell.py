@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Generic
 
-from cytoglot.answer_format import FreeText, OneOf
+from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
 from cytoglot.sentence.parse import ParsedSentence, parse_genes
-from cytoglot.tasks.annotation import ParsedLabel, parse_label
+from cytoglot.tasks.answers import LabelAnswer, ParsedLabel
 from cytoglot.tasks.record import CellGroup, CellRecord
+from cytoglot.tasks.segments import Field, Segments, join
 from cytoglot.tasks.task import (
     NO_GENES,
     TERSE_DESCRIBED,
@@ -63,7 +64,7 @@ class GroupTask(Task[CellGroup, Value], Generic[Value]):
         described = self.describe(record) != describe_cell({}, noun="cells")
         return TERSE_DESCRIBED if described and TERSE_DESCRIBED in self.templates.names else 0
 
-    def common_fields(self, record: CellGroup) -> dict[str, str]:
+    def common_fields(self, record: CellGroup) -> dict[str, Field]:
         """Return the description of one cell, with and without an article, and that of the cells."""
         cell = describe_cell(self._told(record))
         return {
@@ -79,7 +80,7 @@ class GroupTask(Task[CellGroup, Value], Generic[Value]):
 class GroupQuestion(GroupTask[Value], Generic[Value]):
     """Several cells are shown and something is asked about them."""
 
-    def prompt_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Return the number of cells, the genes of each ("5", or "up to 5"), the cells and their description.
 
         The genes of an empty cell are "none". A group without cells is an InputError.
@@ -89,20 +90,23 @@ class GroupQuestion(GroupTask[Value], Generic[Value]):
         return self.common_fields(record) | {
             "num_cells": str(len(record.cells)),
             "num_genes": state_lengths(len(cell.genes) for cell in record.cells),
-            "cell_sentences": cell_lines(" ".join(cell.genes) or NO_GENES for cell in record.cells),
+            "cell_sentences": cell_lines(cell.genes if len(cell.genes) else NO_GENES for cell in record.cells),
         }
 
 
 class GroupGeneration(GroupTask[tuple[ParsedSentence, ...]]):
     """The answer is several cell sentences, a line each."""
 
-    metrics = ("gene_overlap", "gene_jaccard", "kendall_tau_b", "validity", "duplicate_share", "pairwise_diversity")
+    answer_kind = "cells"
+    is_ordered = False
+    identifies_record = False
+    metrics = ("gene_overlap", "exact_match")
 
     def has_content(self, record: CellGroup) -> bool:
         """Tell whether there are two or more cells and all have genes: an empty cell is nothing to learn to write."""
-        return len(record.cells) >= MIN_CELLS and all(cell.genes for cell in record.cells)
+        return len(record.cells) >= MIN_CELLS and 0 not in record.lengths()
 
-    def prompt_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Return the number of cells to write, the genes of each ("5", or "up to 5") and the description.
 
         A cell still to be written has the length of its own `num_genes`, else of the group's. A group whose number of
@@ -117,15 +121,15 @@ class GroupGeneration(GroupTask[tuple[ParsedSentence, ...]]):
             )
         return self.common_fields(record) | {"num_cells": str(len(lengths)), "num_genes": state_lengths(lengths)}
 
-    def answer_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def answer_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Return the cells, a line each; an InputError if there are none or one is empty."""
-        empty = [cell.cell_id for cell in record.cells if not cell.genes]
+        empty = [cell.cell_id for cell in record.cells if not len(cell.genes)]
         if empty or not record.cells:
             raise InputError(
                 f"task {self.name!r} cannot learn from group {record.group_id!r}: of {len(record.cells)} cells these "
                 f"have no expressed genes: {empty}; leave out empty cells"
             )
-        return {"cell_sentences": cell_lines(" ".join(cell.genes) for cell in record.cells)}
+        return {"cell_sentences": cell_lines(cell.genes for cell in record.cells)}
 
     def answer_format(self, space: AnswerSpace) -> FreeText:
         """Return free text with room for the largest group.
@@ -162,34 +166,14 @@ class MulticellGeneration(GroupGeneration):
 
 
 @register_task
-class TissueAnnotation(GroupQuestion[ParsedLabel]):
+class TissueAnnotation(GroupQuestion[ParsedLabel], LabelAnswer[CellGroup]):
     """Several cells → the tissue that all of them are from."""
 
-    name = "tissue_annotation"
+    name, field = "tissue_annotation", "tissue"
     required_metadata = ("tissue",)
     # A disease often names its organ: "lung adenocarcinoma", "Crohn's colitis".
     hidden_metadata = ("tissue", "disease")
     reverse = "cell_group_generation_by_tissue"
-    closed_answer = True
-    metrics = ("accuracy", "macro_f1", "balanced_accuracy", "ece", "brier")
-
-    def answer_fields(self, record: CellGroup) -> Mapping[str, str]:
-        """Return the tissue; an InputError if the group has none."""
-        return {"tissue": require_metadata(record, "tissue", task=self.name)}
-
-    def label_completions(self, labels: Iterable[str]) -> list[str]:
-        """Return the completion of each tissue, as trained on: what an `AnswerScorer` is to score."""
-        return [self.templates.completion({"tissue": label}) for label in labels]
-
-    def answer_format(self, space: AnswerSpace) -> OneOf:
-        """Return the closed set of tissues; an InputError if `space` holds no labels."""
-        if not space.labels:
-            raise InputError(f"task {self.name!r} needs a list of tissues to choose from, found none")
-        return OneOf(options=space.labels)
-
-    def parse(self, answer: str, space: AnswerSpace) -> ParsedLabel:
-        """Return `parse_label` of the answer."""
-        return parse_label(answer, space.labels)
 
 
 @register_task
@@ -197,19 +181,22 @@ class CellGroupGenerationByTissue(GroupGeneration):
     """A tissue → several cells of one donor."""
 
     name = "cell_group_generation_by_tissue"
-    required_metadata = ("tissue",)
+    required_metadata = tells = ("tissue",)
     reverse = "tissue_annotation"
     own_field = "tissue"
 
-    def prompt_fields(self, record: CellGroup) -> Mapping[str, str]:
+    def prompt_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Add the tissue, which must be known."""
         tissue = require_metadata(record, "tissue", task=self.name)
         return {**super().prompt_fields(record), "tissue": tissue}
 
 
-def cell_lines(texts: Iterable[str]) -> str:
-    """Return one line for each cell: "Cell 1: " and its text, in which white space is collapsed."""
-    return "\n".join(f"Cell {i}: {' '.join(text.split())}" for i, text in enumerate(texts, start=1))
+def cell_lines(cells: Iterable[Field]) -> Segments:
+    """Return one line for each cell: "Cell 1: " and its genes, or a text, in which white space is collapsed."""
+    pieces: list[Field] = []
+    for i, cell in enumerate(cells, start=1):
+        pieces += ["\n" * (i > 1), f"Cell {i}: ", " ".join(cell.split()) if isinstance(cell, str) else cell]
+    return join(pieces)
 
 
 def read_cells(text: str, is_cell: Callable[[str], bool]) -> list[str]:

@@ -5,26 +5,27 @@ Written once and used for training, for the application and for the benchmark, s
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from cytoglot.answer_format import AnswerFormat
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.registry import Registry
-from cytoglot.tasks.foreign_templates import foreign_fields, needed_metadata
-from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, Unit
-from cytoglot.tasks.template import Template, TemplateSet, load_templates
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.record_source import modules_of_tasks
+from cytoglot.tasks.segments import Field, Segments
+from cytoglot.tasks.template import Template, TemplateSet, check_name, check_same_fields, load_templates
 
 if TYPE_CHECKING:
     from cytoglot.data.genes.vocabulary import GeneVocabulary
 
-R = TypeVar("R", CellRecord, CellGroup, GeneSet, CellTypeTerm)
+R = TypeVar("R", bound=Record)
 Value = TypeVar("Value")
+AnswerKind = Literal["label", "labels", "genes", "cells", "text"]
+"""one of a closed set, a label for each cell, genes, genes of several cells, prose"""
 TERSE_DESCRIBED = "terse_described"
 """The name, in every task, of the terse wording with a description of the cell."""
 NO_GENES = "none"
@@ -41,13 +42,13 @@ class Example:
     key: str
     """of the record: a cell's id, a group's, …"""
     template: str
-    foreign: bool = False
-    """in the wording of another model, which the rules for ours do not bind"""
+    is_ours: bool = True
+    """in a wording of our style, which the rule for the seam binds"""
 
     def __post_init__(self) -> None:
-        if self.foreign:
-            return
-        if self.prompt != self.prompt.rstrip() or self.completion[:1] != " " or self.completion[1:2] in {"", " "}:
+        if self.is_ours and (
+            self.prompt != self.prompt.rstrip() or self.completion[:1] != " " or self.completion[1:2] in {"", " "}
+        ):
             raise ValueError(
                 f"a prompt must not end in white space and a completion must start with one space and a word, "
                 f"found {self.prompt[-20:]!r} and {self.completion[:20]!r}"
@@ -73,24 +74,50 @@ class Task(ABC, Generic[R, Value]):
     """
 
     name: ClassVar[str]
+    unit: ClassVar[str] = "cell"
+    """what one example is about: the unit of a registered `RecordSource`"""
+    answer_kind: ClassVar[AnswerKind]
+    """what an answer is made of, which decides how a model is made to answer"""
     metrics: ClassVar[tuple[str, ...]]
-    """registered names of the metrics that judge the task's answers"""
-    unit: ClassVar[Unit] = "cell"
-    """what one example is about"""
+    """registered names of the metrics that judge the task's answers on held-out records"""
     required_metadata: tuple[str, ...] = ()
     """what must be known of a record to make an example of it"""
     hidden_metadata: ClassVar[tuple[str, ...]] = ()
     """what a prompt must not tell because it is the answer, or gives it away"""
+    tells: ClassVar[tuple[str, ...]] = ()
+    """metadata that every prompt tells, beside the optional ones of the description"""
+    identifies_record: ClassVar[bool] = True
+    """whether the prompt tells which record is meant, else the true answer is one draw among many"""
+    is_ordered: ClassVar[bool] = True
+    """whether the parts of an answer of several cells have an order, that of the prompt"""
     reverse: ClassVar[str | None] = None
     """the task that asks the other way round, where there is one"""
-    closed_answer: ClassVar[bool] = False
-    """whether the answer is one of a closed set of labels"""
 
     def __init__(self, templates: TemplateSet | None = None) -> None:
         self._given_templates = templates
-        if templates is not None and templates.foreign:
-            needed = needed_metadata(templates)
+        if templates is not None:
+            needed = templates.style.required_metadata(templates)
             self.required_metadata += tuple(key for key in needed if key not in self.required_metadata)
+
+    @property
+    def closed_answer(self) -> bool:
+        """Whether the answer is one of a closed set of labels."""
+        return self.answer_kind == "label"
+
+    def with_templates(self, templates: TemplateSet) -> Self:
+        """Return the same task in other wordings, which may require more metadata; this one stays as it is.
+
+        Raises
+        ------
+        InputError
+            The templates are of another task, or name fields that the task does not fill.
+        """
+        where = f"templates of {templates.name}"
+        if templates.style.is_ours:
+            check_same_fields(templates, load_templates(self.name), where=where)
+        else:
+            check_name(templates, self.name, where=where)
+        return type(self)(templates)
 
     @cached_property
     def templates(self) -> TemplateSet:
@@ -113,6 +140,10 @@ class Task(ABC, Generic[R, Value]):
         template
             Position among the training templates or a template's name; by default the `short_template` of the record.
         """
+        return self.prompt_segments(record, template=template).text
+
+    def prompt_segments(self, record: R, *, template: int | str | None = None) -> Segments:
+        """Return `prompt` in segments."""
         return self._render(self.templates.get(self.short_template(record) if template is None else template), record)
 
     def short_template(self, record: R) -> int | str:
@@ -124,7 +155,7 @@ class Task(ABC, Generic[R, Value]):
         """Return `describe_cell` of the metadata that the prompt may tell."""
         return describe_cell({key: value for key, value in record.metadata.items() if key not in self.hidden_metadata})
 
-    def common_fields(self, record: R) -> dict[str, str]:
+    def common_fields(self, record: R) -> dict[str, Field]:
         """Return the fields that every task can fill: the description of the cell, with and without an article."""
         description = self.describe(record)
         return {"description": description, "a_description": with_article(description)}
@@ -152,43 +183,57 @@ class Task(ABC, Generic[R, Value]):
         InputError
             The record lacks what the prompt or the answer needs, such as the label of an annotation.
         """
-        if template is None:
-            chosen = self.templates.choose(record.key, seed=seed, epoch=epoch, held_out=held_out)
-        else:
-            chosen = self.templates.get(template)
+        chosen = self._chosen(record, template, seed=seed, epoch=epoch, held_out=held_out)
         return Example(
             task=self.name,
-            prompt=self._render(chosen, record),
+            prompt=self._render(chosen, record).text,
             completion=self.completion(record),
             key=record.key,
             template=chosen.name,
-            foreign=self.templates.foreign,
+            is_ours=self.templates.style.is_ours,
         )
+
+    def segments(
+        self, record: R, *, template: int | str | None, seed: int = 0, epoch: int = 0, held_out: bool = False
+    ) -> tuple[Segments, Segments]:
+        """Return prompt and completion of `example` in segments."""
+        chosen = self._chosen(record, template, seed=seed, epoch=epoch, held_out=held_out)
+        return self._render(chosen, record), self.completion_segments(record)
 
     def completion(self, record: R) -> str:
         """Return the true answer with its leading space and its terminator, such as `" CD4 T."`."""
-        return self.templates.completion(self._with_foreign_fields(self.answer_fields(record), record))
+        return self.completion_segments(record).text
 
-    def _render(self, template: Template, record: R) -> str:
+    def completion_segments(self, record: R) -> Segments:
+        """Return `completion` in segments."""
+        return self.templates.completion(self._styled(self.answer_fields(record), record))
+
+    def _chosen(self, record: R, template: int | str | None, *, seed: int, epoch: int, held_out: bool) -> Template:
+        if template is not None:
+            return self.templates.get(template)
+        return self.templates.choose(record.key, seed=seed, epoch=epoch, held_out=held_out)
+
+    def _render(self, template: Template, record: R) -> Segments:
         try:
-            return template.render(self._with_foreign_fields(self.prompt_fields(record), record))
-        except KeyError as error:  # a foreign wording names what is not known
+            return template.render(self._styled(self.prompt_fields(record), record))
+        except KeyError as error:  # a wording of another style names what is not known
             known = ", ".join(sorted(record.metadata)) or "nothing"
             raise InputError(
                 f"template {template.name!r} of task {self.name!r} needs the {error.args[0]} of {record.key!r}; "
                 f"known of it: {known}"
             ) from error
 
-    def _with_foreign_fields(self, fields: Mapping[str, str], record: R) -> Mapping[str, str]:
-        return {**fields, **foreign_fields(record)} if self.templates.foreign else fields
+    def _styled(self, fields: Mapping[str, Field], record: R) -> Mapping[str, Field]:
+        style = self.templates.style
+        return fields if style.is_ours else {**fields, **style.fields_of(record)}
 
     @abstractmethod
-    def prompt_fields(self, record: R) -> Mapping[str, str]:
-        """Return the values of the prompt's fields."""
+    def prompt_fields(self, record: R) -> Mapping[str, Field]:
+        """Return the values of the prompt's fields: texts, and genes as they stand in the record or as a list."""
 
     @abstractmethod
-    def answer_fields(self, record: R) -> Mapping[str, str]:
-        """Return the values of the answer's fields."""
+    def answer_fields(self, record: R) -> Mapping[str, Field]:
+        """Return the values of the answer's fields, as in `prompt_fields`."""
 
     @abstractmethod
     def answer_format(self, space: AnswerSpace) -> AnswerFormat:
@@ -199,14 +244,7 @@ class Task(ABC, Generic[R, Value]):
         """Read a model's answer, whatever it wrote; never raises on any text."""
 
 
-def _task_modules() -> tuple[str, ...]:
-    """Return every module beside this one but its foundations: a new file is a new task, without a list to extend."""
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(f"cytoglot.tasks.{name}" for name in found if name not in _FOUNDATIONS)
-
-
-_FOUNDATIONS = {"task", "template", "record", "gene_answer", "name_answer", "foreign_templates"}
-tasks: Registry[Task[Any, Any]] = Registry("task", _task_modules())
+tasks: Registry[Task[Any, Any]] = Registry("task", modules_of_tasks())
 
 T = TypeVar("T", bound=Task[Any, Any])
 
@@ -217,7 +255,7 @@ def register_task(task: type[T]) -> type[T]:
     return task
 
 
-def require_metadata(record: CellRecord | CellGroup, key: str, *, task: str) -> str:
+def require_metadata(record: Record, key: str, *, task: str) -> str:
     """Return a metadata value that a task cannot do without."""
     value = record.metadata.get(key)
     if value is None:
@@ -227,7 +265,7 @@ def require_metadata(record: CellRecord | CellGroup, key: str, *, task: str) -> 
 
 
 _ORGANISMS = {"homo sapiens": "human", "mus musculus": "mouse", "rattus norvegicus": "rat", "danio rerio": "zebrafish"}
-_REMARKS = ("disease", "condition", "development_stage", "sex", "assay")
+_REMARKS = ("disease", "condition", "dose", "time", "development_stage", "sex", "assay")
 
 
 DESCRIBED = ("organism", "tissue", *_REMARKS)

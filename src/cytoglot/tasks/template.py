@@ -18,15 +18,15 @@ from pathlib import Path
 
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.manifest import fingerprint_texts
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.segments import Field, Segments, join
 from cytoglot.texts import read_text
 
 TERMINATOR = "."
 """Closes every completion; the tokenizers split it from the word before it."""
 
-GENES_FIELDS = ("cell_sentence", "genes")
-"""fields that hold genes with a space between them and none before the first"""
-LINES_FIELD = "cell_sentences"
-"""the field that holds several cells, a line for each"""
+GENES_FIELD, GENES_ENDING, LINES_ENDING = "genes", "_sentence", "_sentences"
+"""fields of these names and endings hold genes with a space between them; several cells, a line for each"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +38,53 @@ class Template:
     held_out: bool = False
     """kept out of training, so that a test can tell understanding from recognising the wording"""
 
-    def render(self, fields: Mapping[str, str]) -> str:
-        """Return the prompt; a field of the text that is not in `fields` is a KeyError."""
-        return self.text.format_map(fields)
+    def render(self, fields: Mapping[str, Field]) -> Segments:
+        """Return the text with its fields filled; a field that is not in `fields` is a KeyError."""
+        return join([piece if is_text else fields[piece] for is_text, piece in self._pieces])
 
     @cached_property
     def fields(self) -> frozenset[str]:
         """Names in braces."""
-        return frozenset(name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None)
+        return frozenset(piece for is_text, piece in self._pieces if not is_text)
+
+    @cached_property
+    def _pieces(self) -> list[tuple[bool, str]]:
+        """The text in pieces: (True, words as they are) or (False, name of a field)."""
+        pieces = []
+        for words, name, specification, conversion in string.Formatter().parse(self.text):
+            if words:
+                pieces.append((True, words))
+            if specification or conversion:
+                raise ValueError(f"a field is {{{name}}} and has no format")
+            if name is not None:
+                pieces.append((False, name))
+        return pieces
+
+
+@dataclass(frozen=True)
+class FieldStyle:
+    """How the fields of a task's wordings are written; this is ours: as the task fills them."""
+
+    answer_prefix: str = " "
+    """what parts an answer from its prompt"""
+    name: str = "cytoglot"
+    is_ours: bool = True
+    """whether the rules for our wordings bind"""
+
+    def fields_of(self, record: Record) -> Mapping[str, Field]:
+        """Return what this style writes otherwise than the task does."""
+        return {}
+
+    def required_metadata(self, templates: TemplateSet) -> tuple[str, ...]:
+        """Return the metadata that a record must have for every one of the templates, beside what the task needs."""
+        return ()
+
+    def spelled(self, gene: str) -> str:
+        """Return a gene as the wordings write it."""
+        return gene
+
+
+OURS = FieldStyle()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +97,11 @@ class TemplateSet:
     answer: str
     """the completion without its leading space, such as `{cell_type}.`"""
     templates: tuple[Template, ...]
-    foreign: bool = False
-    """wordings that another model was trained with: kept to the letter, exempt from the rules for ours"""
-    answer_prefix: str = " "
-    """what parts an answer from its prompt"""
+    style: FieldStyle = OURS
+    """how fields are written; wordings of another style are kept to the letter, exempt from the rules for ours"""
 
     def __post_init__(self) -> None:
-        if not self.foreign:
+        if self.style.is_ours:
             _check_answer(self)
         _check_names(self)
         for template in self.templates:
@@ -91,11 +128,30 @@ class TemplateSet:
         texts = [self.name, self.answer]
         for t in self.templates:
             texts += [t.name, t.text, str(t.held_out)]
-        return fingerprint_texts([*texts, "foreign", self.answer_prefix] if self.foreign else texts)
+        return fingerprint_texts(texts if self.style.is_ours else [*texts, self.style.name, self.style.answer_prefix])
 
-    def completion(self, fields: Mapping[str, str]) -> str:
+    def completion(self, fields: Mapping[str, Field]) -> Segments:
         """Return the answer as it stands behind a prompt, such as `" CD4 T."`."""
-        return self.answer_prefix + self.answer.format_map(fields)
+        return self._completion.render(fields)
+
+    def bare(self, completion: str) -> str:
+        """Return a completion without what the wording puts around it: a space, a full stop."""
+        before, behind = self._frame
+        return completion.removeprefix(before).removesuffix(behind)
+
+    def framed(self, answer: str) -> str:
+        """Return an answer as a completion, as training shows it; undoes `bare`."""
+        before, behind = self._frame
+        return before + answer + behind
+
+    @cached_property
+    def _frame(self) -> tuple[str, str]:
+        text = self.style.answer_prefix + self.answer
+        return text[: text.index("{")], text[text.rindex("}") + 1 :]
+
+    @cached_property
+    def _completion(self) -> Template:
+        return Template(name="answer", text=self.style.answer_prefix + self.answer)
 
     def get(self, template: int | str) -> Template:
         """Return a training template by its position, or any template by its name.
@@ -161,11 +217,36 @@ def load_templates(source: str | Path) -> TemplateSet:
     )
 
 
+def check_name(templates: TemplateSet, task: str, *, where: str) -> None:
+    """Refuse wordings of another task."""
+    if templates.name != task:
+        raise InputError(f"{where}: expected the name {task!r}, found {templates.name!r}; is this the file of another?")
+
+
+def check_same_fields(templates: TemplateSet, shipped: TemplateSet, *, where: str) -> None:
+    """Refuse wordings of another task, or with fields that the task does not fill.
+
+    Raises
+    ------
+    InputError
+        Name, fields or the field of the answer are not those of the shipped templates.
+    """
+    check_name(templates, shipped.name, where=where)
+    unknown = sorted(set(templates.fields) - set(shipped.fields))
+    if unknown:
+        raise InputError(f"{where} lists the fields {unknown}; {shipped.name} fills {list(shipped.fields)}")
+    named, wanted = (Template(name="answer", text=t.answer).fields for t in (templates, shipped))
+    if named != wanted:
+        raise InputError(f"{where}: expected the field {sorted(wanted)} in the answer, found {sorted(named)}")
+
+
 def _read_text(source: str | Path) -> str:
     if isinstance(source, str) and source.isidentifier():
-        packaged = resources.files("cytoglot.tasks") / "templates" / f"{source}.toml"
-        if packaged.is_file():
-            return packaged.read_text(encoding="utf-8")
+        places = resources.files("cytoglot.tasks") / "templates"
+        for folder in (places, *(place for place in places.iterdir() if place.is_dir())):
+            packaged = folder / f"{source}.toml"
+            if packaged.is_file():
+                return packaged.read_text(encoding="utf-8")
     path = Path(source)
     if not path.is_file():
         raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")
@@ -205,23 +286,26 @@ def _check_template(template: Template, templates: TemplateSet) -> None:
     try:
         unknown = template.fields - set(templates.fields)
     except ValueError as error:
-        raise InputError(f"{where} has a brace without its partner ({error}), found {text!r}") from error
+        raise InputError(f"{where} has a brace without its partner, or a format ({error}), found {text!r}") from error
     if unknown:
         raise InputError(f"{where} names the fields {sorted(unknown)}; known: {list(templates.fields)}")
-    if templates.foreign:
+    if not templates.style.is_ours:
         return
     if text != text.strip() or not text:
         raise InputError(f"{where} must be non-empty and neither start nor end in white space, found {text!r}")
-    for genes_field in GENES_FIELDS:
-        before, genes, after = text.partition("{" + genes_field + "}")
-        if genes and (not before.endswith(" ") or (after and after[0] not in f"{TERMINATOR} \n")):
+    for name in sorted(template.fields):
+        before, _, after = text.partition("{" + name + "}")
+        if (name == GENES_FIELD or name.endswith(GENES_ENDING)) and (
+            not before.endswith(" ") or (after and after[0] not in f"{TERMINATOR} \n")
+        ):
             raise InputError(
-                f"{where}: {{{genes_field}}} must stand after a space and before a full stop, a space or a line break, "
+                f"{where}: {{{name}}} must stand after a space and before a full stop, a space or a line break, "
                 "so that every gene is tokenised as a word of its own"
             )
-    before, lines, after = text.partition("{" + LINES_FIELD + "}")
-    if lines and ((before and before[-1] != "\n") or (after and after[0] not in f"{TERMINATOR}\n")):
-        raise InputError(
-            f"{where}: {{{LINES_FIELD}}} must stand at the start of a line and before a full stop or a line break, "
-            "because it is a line for each cell"
-        )
+        if name.endswith(LINES_ENDING) and (
+            (before and before[-1] != "\n") or (after and after[0] not in f"{TERMINATOR}\n")
+        ):
+            raise InputError(
+                f"{where}: {{{name}}} must stand at the start of a line and before a full stop or a line break, "
+                "because it is a line for each cell"
+            )

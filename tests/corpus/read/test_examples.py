@@ -9,13 +9,13 @@ import pytest
 
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks, sample_examples
-from cytoglot.corpus.read.gene_characters import replace_genes
-from cytoglot.corpus.read.mixture import OPTIONAL_METADATA, TaskMixture, vary_metadata
-from cytoglot.corpus.read.records import METADATA, RecordReader, draw
+from cytoglot.corpus.read.mixture import TaskMixture, vary_metadata
+from cytoglot.corpus.read.records import RecordReader, source_of_cells
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.sentence.augment import AugmentSettings
-from cytoglot.tasks import CellRecord, Task, TemplateSet, load_templates, tasks
+from cytoglot.tasks import CellGroup, CellRecord, Task, TemplateSet, load_templates, tasks
 from cytoglot.tasks.annotation import CellTypeAnnotation
+from cytoglot.tasks.record_source import Draws
 
 CELL = CellRecord(
     genes=("G1", "G2", "G3"),
@@ -27,71 +27,60 @@ CELL = CellRecord(
 def test_a_cell_is_its_genes_by_name_and_what_is_known(small_corpus: Corpus) -> None:
     block = next(iter(small_corpus.blocks("train")))
     records = RecordReader(small_corpus, seed=1).open(block)
-    cell = records.cell(0, records.cell_draw(0))
+    cell = records.cell(0, records.draws(0))
     names, orthologs = small_corpus.vocabulary.names, small_corpus.orthologs
-    assert cell.genes == tuple(names[block.ids(0)])
+    assert tuple(cell.genes) == tuple(names[block.ids(0)])
     assert cell.cell_id == block.cell_ids[0].as_py()
     assert orthologs is not None
-    assert cell.ortholog_genes == tuple(names[orthologs[i]] if orthologs[i] >= 0 else "" for i in block.ids(0))
-    assert any(any(records.cell(row, records.cell_draw(row)).ortholog_genes) for row in range(len(records)))
+    assert tuple(cell.ortholog_genes) == tuple(names[orthologs[i]] if orthologs[i] >= 0 else "" for i in block.ids(0))
+    assert any(any(records.cell(row, records.draws(row)).ortholog_genes) for row in range(len(records)))
     assert cell.metadata["donor_id"] == "donor_1"
     assert "disease" not in cell.metadata  # of the first donor it is not known
-    assert records.cell(0, records.cell_draw(0), top_genes=3).genes == cell.genes[:3]
-    assert records.cell_draw(0) == records.cell_draw(0) != records.cell_draw(1)
-    assert len({records.cell_draw(0, epoch=e, visit=v) for e in range(3) for v in range(3)}) == 9
+    assert records.cell(0, records.draws(0), top_genes=3).genes == cell.genes[:3]
+    assert records.draws(0) == records.draws(0) != records.draws(1)
+    assert len({records.draws(0, epoch=e, visit=v) for e in range(3) for v in range(3)}) == 9
 
 
 def test_a_group_is_its_cells_what_they_share_and_the_abstract(small_corpus: Corpus) -> None:
     block = next(iter(small_corpus.blocks("train")))
     records = RecordReader(small_corpus).open(block)
-    first, last = records.groups[1]
+    source = source_of_cells("cell_group")
+    rows = source.rows(records).tolist()
+    first, last = rows[1], rows[2]
     assert np.array_equal(np.unique(block.group[first:last]), [block.group[first]])
-    group = records.group(1, records.group_draw(1))
+    group = source.record(records, first, records.draws(first, "cell_group"))
+    assert isinstance(group, CellGroup)
     assert [cell.cell_id for cell in group.cells] == block.cell_ids[first:last].to_pylist()
     types = [cell.metadata["cell_type"] for cell in group.cells]
     assert ("cell_type" in group.metadata) == (len(set(types)) == 1)
     assert group.metadata["abstract"] == "Cells that were made by a recipe."
     assert group.metadata["tissue"] == "blood"
-    assert records.group_lengths(1) == [len(cell.genes) for cell in group.cells]
-    assert len({records.group(i, records.group_draw(i)).group_id for i in range(len(records.groups))}) == len(
-        records.groups
-    )
-
-
-def test_private_characters_stand_for_the_same_genes(small_corpus: Corpus) -> None:
-    block = next(iter(small_corpus.blocks("train")))
-    by_name, by_character = (RecordReader(small_corpus, characters=c).open(block) for c in (False, True))
-    names = small_corpus.vocabulary.names
-    for row in range(5):
-        key = by_name.cell_draw(row)
-        real, found = by_name.cell(row, key), by_character.cell(row, key)
-        assert replace_genes(" ".join(found.genes), names) == " ".join(real.genes)
-        assert replace_genes(" ".join(found.ortholog_genes), names) == " ".join(real.ortholog_genes)
-    real_sets = RecordReader(small_corpus).table("gene_set", "train")
-    found_sets = RecordReader(small_corpus, characters=True).table("gene_set", "train")
-    assert [replace_genes(" ".join(s.genes), names) for s in found_sets] == [" ".join(s.genes) for s in real_sets]
+    assert tuple(source.lengths(records, first)) == group.lengths()
+    assert len({source.record(records, row, records.draws(row)).key for row in rows}) == len(rows)
 
 
 def test_views_of_a_cell_depend_on_the_visit_alone(small_corpus: Corpus) -> None:
     block = next(iter(small_corpus.blocks("train")))
     records = RecordReader(small_corpus, augment=AugmentSettings(unchanged_share=0)).open(block)
-    first, again, later = (records.cell(0, records.cell_draw(0, epoch=epoch)).genes for epoch in (0, 0, 1))
+    first, again, later = (records.cell(0, records.draws(0, epoch=epoch)).genes for epoch in (0, 0, 1))
     assert first == again != later
     assert set(first) <= set(small_corpus.vocabulary.names[block.ids(0)])
 
 
 def test_metadata_are_told_independently_with_their_share() -> None:
     metadata = dict.fromkeys(("organism", "tissue", "disease", "cell_type", "donor_id"), "x")
-    told = [vary_metadata(metadata, ("disease",), draw(i), share=0.3) for i in range(2000)]
+    told = [vary_metadata(metadata, ("disease",), Draws(i), share=0.3) for i in range(2000)]
     seen = Counter(name for found in told for name in found)
     assert seen["cell_type"] == seen["donor_id"] == seen["disease"] == 2000
     assert seen["organism"] == pytest.approx(600, abs=80)
     assert seen["tissue"] == pytest.approx(600, abs=80)
     assert sum("organism" in f and "tissue" in f for f in told) == pytest.approx(180, abs=50)
-    assert vary_metadata(metadata, (), draw(1), share=1.0) == metadata
-    assert set(vary_metadata(metadata, (), draw(1), share=0.0)) == {"cell_type", "donor_id"}
-    assert vary_metadata({"tissue": "x"}, (), draw(1)).keys() <= {"tissue"}
-    assert METADATA + len(OPTIONAL_METADATA) <= 14  # the last two of the 16 numbers choose the task
+    assert vary_metadata(metadata, (), Draws(1), share=1.0) == metadata
+    assert set(vary_metadata(metadata, (), Draws(1), share=0.0)) == {"cell_type", "donor_id"}
+    assert vary_metadata({"tissue": "x"}, (), Draws(1)).keys() <= {"tissue"}
+    many = [f"field {i}" for i in range(100)]
+    told_n = np.array([[Draws(i)("metadata", name) for name in many] for i in range(2000)]) < 2.0**31
+    assert np.abs(np.corrcoef(told_n.T) - np.eye(100)).max() < 0.12  # no two names hang together
 
 
 def test_tasks_are_asked_by_their_weights_among_those_that_can() -> None:
@@ -100,7 +89,7 @@ def test_tasks_are_asked_by_their_weights_among_those_that_can() -> None:
     assert mixture.unit_shares == {"cell": 1.0}
 
     def count(record: CellRecord) -> Counter[str]:
-        asked = (mixture.ask(record, "cell", draw(i)) for i in range(4000))
+        asked = (mixture.ask(record, "cell", Draws(i)) for i in range(4000))
         return Counter("none" if question is None else question.task.name for question in asked)
 
     full = count(CELL)
@@ -115,7 +104,7 @@ def test_tasks_are_asked_by_their_weights_among_those_that_can() -> None:
 def test_wordings_are_terse_but_for_a_share_of_paraphrases() -> None:
     def names(**options: float | bool) -> Counter[str]:
         mixture = TaskMixture({"cell_generation": 1}, **options)
-        asked = (mixture.ask(CellRecord(genes=("G",), metadata={"cell_type": "B"}, cell_id=f"c{i}"), "cell", draw(i))
+        asked = (mixture.ask(CellRecord(genes=("G",), metadata={"cell_type": "B"}, cell_id=f"c{i}"), "cell", Draws(i))
                  for i in range(600))  # fmt: skip
         return Counter(question.example().template for question in asked if question is not None)
 
@@ -136,7 +125,7 @@ def test_templates_of_another_model_replace_a_tasks() -> None:
     task: Task[CellRecord, object] = CellTypeAnnotation(foreign)
     weights = {"cell_type_annotation": 1.0}
     mixture = TaskMixture(weights, replaced={"cell_type_annotation": task}, paraphrase_share=0.5)
-    question = mixture.ask(CELL, "cell", draw(1))
+    question = mixture.ask(CELL, "cell", Draws(1))
     assert question is not None
     assert question.example().prompt == "The cell reads: G1 G2 G3. It is"
     assert mixture.fingerprint != TaskMixture(weights).fingerprint
@@ -159,14 +148,14 @@ def test_faulty_weights_are_refused(weights: dict[str, float], message: str) -> 
 
 
 def test_a_cut_question_asks_about_fewer_genes_in_the_same_words() -> None:
-    question = TaskMixture({"cell_generation": 1}, paraphrase_share=1.0).ask(CELL, "cell", draw(3))
+    question = TaskMixture({"cell_generation": 1}, paraphrase_share=1.0).ask(CELL, "cell", Draws(3))
     assert question is not None
-    shorter = question.cut(2)
+    shorter = question.truncate(2)
     assert shorter is not None
     assert shorter.example().completion == " G1 G2."
     assert shorter.example().template == question.example().template
     assert shorter.example().prompt == question.example().prompt.replace("3", "2")
-    assert question.cut(0) is None  # an empty cell is nothing to write
+    assert question.truncate(0) is None  # an empty cell is nothing to write
 
 
 def test_random_examples_are_of_other_records_and_seeded(small_corpus: Corpus) -> None:

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cytoglot.corpus.format.folder import Corpus, SourceInfo, write_corpus
+from cytoglot.corpus.format.folder import Corpus, write_corpus
 from cytoglot.corpus.format.shard_file import make_block
-from cytoglot.corpus.read.gene_characters import characters_of
 from cytoglot.corpus.read.loader import BatchSettings, CorpusLoader, ExampleSettings
 from cytoglot.corpus.read.packing import TokenBatch
 from cytoglot.corpus.read.records import RecordReader
@@ -24,7 +22,7 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_pair
 from cytoglot.sentence.augment import AugmentSettings
-from cytoglot.tasks import CellTypeTerm, GeneSet, tasks
+from cytoglot.tasks import tasks
 
 PLAIN = ExampleSettings(paraphrase_share=0, metadata_share=1)
 ANNOTATION = {"cell_type_annotation": 1.0}
@@ -80,7 +78,7 @@ def test_batches_hold_what_the_task_makes_of_each_cell(
         for row in range(len(block)):
             for name, own in (("cell_type_annotation", 1.0), ("unconditional_generation", None)):
                 example = tasks[name].example(
-                    record := records.cell(row, records.cell_draw(row)), template=tasks[name].short_template(record)
+                    record := records.cell(row, records.draws(row)), template=tasks[name].short_template(record)
                 )
                 ids, n_prompt = encode_pair(hf_tokenizer, example.prompt, example.completion)
                 weight = own or np.float32(3.0 / (len(ids) - n_prompt))
@@ -238,7 +236,7 @@ def visits(corpus: Corpus, sources: dict[str, float], **weights: float) -> Count
         tasks=weights or {"unconditional_generation": 1},
     )  # fmt: skip
     keys = {
-        characters_of(block.ids(row)): block.values("source")[1][block.values("source")[0][row]]
+        tuple(block.ids(row).tolist()): block.values("source")[1][block.values("source")[0][row]]
         for block in corpus.blocks("train")
         for row in range(len(block))
     }
@@ -248,7 +246,7 @@ def visits(corpus: Corpus, sources: dict[str, float], **weights: float) -> Count
     for batch in loader:
         for ids, _ in examples_of(batch):
             cell = [token - first_gene for token in ids if token - first_gene in genes]
-            found[keys.get(characters_of(np.array(cell)), "group")] += 1
+            found[keys.get(tuple(cell), "group")] += 1
     assert loader.n_examples == pytest.approx(sum(found.values()) + loader.skipped.total(), abs=40)
     return found
 
@@ -347,7 +345,7 @@ def test_top_genes_cut_every_sentence(small_corpus: Corpus, tokenizer: GeneToken
         assert hf_tokenizer.decode(ids[1:]).startswith("4 genes of a ")
 
 
-def test_a_tokenizer_without_characters_gives_the_same_batches(
+def test_a_tokenizer_that_reads_whole_texts_gives_the_same_batches(
     small_corpus: Corpus, tokenizer: GeneTokenizer, hf_tokenizer: Any
 ) -> None:
     plain = gene_tokenizer(hf_tokenizer, small_corpus.vocabulary)
@@ -408,18 +406,3 @@ def test_faulty_batches_are_refused() -> None:
         BatchSettings(context=10, batch_tokens=5)
     with pytest.raises(InputError, match="context and a batch of 1 or more"):
         BatchSettings(context=0, batch_size=1)
-
-
-def test_metadata_that_would_be_read_as_genes_are_refused(tmp_path: Path, tokenizer: GeneTokenizer) -> None:
-    odd = f"a {characters_of(np.array([3]))}"
-    corpus = write_corpus(
-        tmp_path / "corpus",
-        {"train": [make_block(cell_ids=["c"], offsets=np.array([0, 1]), gene_ids=np.array([0]), n_genes=1,
-                              source=["a"], metadata={"cell_type": [odd]})]},
-        vocabulary=GeneVocabulary(("G",)),
-        sources=[SourceInfo(name="a")],
-        gene_sets={"train": [GeneSet(name="s", genes=("G",))]},
-        terms={"train": [CellTypeTerm(label="T")]},
-    )  # fmt: skip
-    with pytest.raises(InputError, match="private-use characters of Unicode"):
-        CorpusLoader(corpus, tokenizer=tokenizer, batches=packed(), tasks=ANNOTATION)

@@ -12,17 +12,11 @@ import pytest
 from task_records import RECORDS, SYMBOLS, record_for
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from cytoglot.corpus.read.gene_characters import (
-    MAX_CHARACTERS,
-    characters_of,
-    genes_of,
-    has_characters,
-    replace_genes,
-)
 from cytoglot.corpus.read.tokenize import GeneTokenizer
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_pair, word_token_ids
-from cytoglot.tasks import CellGroup, CellRecord, CellTypeTerm, GeneSet, tasks
+from cytoglot.tasks import CellGroup, CellRecord, Genes, GeneSet, TaskInstance, tasks
+from cytoglot.tasks.segments import join, upper
 
 # Names that end in punctuation, hold joints, are numbers, or look like words of a prompt.
 ODD = ("TRB@", "HLA-A*", "7SK", "A", "Cell", "H2-Ea", "RP11-206L10.9", "MT-ND4L", "Gm10:", "C1orf(2)", "AC093323.3")
@@ -67,53 +61,37 @@ ENCODERS: dict[str, Callable[[], Callable[[list[str]], list[list[int]]]]] = {
 }
 
 
-def in_characters(words: Sequence[str]) -> tuple[str, ...]:
-    return tuple(characters_of(VOCABULARY.index_of([word])) if word else "" for word in words)
+def of_table(words: Sequence[str]) -> Genes:
+    """Return genes by their ids, as a corpus holds them; "" stands for none."""
+    ids = [VOCABULARY.index_of([word])[0] if word else -1 for word in words]
+    return Genes(np.array(ids, np.int32), np.append(VOCABULARY.names, ""))
 
 
-def as_characters(record: Any) -> Any:
+def as_in_a_corpus(record: Any) -> Any:
     match record:
         case CellRecord():
-            others = in_characters(record.ortholog_genes)
-            return replace(record, genes=in_characters(record.genes), ortholog_genes=others)
+            genes = Genes(VOCABULARY.index_of(record.genes), VOCABULARY.names)
+            return replace(record, genes=genes, ortholog_genes=of_table(record.ortholog_genes))
         case CellGroup():
-            return replace(record, cells=tuple(map(as_characters, record.cells)))
-        case GeneSet():
-            return replace(record, genes=in_characters(record.genes))
-        case CellTypeTerm():
-            return replace(record, markers=in_characters(record.markers))
-
-
-def test_characters_stand_for_gene_ids_in_both_planes() -> None:
-    ids = np.array([0, 1, 65533, 65534, 65535, MAX_CHARACTERS - 1])
-    text = characters_of(ids)
-    assert [hex(ord(character)) for character in text] == [
-        "0xf0000", "0xf0001", "0xffffd", "0x100000", "0x100001", "0x10fffd",
-    ]  # fmt: skip
-    assert genes_of(text).tolist() == ids.tolist()
-    assert has_characters("a " + text[0])
-    assert not has_characters("naïve T cell, 日本")
-    assert genes_of("").tolist() == []
-    names = np.array([f"G{i}" for i in range(65536)], dtype=object)
-    assert replace_genes(f"2 genes: {' '.join(text[1:4])}.", names) == "2 genes: G1 G65533 G65534."
+            return replace(record, cells=tuple(map(as_in_a_corpus, record.cells)))
+    return record
 
 
 @pytest.mark.parametrize("name", list(tasks))
 @pytest.mark.parametrize("variant", [0, 1, 7])
-def test_no_task_looks_into_the_words(name: str, variant: int) -> None:
+def test_a_record_of_a_corpus_is_asked_about_like_one_of_a_file(name: str, variant: int) -> None:
     record = replace(record_for(tasks[name]), variant=variant)
     for template in [None, *tasks[name].templates.names]:
         real = tasks[name].example(record, template=template, epoch=variant)
-        found = tasks[name].example(as_characters(record), template=template, epoch=variant)
-        assert replace_genes(found.prompt, VOCABULARY.names) == real.prompt
-        assert replace_genes(found.completion, VOCABULARY.names) == real.completion
+        found = tasks[name].example(as_in_a_corpus(record), template=template, epoch=variant)
+        assert (found.prompt, found.completion) == (real.prompt, real.completion)
 
 
 @pytest.mark.parametrize("kind", list(ENCODERS))
 def test_every_task_is_read_as_the_tokenizer_reads_it(kind: str) -> None:
     encode = ENCODERS[kind]()
     tokenizer = GeneTokenizer(encode, VOCABULARY, opening=[7], eos=9)
-    assert tokenizer.reads_characters, tokenizer.why_plain
+    assert tokenizer.why_plain is None
     rng = np.random.default_rng(1)
     examples = []
     for name in tasks:
@@ -124,13 +102,13 @@ def test_every_task_is_read_as_the_tokenizer_reads_it(kind: str) -> None:
                 record = replace(record, genes=words, ortholog_genes=("", *words[:0:-1]))
             elif isinstance(record, GeneSet):
                 record = replace(record, genes=words)
-            examples.append(tasks[name].example(as_characters(record), template=template))
-    found = tokenizer.encode_pairs([e.prompt for e in examples], [e.completion for e in examples])
+            examples.append(TaskInstance(tasks[name], as_in_a_corpus(record), template))
+    pairs = [example.segments() for example in examples]
+    found = tokenizer.encode_pairs([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
     assert tokenizer.encode_pairs([], []) == []
-    for example, (ids, n_prompt) in zip(examples, found, strict=True):
-        prompt, completion = (replace_genes(text, VOCABULARY.names) for text in (example.prompt, example.completion))
-        assert ids[:n_prompt].tolist() == [7, *encode([prompt])[0]], prompt
-        assert ids[n_prompt:].tolist() == [*encode([completion])[0], 9], completion
+    for (prompt, completion), (ids, n_prompt) in zip(pairs, found, strict=True):
+        assert ids[:n_prompt].tolist() == [7, *encode([prompt.text])[0]], prompt.text
+        assert ids[n_prompt:].tolist() == [*encode([completion.text])[0], 9], completion.text
 
 
 def test_it_agrees_with_the_pairs_of_training_and_a_gene_is_one_token() -> None:
@@ -141,10 +119,10 @@ def test_it_agrees_with_the_pairs_of_training_and_a_gene_is_one_token() -> None:
         opening=[tokenizer.bos_token_id],
         eos=tokenizer.eos_token_id,
     )
-    example = tasks["cell_type_annotation"].example(RECORDS["cell"])
+    example = tasks["cell_type_annotation"].example(RECORDS["cell"], template=0)
     ids, n_prompt = encode_pair(tokenizer, example.prompt, example.completion)
-    written = tasks["cell_type_annotation"].example(as_characters(RECORDS["cell"]))
-    ((found, n_found),) = fast.encode_pairs([written.prompt], [written.completion])
+    prompt, completion = TaskInstance(tasks["cell_type_annotation"], as_in_a_corpus(RECORDS["cell"]), 0).segments()
+    ((found, n_found),) = fast.encode_pairs([prompt], [completion])
     assert (found.tolist(), n_found) == (ids.tolist(), n_prompt)
     assert set(word_token_ids(tokenizer, RECORDS["cell"].genes)) <= set(found.tolist())
 
@@ -158,21 +136,51 @@ def test_genes_are_never_shown_to_the_tokenizer_again() -> None:
 
     tokenizer = GeneTokenizer(spied, VOCABULARY)
     seen.clear()
-    prompt = f"2 genes: {' '.join(in_characters(('GENE1', 'TRB@')))}. Cell type:"
+    prompt = join(["2 genes: ", of_table(("GENE1", "TRB@")), ". Cell type:"])
     for _ in range(3):
-        tokenizer.encode_pairs([prompt] * 5, [" B."] * 5)
+        tokenizer.encode_pairs([prompt] * 5, [join([" B."])] * 5)
     assert [text for text in seen if "GENE" in text or "TRB" in text] == []
     assert seen.count(" B.") == 1
 
 
-def test_a_gene_without_a_space_before_it_is_read_in_the_real_text() -> None:
-    encode = ENCODERS["byte-level"]()
+@pytest.mark.parametrize("kind", list(ENCODERS))
+def test_what_no_table_holds_is_read_as_the_whole_text(kind: str) -> None:
+    encode = ENCODERS[kind]()
     tokenizer = GeneTokenizer(encode, VOCABULARY)
-    one, two = in_characters(("GENE1", "GENE2"))
-    for text in (f"{one} and ({two})", f"a {one}{two}", f"a {one}s b", f"a  {one}"):
-        ((ids, _),) = tokenizer.encode_pairs([text], [f" {text}"])
-        real = replace_genes(text, VOCABULARY.names)
-        assert ids.tolist() == [*encode([real])[0], *encode([f" {real}"])[0]]
+    one, two = of_table(("GENE1",)), of_table(("GENE2",))
+    for pieces in (
+        [one, " and (", two, ")"], ["a ", one, two], ["a ", one, "s b"], ["a  ", one], [" a ", one, "."],
+        ["a ", ("GENE1", "two words"), "."], ["a ", ("GENE1", ""), "."],
+    ):  # fmt: skip
+        text = join(pieces)
+        ((ids, _),) = tokenizer.encode_pairs([text], [join([" ", *pieces])])
+        assert ids.tolist() == [*encode([text.text])[0], *behind(encode, " " + text.text)], text.text
+
+
+def behind(encode: Callable[[list[str]], list[list[int]]], text: str) -> list[int]:
+    """Return the ids of a text that goes on behind another one, whatever the tokenizer puts at the start of a text."""
+    before = encode(["b"])[0]
+    whole = encode(["b" + text])[0]
+    assert whole[: len(before)] == before
+    return whole[len(before) :]
+
+
+def test_words_that_are_no_genes_and_genes_in_capitals_are_learned_once() -> None:
+    encode, seen = ENCODERS["byte-level"](), []
+
+    def spied(texts: list[str]) -> list[list[int]]:
+        seen.extend(texts)
+        return encode(texts)
+
+    tokenizer = GeneTokenizer(spied, VOCABULARY)
+    lower = Genes(VOCABULARY.index_of(["Actb", "Gm10:", "GENE1"]), VOCABULARY.names)
+    text = join(["a ", ("_", "NOGENE", "GENE1"), ". b ", upper(lower), "."])
+    assert text.text == "a _ NOGENE GENE1. b ACTB GM10: GENE1."
+    for _ in range(2):
+        ((ids, _),) = tokenizer.encode_pairs([text], [join([" c."])])
+        assert ids.tolist() == [*encode([text.text])[0], *encode([" c."])[0]]
+        n_seen, seen[:] = len(seen), []
+    assert n_seen == 0
 
 
 def test_a_tokenizer_that_merges_across_words_gets_the_text(caplog: pytest.LogCaptureFixture) -> None:
@@ -182,17 +190,13 @@ def test_a_tokenizer_that_merges_across_words_gets_the_text(caplog: pytest.LogCa
     encode = encoder(merging)
     with caplog.at_level(logging.INFO, logger="cytoglot"):
         tokenizer = GeneTokenizer(encode, VOCABULARY)
-    assert not tokenizer.reads_characters
+    assert tokenizer.why_plain is not None
     assert "does not keep words apart" in caplog.text
-    ((ids, n_prompt),) = tokenizer.encode_pairs(["Genes: GENE1 GENE2. Type:"], [" B cell."])
+    ((ids, n_prompt),) = tokenizer.encode_pairs(
+        [join(["Genes: ", ("GENE1", "GENE2"), ". Type:"])], [join([" B cell."])]
+    )
     assert ids[:n_prompt].tolist() == encode(["Genes: GENE1 GENE2. Type:"])[0]
     assert ids[n_prompt:].tolist() == encode([" B cell."])[0]
-
-
-def test_more_genes_than_characters_are_written_by_name() -> None:
-    many = GeneVocabulary(tuple(f"G{i}" for i in range(MAX_CHARACTERS + 1)))
-    tokenizer = GeneTokenizer(encoder(byte_level()), many)
-    assert "131069 genes" in str(tokenizer.why_plain)
 
 
 def test_a_check_on_other_texts_can_still_turn_it_off() -> None:
@@ -202,18 +206,19 @@ def test_a_check_on_other_texts_can_still_turn_it_off() -> None:
         return [[1] if text == "a GENE1. b" else ids for text, ids in zip(texts, encode(texts), strict=True)]
 
     tokenizer = GeneTokenizer(odd, VOCABULARY)
-    one, two = in_characters(("GENE1", "GENE2"))
-    assert tokenizer.check([f"a {two}. b"], [" c."])
-    assert not tokenizer.check([f"a {one}. b"], [" c."])
-    assert not tokenizer.reads_characters
-    assert tokenizer.encode_pairs(["a GENE1. b"], [" c."])[0][0][0] == 1
+    one, two = (join(["a ", of_table((gene,)), ". b"]) for gene in ("GENE1", "GENE2"))
+    assert tokenizer.check([two], [join([" c."])])
+    assert not tokenizer.check([one], [join([" c."])])
+    assert tokenizer.why_plain is not None
+    assert tokenizer.encode_pairs([one], [join([" c."])])[0][0][0] == 1
 
 
 def test_few_remembered_stretches_change_nothing() -> None:
     encode = ENCODERS["metaspace"]()
     large, small = GeneTokenizer(encode, VOCABULARY), GeneTokenizer(encode, VOCABULARY, remembered=4)
-    gene = characters_of(np.array([3]))
+    gene = of_table(("GENE3",))
     for number in range(30):
-        texts = [f"{number} genes: {gene}. Type {i}:" for i in range(3)]
-        pairs = zip(large.encode_pairs(texts, [" B."] * 3), small.encode_pairs(texts, [" B."] * 3), strict=True)
+        texts = [join([f"{number} genes: ", gene, f". Type {i}:"]) for i in range(3)]
+        answers = [join([" B."])] * 3
+        pairs = zip(large.encode_pairs(texts, answers), small.encode_pairs(texts, answers), strict=True)
         assert all(np.array_equal(a, b) and n == m for (a, n), (b, m) in pairs)

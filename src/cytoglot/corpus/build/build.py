@@ -30,34 +30,34 @@ from cytoglot.atomic import atomic_path, check_output_folder, write_json, write_
 from cytoglot.corpus.build.count import BadSourcesError, Decisions, SpanMap, decide
 from cytoglot.corpus.build.knowledge import fit_curve_of_sample, write_knowledge
 from cytoglot.corpus.build.plan import BUILD_VERSION, PLAN, BuildPlan, differences, make_plan
-from cytoglot.corpus.build.shuffle import ShardTask, build_shard, drop_duplicates
 from cytoglot.corpus.build.rank import TIE_RATES, count_detections, rank_span
+from cytoglot.corpus.build.shuffle import ShardTask, build_shard, drop_duplicates
+from cytoglot.corpus.build.spill import write_array
 from cytoglot.corpus.format.card import corpus_card
 from cytoglot.corpus.format.folder import (
     CARD,
     DESCRIPTION,
     FORMAT_VERSION,
-    GENE_SETS,
     ORTHOLOGS,
     PARTS,
     RANK_CURVE,
     SPLITS,
-    TERMS,
     VOCABULARY,
     CorpusDescription,
     ShardInfo,
     SourceInfo,
 )
-from cytoglot.corpus.sources.open_cache import close_sources
-from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe, load_corpus_recipe
-from cytoglot.corpus.sources.genes import find_file
-from cytoglot.corpus.build.spill import write_array
 from cytoglot.corpus.format.templates import FOLDER as WORDINGS
 from cytoglot.corpus.format.templates import check_wordings, copy_wordings
+from cytoglot.corpus.sources.genes import find_file
+from cytoglot.corpus.sources.open_cache import close_sources
+from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe, load_corpus_recipe
 from cytoglot.engines import Engine, Workers, running
 from cytoglot.errors import InputError
 from cytoglot.manifest import package_versions
 from cytoglot.resume import locked
+from cytoglot.sentence.unfinished import locked
+from cytoglot.tasks.record_source import TableSource, record_sources
 from cytoglot.texts import read_text
 
 logger = logging.getLogger(__name__)
@@ -407,7 +407,8 @@ def _start(plan: BuildPlan, out: Path, *, overwrite: bool) -> None:
 def _clear(out: Path) -> None:
     """Delete everything that a build writes, the lock excepted. The plan must have been deleted before."""
     work = out / WORK
-    for name in (*PARTS, WORDINGS, DESCRIPTION, VOCABULARY, SPLITS, GENE_SETS, TERMS, ORTHOLOGS, RANK_CURVE, CARD):
+    tables = [f"{s.table}.parquet" for s in record_sources.values() if isinstance(s, TableSource)]
+    for name in (*PARTS, WORDINGS, DESCRIPTION, VOCABULARY, SPLITS, *tables, ORTHOLOGS, RANK_CURVE, CARD):
         _delete(out / name)
     for path in work.iterdir():
         if path.name not in ("lock", _BAD):

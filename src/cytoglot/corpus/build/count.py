@@ -20,13 +20,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.atomic import write_json
-from cytoglot.corpus.build.plan import BuildPlan, PlannedSource, Span, canonical_columns, load_plan
-from cytoglot.corpus.assign.downsampling import CapCounts, CapLimits, CellCaps, cap_targets
 from cytoglot.corpus.assign.cell_keys import cell_keys
-from cytoglot.corpus.format.folder import PARTS
-from cytoglot.corpus.assign.placement import n_shards
-from cytoglot.corpus.sources.expand import CorpusSource
+from cytoglot.corpus.assign.downsampling import CapCounts, CapLimits, CellCaps, cap_targets
 from cytoglot.corpus.assign.group_split import BY_CELL, HELD_OUT, SplitDecision, UnitCounts, decide_splits
+from cytoglot.corpus.assign.placement import n_shards
+from cytoglot.corpus.build.plan import BuildPlan, PlannedSource, Span, canonical_columns, load_plan
+from cytoglot.corpus.format.folder import PARTS
+from cytoglot.corpus.sources.expand import CorpusSource
 from cytoglot.engines import Workers
 from cytoglot.errors import InputError
 

@@ -9,21 +9,20 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from cytoglot.corpus.assign.cell_keys import hash_text
 from cytoglot.corpus.build.plan import BuildPlan
 from cytoglot.corpus.build.rank import curve_cells, spill_of
-from cytoglot.corpus.assign.cell_keys import hash_text
 from cytoglot.corpus.format.folder import (
     PARTS,
     CorpusDescription,
     Part,
-    write_cell_type_terms,
-    write_gene_sets,
     write_orthologs,
+    write_table,
 )
 from cytoglot.corpus.sources.genes import GeneTables, find_file, gene_tables, ortholog_path
 from cytoglot.data.genes.harmonize import harmonise, read_orthologs
-from cytoglot.data.knowledge.tables import read_cell_types, read_gmt, read_markers, readable_set_name
 from cytoglot.data.knowledge.ontology import map_labels
+from cytoglot.data.knowledge.tables import read_cell_types, read_gmt, read_markers, readable_set_name
 from cytoglot.errors import InputError
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, CurveFitter
 from cytoglot.tasks.record import CellTypeTerm, GeneSet
@@ -52,10 +51,10 @@ def write_knowledge(plan: BuildPlan, description: CorpusDescription, out: Path) 
     tables = gene_tables(plan.recipe.genes, base)
     sets = gene_sets_of(plan, tables)
     if sets:
-        write_gene_sets(out, _by_part(sets, plan.seed))
+        write_table(out, "gene_set", _by_part(sets, plan.seed))
     terms = cell_types_of(plan, tables, description.counts.get("cell_type", {}))
     if terms:
-        write_cell_type_terms(out, _by_part(terms, plan.seed))
+        write_table(out, "cell_type_term", _by_part(terms, plan.seed))
     species = {source.recipe.organism for source in plan.sources}
     if plan.recipe.genes.orthologs is not None or {"human", "mouse"} <= species:
         _write_orthologs(plan, tables, out)

@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytoglot.atomic import atomic_path, write_json
+from cytoglot.corpus.assign.cell_groups import dissolve_small
+from cytoglot.corpus.assign.duplicates import find_duplicates
+from cytoglot.corpus.assign.placement import number_groups, shuffle_order
 from cytoglot.corpus.build.count import Decisions, load_decisions
 from cytoglot.corpus.build.plan import BuildPlan, load_plan
 from cytoglot.corpus.build.rank import HASHES, spill_of
-from cytoglot.corpus.assign.cell_groups import dissolve_small
-from cytoglot.corpus.assign.duplicates import find_duplicates
-from cytoglot.corpus.format.folder import Part, ShardInfo
-from cytoglot.corpus.format.take import gather_cells
-from cytoglot.corpus.assign.placement import number_groups, shuffle_order
-from cytoglot.corpus.format.shard_file import NO_GROUP, CellBlock, row_group_edges, shard_schema, write_shard
 from cytoglot.corpus.build.spill import write_array
+from cytoglot.corpus.format.folder import Part, ShardInfo
+from cytoglot.corpus.format.shard_file import NO_GROUP, CellBlock, row_group_edges, shard_schema, write_shard
+from cytoglot.corpus.format.take import gather_cells
 from cytoglot.sentence.cell_sentence import gene_id_dtype
 from cytoglot.sentence.encode import GrowingArray
 

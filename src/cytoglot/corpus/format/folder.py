@@ -4,7 +4,7 @@ corpus.json              what is in it and what made it; written last, so a fold
 vocabulary.json          the genes that the ids stand for
 splits.json              which donors, batches or studies are in which part
 train/shard-00000.parquet, validation/…, test/…
-gene_sets.parquet, cell_type_terms.parquet, orthologs.parquet   knowledge for the tasks without cells, if any
+gene_sets.parquet, cell_type_terms.parquet, …   records that are no cells, if any; orthologs.parquet
 rank_curve.json          rank → expression, fitted on training cells, if the sources hold counts
 templates/               wordings of another model for some tasks, if the recipe names files of them
     README.md                the data set card
@@ -34,14 +34,15 @@ from cytoglot.corpus.format.templates import reworded_tasks
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import RankSettings
-from cytoglot.tasks.record import CellTypeTerm, GeneSet
+from cytoglot.tasks.record import CellTypeTerm, GeneSet, Record
+from cytoglot.tasks.record_source import TableSource, record_sources
 from cytoglot.tasks.task import Task
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DESCRIPTION, VOCABULARY, SPLITS = "corpus.json", "vocabulary.json", "splits.json"
-GENE_SETS, TERMS, ORTHOLOGS = "gene_sets.parquet", "cell_type_terms.parquet", "orthologs.parquet"
+ORTHOLOGS = "orthologs.parquet"
 RANK_CURVE, CARD = "rank_curve.json", "README.md"
 
 
@@ -58,6 +59,8 @@ class ShardInfo:
     """ranked gene ids"""
     bytes: int
     sha256: str
+    relations: Mapping[str, int] = field(default_factory=dict)
+    """relation → cells that have related ones"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,13 @@ class CorpusDescription:
     def total(self, what: Literal["n_cells", "n_groups", "n_ids", "bytes"], part: Part | None = None) -> int:
         """Return a sum over the shards, of one part or of all."""
         return sum(getattr(shard, what) for shard in self.shards if part in (None, shard.part))
+
+    def count(self, what: str, part: Part) -> int:
+        """Return the cells of a part, its cell groups, or the cells that have others in a relation."""
+        fields: dict[str, Literal["n_cells", "n_groups"]] = {"cells": "n_cells", "cell_groups": "n_groups"}
+        if what in fields:
+            return self.total(fields[what], part)
+        return sum(shard.relations.get(what, 0) for shard in self.shards if shard.part == part)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -178,27 +188,21 @@ class Corpus:
                     counts[row["values"]] += row["counts"]
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
+    def table(self, unit: str, part: Part) -> list[Any]:
+        """Return the records of a unit whose records are the rows of a table; none if the corpus has no such table."""
+        source = record_sources[unit]
+        assert isinstance(source, TableSource), f"{unit} is no table"
+        file = self.folder / f"{source.table}.parquet"
+        rows = _read(file).to_pylist() if file.is_file() else []
+        return [source.record(row) for row in rows if row["part"] == part]
+
     def gene_sets(self, part: Part) -> list[GeneSet]:
-        """Return the gene sets of a part; none if the corpus has none."""
-        return [
-            GeneSet(name=row["name"], genes=tuple(row["genes"]), collection=row["collection"])
-            for row in self._rows(GENE_SETS)
-            if row["part"] == part
-        ]
+        """Return the gene sets of a part."""
+        return self.table("gene_set", part)
 
     def cell_type_terms(self, part: Part) -> list[CellTypeTerm]:
-        """Return the Cell Ontology terms of a part; none if the corpus has none."""
-        return [
-            CellTypeTerm(
-                label=row["label"],
-                definition=row["definition"],
-                term_id=row["term_id"],
-                synonyms=tuple(row["synonyms"]),
-                markers=tuple(row["markers"]),
-            )
-            for row in self._rows(TERMS)
-            if row["part"] == part
-        ]
+        """Return the Cell Ontology terms of a part."""
+        return self.table("cell_type_term", part)
 
     @cached_property
     def orthologs(self) -> NDArray[np.int32] | None:
@@ -229,10 +233,6 @@ class Corpus:
     @cached_property
     def _sources(self) -> dict[str, SourceInfo]:
         return {source.name: source for source in self.description.sources}
-
-    def _rows(self, name: str) -> list[dict[str, Any]]:
-        file = self.folder / name
-        return _read(file).to_pylist() if file.is_file() else []
 
 
 def is_corpus(folder: str | Path) -> bool:
@@ -271,13 +271,15 @@ def open_corpus(folder: str | Path) -> Corpus:
 
 def describe_shard(folder: Path, file: str, part: Part) -> ShardInfo:
     """Read back what is in a shard, and its checksum."""
-    n_cells, n_ids, groups = 0, 0, set[int]()
+    n_cells, n_ids, groups, relations = 0, 0, set[int](), Counter[str]()
     with ShardFile(folder / file) as shard:
         for number in range(shard.n_row_groups):
             block = shard.row_group(number)
             n_cells += len(block)
             n_ids += len(block.gene_ids)
             groups.update(np.unique(block.group[block.group >= 0]).tolist())
+            for name in block.relations:
+                relations[name] += int((np.diff(block.related(name).offsets) > 0).sum())
     with (folder / file).open("rb") as handle:
         checksum = hashlib.file_digest(handle, "sha256").hexdigest()
     return ShardInfo(
@@ -288,35 +290,19 @@ def describe_shard(folder: Path, file: str, part: Part) -> ShardInfo:
         n_ids=n_ids,
         bytes=(folder / file).stat().st_size,
         sha256=checksum,
+        relations=dict(relations),
     )
 
 
-def write_gene_sets(folder: Path, sets: Mapping[Part, Sequence[GeneSet]]) -> None:
-    """Write the gene sets of every part."""
-    rows = [
-        {"collection": s.collection, "name": s.name, "genes": list(s.genes), "part": part}
-        for part, found in sets.items()
-        for s in found
-    ]
-    _write(folder / GENE_SETS, rows, {"genes": pa.list_(pa.string())}, ("collection", "name", "part"))
-
-
-def write_cell_type_terms(folder: Path, terms: Mapping[Part, Sequence[CellTypeTerm]]) -> None:
-    """Write the Cell Ontology terms of every part."""
-    rows = [
-        {
-            "term_id": t.term_id,
-            "label": t.label,
-            "definition": t.definition,
-            "synonyms": list(t.synonyms),
-            "markers": list(t.markers),
-            "part": part,
-        }
-        for part, found in terms.items()
-        for t in found
-    ]
-    lists = {"synonyms": pa.list_(pa.string()), "markers": pa.list_(pa.string())}
-    _write(folder / TERMS, rows, lists, ("term_id", "label", "definition", "part"))
+def write_table(folder: Path, unit: str, records: Mapping[Part, Sequence[Record]]) -> None:
+    """Write the records of every part of a unit whose records are the rows of a table."""
+    source = record_sources[unit]
+    assert isinstance(source, TableSource), f"{unit} is no table"
+    rows = [source.row(record) | {"part": part} for part, found in records.items() for record in found]
+    kinds = {True: pa.list_(pa.string()), False: pa.string()}
+    schema = pa.schema([(name, kinds[isinstance(value, list)]) for name, value in (rows[0] if rows else {}).items()])
+    with atomic_path(folder / f"{source.table}.parquet") as partial:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
 
 
 def write_orthologs(folder: Path, ortholog_g: NDArray[np.integer]) -> None:
@@ -336,6 +322,7 @@ def write_corpus(
     sources: Sequence[SourceInfo] = (),
     gene_sets: Mapping[Part, Sequence[GeneSet]] | None = None,
     terms: Mapping[Part, Sequence[CellTypeTerm]] | None = None,
+    tables: Mapping[str, Mapping[Part, Sequence[Record]]] | None = None,
     orthologs: NDArray[np.integer] | None = None,
     rank_curve: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -343,19 +330,22 @@ def write_corpus(
     """Write cells that are in memory as a corpus, one shard for each block, and open it.
 
     For tests and for cells that are sentences already; `cytoglot.corpus.build.build` is for files. The order of the
-    cells is
-    kept. `sources` default to the names in the blocks.
+    cells is kept. `sources` default to the names in the blocks; `tables` are those of other units than gene sets and
+    terms.
     """
     folder = Path(folder)
     every = [block for blocks in cells.values() for block in blocks]
     columns = tuple(dict.fromkeys(name for block in every for name in block.metadata_columns))
+    schema = shard_schema(
+        len(vocabulary), columns, relations=tuple(dict.fromkeys(n for b in every for n in b.relations))
+    )
     shards = []
     for part, blocks in cells.items():
         for number, block in enumerate(blocks):
             file = f"{part}/shard-{number:05d}.parquet"
             edges = row_group_edges(block.group)
             pieces = (block.slice(a, b) for a, b in pairwise(edges))
-            write_shard(folder / file, pieces, shard_schema(len(vocabulary), columns))
+            write_shard(folder / file, pieces, schema)
             shards.append(describe_shard(folder, file, part))
     names = sorted({text for block in every for text in block.values("source")[1]})
     description = CorpusDescription(
@@ -367,10 +357,9 @@ def write_corpus(
         metadata_columns=columns,
         counts=count_values(every, columns),
     )
-    if gene_sets:
-        write_gene_sets(folder, gene_sets)
-    if terms:
-        write_cell_type_terms(folder, terms)
+    for unit, records in {"gene_set": gene_sets, "cell_type_term": terms, **(tables or {})}.items():
+        if records:
+            write_table(folder, unit, records)
     if orthologs is not None:
         write_orthologs(folder, orthologs)
     if rank_curve is not None:
@@ -393,12 +382,6 @@ def count_values(blocks: Iterable[CellBlock], columns: Sequence[str]) -> dict[st
         column: dict(sorted(((t, n) for t, n in found.items() if n), key=lambda item: (-item[1], item[0])))
         for column, found in counts.items()
     }
-
-
-def _write(path: Path, rows: list[dict[str, Any]], lists: Mapping[str, pa.DataType], texts: Sequence[str]) -> None:
-    schema = pa.schema([*((name, pa.string()) for name in texts), *lists.items()])
-    with atomic_path(path) as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), partial, compression="zstd")
 
 
 def _read(path: Path) -> pa.Table:

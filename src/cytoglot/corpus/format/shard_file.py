@@ -1,7 +1,9 @@
 """Cells of a corpus as Arrow tables, and a shard: a Parquet file of them.
 
-Columns: `cell_id`, `gene_ids` (ranked, highest first), `n_expressed`, `cell_group`, `source` and the metadata under
-their canonical names. Any reader of Parquet reads a shard; the gene names are in the corpus's `vocabulary.json`.
+Columns: `cell_id`, `gene_ids` (ranked, highest first), `n_expressed`, `cell_group`, `source`, the metadata under their
+canonical names, and for each relation to other cells `relation:NAME`, a list of their ids with weights, the heaviest
+first. Related cells are of the same source and in the same shard. Any reader of Parquet reads a shard; the gene names
+are in the corpus's `vocabulary.json`.
 """
 
 from __future__ import annotations
@@ -21,16 +23,20 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytoglot.atomic import atomic_path
+from cytoglot.data.relations import Relation
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import gene_id_dtype
 from cytoglot.sentence.parquet import METADATA_KEY
 
 FIXED_COLUMNS = ("cell_id", "gene_ids", "n_expressed", "cell_group", "source")
-"""columns of every shard; all others are metadata"""
+"""columns of every shard; all others are metadata, or relations"""
+RELATION = "relation:"
+"""what the columns of relations begin with"""
 NO_GROUP = -1
 ROW_GROUP_CELLS = 8192
 _IDS = "gene_ids.list.element"
 _WORD = pa.dictionary(pa.int32(), pa.string())
+_RELATED = pa.list_(pa.struct([("cell_id", pa.string()), ("weight", pa.float32())]))
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,30 @@ class CellBlock:
     @property
     def metadata_columns(self) -> tuple[str, ...]:
         """Names of the metadata columns."""
-        return tuple(name for name in self.table.column_names if name not in FIXED_COLUMNS)
+        return tuple(name for name in self.table.column_names if name not in (*FIXED_COLUMNS, *self._relation_columns))
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """Names of the relations."""
+        return tuple(name.removeprefix(RELATION) for name in self._relation_columns)
+
+    @property
+    def _relation_columns(self) -> list[str]:
+        return [name for name in self.table.column_names if name.startswith(RELATION)]
+
+    def related(self, relation: str) -> Relation:
+        """Return the cells that each cell is related to; none for a relation that the block does not have."""
+        name = RELATION + relation
+        if name not in self.table.column_names:
+            return Relation(np.zeros(len(self) + 1, np.int64), np.empty(0, object), np.empty(0, np.float32))
+        lists = _one_chunk(self.table[name])
+        lengths = np.asarray(lists.value_lengths().fill_null(0))
+        pairs = lists.flatten()
+        return Relation(
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.array(pairs.field("cell_id").to_pylist(), dtype=object),
+            pairs.field("weight").to_numpy(),
+        )
 
     def values(self, column: str) -> tuple[NDArray[np.int32], list[str]]:
         """Return codes (n,), −1 where unknown, and the texts they stand for; `source` is a column too."""
@@ -103,6 +132,7 @@ def make_block(
     metadata: Mapping[str, Sequence[str | None] | pd.Categorical],
     n_expressed: NDArray[np.integer] | None = None,
     group: NDArray[np.integer] | None = None,
+    relations: Mapping[str, Relation] | None = None,
 ) -> CellBlock:
     """Return a block from arrays.
 
@@ -118,9 +148,11 @@ def make_block(
         By default the lengths of the sentences.
     group
         By default no cell is in a group.
+    relations
+        Name → the other cells that each cell is related to.
     """
     n = len(offsets) - 1
-    schema = shard_schema(n_genes, tuple(metadata))
+    schema = shard_schema(n_genes, tuple(metadata), relations=tuple(relations or ()))
     ids = pa.array(np.asarray(gene_ids, gene_id_dtype(n_genes)))
     lists = pa.ListArray.from_arrays(pa.array(np.asarray(offsets, np.int32)), ids, type=schema.field("gene_ids").type)
     expressed = np.diff(offsets) if n_expressed is None else n_expressed
@@ -132,6 +164,7 @@ def make_block(
         pa.array(np.asarray(groups, np.int32)),
         _dictionary(source),
         *(_dictionary(values) for values in metadata.values()),
+        *(_lists(relation) for relation in (relations or {}).values()),
     ]
     return CellBlock(pa.Table.from_arrays(columns, schema=schema))
 
@@ -142,12 +175,17 @@ def concat_blocks(blocks: Sequence[CellBlock]) -> CellBlock:
 
 
 def shard_schema(
-    n_genes: int, metadata_columns: Sequence[str], *, header: Mapping[str, Any] | None = None
+    n_genes: int,
+    metadata_columns: Sequence[str],
+    *,
+    relations: Sequence[str] = (),
+    header: Mapping[str, Any] | None = None,
 ) -> pa.Schema:
     """Return the Arrow schema of a shard; `header` goes into its metadata as JSON."""
     ids = pa.list_(pa.field("element", pa.from_numpy_dtype(gene_id_dtype(n_genes)), nullable=False))
     fields = [("cell_id", pa.string()), ("gene_ids", ids), ("n_expressed", pa.int32()), ("cell_group", pa.int32())]
     fields += [("source", _WORD), *((name, _WORD) for name in metadata_columns)]
+    fields += [(RELATION + name, _RELATED) for name in relations]
     text = None if header is None else {METADATA_KEY: json.dumps(dict(header), sort_keys=True)}
     return pa.schema(fields, metadata=text)
 
@@ -267,8 +305,19 @@ def _dictionary(values: Sequence[str | None] | pd.Categorical) -> pa.DictionaryA
     return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), texts)
 
 
+def _lists(relation: Relation) -> pa.ListArray:
+    pairs = pa.StructArray.from_arrays(
+        [pa.array(relation.cell_ids, pa.string()), pa.array(relation.weights, pa.float32())],
+        fields=list(_RELATED.value_type),
+    )
+    return pa.ListArray.from_arrays(pa.array(relation.offsets.astype(np.int32)), pairs, type=_RELATED)
+
+
 def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """Put the columns in the schema's order, with columns of nothing for what a block does not know."""
-    absent = pa.nulls(table.num_rows, pa.string()).dictionary_encode().cast(_WORD)
-    columns = [table[name] if name in table.column_names else absent for name in schema.names]
+    absent = {
+        _WORD: pa.nulls(table.num_rows, pa.string()).dictionary_encode().cast(_WORD),
+        _RELATED: pa.nulls(table.num_rows, _RELATED),
+    }
+    columns = [table[f.name] if f.name in table.column_names else absent[f.type] for f in schema]
     return pa.Table.from_arrays(columns, schema=schema)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.tasks.foreign_templates import PACKAGE, templates_for, with_templates
+from cytoglot.tasks.c2s_templates import PACKAGE, templates_for
 from cytoglot.tasks.task import Task, tasks
 
 FOLDER = "templates"
@@ -37,7 +37,7 @@ def check_wordings(templates: Mapping[str, str], base: Path) -> None:
             raise InputError(
                 f"templates of {name}: expected {PACKAGE!r} or a .toml or .json file, found no file {path}"
             )
-        with_templates(tasks[name], templates_for(name, path))
+        tasks[name].with_templates(templates_for(name, path))
 
 
 def copy_wordings(templates: Mapping[str, str], base: Path, out: Path) -> None:
@@ -51,7 +51,7 @@ def copy_wordings(templates: Mapping[str, str], base: Path, out: Path) -> None:
 def reworded_tasks(templates: Mapping[str, str], folder: Path) -> dict[str, Task[Any, Any]]:
     """Return task → the same in the wordings that the corpus in `folder` keeps or names."""
     places = {name: source if source == PACKAGE else _kept(folder, name, source) for name, source in templates.items()}
-    return {name: with_templates(tasks[name], templates_for(name, place)) for name, place in places.items()}
+    return {name: tasks[name].with_templates(templates_for(name, place)) for name, place in places.items()}
 
 
 def _kept(folder: Path, name: str, source: str) -> Path:

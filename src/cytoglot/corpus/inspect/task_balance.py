@@ -7,7 +7,6 @@ has. So cells and groups are sorted by these traits, and the tasks are put to th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,16 @@ from numpy.typing import NDArray
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.lengths import group_edges
 from cytoglot.corpus.inspect.scan import SeenBlock
-from cytoglot.corpus.read.records import CELL_UNITS, TABLE_UNITS, BlockRecords, RecordReader, draw
-from cytoglot.tasks.record import CellTypeTerm, GeneSet, Record, Unit
+from cytoglot.corpus.read.records import (
+    BlockRecords,
+    RecordReader,
+    source_of_cells,
+    units_of_cells,
+    units_of_tables,
+)
+from cytoglot.tasks.answers import LabelAnswer
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.record_source import Draws, record_sources
 from cytoglot.tasks.task import Task
 from cytoglot.tasks.task import tasks as registered_tasks
 
@@ -36,7 +43,7 @@ class TaskLine:
     """What a corpus has for a task."""
 
     task: str
-    unit: Unit
+    unit: str
     records: dict[Part, int]
     """part → records that can be asked about"""
     answers: dict[Part, int] | None
@@ -65,7 +72,7 @@ class TaskBalance:
 
     def __post_init__(self) -> None:
         self._reader = RecordReader(self.corpus)
-        self._key = draw("task balance")
+        self._draws = Draws("task balance")
         self._tasks: dict[str, Task[Any, Any]] = {name: registered_tasks[name] for name in registered_tasks}
         texts = sorted({source.abstract.strip() for source in self.corpus.description.sources} - {""})
         number = {"": 0} | {text: i for i, text in enumerate(texts, start=1)}
@@ -83,13 +90,15 @@ class TaskBalance:
         codes = {column: seen.codes(column) for column in seen.block.metadata_columns}
         self._see_cells(seen, codes, records)
         self._see_groups(seen, codes, records)
+        for unit in units_of_cells():
+            if source_of_cells(unit).relation in seen.block.relations:
+                self._see_related(seen, unit, records())
 
     def see_tables(self) -> None:
         """Put the tasks about gene sets and cell types to each row."""
         for part in PARTS:
-            for unit in TABLE_UNITS:
-                rows: Iterable[GeneSet | CellTypeTerm] = self._reader.table(unit, part)
-                for row in rows:
+            for unit in units_of_tables():
+                for row in self._reader.table(unit, part):
                     for name in self._askable(row, unit):
                         self._n_records[name, part] += 1
                         self._note_answer(name, row)
@@ -114,7 +123,7 @@ class TaskBalance:
     def _why_not(
         self, task: Task[Any, Any], records: dict[Part, int], possible: set[str], closed: dict[Part, set[str]]
     ) -> str:
-        unit = task.unit.replace("_", " ")
+        unit = record_sources[task.unit].words
         needs = f", which needs {' and '.join(task.required_metadata)}" if task.required_metadata else ""
         if not any(records.values()):
             return f"no {unit} can be asked{needs}"
@@ -132,10 +141,12 @@ class TaskBalance:
         traits = [np.minimum(lengths, _MOST_LENGTH), self._with_ortholog(seen)]
         traits += [column_codes >= 0 for column_codes, _ in codes.values()]
         table = np.column_stack([np.asarray(trait, np.int32) for trait in traits])
-        self._see_kinds("cell", seen.part, table, lambda row: records().cell(row, self._key))
+        self._see_kinds(
+            "cell", seen.part, table, lambda row: source_of_cells("cell").record(records(), row, self._draws)
+        )
         for task in self._tasks.values():
-            if task.unit == "cell" and _has_labels(task) and task.required_metadata[0] in codes:
-                column_codes, texts = codes[task.required_metadata[0]]
+            if task.unit == "cell" and _has_labels(task) and task.field in codes:
+                column_codes, texts = codes[task.field]
                 self._note_labels(task, seen.part, column_codes[lengths > 0], texts)
 
     def _see_groups(self, seen: SeenBlock, codes: dict[str, Any], records: Any) -> None:
@@ -159,12 +170,25 @@ class TaskBalance:
             shared = np.where(low == high, low, -1)
             traits += [shared >= 0, low >= 0]
             for task in self._tasks.values():
-                if task.unit == "cell_group" and _has_labels(task) and task.required_metadata[0] == column:
+                if task.unit == "cell_group" and _has_labels(task) and task.field == column:
                     self._note_labels(task, seen.part, shared, texts)
         table = np.column_stack([np.asarray(trait, np.int64) for trait in traits])
-        self._see_kinds("cell_group", seen.part, table, lambda row: records().group(row, self._key))
+        groups = source_of_cells("cell_group")
+        self._see_kinds("cell_group", seen.part, table, lambda i: groups.record(records(), int(starts[i]), self._draws))
 
-    def _see_kinds(self, unit: Unit, part: Part, traits: NDArray[np.integer], record_of: Any) -> None:
+    def _see_related(self, seen: SeenBlock, unit: str, cells: BlockRecords) -> None:
+        """Put the tasks of a unit to each record: what related cells have in common is not known beforehand."""
+        source = source_of_cells(unit)
+        for row in source.rows(cells).tolist():
+            record = source.record(cells, row, self._draws)
+            for name in self._askable(record, unit):
+                self._n_records[name, seen.part] += 1
+                self._note_answer(name, record)
+                if _has_labels(self._tasks[name]):
+                    answer = self._tasks[name].templates.bare(self._tasks[name].completion(record))
+                    self._closed.setdefault((name, seen.part), set()).add(answer)
+
+    def _see_kinds(self, unit: str, part: Part, traits: NDArray[np.integer], record_of: Any) -> None:
         kinds, first, number, counts = np.unique(
             traits, axis=0, return_index=True, return_inverse=True, return_counts=True
         )
@@ -183,7 +207,7 @@ class TaskBalance:
                     for name in kind.tasks:
                         self._note_answer(name, record)
 
-    def _askable(self, record: Record, unit: Unit) -> list[str]:
+    def _askable(self, record: Record, unit: str) -> list[str]:
         return [name for name, task in self._tasks.items() if task.unit == unit and task.can_ask(record)]
 
     def _note_answer(self, name: str, record: Record) -> None:
@@ -211,7 +235,7 @@ class TaskBalance:
 
 
 def _has_labels(task: Task[Any, Any]) -> bool:
-    return task.closed_answer and bool(task.required_metadata) and task.unit in CELL_UNITS
+    return isinstance(task, LabelAnswer) and record_sources[task.unit].is_of_cells
 
 
 def _only(answers: set[str]) -> str:

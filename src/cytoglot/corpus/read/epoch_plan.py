@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
 
 from cytoglot.corpus.format.folder import Corpus, Part
-from cytoglot.corpus.read.records import CELL_UNITS, TABLE_UNITS, RowGroup, row_groups
+from cytoglot.corpus.read.records import RecordReader, RowGroup, row_groups, source_of_cells
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.tasks.record import Unit
+from cytoglot.tasks.record_source import record_sources
 
 _SHARDS_PER_READER = 8
 _PIECES_PER_READER = 4
@@ -19,7 +19,7 @@ _PIECES_PER_READER = 4
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some neighbouring cells of one row group, with the groups that begin among them, and some visits to tables."""
+    """Some neighbouring cells of one row group, with the records that belong to them, and some visits to tables."""
 
     number: int
     """among all pieces of the part, in the order of the shards"""
@@ -28,7 +28,7 @@ class Piece:
     first: int
     last: int
     """rows of the row group, the last one excluded"""
-    tables: Mapping[Unit, tuple[int, int]]
+    tables: Mapping[str, tuple[int, int]]
     """visits to the rows of a table, counted over the epoch"""
 
 
@@ -39,9 +39,8 @@ class ReadingPlan:
     pieces: tuple[Piece, ...]
     by_shard: bool
     """whether whole shards are dealt to readers, else pieces"""
-    cell_rate: float
-    """visits to a cell of a source of weight 1"""
-    group_rate: float
+    rates: Mapping[str, float]
+    """unit of cells → visits to a record of a source of weight 1"""
     sources: Mapping[str, float]
     """source → weight; 1 where it is not named"""
     n_visits: float
@@ -65,17 +64,17 @@ def plan_reading(
     corpus: Corpus,
     part: Part,
     *,
-    unit_shares: Mapping[Unit, float],
-    table_sizes: Mapping[Unit, int],
+    unit_shares: Mapping[str, float],
+    table_sizes: Mapping[str, int],
     sources: Mapping[str, float] | None = None,
     n_readers: int = 1,
 ) -> ReadingPlan:
     """Work out an epoch in which each unit has its share of the examples.
 
     An epoch visits every cell once (times the weight of its source). If no task asks about single cells, it visits
-    every cell group once; if none asks about groups either, every row of the tables at least once. The other units are
-    visited as often as their shares demand: that is more or less than once for each group or row, and fractions are
-    settled by a hash.
+    once every record of the unit of cells that has most, such as cell groups; if none asks about these either, every
+    row of the tables at least once. The other units are visited as often as their shares demand: that is more or less
+    than once for each record, and fractions are settled by a hash.
 
     Raises
     ------
@@ -84,31 +83,29 @@ def plan_reading(
         fewer cells than readers.
     """
     weights = checked_sources(corpus, sources)
-    n_cells, n_groups = _weighed(corpus, part, weights)
-    n_of: dict[Unit, float] = {"cell": n_cells, "cell_group": n_groups, **table_sizes}
+    of_cells = [unit for unit in unit_shares if record_sources[unit].is_of_cells]
+    n_of: dict[str, float] = {**_weighed(corpus, part, of_cells, weights), **table_sizes}
     for unit in unit_shares:
         if not n_of[unit]:
-            name = unit.replace("_", " ")
             raise InputError(
-                f"expected a {name} in the {part} part of {corpus.folder}, found none; leave out the tasks about it"
+                f"expected a {record_sources[unit].words} in the {part} part of {corpus.folder}, found none; leave out "
+                "the tasks about it"
             )
-    asked = list(unit_shares)
-    anchor = min(asked, key=lambda unit: unit_shares[unit] / n_of[unit])
-    for unit in reversed(CELL_UNITS):
-        anchor = unit if unit in asked else anchor
+    if of_cells:
+        anchor = max(of_cells, key=lambda unit: n_of[unit])
+    else:
+        anchor = min(unit_shares, key=lambda unit: unit_shares[unit] / n_of[unit])
     total = n_of[anchor] / unit_shares[anchor]
     visits = {unit: total * share for unit, share in unit_shares.items()}
-    tables = {unit: round(visits[unit]) for unit in TABLE_UNITS if unit in visits}
-    only_tables = not set(CELL_UNITS) & set(asked)
-    pieces = _table_pieces(tables, n_readers) if only_tables else _pieces(corpus, part, tables, n_readers)
+    tables = {unit: round(visits[unit]) for unit in unit_shares if unit not in of_cells}
+    pieces = _pieces(corpus, part, tables, n_readers) if of_cells else _table_pieces(tables, n_readers)
     if len(pieces) < n_readers:
         raise InputError(f"{n_readers} readers share {len(pieces)} records of the {part} part; use fewer readers")
     n_shards = len(corpus.shards(part))
     return ReadingPlan(
         pieces=pieces,
-        by_shard=not only_tables and (n_shards % n_readers == 0 or n_shards >= _SHARDS_PER_READER * n_readers),
-        cell_rate=visits["cell"] / n_cells if "cell" in visits else 0.0,
-        group_rate=visits["cell_group"] / n_groups if "cell_group" in visits else 0.0,
+        by_shard=bool(of_cells) and (n_shards % n_readers == 0 or n_shards >= _SHARDS_PER_READER * n_readers),
+        rates={unit: visits[unit] / n_of[unit] for unit in of_cells},
         sources=weights,
         n_visits=sum(visits.values()),
     )
@@ -134,24 +131,22 @@ def checked_sources(corpus: Corpus, sources: Mapping[str, float] | None) -> dict
     return weights
 
 
-def _weighed(corpus: Corpus, part: Part, weights: Mapping[str, float]) -> tuple[float, float]:
-    """Return the cells and the cell groups of a part, each counted with the weight of its source."""
+def _weighed(corpus: Corpus, part: Part, units: Sequence[str], weights: Mapping[str, float]) -> dict[str, float]:
+    """Return how many records of each unit a part has, each counted with the weight of its source."""
+    sources = {unit: source_of_cells(unit) for unit in units}
     if all(weight == 1 for weight in weights.values()):
-        return corpus.description.total("n_cells", part), corpus.description.total("n_groups", part)
-    n_cells = n_groups = 0.0
-    for shard in corpus.shards(part):
-        with corpus.open(shard) as file:
-            for number in range(file.n_row_groups):
-                block = file.row_group(number, columns=("source", "cell_group"))
-                codes, texts = block.values("source")
-                weight_n = np.array([weights[text] for text in texts])[codes]
-                starts = np.flatnonzero((np.diff(block.group, prepend=-2) != 0) & (block.group >= 0))
-                n_cells += float(weight_n.sum())
-                n_groups += float(weight_n[starts].sum())
-    return n_cells, n_groups
+        return {unit: corpus.description.count(source.counted_as, part) for unit, source in sources.items()}
+    found = dict.fromkeys(units, 0.0)
+    reader = RecordReader(corpus)
+    for place in row_groups(corpus, part) if units else ():
+        cells = reader.read(place)
+        weight_n = np.array([weights.get(name or "", 1.0) for name in cells.sources])
+        for unit, source in sources.items():
+            found[unit] += float(weight_n[source.rows(cells)].sum())
+    return found
 
 
-def _pieces(corpus: Corpus, part: Part, tables: Mapping[Unit, int], n_readers: int) -> tuple[Piece, ...]:
+def _pieces(corpus: Corpus, part: Part, tables: Mapping[str, int], n_readers: int) -> tuple[Piece, ...]:
     places = row_groups(corpus, part)
     n_slices = max(1, -(-_PIECES_PER_READER * n_readers // len(places))) if n_readers > 1 else 1
     slices = [
@@ -169,7 +164,7 @@ def _pieces(corpus: Corpus, part: Part, tables: Mapping[Unit, int], n_readers: i
     )  # fmt: skip
 
 
-def _table_pieces(tables: Mapping[Unit, int], n_readers: int) -> tuple[Piece, ...]:
+def _table_pieces(tables: Mapping[str, int], n_readers: int) -> tuple[Piece, ...]:
     n = min(sum(tables.values()), 64 * n_readers)
     return tuple(
         Piece(i, None, 0, 0, {unit: (size * i // n, size * (i + 1) // n) for unit, size in tables.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,16 +12,15 @@ import numpy as np
 from cytoglot.corpus.format.folder import Corpus, Part
 from cytoglot.corpus.read.mixture import TaskMixture
 from cytoglot.corpus.read.records import (
-    TABLE_UNITS,
-    VARIANT,
-    BlockRecords,
-    Key,
     RecordReader,
-    draw,
-    read_row_group,
+    RowGroup,
     row_groups,
+    source_of_cells,
+    units_of_cells,
+    units_of_tables,
 )
-from cytoglot.tasks.record import Record, Unit
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.record_source import Draws, record_sources
 from cytoglot.tasks.task import Example
 from cytoglot.tasks.task import tasks as registered_tasks
 
@@ -79,41 +78,40 @@ class CorpusExamples:
         mixture = TaskMixture({name: 1.0}, seed=seed, **self._mixture)
         (unit,) = mixture.unit_shares
         found: list[CorpusExample] = []
-        for record, key in self._records(unit, n, np.random.default_rng([seed, zlib.crc32(name.encode())]), seed):
-            question = mixture.ask(record, unit, key)
-            if question is not None:
-                found.append(CorpusExample(example=question.example(), record=question.record))
+        for record, draws in self._records(unit, n, np.random.default_rng([seed, zlib.crc32(name.encode())]), seed):
+            instance = mixture.ask(record, unit, draws)
+            if instance is not None:
+                found.append(CorpusExample(example=instance.example(), record=instance.record))
             if len(found) == n:
                 break
         return found
 
-    def _records(self, unit: Unit, n: int, rng: np.random.Generator, seed: int) -> Iterator[tuple[Record, Key]]:
+    def _records(self, unit: str, n: int, rng: np.random.Generator, seed: int) -> Iterator[tuple[Record, Draws]]:
         reader = RecordReader(self._corpus, seed=seed)
-        if unit in TABLE_UNITS:
+        if not record_sources[unit].is_of_cells:
             rows = reader.table(unit, self._part)
             for i in rng.permutation(len(rows)):
-                key = draw(seed, unit, rows[i].key)
-                yield replace(rows[i], variant=key[VARIANT]), key
+                draws = Draws(seed, unit, rows[i].key)
+                yield rows[i].with_variant(draws("variant")), draws
             return
-        places = row_groups(self._corpus, self._part)
+        source, places = source_of_cells(unit), row_groups(self._corpus, self._part)
         per_place = max(1, -(-n // max(len(places), 1)))
-        later: list[tuple[BlockRecords, list[int]]] = []
-        for i in rng.permutation(len(places)):
-            records = reader.open(read_row_group(self._corpus, places[i]))
-            rows_of_place = rng.permutation(len(records) if unit == "cell" else len(records.groups)).tolist()
-            later.append((records, rows_of_place[per_place:]))
-            yield from self._visit(records, unit, rows_of_place[:per_place])
-        for records, rest in later:
-            yield from self._visit(records, unit, rest)
+        later: list[tuple[RowGroup, list[int]]] = []
 
-    def _visit(self, records: BlockRecords, unit: Unit, rows: Sequence[int]) -> Iterator[tuple[Record, Key]]:
-        for row in rows:
-            if unit == "cell":
-                key = records.cell_draw(row)
-                yield records.cell(row, key, top_genes=self._top_genes), key
-            else:
-                key = records.group_draw(row)
-                yield records.group(row, key, top_genes=self._top_genes), key
+        def visit(place: RowGroup, rows: Sequence[int] | None) -> Iterator[tuple[Record, Draws]]:
+            cells = reader.read(place)
+            if rows is None:
+                rows = rng.permutation(source.rows(cells)).tolist()
+                later.append((place, list(rows[per_place:])))
+                rows = rows[:per_place]
+            for row in rows:
+                draws = cells.draws(row, unit)
+                yield source.record(cells, row, draws, top_genes=self._top_genes), draws
+
+        for i in rng.permutation(len(places)):
+            yield from visit(places[i], None)
+        for place, rest in later:
+            yield from visit(place, rest)
 
 
 def sample_examples(
@@ -142,25 +140,25 @@ def askable_tasks(corpus: Corpus, part: Part = "train", *, n_cells: int = 4096) 
     waiting = {name: registered_tasks[name] for name in registered_tasks}
     found: set[str] = set()
 
-    def try_on(record: Record, unit: Unit) -> None:
+    def try_on(record: Record, unit: str) -> None:
         asked = [name for name, task in waiting.items() if task.unit == unit and task.can_ask(record)]
         found.update(asked)
         for name in asked:
             del waiting[name]
 
-    for unit in TABLE_UNITS:
+    for unit in units_of_tables():
         for row in reader.table(unit, part):
             try_on(row, unit)
-    key = draw("askable")
+    draws = Draws("askable")
     for place in places:
-        records = reader.open(read_row_group(corpus, place))
-        for row_number in range(min(len(records), left)):
-            if any(task.unit == "cell" for task in waiting.values()):
-                try_on(records.cell(row_number, key), "cell")
-        for group, (first, _) in enumerate(records.groups):
-            if first < left and any(task.unit == "cell_group" for task in waiting.values()):
-                try_on(records.group(group, key), "cell_group")
-        left -= len(records)
+        cells = reader.read(place)
+        for unit in units_of_cells():
+            source = source_of_cells(unit)
+            for first_row in source.rows(cells).tolist():
+                if first_row >= left or not any(task.unit == unit for task in waiting.values()):
+                    break
+                try_on(source.record(cells, first_row, draws), unit)
+        left -= len(cells)
         if left <= 0 or not waiting:
             break
     return tuple(sorted(found))

@@ -17,27 +17,20 @@ from cytoglot.corpus.format.folder import Corpus, Part
 from cytoglot.corpus.read.epoch_plan import Piece, plan_reading
 from cytoglot.corpus.read.examples import askable_tasks
 from cytoglot.corpus.read.fitting import Fitter
-from cytoglot.corpus.read.gene_characters import has_characters
-from cytoglot.corpus.read.mixture import Question, TaskMixture
+from cytoglot.corpus.read.mixture import TaskMixture
 from cytoglot.corpus.read.packing import Row, TokenBatch, TokenExample, bucket, lay_out, pack
-from cytoglot.corpus.read.records import (
-    TABLE_UNITS,
-    Key,
-    RecordReader,
-    draw,
-    read_row_group,
-    row_groups,
-)
+from cytoglot.corpus.read.records import RecordReader, row_groups, source_of_cells
 from cytoglot.corpus.read.sampler import Visits
 from cytoglot.corpus.read.tokenize import GeneTokenizer
 from cytoglot.errors import InputError
 from cytoglot.sentence.augment import AugmentSettings
-from cytoglot.tasks.record import Record, Unit
+from cytoglot.tasks.instance import TaskInstance
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.record_source import Draws, record_sources
 from cytoglot.tasks.task import Task
 
-_UNITS: tuple[Unit, ...] = ("cell", "cell_group", "gene_set", "cell_type_term")
 _CHUNK = 1024  # examples that are tokenised and packed together
-_N_CHECKED = 16
+_N_CHECKED, _GENES_CHECKED = 16, 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,15 +156,13 @@ class CorpusLoader:
             metadata_share=settings.metadata_share,
             held_out=settings.held_out,
         )
-        _refuse_characters(corpus)
         self._corpus, self._part, self._seed, self._epochs = corpus, part, seed, epochs
         self._tokenizer, self._batches, self._examples = tokenizer, batches, settings
         self._reader_number, self._n_readers = rank * n_workers + worker, world * n_workers
         self._window_cells = window_cells
-        self._check_tokenizer()
-        reader = self._new_reader(characters=tokenizer.reads_characters)
+        reader = RecordReader(corpus, seed=seed, augment=settings.augment)
         shares = self._mixture.unit_shares
-        tables = {unit: reader.table(unit, part) for unit in TABLE_UNITS if unit in shares}
+        tables = {unit: reader.table(unit, part) for unit in shares if not record_sources[unit].is_of_cells}
         self._plan = plan_reading(
             corpus,
             part,
@@ -180,6 +171,7 @@ class CorpusLoader:
             sources=sources,
             n_readers=self._n_readers,
         )
+        self._check_tokenizer(reader, tables)
         self._position = self._end = _Position()
         self.asked: Counter[str] = Counter()
         """task → examples that were made since this loader was"""
@@ -191,7 +183,6 @@ class CorpusLoader:
             learn_prompts=settings.loss_on == "everything",
         )
         self._visits = Visits(
-            corpus,
             reader=reader,
             mixture=self._mixture,
             plan=self._plan,
@@ -303,7 +294,7 @@ class CorpusLoader:
         packed = self._batches.packed
         size = _CHUNK if packed else max(_CHUNK, 32 * (self._batches.batch_size or 1))
         rng = np.random.default_rng([self._seed, 13, epoch, window[0].number])
-        questions: list[Question] = []
+        questions: list[TaskInstance] = []
         examples: list[TokenExample] = []
         for asked, is_last in self._visits.chunks(window, epoch, size=size):
             self._add(asked, questions, examples)
@@ -311,7 +302,7 @@ class CorpusLoader:
             yield from (items[i] for i in rng.permutation(len(items)))
             questions, examples = [questions[i] for i in left], [examples[i] for i in left]
 
-    def _add(self, asked: list[Question], questions: list[Question], examples: list[TokenExample]) -> None:
+    def _add(self, asked: list[TaskInstance], questions: list[TaskInstance], examples: list[TokenExample]) -> None:
         made = self._fitter.tokens(asked, [self._batches.context] * len(asked))
         for question, example in zip(asked, made, strict=True):
             if example is None:
@@ -322,7 +313,7 @@ class CorpusLoader:
                 examples.append(example)
 
     def _pack(
-        self, questions: list[Question], examples: list[TokenExample], *, finish: bool
+        self, questions: list[TaskInstance], examples: list[TokenExample], *, finish: bool
     ) -> tuple[list[list[Row]], list[int]]:
         def shorten(places: Sequence[int], rooms: Sequence[int]) -> list[TokenExample | None]:
             return self._fitter.shorter([questions[i] for i in places], [examples[i] for i in places], rooms)
@@ -336,46 +327,23 @@ class CorpusLoader:
         found = bucket(lengths, batch_size=self._batches.batch_size, batch_tokens=self._batches.batch_tokens)
         return [[[examples[i]] for i in places] for places in found]
 
-    def _new_reader(self, *, characters: bool) -> RecordReader:
-        return RecordReader(self._corpus, seed=self._seed, characters=characters, augment=self._examples.augment)
+    def _check_tokenizer(self, reader: RecordReader, tables: Mapping[str, list[Any]]) -> None:
+        """Let the tokenizer compare its reading of some records of this corpus with that of the whole texts."""
+        asked = [
+            self._mixture.ask(record, unit, draws)
+            for unit in self._mixture.unit_shares
+            for record, draws in self._first_records(unit, reader, tables)
+        ]
+        pairs = [instance.segments() for instance in asked if instance is not None]
+        self._tokenizer.check([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
 
-    def _check_tokenizer(self) -> None:
-        """Let the tokenizer compare its reading of some records of this corpus with that of the real texts."""
-        if not self._tokenizer.reads_characters:
-            return
-        reader = self._new_reader(characters=True)
-        asked: list[Question | None] = []
-        for unit in self._mixture.unit_shares:
-            for record, key in _first_records(reader, self._corpus, self._part, unit):
-                asked.append(self._mixture.ask(record, unit, key))
-        texts = [question.example() for question in asked if question is not None]
-        self._tokenizer.check([text.prompt for text in texts], [text.completion for text in texts])
-
-
-def _first_records(
-    reader: RecordReader, corpus: Corpus, part: Part, unit: Unit, *, top_genes: int = 64
-) -> Iterator[tuple[Record, Key]]:
-    if unit in TABLE_UNITS:
-        for listed in reader.table(unit, part)[:_N_CHECKED]:
-            yield listed, draw("check", listed.key)
-        return
-    for place in row_groups(corpus, part)[:1]:
-        records = reader.open(read_row_group(corpus, place))
-        for row in range(min(len(records) if unit == "cell" else len(records.groups), _N_CHECKED)):
-            key = draw("check", row)
-            record: Record = (
-                records.cell(row, key, top_genes=top_genes) if unit == "cell" else records.group(row, key, top_genes=8)
-            )
-            yield record, key
-
-
-def _refuse_characters(corpus: Corpus) -> None:
-    description = corpus.description
-    texts = [text for values in description.counts.values() for text in values]
-    texts += [source.abstract for source in description.sources]
-    found = next((text for text in texts if has_characters(text)), None)
-    if found is not None:
-        raise InputError(
-            f"the metadata of {corpus.folder} hold private-use characters of Unicode, such as in {found[:60]!r}, which "
-            "stand for genes here; remove them from the source and build the corpus again"
-        )
+    def _first_records(
+        self, unit: str, reader: RecordReader, tables: Mapping[str, list[Any]]
+    ) -> Iterator[tuple[Record, Draws]]:
+        for listed in tables.get(unit, [])[:_N_CHECKED]:
+            yield listed, Draws("check", listed.key)
+        for place in row_groups(self._corpus, self._part)[: unit not in tables]:
+            cells, source = reader.read(place), source_of_cells(unit)
+            for row in source.rows(cells)[:_N_CHECKED].tolist():
+                draws = Draws("check", row)
+                yield source.record(cells, row, draws, top_genes=_GENES_CHECKED), draws

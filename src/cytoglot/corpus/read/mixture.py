@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
-from cytoglot.corpus.read.records import METADATA, TASK, TASK_TRIES, WORDING, Key
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.manifest import fingerprint_texts
-from cytoglot.tasks.record import Record, Unit
-from cytoglot.tasks.task import Example, Task
+from cytoglot.tasks.instance import TaskInstance
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.record_source import TWO_32, Draws
+from cytoglot.tasks.task import Task
 from cytoglot.tasks.task import tasks as registered_tasks
 
 OPTIONAL_METADATA = (
@@ -24,15 +24,17 @@ OPTIONAL_METADATA = (
     "sex",
     "assay",
     "perturbation",
+    "dose",
+    "time",
     "ethnicity",
     "suspension_type",
 )
 """what a user may or may not know of a cell, and a prompt may therefore tell or not; all else stays as it is"""
-TWO_32 = 2.0**32
+_TRIES = ("task", "another task")
 
 
 def vary_metadata(
-    metadata: Mapping[str, str], required: Sequence[str], key: Key, *, share: float = 0.5
+    metadata: Mapping[str, str], required: Sequence[str], draws: Draws, *, share: float = 0.5
 ) -> dict[str, str]:
     """Return the metadata with each field of `OPTIONAL_METADATA` present or absent, independently of the others.
 
@@ -40,39 +42,16 @@ def vary_metadata(
     ----------
     required
         Fields that stay, because the task asks for them or answers with them.
-    key
-        The result of `draw`; whether a field is told depends on the key and the field alone.
+    draws
+        Random choices of the example; whether a field is told depends on its key and the field alone.
     share
         Probability that an optional field is told; with 1 all are.
     """
     kept = dict(metadata)
-    for place, name in enumerate(OPTIONAL_METADATA, start=METADATA):
-        if name in kept and name not in required and key[place] >= share * TWO_32:
+    for name in OPTIONAL_METADATA:
+        if name in kept and name not in required and not draws.happens(share, "metadata", name):
             del kept[name]
     return kept
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What is asked of a record: everything that its text depends on."""
-
-    task: Task[Any, Any]
-    record: Record
-    template: int | str | None
-    """None: any paraphrase, by a hash"""
-    seed: int = 0
-    held_out: bool = False
-
-    def example(self) -> Example:
-        """Return prompt and answer."""
-        return self.task.example(
-            self.record, template=self.template, seed=self.seed, epoch=self.record.variant, held_out=self.held_out
-        )
-
-    def cut(self, top_genes: int) -> Question | None:
-        """Return the question about the first `top_genes` genes; None if that leaves nothing to ask."""
-        record = self.record.cut(top_genes)
-        return replace(self, record=record) if self.task.can_ask(record) else None
 
 
 class TaskMixture:
@@ -117,13 +96,13 @@ class TaskMixture:
             raise InputError(f"expected held-out wordings of every task, found none of {without}; leave these out")
         self._seed, self._held_out = seed, held_out
         self._paraphrase_share, self._metadata_share = paraphrase_share, metadata_share
-        self._by_unit: dict[Unit, list[tuple[Task[Any, Any], float]]] = {}
+        self._by_unit: dict[str, list[tuple[Task[Any, Any], float]]] = {}
         for task, weight in chosen:
             self._by_unit.setdefault(task.unit, []).append((task, weight))
         self._edges = {unit: list(accumulate(w for _, w in found)) for unit, found in self._by_unit.items()}
 
     @property
-    def unit_shares(self) -> dict[Unit, float]:
+    def unit_shares(self) -> dict[str, float]:
         """Unit → share of the examples that are about it."""
         return {unit: sum(weight for _, weight in found) for unit, found in self._by_unit.items()}
 
@@ -133,29 +112,29 @@ class TaskMixture:
         found = sorted((task.name, task.templates.fingerprint) for rows in self._by_unit.values() for task, _ in rows)
         return fingerprint_texts([text for pair in found for text in pair])
 
-    def ask(self, record: Record, unit: Unit, key: Key) -> Question | None:
+    def ask(self, record: Record, unit: str, draws: Draws) -> TaskInstance | None:
         """Return what is asked of a record; None if no task of its unit can ask it."""
         found, edges = self._by_unit[unit], self._edges[unit]
-        for place in TASK_TRIES:  # a task that cannot ask is drawn again, which is faster than asking all of them
-            task = found[_place(edges, key[place])][0]
+        for name in _TRIES:  # a task that cannot ask is drawn again, which is faster than asking all of them
+            task = found[_place(edges, draws(name))][0]
             if task.can_ask(record):
-                return self._question(task, record, key)
+                return self._instance(task, record, draws)
         possible = [(task, weight) for task, weight in found if task.can_ask(record)]
         if not possible:
             return None
         edges = list(accumulate(weight for _, weight in possible))
-        return self._question(possible[_place(edges, key[TASK])][0], record, key)
+        return self._instance(possible[_place(edges, draws("possible task"))][0], record, draws)
 
-    def _question(self, task: Task[Any, Any], record: Record, key: Key) -> Question:
+    def _instance(self, task: Task[Any, Any], record: Record, draws: Draws) -> TaskInstance:
         told = record
         if record.metadata and self._metadata_share < 1:
-            varied = vary_metadata(record.metadata, task.required_metadata, key, share=self._metadata_share)
+            varied = vary_metadata(record.metadata, task.required_metadata, draws, share=self._metadata_share)
             if len(varied) < len(record.metadata):
-                told = replace(record, metadata=varied)
+                told = record.with_metadata(varied)
                 told = told if task.can_ask(told) else record
-        paraphrased = self._held_out or key[WORDING] < self._paraphrase_share * TWO_32
+        paraphrased = self._held_out or draws.happens(self._paraphrase_share, "wording")
         template = None if paraphrased else task.short_template(told)
-        return Question(task, told, template, seed=self._seed, held_out=self._held_out)
+        return TaskInstance(task, told, template, seed=self._seed, held_out=self._held_out)
 
 
 def _place(edges: list[float], number: int) -> int:

@@ -1,4 +1,4 @@
-"""Rows of a corpus → records, and the random numbers that belong to them.
+"""Rows of a corpus as the cells that records are made of, and the tables of records that are no cells.
 
 Whatever is random about an example is a hash of the seed, the epoch and the record, so it depends neither on the order
 of reading nor on the number of workers.
@@ -6,36 +6,21 @@ of reading nor on the number of workers.
 
 from __future__ import annotations
 
-import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import Corpus, Part, ShardInfo
-from cytoglot.corpus.format.shard_file import NO_GROUP, CellBlock, ShardFile
-from cytoglot.corpus.read.gene_characters import MAX_CHARACTERS, characters_of
-from cytoglot.errors import InputError
+from cytoglot.corpus.format.shard_file import CellBlock, ShardFile
+from cytoglot.data.relations import Relation
 from cytoglot.sentence.augment import AugmentSettings, training_view
-from cytoglot.tasks.record import CellGroup, CellRecord, CellTypeTerm, GeneSet, Unit
-
-CELL_UNITS: tuple[Unit, ...] = ("cell", "cell_group")
-TABLE_UNITS: tuple[Unit, ...] = ("gene_set", "cell_type_term")
-
-Key = tuple[int, ...]
-"""the random numbers of one visit to one record, each below 2³²; who uses which is written here"""
-VARIANT, TASK, WORDING, REPEAT, METADATA = 0, 1, 2, 3, 4
-TASK_TRIES = (14, 15)
-
-
-def draw(*key: object) -> Key:
-    """Return 16 numbers below 2³² from a hash of the key: the random choices of one example."""
-    text = "\0".join(map(str, key)).encode()
-    return struct.unpack("<16I", blake2b(text, digest_size=64).digest())
+from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.record_source import CellsSource, Draws, TableSource, record_sources
+from cytoglot.tasks.segments import Genes
 
 
 class RecordReader:
@@ -43,136 +28,169 @@ class RecordReader:
 
     Parameters
     ----------
-    characters
-        Genes are written as the private characters of `gene_characters` instead of by name.
     augment
         Cells are seen in a random view (genes dropped, ranks jittered, the end cut off); None for the sentence itself.
     """
 
-    def __init__(
-        self, corpus: Corpus, *, seed: int = 0, characters: bool = False, augment: AugmentSettings | None = None
-    ) -> None:
-        if characters and len(corpus.vocabulary) > MAX_CHARACTERS:
-            raise InputError(f"{len(corpus.vocabulary)} genes are more than the {MAX_CHARACTERS} private characters")
-        self._corpus, self._seed, self._characters, self._augment = corpus, seed, characters, augment
-        self._names = corpus.vocabulary.names
-        self._orthologs = corpus.orthologs
-        self._gene_species = {source.name: source.organism for source in corpus.description.sources}
-        self._abstracts = {s.name: s.abstract.strip() for s in corpus.description.sources if s.abstract.strip()}
+    def __init__(self, corpus: Corpus, *, seed: int = 0, augment: AugmentSettings | None = None) -> None:
+        self.corpus, self.seed, self.augment = corpus, seed, augment
+        self.names = corpus.vocabulary.names
+        self.orthologs = corpus.orthologs
+        self.ortholog_names = np.append(self.names, "")  # −1, no ortholog, is the last one
+        self.gene_species = {source.name: source.organism for source in corpus.description.sources}
+        self.abstracts = {s.name: s.abstract.strip() for s in corpus.description.sources if s.abstract.strip()}
+        self._shard: tuple[str, _ShardCells] | None = None
 
-    def open(self, block: CellBlock) -> BlockRecords:
-        """Return the records of a block."""
-        return BlockRecords(self, block)
+    def open(self, block: CellBlock, shard: ShardInfo | None = None) -> BlockRecords:
+        """Return the cells of a block; those of its shard, if that is given, can be related to them."""
+        return BlockRecords(self, block, shard)
 
-    def table(self, unit: Unit, part: Part) -> list[GeneSet] | list[CellTypeTerm]:
-        """Return the gene sets or the cell types of a part, with genes as this reader writes them."""
-        if unit == "gene_set":
-            return [replace(s, genes=self._written(s.genes)) for s in self._corpus.gene_sets(part)]
-        return [replace(t, markers=self._written(t.markers)) for t in self._corpus.cell_type_terms(part)]
+    def read(self, place: RowGroup) -> BlockRecords:
+        """Read the cells of a row group."""
+        return self.open(read_row_group(self.corpus, place), place.shard)
 
-    def words(self, gene_ids: NDArray[np.integer]) -> tuple[str, ...]:
-        """Return each gene as it is written in a record."""
-        return tuple(characters_of(gene_ids)) if self._characters else tuple(self._names[gene_ids].tolist())
+    def table(self, unit: str, part: Part) -> list[Any]:
+        """Return the records of a unit that is a table of the corpus."""
+        return self.corpus.table(unit, part)
 
-    def _written(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Genes that are not in the vocabulary are written by name in either case."""
-        if not self._characters:
-            return names
-        ids = self._corpus.vocabulary.index_of(names)
-        return tuple(name if i < 0 else characters_of(np.array([i])) for name, i in zip(names, ids, strict=True))
+    def shard_cells(self, shard: ShardInfo) -> _ShardCells:
+        """Return all cells of a shard by their ids; the last one is kept, since a shard is read as a whole."""
+        if self._shard is None or self._shard[0] != shard.file:
+            self._shard = shard.file, _ShardCells(self, shard)
+        return self._shard[1]
 
 
 class BlockRecords:
-    """Cells and cell groups of one block as records."""
+    """The cells of a block: what records are made of (see `cytoglot.tasks.record_source.Cells`)."""
 
-    def __init__(self, reader: RecordReader, block: CellBlock) -> None:
-        self._reader, self._block = reader, block
+    def __init__(self, reader: RecordReader, block: CellBlock, shard: ShardInfo | None) -> None:
+        self._reader, self._block, self._shard = reader, block, shard
         self._cell_ids: list[str] = block.cell_ids.to_pylist()
         self._offsets: list[int] = block.offsets.tolist()
         self.sources = _texts(block, "source")
         """(n,) source of each cell"""
         self._columns = [(name, _texts(block, name)) for name in block.metadata_columns]
+        self._relations: dict[str, Relation] = {}
 
     def __len__(self) -> int:
         return len(self._block)
 
+    @property
+    def group(self) -> NDArray[np.int32]:
+        """(n,) number of the cell group, −1 for none."""
+        return self._block.group
+
     @cached_property
-    def groups(self) -> list[tuple[int, int]]:
-        """First row and the row after the last of each cell group, in order."""
-        group = self._block.group
-        if len(group) == 0:
-            return []
-        edges = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)]
-        return [(first, last) for first, last in pairwise(edges) if group[first] != NO_GROUP]
+    def n_genes(self) -> NDArray[np.int64]:
+        """(n,) ranked genes of each cell."""
+        return np.diff(self._block.offsets)
 
-    def cell_draw(self, row: int, *, epoch: int = 0, visit: int = 0) -> Key:
-        """Return the random numbers of a visit to a cell."""
-        return draw(self._reader._seed, epoch, visit, self.sources[row], self._cell_ids[row])
+    def draws(self, row: int, unit: str = "cell", *, epoch: int = 0, visit: int = 0) -> Draws:
+        """Return the random choices of a visit to the record of a row."""
+        return Draws(self._reader.seed, epoch, visit, unit, self.sources[row], self._cell_ids[row])
 
-    def group_draw(self, group: int, *, epoch: int = 0, visit: int = 0) -> Key:
-        """Return the random numbers of a visit to a cell group."""
-        row = self.groups[group][0]
-        return draw(self._reader._seed, epoch, visit, "group", self.sources[row], self._cell_ids[row])
-
-    def cell(self, row: int, key: Key, *, top_genes: int | None = None) -> CellRecord:
+    def cell(self, row: int, draws: Draws, *, top_genes: int | None = None) -> CellRecord:
         """Return the record of a cell, with `top_genes` genes at most and what is known of its metadata."""
-        ids = self._ids(row, key, top_genes)
+        reader, cell_id = self._reader, self._cell_ids[row]
+        ids: NDArray[np.integer] = self._block.gene_ids[self._offsets[row] : self._offsets[row + 1]]
+        if reader.augment is not None:
+            ids = training_view(ids, draws.rng(cell_id), reader.augment)
+        if top_genes is not None:
+            ids = ids[:top_genes]
         metadata = self.metadata(row)
         return CellRecord(
-            genes=self._reader.words(ids),
+            genes=Genes(ids, reader.names),
             metadata=metadata,
-            cell_id=self._cell_ids[row],
+            cell_id=cell_id,
             ortholog_genes=self._orthologs(ids, self.sources[row], metadata.get("organism")),
-            variant=key[VARIANT],
+            variant=draws("variant"),
         )
-
-    def _orthologs(self, ids: NDArray[np.integer], source: str | None, organism: str | None) -> tuple[str, ...]:
-        """Return the ortholog of each gene, "" for none; nothing for a cell told in the genes of another species.
-
-        Some data sets give mouse cells in human symbols; what to call the other species of such a cell is unclear.
-        """
-        reader = self._reader
-        if reader._orthologs is None or organism not in (None, reader._gene_species.get(source or "")):
-            return ()
-        other_ids = reader._orthologs[ids]
-        is_known = other_ids >= 0
-        words = np.full(len(ids), "", object)
-        words[is_known] = reader.words(other_ids[is_known])
-        return tuple(words.tolist())
-
-    def group(self, group: int, key: Key, *, top_genes: int | None = None) -> CellGroup:
-        """Return the record of a cell group; its metadata are what all cells share, and the abstract of their study."""
-        first, last = self.groups[group]
-        known = [self.metadata(row) for row in range(first, last)]
-        shared = {n: v for n, v in known[0].items() if all(other.get(n) == v for other in known[1:])}
-        abstract = self._reader._abstracts.get(self.sources[first] or "")
-        if abstract is not None and len(set(self.sources[first:last])) == 1:
-            shared["abstract"] = abstract
-        cells = tuple(
-            CellRecord(
-                genes=self._reader.words(self._ids(row, (*key, row - first), top_genes)),
-                metadata=metadata,
-                cell_id=self._cell_ids[row],
-            )
-            for row, metadata in zip(range(first, last), known, strict=True)
-        )
-        group_id = f"{self._cell_ids[first]}+{last - first - 1}"
-        return CellGroup(cells=cells, metadata=shared, group_id=group_id, variant=key[VARIANT])
-
-    def group_lengths(self, group: int) -> list[int]:
-        """Return the ranked genes of each cell of a group."""
-        first, last = self.groups[group]
-        return [b - a for a, b in pairwise(self._offsets[first : last + 1])]
 
     def metadata(self, row: int) -> dict[str, str]:
         """Return what is known of a cell; nothing blank."""
         return {name: text for name, texts in self._columns if (text := texts[row]) is not None}
 
-    def _ids(self, row: int, key: Key, top_genes: int | None) -> NDArray[np.integer]:
-        ids: NDArray[np.integer] = self._block.gene_ids[self._offsets[row] : self._offsets[row + 1]]
-        if self._reader._augment is not None:
-            ids = training_view(ids, np.random.default_rng(key), self._reader._augment)
-        return ids if top_genes is None else ids[:top_genes]
+    def abstract(self, row: int) -> str:
+        """Return the abstract of the study that a cell is from."""
+        return self._reader.abstracts.get(self.sources[row] or "", "")
+
+    def rows_with(self, relation: str) -> NDArray[np.int64]:
+        """Return the rows of the cells that have related ones, whether these are in the corpus or not."""
+        return np.flatnonzero(np.diff(self._related(relation).offsets) > 0)
+
+    def related(self, relation: str, row: int, draws: Draws, *, top_genes: int | None = None) -> tuple[CellRecord, ...]:
+        """Return the related cells of the shard, the heaviest first."""
+        table = self._related(relation)
+        others = table.cell_ids[table.offsets[row] : table.offsets[row + 1]].tolist()
+        places = [self._place(self.sources[row], cell_id) for cell_id in others]
+        return tuple(cells.cell(other, draws, top_genes=top_genes) for cells, other in filter(None, places))
+
+    def _related(self, relation: str) -> Relation:
+        if relation not in self._relations:
+            self._relations[relation] = self._block.related(relation)
+        return self._relations[relation]
+
+    def _place(self, source: str | None, cell_id: str) -> tuple[BlockRecords, int] | None:
+        row = self._rows.get((source, cell_id))
+        if row is not None:
+            return self, row
+        return None if self._shard is None else self._reader.shard_cells(self._shard).find(source, cell_id)
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str | None, str], int]:
+        return {pair: row for row, pair in enumerate(zip(self.sources, self._cell_ids, strict=True))}
+
+    def _orthologs(self, ids: NDArray[np.integer], source: str | None, organism: str | None) -> Genes | tuple[()]:
+        """Return the ortholog of each gene, "" for none; nothing for a cell told in the genes of another species.
+
+        Some data sets give mouse cells in human symbols; what to call the other species of such a cell is unclear.
+        """
+        reader = self._reader
+        if reader.orthologs is None or organism not in (None, reader.gene_species.get(source or "")):
+            return ()
+        return Genes(reader.orthologs[ids], reader.ortholog_names)
+
+
+class _ShardCells:
+    """Where each cell of a shard is; its row groups are read when one of their cells is asked for."""
+
+    def __init__(self, reader: RecordReader, shard: ShardInfo) -> None:
+        self._reader, self._shard = reader, shard
+        self._places: dict[tuple[str | None, str], tuple[int, int]] = {}
+        self._opened: dict[int, BlockRecords] = {}
+        with reader.corpus.open(shard) as file:
+            for number in range(file.n_row_groups):
+                block = file.row_group(number, columns=("cell_id", "source"))
+                pairs = zip(_texts(block, "source"), block.cell_ids.to_pylist(), strict=True)
+                self._places.update({pair: (number, row) for row, pair in enumerate(pairs)})
+
+    def find(self, source: str | None, cell_id: str) -> tuple[BlockRecords, int] | None:
+        """Return the block and the row of a cell; None if it is not in the shard."""
+        place = self._places.get((source, cell_id))
+        if place is None:
+            return None
+        number, row = place
+        if number not in self._opened:
+            with self._reader.corpus.open(self._shard) as file:
+                self._opened[number] = self._reader.open(file.row_group(number))
+        return self._opened[number], row
+
+
+def units_of_cells() -> list[str]:
+    """Return the units whose records are made of cells."""
+    return [unit for unit, source in record_sources.items() if isinstance(source, CellsSource)]
+
+
+def units_of_tables() -> list[str]:
+    """Return the units whose records are the rows of tables."""
+    return [unit for unit, source in record_sources.items() if isinstance(source, TableSource)]
+
+
+def source_of_cells(unit: str) -> CellsSource:
+    """Return how the records of a unit are made of cells."""
+    source = record_sources[unit]
+    assert isinstance(source, CellsSource), f"{unit} is not made of cells"
+    return source
 
 
 def _texts(block: CellBlock, column: str) -> list[str | None]:
@@ -192,17 +210,24 @@ class RowGroup:
 
 
 @lru_cache(maxsize=8)
-def _row_groups(folder: str, fingerprint: str, part: Part, shards: tuple[ShardInfo, ...]) -> tuple[RowGroup, ...]:
-    found: list[RowGroup] = []
-    for shard in shards:
-        with ShardFile(Path(folder) / shard.file) as file:
-            found += [RowGroup(shard, number, n) for number, n in enumerate(file.row_group_cells)]
-    return tuple(found)
+def _cells_of_row_groups(folder: str, fingerprint: str, files: tuple[str, ...]) -> list[list[int]]:
+    found = []
+    for name in files:
+        with ShardFile(Path(folder) / name) as file:
+            found.append(file.row_group_cells)
+    return found
 
 
 def row_groups(corpus: Corpus, part: Part) -> tuple[RowGroup, ...]:
     """Return all row groups of a part, in the order of the shards; only the ends of the files are read."""
-    return _row_groups(str(corpus.folder), corpus.description.fingerprint, part, tuple(corpus.shards(part)))
+    shards = corpus.shards(part)
+    files = tuple(shard.file for shard in shards)
+    cells = _cells_of_row_groups(str(corpus.folder), corpus.description.fingerprint, files)
+    return tuple(
+        RowGroup(shard, number, n)
+        for shard, counts in zip(shards, cells, strict=True)
+        for number, n in enumerate(counts)
+    )
 
 
 def read_row_group(corpus: Corpus, place: RowGroup) -> CellBlock:

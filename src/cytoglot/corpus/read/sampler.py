@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.read.epoch_plan import Piece, ReadingPlan
-from cytoglot.corpus.read.fitting import common_length
-from cytoglot.corpus.read.mixture import TWO_32, Question, TaskMixture
-from cytoglot.corpus.read.records import (
-    REPEAT,
-    TABLE_UNITS,
-    VARIANT,
-    BlockRecords,
-    Key,
-    RecordReader,
-    draw,
-    read_row_group,
-)
-from cytoglot.tasks.record import CellTypeTerm, GeneSet, Record, Unit
-
-_UNITS: tuple[Unit, ...] = ("cell", "cell_group", "gene_set", "cell_type_term")
+from cytoglot.corpus.read.mixture import TaskMixture
+from cytoglot.corpus.read.records import BlockRecords, RecordReader, source_of_cells
+from cytoglot.tasks.instance import TaskInstance
+from cytoglot.tasks.record import Record
+from cytoglot.tasks.record_source import Draws, common_length, record_sources
 
 
 class Visits:
@@ -42,22 +31,22 @@ class Visits:
 
     def __init__(
         self,
-        corpus: Corpus,
         *,
         reader: RecordReader,
         mixture: TaskMixture,
         plan: ReadingPlan,
-        tables: Mapping[Unit, list[GeneSet] | list[CellTypeTerm]],
+        tables: Mapping[str, list[Any]],
         seed: int,
         top_genes: int | None,
         context: int,
         skipped: Counter[str],
     ) -> None:
-        self._corpus, self._reader, self._mixture, self._plan, self._tables = corpus, reader, mixture, plan, tables
+        self._reader, self._mixture, self._plan, self._tables = reader, mixture, plan, tables
+        self._units = [*plan.rates, *tables]
         self._seed, self._top_genes, self._context = seed, top_genes, context
         self._skipped = skipped
 
-    def chunks(self, window: Sequence[Piece], epoch: int, *, size: int) -> Iterator[tuple[list[Question], bool]]:
+    def chunks(self, window: Sequence[Piece], epoch: int, *, size: int) -> Iterator[tuple[list[TaskInstance], bool]]:
         """Yield the questions of up to `size` visits at a time, and whether these are the last."""
         opened = self._open(window)
         every = [self._visits(place, piece, opened[place], epoch) for place, piece in enumerate(window)]
@@ -70,28 +59,28 @@ class Visits:
 
     def _question(
         self, visit: tuple[int, int, int, int], opened: Sequence[BlockRecords | None], epoch: int
-    ) -> Question | None:
+    ) -> TaskInstance | None:
         place, unit_number, row, time = visit
-        unit = _UNITS[unit_number]
-        record, key = self._record(unit, opened[place], row, time, epoch)
-        question = self._mixture.ask(record, unit, key)
-        if question is None:
-            self._skipped[f"no task can ask about this {unit.replace('_', ' ')}"] += 1
-        return question
+        unit = self._units[unit_number]
+        record, draws = self._record(unit, opened[place], row, time, epoch)
+        instance = self._mixture.ask(record, unit, draws)
+        if instance is None:
+            self._skipped[f"no task can ask about this {record_sources[unit].words}"] += 1
+        return instance
 
-    def _record(self, unit: Unit, records: BlockRecords | None, row: int, time: int, epoch: int) -> tuple[Record, Key]:
+    def _record(self, unit: str, cells: BlockRecords | None, row: int, time: int, epoch: int) -> tuple[Record, Draws]:
         top_genes, context = self._top_genes, self._context
-        if records is None or unit in TABLE_UNITS:
+        if unit in self._tables:
             listed = self._tables[unit][row]
-            key = draw(self._seed, epoch, time, unit, listed.key)
-            return replace(listed, variant=key[VARIANT]).cut(top_genes or context), key
+            draws = Draws(self._seed, epoch, time, unit, listed.key)
+            return listed.with_variant(draws("variant")).truncate(top_genes or context), draws
+        assert cells is not None
+        source, draws = source_of_cells(unit), cells.draws(row, unit, epoch=epoch, visit=time)
         limit = min(top_genes or context, context)  # a gene is a token or more
-        if unit == "cell":
-            key = records.cell_draw(row, epoch=epoch, visit=time)
-            return records.cell(row, key, top_genes=limit), key
-        key = records.group_draw(row, epoch=epoch, visit=time)
-        limit = min(limit, max(1, common_length(records.group_lengths(row), context)))
-        return records.group(row, key, top_genes=limit), key
+        lengths = source.lengths(cells, row)
+        if len(lengths) > 1:
+            limit = min(limit, max(1, common_length(lengths, context)))
+        return source.record(cells, row, draws, top_genes=limit), draws
 
     def _open(self, window: Sequence[Piece]) -> list[BlockRecords | None]:
         """Read each row group once."""
@@ -103,7 +92,7 @@ class Visits:
                 continue
             name = piece.row_group.shard.file, piece.row_group.number
             if name not in opened:
-                opened[name] = self._reader.open(read_row_group(self._corpus, piece.row_group))
+                opened[name] = self._reader.read(piece.row_group)
             found.append(opened[name])
         return found
 
@@ -111,17 +100,14 @@ class Visits:
         """Return (n, 4): place of the piece in the window, number of the unit, row, and which visit to it this is."""
         found = [np.empty((0, 4), np.int64)]
 
-        def add(unit: Unit, rows: NDArray[np.integer], times: NDArray[np.integer]) -> None:
+        def add(unit: str, rows: NDArray[np.integer], times: NDArray[np.integer]) -> None:
             n = len(rows)
-            found.append(np.column_stack([np.full(n, place), np.full(n, _UNITS.index(unit)), rows, times]))
+            found.append(np.column_stack([np.full(n, place), np.full(n, self._units.index(unit)), rows, times]))
 
-        if records is not None and self._plan.cell_rate:
-            rows = np.arange(piece.first, piece.last)
-            add("cell", *_repeated(rows, self._counts("cell", rows, records, epoch)))
-        if records is not None and self._plan.group_rate:
-            starts = np.array([first for first, _ in records.groups], np.int64)
-            groups = np.flatnonzero((starts >= piece.first) & (starts < piece.last))
-            add("cell_group", *_repeated(groups, self._counts("cell_group", groups, records, epoch)))
+        for unit, rate in self._plan.rates.items() if records is not None else ():
+            rows = source_of_cells(unit).rows(records)
+            rows = rows[(rows >= piece.first) & (rows < piece.last)]
+            add(unit, *_repeated(rows, self._counts(unit, rate, rows, records, epoch)))
         for unit, (first, last) in piece.tables.items():
             visit = np.arange(first, last)
             size = len(self._tables[unit])
@@ -129,18 +115,17 @@ class Visits:
             add(unit, np.array(listed, np.int64), visit // size)
         return np.concatenate(found)
 
-    def _counts(self, unit: Unit, rows: NDArray[np.int64], records: BlockRecords, epoch: int) -> NDArray[np.int64]:
-        """Return how often each cell or group is visited; fractions are settled by a hash."""
-        rate = self._plan.cell_rate if unit == "cell" else self._plan.group_rate
+    def _counts(
+        self, unit: str, rate: float, rows: NDArray[np.int64], cells: BlockRecords, epoch: int
+    ) -> NDArray[np.int64]:
+        """Return how often each record is visited; fractions are settled by a hash."""
         weights = self._plan.sources
         if rate == 1 and all(weight == 1 for weight in weights.values()):
             return np.ones(len(rows), np.int64)
-        first_rows = rows.tolist() if unit == "cell" else [records.groups[g][0] for g in rows.tolist()]
-        rates = np.array([rate * weights.get(records.sources[row] or "", 1.0) for row in first_rows])
+        rates = np.array([rate * weights.get(cells.sources[row] or "", 1.0) for row in rows.tolist()])
         counts = np.floor(rates).astype(np.int64)
         for i in np.flatnonzero(rates > counts).tolist():
-            chosen = records.cell_draw if unit == "cell" else records.group_draw
-            counts[i] += chosen(int(rows[i]), epoch=epoch)[REPEAT] < (rates[i] - counts[i]) * TWO_32
+            counts[i] += cells.draws(int(rows[i]), unit, epoch=epoch).happens(rates[i] - counts[i], "one visit more")
         return counts
 
 
@@ -152,5 +137,5 @@ def _repeated(rows: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArr
 
 
 @lru_cache(maxsize=64)
-def _shuffled(seed: int, epoch: int, unit: Unit, time: int, size: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, 14, epoch, _UNITS.index(unit), time]).permutation(size)
+def _shuffled(seed: int, epoch: int, unit: str, time: int, size: int) -> NDArray[np.int64]:
+    return Draws(seed, epoch, unit, time).rng("order").permutation(size)

@@ -1,8 +1,8 @@
-"""Texts with private characters for genes → token ids, without showing a single gene to the tokenizer.
+"""Texts in segments → token ids, without showing a single gene to the tokenizer.
 
-A text is split into stretches of genes and what stands between them. Genes are looked up in a table of their pieces,
-the rest is tokenised once and remembered. That this equals the tokenizer's own reading of the real text is checked,
-not assumed: a tokenizer that merges across the borders of words gets the real text.
+Genes are looked up in a table of their pieces, what stands between them is tokenised once and remembered. That this
+equals the tokenizer's own reading of the whole text is checked, not assumed: a tokenizer that merges across the borders
+of words gets the whole text.
 """
 
 from __future__ import annotations
@@ -11,32 +11,27 @@ import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain, islice, pairwise
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.corpus.read.gene_characters import (
-    FIRST_CHARACTER,
-    LAST_CHARACTER,
-    MAX_CHARACTERS,
-    characters_of,
-    genes_of,
-    has_characters,
-    replace_genes,
-)
 from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.tasks.segments import Genes, Segments, join
 
 Encode = Callable[[list[str]], Sequence[Sequence[int]]]
 """texts → token ids of each, without special tokens"""
 
 _log = logging.getLogger(__name__)
-_GENES = re.compile(f"((?: [{FIRST_CHARACTER}-{LAST_CHARACTER}])+)")
 _CLOSING_LINE = re.compile(r"[^\s\w]*\n*")
 _CLOSING_WORD = re.compile(r"[^ ]*")
 _CLOSINGS_OF_ALL_GENES = 16
 """so many closings are read with every gene at once; rarer ones with each gene when it occurs"""
 _N_CHECKED = 24
+Split = tuple[list[str], list[NDArray[np.integer]]]
+"""a text as stretches, and the words of the table between them: one stretch more than runs of words"""
+
+_NO_WORDS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +58,14 @@ class _Closing:
 
 
 class GeneTokenizer:
-    """Tokenises prompts and answers whose genes are private characters.
+    """Tokenises prompts and answers in segments.
 
     Parameters
     ----------
     encode
         The tokenizer as a function of a list of texts, without special tokens and without a limit of length.
     vocabulary
-        The genes that the characters stand for.
+        The genes that are known by their ids; other words that stand among genes are added when they occur.
     opening
         Ids in front of every prompt, such as the beginning of a text.
     eos
@@ -81,8 +76,7 @@ class GeneTokenizer:
     Notes
     -----
     Prompt and answer are tokenised apart and joined, like everywhere in the package. Where the tokenizer does not keep
-    words apart, or there are more genes than private characters, `reads_characters` is False: then every text is given
-    to `encode` with the genes' names, and it is best to have them in the text at once.
+    words apart, `why_plain` says so: then every text is given to `encode` as it is.
     """
 
     def __init__(
@@ -99,25 +93,28 @@ class GeneTokenizer:
         self._eos = np.array([] if eos is None else [eos], np.int32)
         self._stretches: dict[tuple[str, bool], _Stretch | None] = {}
         self._closings: dict[str, _Closing] = {}
+        self._words: list[str] = []
+        """the words of the table: the genes by their ids, then others as they came"""
+        self._place_of: dict[str, int] = {}
+        self._flat, self._lengths = np.empty(0, np.int32), np.empty(0, np.int64)
+        self._capitals: NDArray[np.integer] | None = None
+        self._same_names = vocabulary.names
         self.why_plain: str | None = None
         """why texts are tokenised as they are, or None"""
         self._find_borders()
         if self.why_plain is None and len(vocabulary):
-            self._fill_table()
-            self.check(*_random_texts(len(vocabulary)))
+            self._add_words(list(vocabulary.names))
+            self.check(*_random_texts(vocabulary.names))
 
-    @property
-    def reads_characters(self) -> bool:
-        """Whether texts with private characters are put together from pieces; else names are as good."""
-        return self.why_plain is None
-
-    def encode_pairs(self, prompts: Sequence[str], completions: Sequence[str]) -> list[tuple[NDArray[np.int32], int]]:
+    def encode_pairs(
+        self, prompts: Sequence[Segments], completions: Sequence[Segments]
+    ) -> list[tuple[NDArray[np.int32], int]]:
         """Return for each prompt with its completion the ids of both, and the number that belong to the prompt.
 
         The arrays are views of one array. Texts of all pairs are tokenised together, so many pairs at once are faster.
         """
         texts = list(chain.from_iterable(zip(prompts, completions, strict=True)))
-        ids_of = self._join(texts) if self.reads_characters else self._plain(texts)
+        ids_of = self._join(texts) if self.why_plain is None else self._plain(texts)
         parts = []
         for prompt, completion in zip(ids_of[::2], ids_of[1::2], strict=True):
             parts += [self._opening, *prompt, *completion, self._eos]
@@ -130,36 +127,28 @@ class GeneTokenizer:
             begin = end
         return pairs
 
-    def check(self, prompts: Sequence[str], completions: Sequence[str]) -> bool:
-        """Compare the reading of texts with that of the real ones; where they differ, tokenise as they are from now on.
+    def check(self, prompts: Sequence[Segments], completions: Sequence[Segments]) -> bool:
+        """Compare the reading of segments with that of whole texts; if they differ, read whole texts from now on.
 
-        Returns whether texts with private characters are read.
+        Returns whether segments are read.
         """
-        if not self.reads_characters:
+        if self.why_plain is not None:
             return False
-        found = self.encode_pairs(prompts, completions)
         texts = list(chain.from_iterable(zip(prompts, completions, strict=True)))
-        expected = self._plain(texts)
-        for i, (ids, n_prompt) in enumerate(found):
-            body = ids[len(self._opening) : len(ids) - len(self._eos)]
-            for text, part, (true,) in (
-                (texts[2 * i], body[: n_prompt - len(self._opening)], expected[2 * i]),
-                (texts[2 * i + 1], body[n_prompt - len(self._opening) :], expected[2 * i + 1]),
-            ):
-                if not np.array_equal(part, true):
-                    self._give_up(f"it does not keep words apart in {replace_genes(text, self._names)[:60]!r}")
-                    return False
+        for text, found, (true,) in zip(texts, self._join(texts), self._plain(texts), strict=True):
+            if not np.array_equal(np.concatenate([*found, true[:0]]), true):
+                self._give_up(f"it does not keep words apart in {text.text[:60]!r}")
+                return False
         return True
 
     def _give_up(self, reason: str) -> None:
         self.why_plain = reason
         _log.info("the tokenizer gets every text as it is, which is slower: %s", reason)
 
-    def _plain(self, texts: list[str]) -> list[list[NDArray[np.int32]]]:
-        """Tokenise real texts: prompts at even places, completions, which go on from a prompt, at odd ones."""
-        named = [replace_genes(text, self._names) if has_characters(text) else text for text in texts]
-        bare = [self._bare(text) if i % 2 else text for i, text in enumerate(named)]
-        return [[np.array(ids, np.int32)] for ids in (self._encode(bare) if bare else [])]
+    def _plain(self, texts: Sequence[Segments]) -> list[list[NDArray[np.int32]]]:
+        """Tokenise whole texts: prompts at even places, completions, which go on from a prompt, at odd ones."""
+        whole = [self._bare(text.text) if i % 2 else text.text for i, text in enumerate(texts)]
+        return [[np.array(ids, np.int32)] for ids in (self._encode(whole) if whole else [])]
 
     def _find_borders(self) -> None:
         """Find out how this tokenizer reads a text that goes on behind another one."""
@@ -168,19 +157,48 @@ class GeneTokenizer:
         self._closing = _CLOSING_WORD
         if begin + (bare if self._strip else spaced) != whole:
             self._give_up("it reads a word otherwise at the start of a text than behind another word")
-        elif len(self._names) > MAX_CHARACTERS:
-            self._give_up(f"{len(self._names)} genes are more than the {MAX_CHARACTERS} private characters")
         else:
             line, first, second = (list(ids) for ids in self._encode(["b.\na", "b.\n", "a"]))
             if first + second == line:
                 self._closing = _CLOSING_LINE
 
-    def _fill_table(self) -> None:
-        pieces = self._behind([f" {name}" for name in self._names])
-        self._lengths = np.array([len(piece) for piece in pieces], np.int64)
+    def _add_words(self, words: list[str]) -> None:
+        """Put words into the table."""
+        first = len(self._words)
+        pieces = self._behind([f" {word}" for word in words])
+        self._words += words
+        self._place_of.update({word: first + i for i, word in enumerate(words)})
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
+        self._flat = np.concatenate(
+            [self._flat, np.fromiter(chain.from_iterable(pieces), np.int32, int(lengths.sum()))]
+        )
+        self._lengths = np.concatenate([self._lengths, lengths])
         self._starts = np.concatenate([[0], np.cumsum(self._lengths)[:-1]])
-        self._flat = np.fromiter(chain.from_iterable(pieces), np.int32, int(self._lengths.sum()))
         self._one_each = bool((self._lengths == 1).all())
+
+    def _places(self, genes: Sequence[str]) -> NDArray[np.integer] | None:
+        """Return the places of words in the table, into which new ones are put; None if one is not a single word."""
+        if isinstance(genes, Genes) and self._knows(genes.names):
+            if not genes.in_capitals:
+                return genes.ids
+            if self._capitals is None:
+                self._capitals = self._places([name.upper() for name in self._names])
+            return None if self._capitals is None else self._capitals[genes.ids]
+        places = self._place_of
+        new = [word for word in dict.fromkeys(genes) if word not in places]
+        if any(word.split() != [word] for word in new):
+            return None
+        if new:
+            self._add_words(new)
+        return np.array([places[word] for word in genes], np.int64)
+
+    def _knows(self, names: NDArray[np.object_]) -> bool:
+        """Tell whether ids stand for the same genes as here; compared once for each table of names."""
+        if names is not self._same_names:
+            if not np.array_equal(names, self._names):
+                return False
+            self._same_names = names
+        return True
 
     def _behind(self, texts: list[str]) -> Sequence[Sequence[int]]:
         """Tokenise texts that go on behind others."""
@@ -190,7 +208,7 @@ class GeneTokenizer:
         """Take away the space that this tokenizer puts there itself."""
         return text.removeprefix(" ") if self._strip else text
 
-    def _tokens(self, genes: NDArray[np.uint32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    def _tokens(self, genes: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the ids of genes one after another, and where each gene's begin and the last one's end."""
         if self._one_each:
             return self._flat[genes], np.arange(len(genes) + 1)
@@ -199,84 +217,97 @@ class GeneTokenizer:
         place = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self._starts[genes] - (ends - lengths), lengths)
         return self._flat[place], np.concatenate([[0], ends])
 
-    def _join(self, texts: list[str]) -> list[list[NDArray[np.int32]]]:
-        """Return the ids of each text in parts."""
-        split = [_GENES.split(text) for text in texts]  # stretch, genes, stretch, …, genes, stretch
-        self._remember(split)
-        runs = [run for parts in split for run in parts[1::2]]
-        genes = genes_of("".join(runs)[1::2])
-        ids, edges = self._tokens(genes)
-        bounds = pairwise(accumulate((len(run) // 2 for run in runs), initial=0))
-        return [
-            self._assemble(text, parts, list(islice(bounds, len(parts) // 2)), genes, ids, edges)
-            for text, parts in zip(texts, split, strict=True)
-        ]
+    def _split(self, text: Segments, *, is_prompt: bool) -> Split | None:
+        """Return stretches and runs of words in turn, the space before a run with its first word; None if in vain."""
+        stretches, runs, stretch = [], [], ""
+        if is_prompt and self._strip and text and text[0][:1] == " ":
+            return None
+        for piece in text:
+            if isinstance(piece, str):
+                stretch += piece
+                continue
+            places = self._places(piece) if stretch[-1:] == " " else None
+            if places is None:  # no space before the genes, or words that are none
+                return None
+            stretches.append(stretch[:-1])
+            runs.append(places)
+            stretch = ""
+        return [*stretches, stretch], runs
+
+    def _join(self, texts: Sequence[Segments]) -> list[list[NDArray[np.int32]]]:
+        """Return the ids of each text in parts; prompts are at even places, completions at odd ones."""
+        split = [self._split(text, is_prompt=i % 2 == 0) for i, text in enumerate(texts)]
+        self._remember([found[0] for found in split if found is not None])
+        words = np.concatenate([_NO_WORDS, *(run for found in split if found is not None for run in found[1])])
+        ids, edges = self._tokens(words)
+        begin, joined = 0, list[list[NDArray[np.int32]]]()
+        for found in split:
+            joined.append([] if found is None else self._assemble(*found, begin, ids, edges))
+            begin += 0 if found is None else sum(map(len, found[1]))
+        whole = [i for i, parts in enumerate(joined) if not parts]
+        bare = [self._bare(texts[i].text) if i % 2 else texts[i].text for i in whole]
+        for i, found_ids in zip(whole, self._encode(bare) if bare else (), strict=True):
+            joined[i] = [np.array(found_ids, np.int32)]
+        return joined
 
     def _assemble(
         self,
-        text: str,
-        parts: list[str],
-        bounds: list[tuple[int, int]],
-        genes: NDArray[np.uint32],
+        stretches: list[str],
+        runs: list[NDArray[np.integer]],
+        begin: int,
         ids: NDArray[np.int32],
         edges: NDArray[np.int64],
     ) -> list[NDArray[np.int32]]:
-        start = self._stretches[parts[0], False]
+        """Return the parts of a text whose words begin at this place among all; none if it must be read as a whole."""
+        start = self._stretches[stretches[0], False]
         joined = [] if start is None else [start.ids]
-        for (first, last), part in zip(bounds, parts[2::2], strict=True):
-            stretch = self._stretches[part, True]
+        for run, text in zip(runs, stretches[1:], strict=True):
+            stretch, end = self._stretches[text, True], begin + len(run)
             if start is None or stretch is None:
-                return self._unsplit(text)
-            unlike = self._unlike(int(genes[last - 1]), stretch.closing)
+                return []
+            unlike = self._unlike(int(run[-1]), stretch.closing)
             if unlike is None:
-                joined += (ids[edges[first] : edges[last]], stretch.ids)
+                joined += (ids[edges[begin] : edges[end]], stretch.ids)
             else:
-                joined += (ids[edges[first] : edges[last - 1]], unlike, stretch.rest)
-        return joined if start is not None else self._unsplit(text)
+                joined += (ids[edges[begin] : edges[end - 1]], unlike, stretch.rest)
+            begin = end
+        return joined
 
-    def _unsplit(self, text: str) -> list[NDArray[np.int32]]:
-        """Tokenise a real text: a gene without a space before it, or a letter behind one."""
-        return self._plain(["", text])[1] if text[:1] == " " else self._plain([text])[0]
-
-    def _remember(self, split: list[list[str]]) -> None:
+    def _remember(self, texts: Sequence[list[str]]) -> None:
         """Tokenise what was not seen before, all at once."""
         if len(self._stretches) > self._remembered:
             for old in list(self._stretches)[: self._remembered // 2]:
                 del self._stretches[old]
-        new = {
-            (part, i > 0)
-            for parts in split
-            for i, part in enumerate(parts[::2])
-            if (part, i > 0) not in self._stretches
-        }
+        known = self._stretches
+        new = {(text, i > 0) for stretches in texts for i, text in enumerate(stretches) if (text, i > 0) not in known}
         todo: list[tuple[str, bool, str, str]] = []
-        for part, is_behind in sorted(new):
-            closing = self._closing.match(part)[0] if is_behind else ""  # type: ignore[index]
-            rest = part[len(closing) :]
+        for text, is_behind in sorted(new):
+            closing = self._closing.match(text)[0] if is_behind else ""  # type: ignore[index]
+            rest = text[len(closing) :]
             starts_well = not is_behind or rest[:1] in {"", " "} or closing.endswith("\n")
-            if has_characters(part) or not starts_well or part.endswith(" "):
-                self._stretches[part, is_behind] = None
+            if not starts_well or text.endswith(" "):
+                known[text, is_behind] = None
             else:
-                todo.append((part, is_behind, closing, rest))
+                todo.append((text, is_behind, closing, rest))
         encoded = self._behind([rest for *_, rest in todo]) if todo else []
-        for (part, is_behind, closing, _), ids in zip(todo, encoded, strict=True):
+        for (text, is_behind, closing, _), ids in zip(todo, encoded, strict=True):
             rest_ids = np.array(ids, np.int32)
             tail = np.array(self._tail(closing), np.int32)
-            self._stretches[part, is_behind] = _Stretch(np.concatenate([tail, rest_ids]), rest_ids, closing)
+            known[text, is_behind] = _Stretch(np.concatenate([tail, rest_ids]), rest_ids, closing)
 
     def _tail(self, closing: str) -> list[int]:
         """Return the ids of a closing behind an ordinary gene."""
         if closing == "":
             return []
         if closing not in self._closings:
-            n = len(self._names) if len(self._closings) < _CLOSINGS_OF_ALL_GENES else min(len(self._names), 8)
+            n = len(self._words) if len(self._closings) < _CLOSINGS_OF_ALL_GENES else min(len(self._words), 8)
             self._closings[closing] = _Closing([], {}, n)
             self._learn(closing, n)
         return self._closings[closing].tail
 
     def _learn(self, closing: str, n: int) -> None:
         """Read a closing behind the first n genes: its usual ids, and the genes with which it is read otherwise."""
-        found = [list(ids) for ids in self._behind([f" {name}{closing}" for name in self._names[:n]])]
+        found = [list(ids) for ids in self._behind([f" {name}{closing}" for name in self._words[:n]])]
         tails = [self._tail_of(gene, ids) for gene, ids in enumerate(found)]
         known = self._closings[closing]
         known.tail = list(next((tail for tail in tails if tail), ()))
@@ -295,21 +326,21 @@ class GeneTokenizer:
             return None
         known = self._closings[closing]
         if gene >= known.n_genes and gene not in known.unlike:
-            ids = list(self._behind([f" {self._names[gene]}{closing}"])[0])
+            ids = list(self._behind([f" {self._words[gene]}{closing}"])[0])
             known.unlike[gene] = None if self._tail_of(gene, ids) == known.tail else np.array(ids, np.int32)
         return known.unlike.get(gene)
 
 
-def _random_texts(n_genes: int) -> tuple[list[str], list[str]]:
+def _random_texts(names: NDArray[np.object_]) -> tuple[list[Segments], list[Segments]]:
     """Return prompts and completions of random genes, in the forms that tasks have."""
     rng = np.random.default_rng(0)
     prompts, completions = [], []
     for number in range(_N_CHECKED):
-        first, second = (" ".join(characters_of(rng.integers(n_genes, size=24))) for _ in range(2))
-        prompts.append(
-            f"{number} genes: {first}. Cell type:"
-            if number % 2
-            else f"2 cells, up to {number} genes each:\nCell 1: {first}\nCell 2: {second}\nTissue:"
-        )
-        completions.append(f" {second}." if number % 2 else " CD4 T.")
+        first, second = (Genes(rng.integers(len(names), size=24), names) for _ in range(2))
+        if number % 2:
+            prompts.append(join([f"{number} genes: ", first, ". Cell type:"]))
+        else:
+            lines = ["Cell 1: ", first, "\nCell 2: ", second, "\nTissue:"]
+            prompts.append(join([f"2 cells, up to {number} genes each:\n", *lines]))
+        completions.append(join([" ", second, "."] if number % 2 else [" CD4 T."]))
     return prompts, completions

@@ -12,8 +12,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from cytoglot.corpus.sources.recipe import COMMON_NAMES, SourceRecipe
-from cytoglot.data.schema import GROUP_FIELDS, NOT_A_GROUP, UNLABELED, recognise_obs
+from cytoglot.corpus.sources.recipe import SourceRecipe
+from cytoglot.data.schema import recognise_obs, tidied
 from cytoglot.errors import InputError, nearest_names
 
 _PRIMARY = "is_primary_data"
@@ -123,10 +123,10 @@ class CellFields:
         """Values as a categorical of tidy text; the categories of a categorical column are tidied once."""
         if not isinstance(values.dtype, pd.CategoricalDtype):
             codes, found = pd.factorize(values)
-            return _tidied(name, found).take(codes, allow_fill=True)
+            return tidied(name, found).take(codes, allow_fill=True)
         known = self._tidied.get(name)
         if known is None or known[0] is not values.cat.categories:
-            known = (values.cat.categories, _tidied(name, values.cat.categories))
+            known = (values.cat.categories, tidied(name, values.cat.categories))
             self._tidied[name] = known
         return known[1].take(values.cat.codes.to_numpy(), allow_fill=True)
 
@@ -173,17 +173,6 @@ def _check_values(column: str, wanted: Sequence[str], read: ReadColumn) -> None:
     for value in wanted:
         if value not in known:
             raise InputError(f"keep wants {column} {value!r}, which no cell has; {nearest_names(value, known)}")
-
-
-def _tidied(name: str, values: pd.Index | NDArray) -> pd.Categorical:
-    """The tidy text of each value: stripped, NaN for words that mean no value, the common name of a species."""
-    non_values = NOT_A_GROUP if name in GROUP_FIELDS else UNLABELED
-    texts: list[str | None] = []
-    for value in values:
-        text = "" if pd.isna(value) else str(value).strip()
-        text = COMMON_NAMES.get(text.lower().replace("_", " "), text) if name == "organism" else text
-        texts.append(None if text.lower() in non_values else text)
-    return pd.Categorical(texts, categories=sorted({text for text in texts if text is not None}))
 
 
 def _filled(values: pd.Categorical, constant: str) -> pd.Categorical:

@@ -9,12 +9,11 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cytoglot.config import Settings, load_recipe
-from cytoglot.data.schema import OBS_FIELDS
+from cytoglot.data.schema import COMMON_NAMES, OBS_FIELDS
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 
 #: name of a species in tables → the word of this package.
-COMMON_NAMES = {"homo sapiens": "human", "mus musculus": "mouse"}
 
 
 def _known(field: str) -> str:

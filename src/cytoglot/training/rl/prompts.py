@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, OneOf
+from cytoglot.answer_format import AnswerFormat, FreeText, OneOf
 from cytoglot.cell_model.task_answers import ModelAnswers
-from cytoglot.cell_model.task_scores import bare_answer, kind_of
 from cytoglot.corpus.format.folder import Corpus, Part
 from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
-from cytoglot.corpus.read.mixture import Question
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.tasks.instance import TaskInstance
 from cytoglot.tasks.record import CellRecord, Record
-from cytoglot.tasks.task import Task
+from cytoglot.tasks.record_source import record_sources
+from cytoglot.tasks.task import AnswerSpace, Task
 from cytoglot.tasks.task import tasks as registered_tasks
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.rl.rewards.context import RewardPrompts
@@ -108,7 +108,7 @@ class PromptSource:
     """task → share of the prompts"""
     labels: Mapping[str, tuple[str, ...]]
     """closed task → its answers"""
-    questions: Mapping[tuple[str, Part], tuple[Question, ...]]
+    questions: Mapping[tuple[str, Part], tuple[TaskInstance, ...]]
     """in random order"""
     groups: Mapping[str, str] = field(default_factory=dict)
     """key of a validation record → its donor or batch"""
@@ -127,17 +127,17 @@ class PromptSource:
                 found += 1
                 yield one
 
-    def _ask(self, answers: ModelAnswers, question: Question) -> AskedPrompt | None:
+    def _ask(self, answers: ModelAnswers, question: TaskInstance) -> AskedPrompt | None:
         name, record = question.task.name, question.record
         labels = self.labels.get(name, ())
-        kind = kind_of(question.task, bare_answer(question.example().completion), self.vocabulary)
-        fitted = answers.fitted(question, kind, labels)
+        kind = question.task.answer_kind
+        fitted = answers.fitted(question, labels)
         if fitted is None:
             return None
         n_genes = len(fitted.truth.split()) if kind == "genes" else 0
         answer_format: AnswerFormat = FreeText()
         if kind == "genes":
-            answer_format = DistinctWords(words=self.vocabulary.symbols, min_words=n_genes, max_words=n_genes)
+            answer_format = question.task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
         elif kind == "label":
             answer_format = OneOf(options=labels)
         return AskedPrompt(
@@ -189,7 +189,7 @@ def source_of_cells(cells: AskableCells, recipe: TrainRecipe, *, n_training: int
 
 def _questions_of_cells(
     cells: AskableCells, recipe: TrainRecipe, task: Task[Any, Any], part: str, n: int, seed: int
-) -> Iterator[Question]:
+) -> Iterator[TaskInstance]:
     """Yield twice as many questions as are wanted, as some may not fit; a small file is gone through again."""
     number = sorted(registered_tasks).index(task.name)
     rng = np.random.default_rng([seed, 22, number, part == "train"])
@@ -201,7 +201,7 @@ def _questions_of_cells(
             if not task.can_ask(record):
                 continue
             paraphrased = part == "train" and rng.random() < recipe.paraphrase_share
-            yield Question(task, record, None if paraphrased else task.short_template(record), seed=seed)
+            yield TaskInstance(task, record, None if paraphrased else task.short_template(record), seed=seed)
             found += 1
             if found == 2 * n:
                 return
@@ -242,7 +242,7 @@ def source_of_corpus(corpus: Corpus, recipe: TrainRecipe, *, n_training: int, se
     for name in shares:
         task = corpus.reworded.get(name, registered_tasks[name])
         for part, n in wanted.items():
-            there = corpus.shards(parts[part]) or task.unit not in {"cell", "cell_group"}
+            there = corpus.shards(parts[part]) or not record_sources[task.unit].is_of_cells
             drawn = CorpusExamples(corpus, parts[part], top_genes=top_genes, metadata_share=1.0)
             found = drawn.sample(n, name, seed=seed) if there else []
             records = [one.record for one in found]
@@ -261,21 +261,21 @@ def source_of_corpus(corpus: Corpus, recipe: TrainRecipe, *, n_training: int, se
 
 def _questions(
     records: Iterable[Record], task: Task[Any, Any], recipe: TrainRecipe, part: str, seed: int
-) -> Iterator[Question]:
+) -> Iterator[TaskInstance]:
     rng = np.random.default_rng([seed, 24])
     for record in records:
         paraphrased = part == "train" and rng.random() < recipe.paraphrase_share
-        yield Question(task, record, None if paraphrased else task.short_template(record), seed=seed)
+        yield TaskInstance(task, record, None if paraphrased else task.short_template(record), seed=seed)
 
 
 def _closed_labels(
-    known: Mapping[str, tuple[str, ...]], questions: Mapping[tuple[str, Part], Sequence[Question]]
+    known: Mapping[str, tuple[str, ...]], questions: Mapping[tuple[str, Part], Sequence[TaskInstance]]
 ) -> dict[str, tuple[str, ...]]:
     """Return the answers of each closed task; where validation asks none, those of the training prompts."""
     labels = dict(known)
     for (name, part), asked in questions.items():
         if part == "train" and registered_tasks[name].closed_answer and name not in labels and asked:
-            labels[name] = tuple(sorted({bare_answer(q.example().completion) for q in asked}))
+            labels[name] = tuple(sorted({q.answer() for q in asked}))
     return labels
 
 
@@ -294,10 +294,10 @@ def _reference(records: Iterable[Record], n_each: int) -> dict[str, tuple[tuple[
     found: dict[str, list[tuple[str, ...]]] = {}
     for record in records:
         label = record.metadata.get("cell_type")
-        if isinstance(record, CellRecord) and label is not None and record.genes:
+        if isinstance(record, CellRecord) and label is not None and len(record.genes):
             sentences = found.setdefault(label, [])
             if len(sentences) < n_each:
-                sentences.append(record.genes)
+                sentences.append(tuple(record.genes))
     return {label: tuple(sentences) for label, sentences in sorted(found.items())}
 
 

@@ -279,7 +279,7 @@ def judge(model: CellModel, run: Run, held_out: HeldOut) -> RunResult:
     """Measure a run on the held-out cells: how likely it finds their sentences, and how it annotates them."""
     sentences, _ = model.sentences(held_out.adata)
     examples, task = [], model.task("cell_generation")
-    records = list(model.records(model.cut(sentences)))
+    records = list(model.records(model.truncate(sentences)))
     for record, label in zip(records, held_out.truth_u, strict=True):
         if not record.genes:
             raise InputError(f"test cell {record.cell_id!r} expresses no gene of the vocabulary; leave out empty cells")

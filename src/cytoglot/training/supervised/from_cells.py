@@ -222,7 +222,7 @@ def calibrate_on_cells(model: CellModel, prepared: PreparedCells) -> CellModel:
     best = min(fitted, key=lambda views: fitted[views].validation_loss)
     temperature = 1.0
     if "cell_generation" in model.spec.tasks:
-        real = model.cut(prepared.sentences[rows])
+        real = model.truncate(prepared.sentences[rows])
         temperature = generation_temperature(model, real, prepared.labels[rows], seed=prepared.split.seed)
         logger.info("cells are generated at temperature %.2f", temperature)
     calibration = replace(fitted[best], generation_temperature=temperature)

@@ -7,7 +7,7 @@ always gets the same scores. Axes: n records, k labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,27 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from cytoglot.cell_model.task_answers import ModelAnswers, completions_of
-from cytoglot.cell_model.task_scores import (
-    AskedTask,
-    Kind,
-    bare_answer,
-    gene_ids_of,
-    kind_of,
-    statistics,
-)
+from cytoglot.cell_model.task_answers import ModelAnswers, framed
+from cytoglot.cell_model.task_scores import AskedTask, scores_of
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
-from cytoglot.corpus.read.mixture import Question
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.scoring.score import score_answers
-from cytoglot.metrics.generation import duplicate_share, gene_jaccard, kendall_tau
 from cytoglot.metrics.spec import Direction
 from cytoglot.metrics.spec import metrics as registered_metrics
-from cytoglot.tasks.record import CellGroup, CellRecord
-from cytoglot.tasks.task import AnswerSpace, Task
+from cytoglot.tasks.answers import LabelAnswer
+from cytoglot.tasks.instance import TaskInstance
+from cytoglot.tasks.record import CellRecord
+from cytoglot.tasks.task import Task
 from cytoglot.tasks.task import tasks as registered_tasks
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.supervised.prepare import PreparedCells, label_table
@@ -44,25 +37,18 @@ _WATCHED, _OTHERS = 128, 32
 """records of the task that ends the training, and of each other one"""
 _ANSWER_TOKENS, _FEWEST = 4_000, 8
 """tokens that are written for a task at most, as long as that leaves so many records"""
-_BY_KIND: Mapping[Kind, tuple[str, ...]] = {
-    "label": ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "brier"),
-    "labels": ("accuracy", "macro_f1", "exact_match"),
-    "genes": ("gene_overlap", "gene_jaccard", "kendall_tau_b", "duplicate_share"),
-    "cells": ("gene_overlap", "exact_match"),
-    "text": ("exact_match", "token_f1"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutTasks:
-    """Questions about validation records, and the scores of a model's answers.
+    """TaskInstances about validation records, and the scores of a model's answers.
 
     Made by `held_out_of_cells` and `held_out_of_corpus`. A score is named `TASK.METRIC`, such as
     `cell_type_annotation.macro_f1`.
     """
 
     vocabulary: GeneVocabulary
-    questions: Mapping[str, tuple[Question, ...]]
+    questions: Mapping[str, tuple[TaskInstance, ...]]
     """task → what is asked, in random order; tasks that nothing can be asked of are absent"""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """task with a closed answer → what it chooses from: the answers that occur in training, most frequent first"""
@@ -70,7 +56,7 @@ class HeldOutTasks:
     @property
     def names(self) -> tuple[str, ...]:
         """Every score there is."""
-        return tuple(f"{task}.{metric}" for task in self.questions for metric in _BY_KIND[self._kind(task)])
+        return tuple(f"{task}.{metric}" for task in self.questions for metric in self._task(task).metrics)
 
     def check(self, name: str) -> None:
         """Refuse the name of a score that these tasks do not have.
@@ -106,38 +92,33 @@ class HeldOutTasks:
         return found
 
     def _scores_of(self, name: str, lm: LanguageModel, answerer: ModelAnswers) -> Mapping[str, float]:
-        kind, labels = self._kind(name), self.labels.get(name, ())
-        fitted = [one for q in self.questions[name] if (one := answerer.fitted(q, kind, labels)) is not None]
-        if kind != "label" and fitted:
-            n_tokens = np.cumsum(answerer.n_tokens([one.truth for one in fitted]))
+        task, labels = self._task(name), self.labels.get(name, ())
+        fitted = [one for q in self.questions[name] if (one := answerer.fitted(q, labels)) is not None]
+        if not task.closed_answer and fitted:
+            n_tokens = np.cumsum(answerer.n_tokens(task, [one.truth for one in fitted]))
             fitted = fitted[: max(_FEWEST, int(np.searchsorted(n_tokens, _ANSWER_TOKENS, side="right")))]
         if not fitted:
             return {}
-        task = self.questions[name][0].task
-        asked = AskedTask(task=task, kind=kind, vocabulary=self.vocabulary, records=tuple(fitted), labels=labels)
-        if kind == "label":
+        asked = AskedTask(task=task, vocabulary=self.vocabulary, records=tuple(fitted), labels=labels)
+        if task.closed_answer:
             return _label_scores(lm, asked)
         # A free answer has room for the longest of the true ones: how long its own should be is not told.
-        answers = answerer.answers(asked, [max(answerer.n_tokens([one.truth for one in fitted]))] * len(fitted))
-        if kind == "genes":
-            return _gene_scores(asked, answers)
-        found = statistics(asked, answers)
-        return {metric: found[metric].value for metric in _BY_KIND[kind]}
+        longest = max(answerer.n_tokens(task, [one.truth for one in fitted]))
+        return scores_of(asked, answerer.answers(asked, [longest] * len(fitted)))
 
-    def _kind(self, name: str) -> Kind:
-        question = self.questions[name][0]
-        return kind_of(question.task, bare_answer(question.example().completion), self.vocabulary)
+    def _task(self, name: str) -> Task[Any, Any]:
+        return self.questions[name][0].task
 
 
 def held_out_of_cells(prepared: PreparedCells, recipe: TrainRecipe, seed: int) -> HeldOutTasks:
     """Return what the recipe's tasks ask of the validation cells of a file: some of them, the same for a seed."""
     names, wanted = prepared.sentences.vocabulary.names, _Wanted(recipe)
-    questions: dict[str, tuple[Question, ...]] = {}
+    questions: dict[str, tuple[TaskInstance, ...]] = {}
     for number, task in enumerate(wanted.tasks):
         rows = prepared.rows("validation", labelled="cell_type" in task.required_metadata)
         rows = np.random.default_rng([seed, 11, number]).permutation(rows)
         records = (_cell_record(prepared, int(row), names, recipe.context) for row in rows)
-        asked = (Question(task, r, task.short_template(r), seed=seed) for r in records if task.can_ask(r))
+        asked = (TaskInstance(task, r, task.short_template(r), seed=seed) for r in records if task.can_ask(r))
         chosen = tuple(question for question, _ in zip(asked, range(wanted.n_records(task.name)), strict=False))
         if chosen:
             questions[task.name] = chosen
@@ -152,7 +133,7 @@ def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: Trai
     sampled = CorpusExamples(
         corpus, "validation", top_genes=recipe.sentence.top_genes, metadata_share=1.0, paraphrase_share=0.0
     )
-    questions: dict[str, tuple[Question, ...]] = {}
+    questions: dict[str, tuple[TaskInstance, ...]] = {}
     labels: dict[str, tuple[str, ...]] = {}
     for task in wanted.tasks:
         if task.name not in askable:
@@ -160,8 +141,8 @@ def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: Trai
         records = [found.record for found in sampled.sample(wanted.n_records(task.name), task.name, seed=seed)]
         if records:
             asked = corpus.reworded.get(task.name, task)
-            questions[task.name] = tuple(Question(asked, r, asked.short_template(r), seed=seed) for r in records)
-            if task.closed_answer:
+            questions[task.name] = tuple(TaskInstance(asked, r, asked.short_template(r), seed=seed) for r in records)
+            if isinstance(asked, LabelAnswer):
                 labels[task.name] = _labels_of(corpus, asked)
     return HeldOutTasks(vocabulary=corpus.vocabulary, questions=questions, labels=labels)
 
@@ -188,23 +169,21 @@ def _cell_record(
     )
 
 
-def _labels_of(corpus: Corpus, task: Task[Any, Any]) -> tuple[str, ...]:
+def _labels_of(corpus: Corpus, task: LabelAnswer[Any]) -> tuple[str, ...]:
     """Return the answers of a closed task that occur in the training part, most frequent first."""
-    column = task.required_metadata[0]
+    column = task.field
     values = [value for value in corpus.count(column, "train") if value.strip()]
-    cells = (CellRecord(genes=("A",), metadata={column: value}, cell_id="a") for value in values)
-    records = (c if task.unit == "cell" else CellGroup(cells=(c, c), metadata=c.metadata, group_id="a") for c in cells)
-    return tuple(dict.fromkeys(bare_answer(task.completion(record)) for record in records))
+    return tuple(dict.fromkeys(task.templates.bare(answer) for answer in task.label_completions(values)))
 
 
 def _label_scores(lm: LanguageModel, asked: AskedTask) -> dict[str, float]:
     """Return the metrics of a closed answer; a true answer that training did not have is missed with probability 0."""
-    likelihood_nk = score_answers(lm, asked.prompts, completions_of(asked.labels))
+    likelihood_nk = score_answers(lm, asked.prompts, framed(asked.task, asked.labels))
     probability_nk = softmax(likelihood_nk, axis=1)
     predicted = np.array(asked.labels, dtype=object)[probability_nk.argmax(axis=1)]
     truth = np.array([one.truth for one in asked.records], dtype=object)
     found: dict[str, float] = {}
-    for name in _BY_KIND["label"]:
+    for name in asked.task.metrics:
         spec = registered_metrics[name]
         if spec.inputs == "labels":
             found[name] = spec.function(truth, predicted)
@@ -213,27 +192,3 @@ def _label_scores(lm: LanguageModel, asked: AskedTask) -> dict[str, float]:
         else:
             found[name] = spec.function(truth, probability_nk, asked.labels)
     return found
-
-
-def _gene_scores(asked: AskedTask, answers: Sequence[str]) -> dict[str, float]:
-    """Return means over records; genes are compared by their ids."""
-    written = [
-        asked.task.parse(answer, AnswerSpace(vocabulary=asked.vocabulary)).gene_ids.tolist() for answer in answers
-    ]
-    wanted = [gene_ids_of(one.parts[0]).tolist() for one in asked.records]
-    n_genes = range(len(asked.vocabulary))
-    compared: dict[str, Callable[[Any, Any], float]] = {
-        "gene_jaccard": gene_jaccard,
-        "kendall_tau_b": lambda mine, true: kendall_tau(mine, true, n_genes),
-    }
-    found = {
-        name: _mean([function(mine, true) for mine, true in zip(written, wanted, strict=True)])
-        for name, function in compared.items()
-    }
-    overlap = statistics(asked, answers)["gene_overlap"].value
-    return {"gene_overlap": overlap, **found, "duplicate_share": _mean([duplicate_share(a.split()) for a in answers])}
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan

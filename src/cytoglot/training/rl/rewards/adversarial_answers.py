@@ -10,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from cytoglot.errors import InputError
+from cytoglot.tasks.task import tasks
 from cytoglot.training.rl.rewards.context import RewardContext, RewardPrompts, told_types
 
 TRUE = "true answers"
 OTHER = "other real cells of the type"
 ONE_CELL = "one training cell of the type"
-DRAWS = frozenset({"cell_generation", "unconditional_generation"})
-"""tasks whose prompt does not tell which cell is meant: the true answer is one draw among many"""
 
 _HOUSEKEEPING = tuple(
     """
@@ -57,7 +56,9 @@ class ProbeAnswers:
         self._context, self.group_size = context, group_size
         self._max_words, self._rng = max_words, np.random.default_rng([seed, 8])
         self._favourites = favourites
-        self._is_draw = str(prompts.columns["task"][0]) in DRAWS
+        task = tasks[str(prompts.columns["task"][0])]
+        # The true answer is one draw among many cells of the type.
+        self._is_draw = task.answer_kind == "genes" and not task.identifies_record
         self._prompts = prompts = self._with_other_cells(prompts) if self._is_draw else prompts
         self._asked = [int(n or 0) for n in prompts.columns["num_genes"]]
         self.types = told_types(prompts.columns)

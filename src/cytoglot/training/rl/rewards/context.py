@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cytoglot.errors import InputError
+from cytoglot.tasks.task import tasks
 from cytoglot.training.rl.rewards.type_profile import TypeProfiles
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 Sentences = tuple[tuple[str, ...], ...]
 COLUMNS = ("task", "answer", "cell_type", "num_genes", "key")
 """what is told of every prompt beside its text"""
-_UNTYPED = frozenset({"unconditional_generation"})
-"""tasks whose prompt never tells the type, so that answers cannot be judged by it"""
 
 _NO_REFERENCE: Mapping[str, Sentences] = MappingProxyType({})
 _NO_IDS: Mapping[str, str | None] = MappingProxyType({})
@@ -160,9 +159,17 @@ def read_answers(
 
 
 def told_types(columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Return each prompt's cell type, empty where it is unknown or the task does not tell it."""
+    """Return each prompt's cell type, empty where it is unknown or the answer cannot be judged by it.
+
+    That is where the prompt tells neither the type nor which record is meant.
+    """
+    untyped = {
+        name
+        for name in set(columns["task"])
+        if name in tasks and not tasks[name].identifies_record and "cell_type" not in tasks[name].tells
+    }
     pairs = zip(columns["task"], columns["cell_type"], strict=True)
-    return ["" if task in _UNTYPED else str(name or "") for task, name in pairs]
+    return ["" if task in untyped else str(name or "") for task, name in pairs]
 
 
 def _check_columns(completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:

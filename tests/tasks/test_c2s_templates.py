@@ -1,4 +1,4 @@
-"""Wordings of another model: kept to the letter, filled in its form, refused with the reason."""
+"""Wordings of Cell2Sentence: kept to the letter, filled in its form, refused with the reason."""
 
 from __future__ import annotations
 
@@ -14,13 +14,7 @@ from task_records import record_for
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.tasks import AnswerSpace, CellGroup, CellRecord, Task, load_templates, tasks
-from cytoglot.tasks.foreign_templates import (
-    foreign_fields,
-    load_c2s_templates,
-    read_c2s_templates,
-    templates_for,
-    with_templates,
-)
+from cytoglot.tasks.c2s_templates import group_fields, load_c2s_templates, read_c2s_templates, templates_for
 
 # In the layout of the package, in words of ours.
 FILES: dict[str, tuple[str, list[str], str]] = {
@@ -84,14 +78,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def asked(task: str, folder: Path) -> Task[Any, Any]:
-    return with_templates(tasks[task], load_c2s_templates(task, folder))
+    return tasks[task].with_templates(load_c2s_templates(task, folder))
 
 
 def test_an_installed_package_is_read_and_not_imported(package: Path) -> None:
     for task, (_, prompts, response) in FILES.items():
         templates = templates_for(task, "cell2sentence")
         assert [t.text for t in templates.templates] == prompts
-        assert (templates.answer, templates.foreign, templates.answer_prefix) == (response, True, "")
+        assert (templates.answer, templates.style.is_ours, templates.style.answer_prefix) == (response, False, "")
         assert templates == load_c2s_templates(task, package) == load_c2s_templates(task, package.parent)
         assert templates.fingerprint != load_templates(task).fingerprint
     assert "cell2sentence" not in sys.modules
@@ -120,7 +114,7 @@ def test_a_cell_is_asked_for(package: Path) -> None:
 
 def test_several_cells_are_two_lines_each(package: Path) -> None:
     cells = "Cell 1:\nCD3D C1ORF21.\nCell 2:\nMS4A1.\n"
-    assert foreign_fields(GROUP)["multi_cell_sentences"] == cells
+    assert group_fields(GROUP)["multi_cell_sentences"].text == cells  # type: ignore[union-attr]
     tissue = asked("tissue_annotation", package).example(GROUP)
     assert tissue.prompt == f"2 Mus musculus cells, 2 words each.\n{cells}Organ?"
     assert tissue.completion == "blood."
@@ -154,7 +148,7 @@ def test_the_registered_task_keeps_its_own_wordings(package: Path) -> None:
     assert tasks["cell_type_annotation"].required_metadata == ("cell_type",)
     assert tasks["cell_type_annotation"].templates == load_templates("cell_type_annotation")
     example = tasks["cell_type_annotation"].example(record_for(tasks["cell_type_annotation"]))
-    assert not example.foreign
+    assert example.is_ours
 
 
 def test_there_is_no_held_out_wording_to_choose(package: Path) -> None:
@@ -231,7 +225,7 @@ def own_file(
 
 def test_own_wordings_in_toml_are_used(tmp_path: Path) -> None:
     templates = templates_for("cell_type_annotation", own_file(tmp_path))
-    task = with_templates(tasks["cell_type_annotation"], templates)
+    task = tasks["cell_type_annotation"].with_templates(templates)
     assert task.example(CELL).prompt == "Read CD3D C1orf21. It is"
     assert task.completion(CELL) == " T cell."
     assert task.required_metadata == ("cell_type",)
@@ -248,7 +242,7 @@ def test_own_wordings_that_do_not_fit_the_task_are_refused(tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"expected the field \['cell_type'\] in the answer, found \['type'\]"):
         templates_for("cell_type_annotation", own_file(tmp_path, answer="{type}."))
     with pytest.raises(InputError, match=r"expected the name 'cell_generation'"):
-        with_templates(tasks["cell_generation"], load_templates("cell_type_annotation"))
+        tasks["cell_generation"].with_templates(load_templates("cell_type_annotation"))
 
 
 def test_own_wordings_about_several_cells_need_no_described_one(tmp_path: Path) -> None:
@@ -258,14 +252,14 @@ def test_own_wordings_about_several_cells_need_no_described_one(tmp_path: Path) 
         '[[prompt]]\nname = "mine"\ntext = "{cell_sentences}\\nOrgan:"\n',
         encoding="utf-8",
     )
-    task = with_templates(tasks["tissue_annotation"], templates_for("tissue_annotation", path))
+    task = tasks["tissue_annotation"].with_templates(templates_for("tissue_annotation", path))
     assert task.prompt(GROUP) == "Cell 1: CD3D C1orf21\nCell 2: MS4A1\nOrgan:"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cell2sentence") is None, reason="cell2sentence is not installed")
 @pytest.mark.parametrize("name", list(FILES))
 def test_the_real_package(name: str) -> None:
-    task = with_templates(tasks[name], templates_for(name, "cell2sentence"))
+    task = tasks[name].with_templates(templates_for(name, "cell2sentence"))
     assert len(task.templates.training) >= 10
     record = CELL if task.unit == "cell" else GROUP
     for template in task.templates.templates:

@@ -1,4 +1,4 @@
-"""Wordings of another model, read from its own files at run time, so that it is asked as it was trained.
+"""The wordings of Cell2Sentence, read from its own files at run time: its models are asked as they were trained.
 
 Read are the JSON files of the `cell2sentence` package: {"model_input": [prompt, …], "response": [answer]}. Nothing of
 them is in this package. Their texts are kept to the letter. What follows from how those models were trained, by default
@@ -10,36 +10,78 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any
 
 from cytoglot.errors import InputError
 from cytoglot.tasks.record import CellGroup, CellRecord, Record
-from cytoglot.tasks.template import Template, TemplateSet, load_templates
+from cytoglot.tasks.segments import Field, join, upper
+from cytoglot.tasks.template import FieldStyle, Template, TemplateSet, check_same_fields, load_templates
 from cytoglot.texts import read_text
-
-if TYPE_CHECKING:
-    from typing import Any
-
-    from cytoglot.tasks.task import Task
-
-    AnyTask = TypeVar("AnyTask", bound=Task[Any, Any])
 
 PACKAGE = "cell2sentence"
 """the installed package whose wordings `templates_for` can name"""
 
 
+_METADATA = ("organism", "tissue", "cell_type")
+_LATIN = {"human": "Homo sapiens", "mouse": "Mus musculus", "rat": "Rattus norvegicus", "zebrafish": "Danio rerio"}
+
+
+def cell_fields(record: CellRecord) -> dict[str, Field]:
+    """Return the genes of a cell and their number, which a cell without genes announces if it is known."""
+    count = len(record.genes) or record.num_genes
+    return {"cell_sentence": upper(record.genes)} | ({"num_genes": str(count)} if count else {})
+
+
+def group_fields(record: CellGroup) -> dict[str, Field]:
+    """Return the cells, a line "Cell 1:" and a line of genes for each, and the numbers of cells and of genes."""
+    n_genes = max((len(cell.genes) or cell.num_genes or 0 for cell in record.cells), default=0)
+    counts = {"num_genes": n_genes or record.num_genes, "num_cells": len(record.cells) or record.num_cells}
+    lines: list[Field] = []
+    for i, cell in enumerate(record.cells, start=1):
+        lines += [f"Cell {i}:\n", upper(cell.genes), ".\n"]
+    return {"multi_cell_sentences": join(lines)} | {key: str(count) for key, count in counts.items() if count}
+
+
+@dataclass(frozen=True)
+class C2sStyle(FieldStyle):
+    """Genes in capitals, organisms in Latin, and an answer right behind its prompt."""
+
+    answer_prefix: str = ""
+    name: str = "cell2sentence"
+    is_ours: bool = False
+    of_unit: Callable[[Any], Mapping[str, Field]] = cell_fields
+    """what is said of the genes of a record"""
+
+    def fields_of(self, record: Record) -> Mapping[str, Field]:
+        """Return what the wordings may say of a record; what is not known is absent."""
+        known: dict[str, Field] = {key: record.metadata[key] for key in _METADATA if key in record.metadata}
+        if "organism" in known:
+            known["organism"] = _LATIN.get(record.metadata["organism"].lower(), record.metadata["organism"])
+        return known | self.of_unit(record)
+
+    def required_metadata(self, templates: TemplateSet) -> tuple[str, ...]:
+        """Return the metadata that any of the wordings names."""
+        return tuple(key for key in _METADATA if any(key in template.fields for template in templates.templates))
+
+    def spelled(self, gene: str) -> str:
+        """Return a gene in capitals."""
+        return gene.upper()
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Form:
-    """What the file of a task is called, and what its texts may name."""
+    """What the file of a task is called, what its texts may name, and how they are written."""
 
     file: str
-    fields: tuple[str, ...]
+    fields: Sequence[str]
     answer: str
+    style: C2sStyle = C2sStyle()
 
 
-_GROUP = ("num_genes", "num_cells", "organism")
+_GROUP, _OF_GROUPS = ("num_genes", "num_cells", "organism"), C2sStyle(of_unit=group_fields)
 _FORMS = {
     "cell_type_annotation": _Form(
         file="single_cell_cell_type_prediction_prompts.json",
@@ -52,19 +94,24 @@ _FORMS = {
         answer="cell_sentence",
     ),
     "tissue_annotation": _Form(
-        file="multi_cell_tissue_prediction_prompts.json", fields=(*_GROUP, "multi_cell_sentences"), answer="tissue"
+        file="multi_cell_tissue_prediction_prompts.json",
+        fields=(*_GROUP, "multi_cell_sentences"),
+        answer="tissue",
+        style=_OF_GROUPS,
     ),
     "cell_group_generation_by_tissue": _Form(
-        file="multi_cell_tissue_conditional_generation.json", fields=(*_GROUP, "tissue"), answer="multi_cell_sentences"
+        file="multi_cell_tissue_conditional_generation.json",
+        fields=(*_GROUP, "tissue"),
+        answer="multi_cell_sentences",
+        style=_OF_GROUPS,
     ),
     "interpretation": _Form(
         file="multi_cell_natural_lang_interpretation_prompts.json",
         fields=(*_GROUP, "tissue", "multi_cell_sentences"),
         answer="abstract",
+        style=_OF_GROUPS,
     ),
 }
-_METADATA = ("organism", "tissue", "cell_type")
-_LATIN = {"human": "Homo sapiens", "mouse": "Mus musculus", "rat": "Rattus norvegicus", "zebrafish": "Danio rerio"}
 
 
 def load_c2s_templates(task: str, folder: str | Path | None = None) -> TemplateSet:
@@ -106,11 +153,10 @@ def read_c2s_templates(path: str | Path, task: str) -> TemplateSet:
     try:
         templates = TemplateSet(
             name=task,
-            fields=form.fields,
+            fields=tuple(form.fields),
             answer=answers[0],
             templates=tuple(Template(name=f"prompt_{i}", text=text) for i, text in enumerate(prompts)),
-            foreign=True,
-            answer_prefix="",
+            style=form.style,
         )
         answer_fields = Template(name="response", text=answers[0]).fields
     except ValueError as error:
@@ -147,58 +193,8 @@ def templates_for(task: str, source: str | Path) -> TemplateSet:
             f"{str(source)!r}"
         )
     templates = load_templates(path)
-    _check_own(templates, load_templates(task), where=f"templates {path}")
+    check_same_fields(templates, load_templates(task), where=f"templates {path}")
     return templates
-
-
-def with_templates(task: AnyTask, templates: TemplateSet) -> AnyTask:
-    """Return the same task in other wordings; the given one stays as it is.
-
-    A task with foreign wordings requires the metadata that any of them names.
-
-    Raises
-    ------
-    InputError
-        The templates are of another task, or name fields that the task does not fill.
-    """
-    if templates.foreign:
-        _check_name(templates, task.name, where=f"templates of {templates.name}")
-    else:
-        _check_own(templates, load_templates(task.name), where=f"templates of {templates.name}")
-    return type(task)(templates)
-
-
-def foreign_fields(record: Record) -> dict[str, str]:
-    """Return what foreign wordings may say of a cell or of several, in their form; nothing of other records.
-
-    A record without genes announces `num_genes` and `num_cells`, which are absent where they are not known. Genes of a
-    corpus that is being tokenised stand for themselves as single characters, which have no capitals.
-    """
-    known = {key: record.metadata[key] for key in _METADATA if key in record.metadata}
-    if "organism" in known:
-        known["organism"] = _LATIN.get(known["organism"].lower(), known["organism"])
-    match record:
-        case CellRecord():
-            counts = {"num_genes": len(record.genes) or record.num_genes}
-            texts = {"cell_sentence": _sentence(record)}
-        case CellGroup():
-            n_genes = max((len(cell.genes) or cell.num_genes or 0 for cell in record.cells), default=0)
-            counts = {"num_genes": n_genes or record.num_genes, "num_cells": len(record.cells) or record.num_cells}
-            lines = (f"Cell {i}:\n{_sentence(cell)}.\n" for i, cell in enumerate(record.cells, start=1))
-            texts = {"multi_cell_sentences": "".join(lines)}
-        case _:
-            return {}
-    return known | {key: str(count) for key, count in counts.items() if count} | texts
-
-
-def needed_metadata(templates: TemplateSet) -> tuple[str, ...]:
-    """Return the metadata that a record must have for every one of these foreign wordings."""
-    named = frozenset().union(*(template.fields for template in templates.templates))
-    return tuple(key for key in _METADATA if key in named)
-
-
-def _sentence(cell: CellRecord) -> str:
-    return " ".join(cell.genes).upper()
 
 
 def _form(task: str) -> _Form:
@@ -240,18 +236,3 @@ def _texts(values: object) -> list[str]:
     """Return the values if they are a list of texts, else nothing."""
     texts = [value for value in values if isinstance(value, str) and value] if isinstance(values, list) else []
     return texts if isinstance(values, list) and len(texts) == len(values) else []
-
-
-def _check_name(templates: TemplateSet, task: str, *, where: str) -> None:
-    if templates.name != task:
-        raise InputError(f"{where}: expected the name {task!r}, found {templates.name!r}; is this the file of another?")
-
-
-def _check_own(templates: TemplateSet, shipped: TemplateSet, *, where: str) -> None:
-    _check_name(templates, shipped.name, where=where)
-    unknown = sorted(set(templates.fields) - set(shipped.fields))
-    if unknown:
-        raise InputError(f"{where} lists the fields {unknown}; {shipped.name} fills {list(shipped.fields)}")
-    named, wanted = (Template(name="answer", text=t.answer).fields for t in (templates, shipped))
-    if named != wanted:
-        raise InputError(f"{where}: expected the field {sorted(wanted)} in the answer, found {sorted(named)}")

@@ -1,0 +1,1 @@
+"""Many files to one corpus, in steps that can be interrupted."""
