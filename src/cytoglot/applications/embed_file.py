@@ -44,7 +44,7 @@ from cytoglot.lm.embedding.embed import (
 )
 from cytoglot.lm.model.fingerprint import model_fingerprint
 from cytoglot.lm.runtime.prefetch import one_ahead
-from cytoglot.manifest import fingerprint_of, fingerprint_texts, package_versions
+from cytoglot.manifest import fingerprint_file, fingerprint_texts, package_versions
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.unfinished import UnfinishedOutput
@@ -188,7 +188,7 @@ class _Work:
         """Return what tells parts apart: any change in it makes them worthless."""
         spec = self.model.spec
         decisive = [
-            fingerprint_of(path),
+            fingerprint_file(path),
             model_fingerprint(self.model.lm),
             spec.vocabulary.fingerprint,
             spec.ranking,

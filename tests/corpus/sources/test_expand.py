@@ -100,7 +100,7 @@ def test_metadata_are_canonical_text(folder: Path) -> None:
         shown = frame.astype(object).where(frame.notna(), None)
         assert shown["cell_type"].tolist() == ["T cell", "T cell", None, "B cell", None]
         assert shown["donor_id"].tolist() == ["d1", "d2", None, "d1", "d2"]  # doublet is no donor
-        assert shown["development_stage"].tolist() == ["61.5", "60.0", None, "61.5", "60.0"]
+        assert shown["development_stage"].tolist() == ["61.5", "60", None, "61.5", "60"]
         assert shown["organism"].tolist() == ["human"] * 5
         assert shown["disease"].tolist() == ["normal"] * 5
         assert shown["tissue"].tolist() == ["lung", "lung", "gut", "gut", "lung"]

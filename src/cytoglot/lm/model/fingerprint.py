@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from cytoglot.lm.model.load import LanguageModel
-from cytoglot.manifest import fingerprint_bytes
+from cytoglot.manifest import fingerprint_bytes, fingerprint_file, fingerprint_texts
 
+_RECORDS = frozenset({"training.json", "trainer_state.json"})
+"""they tell of the training, and of its time"""
 _VALUES_PER_TENSOR = 1024
 
 
@@ -20,6 +23,16 @@ def model_fingerprint(lm: LanguageModel) -> str:
     training changes nearly all of them.
     """
     return fingerprint_bytes(_parts(lm))
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Fingerprint the files of a model folder that decide what it does: all bytes of weights, tokenizer and settings.
+
+    Unlike `model_fingerprint` it sees a change of a single weight, and needs no model in memory.
+    """
+    kinds = {".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".txt", ".jinja"}
+    read = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.name not in _RECORDS)
+    return fingerprint_texts(text for path in read for text in (path.name, fingerprint_file(path)))
 
 
 def _parts(lm: LanguageModel) -> Iterator[bytes]:

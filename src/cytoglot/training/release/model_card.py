@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from cytoglot.atomic import write_text
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.corpus.format.folder import PARTS, Corpus
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.tasks.task import tasks as registered_tasks
 

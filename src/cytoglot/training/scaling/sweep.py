@@ -28,7 +28,8 @@ from cytoglot.config import Settings, load_recipe
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.readers.read import read
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits.splitting import Split, split_cells
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.model.scratch import ScratchSettings
 from cytoglot.lm.scoring.score import score_pairs
