@@ -289,6 +289,28 @@ def test_other_formats_give_the_same_cells(folder: Path) -> None:
                 assert found.cell_ids(0, 5).tolist() == expected.cell_ids(0, 5).tolist()
 
 
+def test_the_fingerprint_sees_an_edit_in_place_that_leaves_size_and_time(folder: Path) -> None:
+    """One value of a file of 7 MB: a sample of its blocks would miss most of such edits."""
+    path = folder / "five.h5ad"
+    AnnData(
+        X=np.random.default_rng(0).poisson(1.0, (3000, 600)).astype(np.float32),
+        obs=pd.DataFrame(index=[f"cell{i}" for i in range(3000)]),
+        var=pd.DataFrame(index=[f"GENE{i}" for i in range(600)]),
+    ).write_h5ad(path)
+    with opened(folder) as source:
+        seen, stamp = {source.fingerprint}, source.stamp
+    times = path.stat()
+    for row in range(5, 3000, 600):
+        with h5py.File(path, "r+") as file:
+            file["X"][row, 3] += 1
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        with opened(folder) as source:
+            assert source.stamp != stamp
+            assert source.fingerprint not in seen
+            seen.add(source.fingerprint)
+    assert path.stat().st_size == times.st_size
+
+
 def test_the_fingerprint_follows_the_file(folder: Path) -> None:
     with opened(folder) as source:
         first = source.fingerprint
