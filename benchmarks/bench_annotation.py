@@ -30,7 +30,8 @@ from cytoglot.config import load_recipe
 from cytoglot.data.datasets import data_folder
 from cytoglot.data.readers.read import read
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits.splitting import Split, folds
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import folds
 from cytoglot.lm.model.language_model import set_threads
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference

@@ -24,7 +24,8 @@ from sklearn.linear_model import LogisticRegression
 
 from benchmarks.bench_annotation import TASKS, Task, labels_and_rows, read_task
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.splits.splitting import Split, folds
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import folds
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.uncertainty import bootstrap, bootstrap_difference
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -76,34 +78,51 @@ def fingerprint_texts(texts: Iterable[str]) -> str:
 
 
 def fingerprint_file(path: str | Path) -> str:
-    """Fingerprint the content of a file, or of every file of a folder with their relative names."""
-    path = Path(path)
-    digest = hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    for file in files:
-        digest.update(str(file.relative_to(path)).encode() if path.is_dir() else b"")
-        with file.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
+    """Fingerprint all bytes of a file, or of every file of a folder with their relative names.
 
-
-def fingerprint_of(path: Path, *, n_blocks: int = 64, block_bytes: int = 1 << 16) -> str:
-    """Fingerprint a file of any size by its size and up to `n_blocks` evenly spaced blocks; a folder by every file's.
-
-    Reads 4 MB at most of a file, where the fingerprint of all of its bytes would take longer than the encoding.
+    Blocks are hashed in threads: about 1.3 GB/s a core, a few per cent of what reading cells from the file takes.
     """
+    path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    if len(files) > n_blocks:  # zarr has a file for each chunk
-        described = (f"{f.relative_to(path)} {f.stat().st_size} {f.stat().st_mtime_ns}".encode() for f in files)
-        return fingerprint_bytes(described)
-    return fingerprint_bytes(block for file in files for block in _blocks(file, n_blocks, block_bytes))
+    blocks = [(file, start) for file in files for start in range(0, max(file.stat().st_size, 1), _BLOCK)]
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        digests = list(pool.map(_block_digest, blocks))
+    if blocks == [(path, 0)]:
+        return digests[0].hex()[:16]
+    names = (str(file.relative_to(path)) if path.is_dir() else "" for file, _ in blocks)
+    return fingerprint_bytes(
+        part for name, digest in zip(names, digests, strict=True) for part in (name.encode(), digest)
+    )
 
 
-def _blocks(file: Path, n_blocks: int, block_bytes: int) -> Iterator[bytes]:
-    size = file.stat().st_size
-    yield f"{file.name if size == 0 else size}".encode()
-    with file.open("rb") as handle:
-        for number in range(n_blocks):
-            handle.seek(max(size - block_bytes, 0) * number // max(n_blocks - 1, 1))
-            yield handle.read(block_bytes)
+_BLOCK = 1 << 23
+
+
+def _block_digest(block: tuple[Path, int]) -> bytes:
+    with block[0].open("rb") as handle:
+        handle.seek(block[1])
+        return hashlib.sha256(handle.read(_BLOCK)).digest()
+
+
+def file_stamp(path: str | Path) -> str:
+    """Return what the file system tells of a file, or of all files of a folder: it changes with every writing.
+
+    Files of one stamp need not be read to know that they are unchanged; those of another may still hold the same.
+    """
+    path = Path(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    stats = ((str(file.relative_to(path)), file.stat()) for file in files)
+    return fingerprint_texts(f"{n} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for n, s in stats)
+
+
+def changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Return "a.b: old → new" for each value of nested mappings that differs; values are shortened."""
+    if old == new:
+        return []
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = dict.fromkeys([*old, *new])
+        return [k for name in names for k in changed_keys(old.get(name), new.get(name), f"{prefix}.{name}")]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [k for i, pair in enumerate(zip(old, new, strict=True)) for k in changed_keys(*pair, f"{prefix}.{i}")]
+    shown = [text if len(text) < 40 else text[:37] + "…" for text in (repr(old), repr(new))]
+    return [f"{prefix.removeprefix('.')}: {shown[0]} → {shown[1]}"]

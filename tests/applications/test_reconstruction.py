@@ -14,7 +14,7 @@ from cytoglot.applications.reconstruction import ReconstructionResult, reconstru
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
 from cytoglot.data.normalize import normalize_log
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.encode import encode

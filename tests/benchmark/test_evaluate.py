@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from anndata import AnnData
+from scipy.sparse import csr_matrix
 
 from cytoglot.benchmark.evaluate import EvaluateSettings, Evaluation, evaluate, held_out_cells
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import load_split
 from cytoglot.data.readers.read import read
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 
 QUICK = EvaluateSettings(control=False, generation=False, probe=False, maps=False)
@@ -90,6 +93,100 @@ def test_training_cells_are_set_aside_among_new_ones(cells: AnnData, tiny_model:
     assert set(mixed.obs_names[held.train]) == set(split.train)
 
 
+def _other_cells(cells: AnnData) -> AnnData:
+    """As many other cells, under the same names."""
+    other = cells.copy()
+    other.X = csr_matrix(np.random.default_rng(5).permuted(cells.X.toarray(), axis=1))
+    return other
+
+
+def _changed(cells: AnnData, how: str) -> AnnData:
+    changed = cells.copy()
+    if how == "suffix":
+        changed.obs_names = [f"{name}-1" for name in cells.obs_names]
+    elif how == "numbers":
+        changed.obs_names = [str(i) for i in range(cells.n_obs)]
+    elif how == "dense, other order of cells and genes":
+        rng = np.random.default_rng(0)
+        changed = cells[rng.permutation(cells.n_obs), rng.permutation(cells.n_vars)].copy()
+        changed.X = changed.X.toarray().astype(np.float64)
+        changed.obs_names = [f"{name}-1" for name in changed.obs_names]
+    elif how == "logarithms":
+        changed.obs_names = [f"{name}-1" for name in cells.obs_names]
+        changed.X = cells.X.multiply(1e4 / cells.X.sum(axis=1)).tocsr().log1p()
+    return changed
+
+
+@pytest.mark.parametrize("how", ["suffix", "numbers", "dense, other order of cells and genes", "logarithms"])
+def test_training_cells_are_refused_however_they_are_named(
+    how: str, cells: AnnData, tiny_model: CellModel, split: Split
+) -> None:
+    changed = _changed(cells, how)
+    changed.obs["was"] = changed.obs_names.str.removesuffix("-1") if how != "numbers" else cells.obs_names
+    held = held_out_cells(read(changed), tiny_model, label=None)
+    was = changed.obs["was"].to_numpy()
+    assert (set(was[held.train]), set(was[held.test])) == (set(split.train), set(split.test))
+    assert held.matched.counts["renamed"] == cells.n_obs
+    assert held.matched.counts["new"] == 0
+
+
+def test_cells_of_another_file_with_the_same_names_are_refused_or_new(
+    cells: AnnData, tiny_model: CellModel, tmp_path: Path
+) -> None:
+    other = _other_cells(cells)
+    with pytest.raises(InputError, match=r"240 of 240 cells are named .* --new-cells \(new_cells=True\)"):
+        evaluate(other, tiny_model, out=tmp_path / "out", settings=QUICK, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+    found = evaluate(other, tiny_model, out=tmp_path / "out", settings=QUICK, new_cells=True, device="cpu")
+    assert {row.n for row in found.results if row.metric == "accuracy"} == {240}
+    assert (found.cells["other_content"], found.cells["new"], found.cells["train"]) == (240, 240, 0)
+    assert _read(found, "data_card.json")["cells"] == found.cells
+
+
+def test_a_file_that_has_changed_is_refused(cells: AnnData, tiny_model: CellModel) -> None:
+    permuted = cells.copy()
+    permuted.X = cells.X[np.random.default_rng(0).permutation(cells.n_obs)]
+    with pytest.raises(InputError, match=r"2[34]\d of 240 cells are named .* the file has changed"):
+        held_out_cells(read(permuted), tiny_model, label=None)
+    held = held_out_cells(read(permuted), tiny_model, label=None, new_cells=True)
+    assert held.matched.counts["new"] == 0, "all of them are cells of the training file, under names of others"
+
+
+def test_a_model_of_an_earlier_version_knows_names_only_and_says_so(
+    cells: AnnData, tiny_model: CellModel, split: Split, tmp_path: Path
+) -> None:
+    folder = tmp_path / "old"
+    shutil.copytree(tiny_model.folder or "", folder)
+    stored = json.loads((folder / "split.json").read_text())
+    del stored["content"]
+    (folder / "split.json").write_text(json.dumps(stored))
+    held = held_out_cells(read(cells), replace(tiny_model, folder=folder), label=None)
+    assert set(cells.obs_names[held.test]) == set(split.test)
+    assert held.matched.messages[0].startswith("the model was written by an earlier version")
+
+
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        (lambda name: f"not {name}", r"^no label of the judged cells is known to the model, .*: 'not .*; it knows '"),
+        (
+            lambda name: f" {name.upper()}",
+            r"; other spellings are not the same label, it has '(.*)' for '(?!\1)(?i:\1)'",
+        ),
+    ],
+)
+def test_labels_that_the_model_does_not_know_are_told(
+    rename: Callable[[str], str], message: str, cells: AnnData, tiny_model: CellModel, tmp_path: Path
+) -> None:
+    other = cells.copy()
+    other.obs["cell_type"] = cells.obs["cell_type"].cat.rename_categories(rename)
+    found = evaluate(other, tiny_model, out=tmp_path / "e", settings=QUICK, device="cpu")
+    assert re.search(message, found.messages[0]), found.messages
+    assert len(found.unknown_labels) == 3
+    (accuracy,) = [row.value for row in found.results if (row.method, row.metric) == ("cytoglot", "accuracy")]
+    assert accuracy == 0
+
+
 def test_cells_without_a_label_are_left_out(cells: AnnData, tiny_model: CellModel, split: Split) -> None:
     some = cells.copy()
     first = split.mask(cells.obs_names, "test").nonzero()[0][0]
@@ -113,13 +210,18 @@ def test_a_column_that_is_not_there_and_a_model_without_a_split(cells: AnnData, 
 def test_another_file_is_judged_without_baselines_and_told_of_unseen_types(
     cells: AnnData, tiny_model: CellModel, tmp_path: Path
 ) -> None:
-    other = cells[:60].copy()
+    other = _other_cells(cells)[:60].copy()
     other.obs_names = [f"elsewhere {i}" for i in range(60)]
     names = other.obs["cell_type"].astype(str).to_numpy(dtype=object)
     names[:5] = "type nobody knew"
     other.obs["annotation"] = names
     found = evaluate(other, tiny_model, label="annotation", out=tmp_path / "out", settings=QUICK, device="cpu")
-    assert found.messages == ["baselines and controls are not shown: the file holds no training cell of the model"]
+    assert found.messages == [
+        "60 of 60 cells are not of the model's training file and are judged as new",
+        "5 of 60 judged cells have labels that the model does not know and count as wrong: 'type nobody knew'",
+        "baselines and controls are not shown: the file holds no training cell of the model",
+    ]
+    assert (found.cells["new"], found.unknown_labels) == (60, ["type nobody knew"])
     annotation = [row for row in found.results if row.task == "annotation"]
     assert {(row.method, row.n) for row in annotation} == {("cytoglot", 60)}
     card = _read(found, "data_card.json")

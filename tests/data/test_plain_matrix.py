@@ -16,7 +16,8 @@ from scipy import sparse
 
 from cytoglot.data.plain_matrix import csr_of, plain_matrix
 from cytoglot.data.readers.cell_rows import MemoryCsc, cell_rows
-from cytoglot.data.readers.read import open_cells, read
+from cytoglot.data.readers.read import read
+from cytoglot.data.readers.stream import open_cells
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.encode import encode, encode_matrix

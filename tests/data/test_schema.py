@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytoglot.data.schema import OBS_FIELDS, UNLABELED, group_values, labels, recognise_obs
+from cytoglot.data.schema import OBS_FIELDS, UNLABELED, group_values, labels, recognise_obs, unlike_in_spelling
 from cytoglot.errors import InputError
 
 
@@ -38,9 +38,48 @@ def test_missing_and_unlabelled_values_become_nan():
 
 
 def test_numbers_become_texts_and_missing_numbers_nan():
-    result = labels(pd.DataFrame({"cluster": [0.0, np.nan, 2.0]}), "cluster")
-    assert result.tolist()[0] == "0.0"
+    result = labels(pd.DataFrame({"cluster": [0.0, np.nan, 2.5]}), "cluster")
+    assert result.tolist()[::2] == ["0", "2.5"]
     assert result.isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("read", [labels, group_values])
+def test_a_value_has_one_text_whatever_the_type_of_its_column(read):
+    columns = {
+        "int": np.array([1, 2, 30]),
+        "small": np.array([1, 2, 30], dtype=np.uint8),
+        "float": np.array([1.0, 2.0, 30.0]),
+        "half": np.array([1, 2, 30], dtype=np.float16),
+        "nullable": pd.array([1, 2, 30], dtype="Int64"),
+        "nullable float": pd.array([1, 2, 30], dtype="Float64"),
+        "text": np.array(["1", " 2", "30 "]),
+        "bytes": np.array([b"1", b"2", b"30"], dtype=object),
+        "object": np.array([1, 2.0, "30"], dtype=object),
+        "categorical": pd.Categorical([1, 2, 30]),
+        "categorical float": pd.Categorical([1.0, 2.0, 30.0]),
+        "categorical text": pd.Categorical(["1", "2", "30"]),
+    }
+    obs = pd.DataFrame(columns)
+    assert all(read(obs, name).tolist() == ["1", "2", "30"] for name in columns)
+
+
+def test_truth_values_and_other_numbers_have_one_text_too():
+    obs = pd.DataFrame({
+        "bool": [True, False], "nullable": pd.array([True, False], dtype="boolean"),
+        "object": np.array([True, False], dtype=object), "categorical": pd.Categorical([True, False]),
+    })  # fmt: skip
+    assert all(labels(obs, name).tolist() == ["True", "False"] for name in obs)
+    doses = pd.DataFrame({"a": np.array([0.1, 1e20]), "b": np.array([0.1, 1e20], dtype=np.float32)})
+    doses["c"] = doses["b"].astype("category")
+    assert labels(doses, "c").tolist() == labels(doses, "a").tolist() == labels(doses, "b").tolist() == ["0.1", "1e+20"]
+    assert labels(pd.DataFrame({"x": ["1.0", "1"]}), "x").tolist() == ["1.0", "1"], "texts are not read as numbers"
+
+
+def test_names_of_other_spelling_are_found_and_not_merged():
+    known = ["T cell", "B cell", "1", "Müller glia", "CD4+ T", "CD4- T"]
+    found = unlike_in_spelling(["t_cell", "B  cell", "1.0", "Mu\u0308ller glia", "NK", "B cell"], known)
+    assert found == {"t_cell": "T cell", "B  cell": "B cell", "1.0": "1", "Mu\u0308ller glia": "Müller glia"}
+    assert unlike_in_spelling(["+", "-"], ["-"]) == {}
 
 
 def test_demultiplexing_verdicts_are_no_donors_but_could_be_labels():

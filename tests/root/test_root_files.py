@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from cytoglot.answer_format import DistinctWords, OneOf
@@ -14,7 +16,7 @@ from cytoglot.atomic import atomic_path, write_json, write_text
 from cytoglot.config import Settings, load_recipe
 from cytoglot.errors import InputError, MissingExtraError, UnknownNameError
 from cytoglot.extras import require
-from cytoglot.manifest import Manifest, fingerprint_file, fingerprint_texts
+from cytoglot.manifest import Manifest, file_stamp, fingerprint_file, fingerprint_texts
 from cytoglot.registry import Registry
 
 
@@ -160,6 +162,40 @@ def test_fingerprints_tell_order_and_boundaries_apart(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("x")
     before = fingerprint_file(tmp_path)
     (tmp_path / "f").write_text("y")
+    assert fingerprint_file(tmp_path) != before
+
+
+@pytest.mark.parametrize("n_bytes", [0, 5, (1 << 23) + 7, 1 << 24])
+def test_the_fingerprint_of_a_file_sees_every_byte(n_bytes: int, tmp_path: Path) -> None:
+    """An edit in place between the blocks of a sample would not be seen by a sample."""
+    path, rng = tmp_path / "file", np.random.default_rng(0)
+    content = bytearray(rng.bytes(n_bytes))
+    path.write_bytes(content)
+    seen = {fingerprint_file(path)}
+    for place in {0, n_bytes // 3, n_bytes - 1, *rng.integers(0, max(n_bytes, 1), 3).tolist()} if n_bytes else ():
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert fingerprint_file(path) not in seen
+        seen.add(fingerprint_file(path))
+    path.write_bytes(content)
+    assert fingerprint_file(path) in seen
+    path.rename(tmp_path / "other name")
+    assert fingerprint_file(tmp_path / "other name") in seen
+
+
+def test_the_fingerprint_of_a_folder_sees_every_file_whatever_its_time(tmp_path: Path) -> None:
+    for i in range(80):  # zarr has a file for each chunk
+        (tmp_path / f"{i:02}").write_bytes(bytes(10))
+    before, stamp = fingerprint_file(tmp_path), file_stamp(tmp_path)
+    times = (tmp_path / "41").stat()
+    (tmp_path / "41").write_bytes(bytes(9) + b"x")
+    os.utime(tmp_path / "41", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprint_file(tmp_path) != before
+    assert file_stamp(tmp_path) != stamp
+    (tmp_path / "41").write_bytes(bytes(10))
+    assert fingerprint_file(tmp_path) == before
+    (tmp_path / "41").rename(tmp_path / "99")
     assert fingerprint_file(tmp_path) != before
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
+from cytoglot.hashing import mixed
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
 from cytoglot.sentence.encode import detection_rates, encode, encode_matrix
-from cytoglot.sentence.kernels import hash_texts, mixed
+from cytoglot.sentence.kernels import hash_texts
 
 TIES: tuple[TieRule, ...] = ("order", "random", "rare_first", "common_first")
 DTYPES = [
@@ -286,10 +287,10 @@ def test_no_cell_and_no_value() -> None:
 
 def test_a_seed_changes_random_ties_and_leaves_numpys_global_state_alone() -> None:
     counts_ng = some_counts()
-    np.random.seed(7)  # noqa: NPY002 - the state under test
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(7)
+    before = np.random.get_state()[1].copy()
     first, second = rank(counts_ng, "random", seed=1), rank(counts_ng, "random", seed=2)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+    np.testing.assert_array_equal(np.random.get_state()[1], before)
     assert as_lists(first) == as_lists(rank(counts_ng, "random", seed=1))
     assert as_lists(first) != as_lists(second)
     assert [sorted(a) for a in as_lists(first)] == [sorted(b) for b in as_lists(second)]

@@ -21,10 +21,11 @@ from anndata import AnnData
 
 from cytoglot import resume
 from cytoglot.errors import InputError
+from cytoglot.manifest import fingerprint_file
 from cytoglot.resume import Parts
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.encode import detection_rates, encode
-from cytoglot.sentence.encode_file import EncodeSummary, encode_file, fingerprint_of
+from cytoglot.sentence.encode_file import EncodeSummary, encode_file
 
 
 def cells(n_cells: int = 100, n_genes: int = 60, form: Any = sp.csr_matrix) -> AnnData:
@@ -75,7 +76,7 @@ def test_text_genes_and_rates_reach_the_file(h5ad: Path, tmp_path: Path) -> None
     assert found.tie_rates.tolist() == np.float32([0.5, 0.1, 0.25]).tolist()
     assert list(found) == list(encode(cells(), genes=genes, tie_rates=rates, ties="rare_first"))
     assert pq.read_table(tmp_path / "s.parquet")["sentence"].to_pylist() == [" ".join(words) for words in found]
-    assert found.manifest.inputs == {"cells.h5ad": fingerprint_of(h5ad)}
+    assert found.manifest.inputs == {"cells.h5ad": fingerprint_file(h5ad)}
     assert found.manifest.config["ties"] == "rare_first"
 
 
@@ -289,16 +290,3 @@ def test_the_same_command_after_a_kill_ends_with_the_same_bytes(h5ad: Path, tmp_
     assert summary.resumed_cells >= 30
     assert out.read_bytes() == (tmp_path / "expected.parquet").read_bytes()
     assert left_over(tmp_path) == ["expected.parquet", "s.parquet"]
-
-
-def test_the_fingerprint_of_a_file_sees_any_sampled_change(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_bytes(bytes(1000))
-    first = fingerprint_of(path)
-    path.write_bytes(bytes(999) + b"x")
-    assert fingerprint_of(path) != first
-    path.write_bytes(b"")
-    assert len(fingerprint_of(path)) == 16
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a").write_bytes(b"1")
-    assert len(fingerprint_of(tmp_path / "folder")) == 16

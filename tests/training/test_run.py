@@ -17,7 +17,7 @@ from anndata import AnnData
 import cytoglot as cg
 from cytoglot.cell_model.load import CellModel, load_model
 from cytoglot.corpus.format.folder import Corpus
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.training import run
 from cytoglot.training.recipe import TrainRecipe

@@ -43,7 +43,6 @@ from cytoglot.lm.embedding.embed import (
     read_texts,
 )
 from cytoglot.lm.runtime.prefetch import one_ahead
-from cytoglot.manifest import fingerprint_of
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.task import check_context
@@ -151,7 +150,7 @@ def embed_file(
             options = {"layer": layer, "context": dict(context or {}), "hidden_layer": asked, "pooling": pooling}
             return {
                 **model_settings(model, "cell_type_annotation"),
-                "data": fingerprint_of(path),
+                "data": fingerprint_file(path),
                 **gene_options.to_dict(),
                 "key_added": key_added,
                 "chunk_cells": chunk_cells,

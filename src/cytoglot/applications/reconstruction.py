@@ -14,7 +14,8 @@ from cytoglot.applications.reconstruction_plots import PlotPoints, draw_log_rank
 from cytoglot.atomic import write_json
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.stream import open_cells
-from cytoglot.data.splits.splitting import Split, split_cells
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import split_cells
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 from cytoglot.sentence.rank_curve import CURVE_KINDS, CurveKind, CurveScore

@@ -16,7 +16,7 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
 from cytoglot.data.normalize import log_normalised
 from cytoglot.data.readers.read import CellStream
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.curve_score import CurveScore, CurveScorer

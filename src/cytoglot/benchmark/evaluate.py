@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,14 +27,17 @@ from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
 from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
 from cytoglot.cell_model.load import CellModel, load_cell_model
-from cytoglot.cell_model.spec import TRAINING_FILE, load_split
+from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.read import read
-from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
+from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs, unlike_in_spelling
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits.splitting import Split, leakage_report
+from cytoglot.data.splits.content import content_of_cells
+from cytoglot.data.splits.leakage import leakage_report
+from cytoglot.data.splits.matching import MatchedCells, match_cells
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest
 from cytoglot.metrics.classification import calibration_bins, confusion, per_class
@@ -70,6 +73,10 @@ class Evaluation:
     folder: Path
     results: list[ResultRow]
     messages: list[str] = field(default_factory=list)
+    cells: dict[str, int] = field(default_factory=dict)
+    """cells of each kind; see `data.splits.matching.MatchedCells`"""
+    unknown_labels: list[str] = field(default_factory=list)
+    """labels of judged cells that the model does not know"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,7 @@ class HeldOut:
     validation: NDArray[np.int64]
     test: NDArray[np.int64]
     split: Split
+    matched: MatchedCells
     unit: str
     groups: NDArray[np.object_] | None
     """resampling unit of each test cell"""
@@ -96,42 +104,53 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
+    new_cells: bool = False,
     seed: int = 0,
     device: str = "auto",
 ) -> Evaluation:
-    """Evaluate `model` on the test cells of its own split and write the evaluation folder.
+    """Evaluate `model` on the test cells of its own split and on new cells, and write the evaluation folder.
 
     Parameters
     ----------
     source
-        The file that the model was trained from (its training cells fit the baselines, its test cells are judged).
-        Cells that the model's split does not know are test cells too, as long as none is a training cell.
+        The file that the model was trained from (its training cells fit the baselines, its test cells are judged), or
+        another one. Training and validation cells are never judged, whatever their names are: cells are known by what
+        they hold. Cells that the model's split knows neither by name nor by content are new, and judged.
     label
         Column of the true cell types; by default the one the model was trained on.
     layer, gene_options
         Which matrix is read, and how its columns become genes.
+    new_cells
+        Cells that are named as cells of the split but hold other values are other cells.
 
     Raises
     ------
     InputError
-        There is no test cell with a label (every cell was used for training or validation), the model has no split, or
-        `out` holds other things than an evaluation.
+        There is no test cell with a label (every cell was used for training or validation), the model has no split,
+        cells are named as cells of the split and hold other values (unless `new_cells`), or `out` holds other things
+        than an evaluation.
     """
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()
     model = load_cell_model(model, device=device) if isinstance(model, (str, Path)) else model
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
-    held_out = held_out_cells(adata, model, label=label)
+    held_out = held_out_cells(adata, model, label=label, new_cells=new_cells)
     work = _Work(model=model, held_out=held_out, settings=settings, seed=seed)
     folder = Path(out)
     with atomic_path(folder) as partial:
         partial.mkdir()
         work.run(partial, control_folder=folder.parent / f".{folder.name}.control")
-    return Evaluation(folder=folder, results=work.rows, messages=work.messages)
+    return Evaluation(
+        folder=folder,
+        results=work.rows,
+        messages=work.messages,
+        cells=held_out.matched.counts,
+        unknown_labels=work.unknown_labels,
+    )
 
 
-def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None) -> HeldOut:
+def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None, new_cells: bool = False) -> HeldOut:
     """Sort the cells of a file by the split of the model; cells without a label are left out."""
     column = label or model.spec.label_column
     if column is None:
@@ -140,13 +159,18 @@ def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None) -> He
         raise InputError("this model has no stored split, so training cells cannot be told from others")
     series = read_labels(adata.obs, column)
     labels = np.array([None if pd.isna(value) else str(value) for value in series], dtype=object)
-    part = split.part_of(adata.obs_names)
+    content = content_of_cells(adata, model.spec.vocabulary)
+    matched = match_cells(split, adata.obs_names, content, new_cells=new_cells)
+    part = matched.part
     known = np.array([value is not None for value in labels], dtype=bool)
     test = np.flatnonzero(known & np.isin(part, ["test", ""]))
     if len(test) == 0:
+        renamed = (
+            f" ({matched.counts['renamed']} of the file have other names now)" if matched.counts["renamed"] else ""
+        )
         raise InputError(
             f"no cell to evaluate on: {int(known.sum())} of {adata.n_obs} cells have a label, and all of these were "
-            "used for training or validation; pass held-out cells"
+            f"used for training or validation{renamed}; pass held-out cells"
         )
     unit, groups = _unit(adata.obs.iloc[test])
     return HeldOut(
@@ -156,6 +180,7 @@ def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None) -> He
         validation=np.flatnonzero(known & (part == "validation")),
         test=test,
         split=split,
+        matched=matched,
         unit=unit,
         groups=groups,
     )
@@ -168,16 +193,33 @@ def _unit(obs: pd.DataFrame) -> tuple[str, NDArray[np.object_] | None]:
     return resampling_unit(columns)
 
 
+def _unknown_labels(truth: NDArray[np.object_], unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Say which labels the model cannot give, and which it knows in another spelling."""
+    n = int(np.isin(truth, list(unknown)).sum())
+    shown = ", ".join(repr(name) for name in unknown[:5]) + (", …" if len(unknown) > 5 else "")
+    text = f"{n} of {len(truth)} judged cells have labels that the model does not know and count as wrong: {shown}"
+    if n == len(truth):
+        text = f"no label of the judged cells is known to the model, so no answer can be right: {shown}; "
+        text += "it knows " + ", ".join(map(repr, known[:5])) + (", …" if len(known) > 5 else "")
+    pairs = [f"{ours!r} for {theirs!r}" for theirs, ours in unlike_in_spelling(unknown, known).items()]
+    return f"{text}; other spellings are not the same label, it has {', '.join(pairs)}" if pairs else text
+
+
 class _Work:
     """One evaluation, step by step; each step writes its own file."""
 
     def __init__(self, *, model: CellModel, held_out: HeldOut, settings: EvaluateSettings, seed: int) -> None:
         self.model, self.held_out, self.settings, self.seed = model, held_out, settings, seed
         self.rows: list[ResultRow] = []
-        self.messages: list[str] = []
+        self.messages: list[str] = list(held_out.matched.messages)
         self.timings: dict[str, float] = {}
         self.sentences, self.overlap = model.sentences(held_out.adata, gene_options=AS_NAMED)
         self.truth = held_out.labels[held_out.test]
+        self.unknown_labels = sorted(set(self.truth) - set(model.spec.labels))
+        if self.unknown_labels:
+            self.messages.append(_unknown_labels(self.truth, self.unknown_labels, model.spec.labels))
+        for message in self.messages:
+            logger.warning("%s", message)
 
     def run(self, folder: Path, *, control_folder: Path) -> None:
         """Do everything and write it into `folder`."""
@@ -236,8 +278,7 @@ class _Work:
         if recipe.kind == "grpo":
             return "alignment learns from rewards and not from labels; evaluate the model that it started from"
         base = recipe.model.base
-        split = load_split(base) if base is not None and Path(base).is_dir() else None
-        if split is not None and (split.part_of(self.held_out.adata.obs_names) == "train").any():
+        if base is not None and Path(base).is_dir() and self._has_learned_labels(base):
             return f"its base model {Path(str(base)).name} has learned labels of these cells; evaluate that one"
         if base is not None:
             self.messages.append(
@@ -245,6 +286,15 @@ class _Work:
                 "where that one knows labels of these cells"
             )
         return None
+
+    def _has_learned_labels(self, base: str) -> bool:
+        """Tell whether training cells of the base model are in this file."""
+        split, adata = load_split(base), self.held_out.adata
+        if split is None:
+            return False
+        content = content_of_cells(adata, CellModelSpec.load(base).vocabulary)
+        known = match_cells(split, adata.obs_names, content, new_cells=split.content is not None)
+        return bool((known.part == "train").any())
 
     def _probe(self) -> Prediction:
         held = self.held_out
@@ -274,7 +324,7 @@ class _Work:
             label=str(self.model.spec.label_column),
             out=folder,
             recipe=recipe.model_copy(update={"control": "shuffled_labels", "report_to": ()}),
-            split=held.split,
+            split=held.matched.split_of(held.adata.obs_names, held.split),
             gene_options=AS_NAMED,
             seed=self.seed,
             device=str(self.model.lm.device),
@@ -362,9 +412,10 @@ class _Work:
             "split_by": held.split.by,
             "unit": held.unit,
             "labels": {name: int((held.labels == name).sum()) for name in sorted(set(held.labels) - {None})},
-            "labels_unseen_in_training": sorted(set(self.truth) - set(spec.labels)),
+            "labels_unseen_in_training": self.unknown_labels,
+            "cells": held.matched.counts,
             "vocabulary": str(self.overlap),
-            "leakage": leakage_report(held.adata.obs, held.split),
+            "leakage": leakage_report(held.adata.obs, held.split, held.adata.X, part=held.matched.part),
             "calibration": asdict(spec.calibration),
             "messages": self.messages,
         }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cytoglot.atomic import write_json
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.sentence.augment import AugmentSettings
 from cytoglot.sentence.cell_sentence import RankSettings

@@ -141,6 +141,9 @@ def evaluate_command(
     gene_column: GeneColumn = None,
     gene_mapping: GeneMapping = None,
     duplicates: DuplicateGenes = "sum",
+    new_cells: Annotated[
+        bool, typer.Option("--new-cells", help="Cells named as training cells, with other values, are others.")
+    ] = False,
     device: Device = "auto",
     threads: Threads = None,
     seed: Seed = 0,
@@ -158,7 +161,9 @@ def evaluate_command(
     set_threads(threads)
     if is_corpus(source):
         _refuse_for_corpus(
-            source, _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=dry_run)
+            source,
+            _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=dry_run)
+            | {"--new-cells": new_cells or None},
         )
         _evaluate_corpus(source, model, output, settings or [], seed=seed, device=device, as_json=json)
         return
@@ -176,10 +181,20 @@ def evaluate_command(
         settings=chosen,
         layer=layer,
         gene_options=genes,
+        new_cells=new_cells,
         seed=seed,
         device=device,
     )
-    show({"results": as_dicts(result.results), "messages": result.messages, "output": output}, as_json=json)
+    show(
+        {
+            "results": as_dicts(result.results),
+            "cells": result.cells,
+            "unknown_labels": result.unknown_labels,
+            "messages": result.messages,
+            "output": output,
+        },
+        as_json=json,
+    )
 
 
 def report_command(

@@ -6,9 +6,11 @@ The canonical names are those of the CELLxGENE schema where it has one, else the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -121,8 +123,8 @@ def tidied(name: str, values: pd.Index | NDArray[Any]) -> pd.Categorical:
     """Return the text of each value of a field: stripped, NaN for words that mean no value, the common name of a species."""
     non_values = NOT_A_GROUP if name in GROUP_FIELDS else UNLABELED
     texts: list[str | None] = []
-    for value in values:
-        text = "" if pd.isna(value) else str(value).strip()
+    for value, text in zip(values, value_texts(values), strict=True):
+        text = "" if pd.isna(value) else text
         text = COMMON_NAMES.get(text.lower().replace("_", " "), text) if name == "organism" else text
         texts.append(None if text.lower() in non_values else text)
     return pd.Categorical(texts, categories=sorted({text for text in texts if text is not None}))
@@ -145,10 +147,40 @@ def _texts(obs: pd.DataFrame, column: str, non_values: frozenset[str]) -> pd.Ser
     if n_columns > 1:
         raise InputError(f"obs has {n_columns} columns named {column!r}; rename all but one")
     values = obs[column]
-    missing = values.isna().to_numpy()
-    texts = values.astype(object).map(lambda value: str(value).strip())
-    missing = missing | texts.map(lambda text: text.lower() in non_values).to_numpy(dtype=bool)
-    return texts.mask(missing).astype(object)
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        texts = np.array([*value_texts(values.cat.categories), ""], dtype=object)[values.cat.codes]  # −1 is the last
+    else:
+        texts = np.array(value_texts(values), dtype=object)
+    missing = values.isna().to_numpy() | np.array([text.lower() in non_values for text in texts], dtype=bool)
+    return pd.Series(texts, index=obs.index, name=values.name, dtype=object).mask(missing)
+
+
+def value_texts(values: pd.Series | pd.Index | NDArray[Any]) -> list[str]:
+    """Return `value_text` of each value; a missing one gives some text."""
+    return [value_text(value) for value in np.asarray(values)]  # pandas would hand out 32-bit floats as 64-bit ones
+
+
+def value_text(value: object) -> str:
+    """Return the text of one value of `obs`, stripped; the same for 1, 1.0 and "1", whatever the type of the column.
+
+    A single missing value turns a column of integers into floats; it must not turn label 1 into label 1.0. Texts are
+    left as they are: "1.0" and "1" may stand for two things in one column.
+    """
+    if isinstance(value, (float, np.floating)) and value.is_integer() and abs(float(value)) < 2**53:
+        return str(int(value))
+    return (value.decode(errors="replace") if isinstance(value, bytes) else str(value)).strip()
+
+
+def unlike_in_spelling(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
+    """Return name → known one that differs from it in case, spaces, signs or the notation of a number alone."""
+    folded = {_folded(name): name for name in known}
+    pairs = {name: folded.get(_folded(name)) for name in names}
+    return {name: other for name, other in pairs.items() if other is not None and other != name}
+
+
+def _folded(name: str) -> str:
+    number = re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip())
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", number).casefold()) or name
 
 
 def _normal_name(column: str) -> str:

@@ -25,7 +25,7 @@ from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.errors import InputError
-from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_of
+from cytoglot.manifest import Manifest, fingerprint_bytes, fingerprint_file
 from cytoglot.progress import progress_bar
 from cytoglot.resume import Parts
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
@@ -151,7 +151,7 @@ def _manifest(
         "tie_rates": None if rates is None else fingerprint_bytes([np.asarray(rates, np.float32).tobytes()]),
     }
     # no time of creation: it would be the only difference between two runs
-    return Manifest(command="encode", config=config, inputs={path.name: fingerprint_of(path)}, created="")
+    return Manifest(command="encode", config=config, inputs={path.name: fingerprint_file(path)}, created="")
 
 
 def _ranker(

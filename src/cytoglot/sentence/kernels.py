@@ -17,6 +17,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from cytoglot.hashing import mixed
+
 TIES_BY_ORDER, TIES_BY_RANK, TIES_BY_HASH = 0, 1, 2
 #: Written in place of a sentence's length: the row holds a NaN, an infinity or a value below 0 (or -0.0) ...
 BAD_VALUE = -1
@@ -333,11 +335,3 @@ def hash_texts(offsets, text, seed):
             value = (value ^ np.uint64(text[byte])) * np.uint64(0x100000001B3)
         hashes[number] = mixed(value ^ mixed(seed + np.uint64(0x9E3779B97F4A7C15)))
     return hashes
-
-
-@numba.njit(**_options)
-def mixed(value):
-    """Return 64 well mixed bits (the finaliser of SplitMix64, Steele, Lea and Flood 2014)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

@@ -14,7 +14,7 @@ from cytoglot.cell_model.spec import SPEC_FILE
 from cytoglot.config import load_recipe
 from cytoglot.corpus.format.folder import Corpus, is_corpus
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.sources import commit_of, is_hub_name
 from cytoglot.training.loop.distributed import is_first

@@ -23,7 +23,8 @@ from cytoglot.data.genes.names import wrapped_names
 from cytoglot.data.genes.options import DEFAULT_GENES
 from cytoglot.data.genes.vocabulary import resolve_genes
 from cytoglot.data.normalize import matrix_state, normalize_log
-from cytoglot.data.readers.read import open_cells, read
+from cytoglot.data.readers.read import read
+from cytoglot.data.readers.stream import open_cells
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError
 
@@ -210,7 +211,7 @@ class TestContainers:
 
     def test_a_mudata_object_is_told_as_well(self) -> None:
         class MuData:
-            mod = {"rna": None}  # noqa: RUF012
+            mod = {"rna": None}
 
         with pytest.raises(InputError, match=r"found MuData; pass one of its modalities, source\[name\], here 'rna'"):
             read(MuData())  # type: ignore[arg-type]

@@ -17,7 +17,8 @@ from scipy import sparse
 
 from cytoglot.data.normalize import normalize_log
 from cytoglot.data.readers.cell_rows import DiskCsc, SpilledRows, cell_rows
-from cytoglot.data.readers.read import open_cells, read
+from cytoglot.data.readers.read import read
+from cytoglot.data.readers.stream import open_cells
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError
 

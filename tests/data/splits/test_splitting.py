@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from cytoglot.data.schema import group_values, labels
-from cytoglot.data.splits.splitting import PARTS, Split, folds, leakage_report, split_cells
+from cytoglot.data.splits.assignment import PARTS
+from cytoglot.data.splits.leakage import leakage_report
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import folds, split_cells
 from cytoglot.errors import InputError
 
 

@@ -19,7 +19,7 @@ from cytoglot.answer_format import DistinctWords, OneOf
 from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import SPEC_FILE, TRAINING_FILE, load_split
 from cytoglot.corpus.format.folder import Corpus
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts

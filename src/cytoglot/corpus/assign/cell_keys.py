@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.sentence.kernels import mixed
+from cytoglot.hashing import mixed
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 

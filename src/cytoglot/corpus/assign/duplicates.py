@@ -21,7 +21,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.sentence.kernels import mixed
+from cytoglot.hashing import mixed
 
 MIN_GENES = 20
 """Cells of fewer ranked genes are never called duplicates: a few genes in one order are often no coincidence."""

@@ -56,7 +56,6 @@ from cytoglot.engines import Engine, Workers, running
 from cytoglot.errors import InputError
 from cytoglot.manifest import package_versions
 from cytoglot.resume import locked
-from cytoglot.sentence.unfinished import locked
 from cytoglot.tasks.record_source import TableSource, record_sources
 from cytoglot.texts import read_text
 

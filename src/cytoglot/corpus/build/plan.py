@@ -27,13 +27,13 @@ from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.schema import OBS_FIELDS
 from cytoglot.errors import InputError
-from cytoglot.manifest import fingerprint_bytes, fingerprint_file
+from cytoglot.manifest import changed_keys, fingerprint_bytes, fingerprint_file
 from cytoglot.sentence.cell_sentence import RankSettings, gene_id_dtype
 
 logger = logging.getLogger(__name__)
 
 #: Raised when the same recipe, seed and inputs would give other bytes than before.
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 PLAN = "plan.json"
 _CHUNK_VALUES, _CHUNK_CELLS = 1 << 22, 8192
 
@@ -52,6 +52,8 @@ class PlannedSource:
 
     recipe: SourceRecipe
     fingerprint: str
+    stamp: str
+    """`CorpusSource.stamp` when the plan was made"""
     n_cells: int
     n_values: int
     is_counts: bool
@@ -119,7 +121,8 @@ class BuildPlan:
         """
         planned = self.sources[number]
         source = opened_source(planned.recipe, self.recipe.genes, self.base)
-        if source.fingerprint != planned.fingerprint:
+        is_untouched = bool(planned.stamp) and source.stamp == planned.stamp  # else its content is hashed again
+        if not is_untouched and source.fingerprint != planned.fingerprint:
             raise InputError(
                 f"source {planned.name!r} was changed while the corpus was built (fingerprint {planned.fingerprint} → "
                 f"{source.fingerprint}); build again when it is finished"
@@ -251,7 +254,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         found.append("it was written by another version of cytoglot")
     if old["seed"] != new["seed"]:
         found.append(f"seed {old['seed']} → {new['seed']}")
-    found += [f"recipe {name}" for name in _changed_keys(old["recipe"], new["recipe"])]
+    found += [f"recipe {name}" for name in changed_keys(old["recipe"], new["recipe"])]
     for part, word in (("sources", "source"), ("inputs", "table")):
         for name in dict.fromkeys([*old[part], *new[part]]):
             before, after = (side[part].get(name, "absent") for side in (old, new))
@@ -272,6 +275,7 @@ def _planned(recipe: SourceRecipe, opened: CorpusSource) -> PlannedSource:
     return PlannedSource(
         recipe=recipe,
         fingerprint=opened.fingerprint,
+        stamp=opened.stamp,
         n_cells=opened.n_cells,
         n_values=int(opened.n_values),
         is_counts=bool(opened.is_counts),
@@ -296,15 +300,3 @@ def _inputs(recipe: CorpusRecipe, base: Path) -> dict[str, str]:
     if absent:
         raise InputError(f"the recipe names files that do not exist: {'; '.join(absent)}")
     return {name: fingerprint_file(path) for name, path in found.items()}
-
-
-def _changed_keys(old: Any, new: Any, prefix: str = "") -> list[str]:
-    if old == new:
-        return []
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = dict.fromkeys([*old, *new])
-        return [k for name in names for k in _changed_keys(old.get(name), new.get(name), f"{prefix}.{name}")]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [k for i, pair in enumerate(zip(old, new, strict=True)) for k in _changed_keys(*pair, f"{prefix}.{i}")]
-    shown = [text if len(text) < 40 else text[:37] + "…" for text in (repr(old), repr(new))]
-    return [f"{prefix.removeprefix('.')}: {shown[0]} → {shown[1]}"]

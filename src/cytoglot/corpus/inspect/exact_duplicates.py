@@ -22,7 +22,7 @@ from cytoglot.corpus.assign.cell_keys import hash_text
 from cytoglot.corpus.assign.duplicates import CELLS_AT_ONCE, NO_HASH, content_hashes
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.scan import ROW_BITS, SeenBlock
-from cytoglot.sentence.kernels import mixed
+from cytoglot.hashing import mixed
 
 _HASH_AND_PLACE = np.dtype([("hash", np.uint64), ("place", np.uint64)])
 _MOST_FILES = 512

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.sentence.kernels import mixed
+from cytoglot.hashing import mixed
 
 N_ORDERS, N_BANDS = 256, 16
 NOTHING = np.uint32(0xFFFFFFFF)

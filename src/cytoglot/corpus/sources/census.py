@@ -26,7 +26,7 @@ from cytoglot.data.genes.vocabulary import ResolvedGenes, collapse_columns, reso
 from cytoglot.data.normalize import MatrixState, check_values, matrix_state
 from cytoglot.data.readers.matrix_choice import sample_positions
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.manifest import fingerprint_of, fingerprint_texts
+from cytoglot.manifest import fingerprint_file, fingerprint_texts
 
 _BUFFER_BYTES = 1 << 26
 """memory of one read of SOMA, whose default is 1 GB"""
@@ -77,6 +77,7 @@ class CensusSource:
         self.n_cells = len(self._ids)
         if not self.n_cells:
             raise InputError(f"the query {query!r} finds no cell in {self.path}; mend value_filter")
+        self.stamp = ""
         self.fingerprint = fingerprint_texts(
             [version, self._census.measurement, self._census.layer, query or "", str(self.n_cells)]
         )
@@ -198,7 +199,7 @@ class _JoinIds:
     @classmethod
     def of(cls, tables: Iterator[Any]) -> Self:
         """Write the ids of the tables; a sum of their column `nnz` is kept too."""
-        file = tempfile.TemporaryFile(prefix="cytoglot-")  # noqa: SIM115  (open until `close`)
+        file = tempfile.TemporaryFile(prefix="cytoglot-")
         try:
             n_cells, n_values, last = 0, 0, -1
             for table in tables:
@@ -236,7 +237,7 @@ def _open_experiment(recipe: CensusRecipe, organism: str, base: Path, stack: Exi
         local = find_file(recipe.uri, base)
         uri = str(local) if local.exists() else recipe.uri
         found = stack.enter_context(soma.open(uri, context=soma.SOMATileDBContext(tiledb_config=config)))
-        version = fingerprint_of(local) if local.exists() else uri
+        version = fingerprint_file(local) if local.exists() else uri
     else:
         census = extras.require("cellxgene_census", extra="census", purpose="CELLxGENE Census")
         # `stable` is another release next year: the fingerprint goes by the build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -21,7 +22,7 @@ from cytoglot.data.readers.formats import CellStore, open_store, readable
 from cytoglot.data.readers.matrix_choice import select
 from cytoglot.data.readers.obs_table import CellNames
 from cytoglot.data.readers.stream import CellStream
-from cytoglot.manifest import fingerprint_of
+from cytoglot.manifest import file_stamp, fingerprint_file
 
 
 class FileSource:
@@ -44,13 +45,19 @@ class FileSource:
                     self._fields = cell_fields(recipe, self._store.cells.columns, self._column)
                     self._stream, self.messages = _open_stream(self._store, recipe, tables, base)
                     self.n_values = self._stream.n_values
-                    self.fingerprint = fingerprint_of(path)
+                    self.stamp = file_stamp(path)  # before the content is read: an edit after it is noticed
             except BaseException:
                 self._store.close()
                 raise
             self.n_cells = self._stream.n_cells
             self.symbols = self._stream.vocabulary.symbols
             self.is_counts = self._stream.state.kind == "counts"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all bytes of the file; computed when it is first asked for."""
+        with naming(self.name), readable(Path(self.path)):
+            return fingerprint_file(self.path)
 
     def metadata(self, first: int, last: int) -> pd.DataFrame:
         """Read the canonical fields of the cells `first:last`."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cytoglot.corpus.sources.recipe import SourceRecipe
-from cytoglot.data.schema import recognise_obs, tidied
+from cytoglot.data.schema import recognise_obs, tidied, value_texts
 from cytoglot.errors import InputError, nearest_names
 
 _PRIMARY = "is_primary_data"
@@ -38,6 +38,8 @@ class CorpusSource(Protocol):
     """stored values of all cells; an estimate where they would have to be read to be counted"""
     fingerprint: str
     """changes with the content, not with the recipe (but for the query of Census)"""
+    stamp: str
+    """changes whenever the file is written to, cheaper to know than the fingerprint; "" where there is none"""
     symbols: tuple[str, ...]
     """harmonised, unique, in the order of the columns of the blocks"""
     messages: tuple[str, ...]
@@ -169,7 +171,7 @@ def _check_values(column: str, wanted: Sequence[str], read: ReadColumn) -> None:
     sample = read(column, 0, 0)
     if not isinstance(sample.dtype, pd.CategoricalDtype):
         return
-    known = [str(value).strip() for value in sample.cat.categories]
+    known = value_texts(sample.cat.categories)
     for value in wanted:
         if value not in known:
             raise InputError(f"keep wants {column} {value!r}, which no cell has; {nearest_names(value, known)}")
@@ -184,6 +186,8 @@ def _filled(values: pd.Categorical, constant: str) -> pd.Categorical:
 
 def _is_one_of(values: pd.Series, wanted: frozenset[str], *, lower: bool = False) -> NDArray[np.bool_]:
     codes, found = pd.factorize(values)
-    texts = [str(value).strip() for value in found]
+    texts = value_texts(found)
+    if pd.api.types.is_float_dtype(found.dtype):  # a recipe may name 1.0 as the column has it, whose text is 1
+        wanted = wanted | {value.removesuffix(".0") for value in wanted}
     is_wanted = np.array([(text.lower() if lower else text) in wanted for text in texts] + [False], dtype=bool)
     return is_wanted[codes]  # −1, a missing value, is the last

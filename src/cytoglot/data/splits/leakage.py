@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import sparse
 
 from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
 from cytoglot.data.splits.assignment import PARTS
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-
-if TYPE_CHECKING:
-    from cytoglot.data.splits.splitting import Split
+from cytoglot.hashing import NO_CONTENT, cell_hashes
 
 _PAIRS = (("train", "validation"), ("train", "test"), ("validation", "test"))
 
 
-def leakage_report(obs: pd.DataFrame, split: Split, matrix: Any = None) -> dict[str, Any]:
+def leakage_report(
+    obs: pd.DataFrame, split: Split, matrix: Any = None, *, part: NDArray[np.object_] | None = None
+) -> dict[str, Any]:
     """Say what the parts of a split share that they should not.
 
     Parameters
@@ -33,6 +31,8 @@ def leakage_report(obs: pd.DataFrame, split: Split, matrix: Any = None) -> dict[
     matrix
         Expression, (n, g), any sparse or dense matrix; when given, cells with the same values in two parts are found
         by a hash of the row. Cells without any expressed gene are left out: they are equal for want of content.
+    part
+        Part of each cell, "" for none, where names do not tell it (`data.splits.matching.match_cells`).
 
     Returns
     -------
@@ -42,7 +42,7 @@ def leakage_report(obs: pd.DataFrame, split: Split, matrix: Any = None) -> dict[
         alone, pairs that share something), `identical_cells` (pairs of parts → number; None without a matrix),
         `identical_examples` (at most 20 pairs of ids), `clean` (no group and no content shared).
     """
-    part = split.part_of(obs.index)
+    part = split.part_of(obs.index) if part is None else part
     columns = {field: _shared_values(obs, column, part) for field, column in recognise_obs(obs).items()}
     shared = {f: c["shared"] for f, c in columns.items() if f in GROUP_FIELDS and any(c["shared"].values())}
     identical, examples = (None, []) if matrix is None else _identical_cells(obs, part, matrix)
@@ -73,9 +73,9 @@ def _identical_cells(
 ) -> tuple[dict[str, int], list[list[str]]]:
     if matrix.shape[0] != len(obs):
         raise InputError(f"matrix must have one row per cell: {len(obs)} cells, found {matrix.shape[0]} rows")
-    hashes = row_hashes(matrix)
+    hashes = cell_hashes(matrix, [str(column) for column in range(matrix.shape[1])])
     frame = pd.DataFrame({"cell": obs.index.astype(str), "part": part, "hash": hashes})
-    frame = frame[(frame["hash"] != b"") & (frame["part"] != "")]
+    frame = frame[(frame["hash"] != NO_CONTENT) & (frame["part"] != "")]
     counts, examples = {}, []
     for a, b in _PAIRS:
         first = frame[frame["part"] == a].drop_duplicates("hash")
@@ -83,16 +83,3 @@ def _identical_cells(
         counts[f"{a}/{b}"] = len(both)
         examples += both[["cell_a", "cell_b"]].to_numpy().tolist()
     return counts, examples[:20]
-
-
-def row_hashes(matrix: Any) -> list[bytes]:
-    """Return a hash of the non-zero genes and values of each row, b"" for a row without any."""
-    csr = sparse.csr_matrix(matrix, dtype=np.float32, copy=True)
-    csr.sum_duplicates()  # sorts the columns too
-    csr.eliminate_zeros()
-    columns, values, starts = csr.indices.astype(np.int64), csr.data, csr.indptr
-    hashes = []
-    for begin, end in pairwise(starts):
-        content = columns[begin:end].tobytes() + values[begin:end].tobytes()
-        hashes.append(hashlib.blake2b(content, digest_size=16).digest() if content else b"")
-    return hashes

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognise_obs
-from cytoglot.data.splits.assignment import PARTS, Part, assign_cells, assign_groups, count_labels, deal_cells
-from cytoglot.data.splits.leakage import leakage_report as leakage_report
+from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, count_labels, deal_cells
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -29,86 +26,6 @@ MAX_LEAVE_ONE_OUT = 10
 
 #: folds with at least this many training groups give a whole one to validation; fewer would lose too much training.
 MIN_GROUPS_FOR_GROUP_VALIDATION = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Which cell belongs to which part. The ids of each part are kept in sorted order.
-
-    Raises
-    ------
-    InputError
-        A cell is in two parts or twice in one, or there is no training cell.
-    """
-
-    train: tuple[str, ...]
-    validation: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
-    by: str
-    """"cell" or the column whose groups were kept whole"""
-    seed: int
-    fractions: tuple[float, float, float]
-    """asked for; what whole groups allow is in the parts themselves"""
-    warnings: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for part in PARTS:
-            object.__setattr__(self, part, tuple(sorted(getattr(self, part))))
-        n = sum(len(self.cells(part)) for part in PARTS)
-        if n != len(self._part_of_cell):
-            twice = sorted(set(_repeated([*self.train, *self.validation, *self.test])))
-            raise InputError(
-                f"the parts of a split must be disjoint; {len(twice)} cells occur twice, first {twice[0]!r}"
-            )
-        if not self.train:
-            raise InputError("a split needs at least one training cell, found none")
-
-    @cached_property
-    def _part_of_cell(self) -> dict[str, Part]:
-        return {cell: part for part in PARTS for cell in self.cells(part)}
-
-    def cells(self, part: Part) -> tuple[str, ...]:
-        """Return the cell ids of one part, sorted."""
-        ids: tuple[str, ...] = getattr(self, part)
-        return ids
-
-    def part_of(self, obs_names: Sequence[str] | pd.Index) -> NDArray[np.object_]:
-        """Return the part of each cell, "" for a cell that the split does not know."""
-        return np.array([self._part_of_cell.get(str(name), "") for name in obs_names], dtype=object)
-
-    def mask(self, obs_names: Sequence[str] | pd.Index, part: Part) -> NDArray[np.bool_]:
-        """Return which of the cells are in `part`; a cell that the split does not know is in none."""
-        return np.asarray(self.part_of(obs_names) == part, dtype=bool)
-
-    def check_complete(self, obs_names: Sequence[str] | pd.Index) -> None:
-        """Raise `InputError` unless the split holds exactly these cells."""
-        names = {str(name) for name in obs_names}
-        absent, foreign = names - self._part_of_cell.keys(), self._part_of_cell.keys() - names
-        if absent or foreign:
-            raise InputError(
-                f"the split must hold exactly the {len(names)} cells given, but {len(absent)} of them are not in it "
-                f"and {len(foreign)} of its cells are not among them; split these cells anew"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Split:
-        """Read what `to_dict` wrote.
-
-        Raises
-        ------
-        InputError
-            A key is missing or unknown, or the parts overlap.
-        """
-        values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"not a stored split: {str(error).removeprefix('Split.__init__() ')}") from error
 
 
 def split_cells(
@@ -367,8 +284,3 @@ def _split_rest(
 def _without_group(groups: pd.Series) -> list[str]:
     n = int(groups.isna().sum())
     return [f"{n} cells without a group (missing, doublet or ambiguous) are training cells"] if n else []
-
-
-def _repeated(names: Sequence[str]) -> list[str]:
-    seen: set[str] = set()
-    return [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]

@@ -10,8 +10,10 @@ import torch
 
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.sources import commit_of, find_adapter
-from cytoglot.manifest import fingerprint_bytes, fingerprint_of, fingerprint_texts
+from cytoglot.manifest import fingerprint_bytes, fingerprint_file, fingerprint_texts
 
+_RECORDS = frozenset({"training.json", "trainer_state.json"})
+"""they tell of the training, and of its time"""
 _VALUES_PER_TENSOR = 1024
 
 
@@ -27,18 +29,27 @@ def model_fingerprint(lm: LanguageModel) -> str:
 def source_fingerprint(source: str | Path, revision: str | None = None) -> str | None:
     """Fingerprint a model that is not loaded: the commit of the hub, or weights, tokenizer and settings of a folder.
 
-    Of each file up to 64 evenly spaced blocks are read. Of an adapter, the base that it names counts too. None for a
-    name of the hub whose commit neither the hub nor the cache knows now.
+    Of an adapter, the base that it names counts too. None for a name of the hub whose commit neither the hub nor the
+    cache knows now.
     """
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return commit_of(str(source), revision)
-    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json"), *folder.glob("*.model")])
-    known = [text for file in files for text in (file.name, fingerprint_of(file))]
+    known = [folder_fingerprint(folder)]
     adapter = find_adapter(str(folder), None)
     if adapter is not None:
         known.append(str(source_fingerprint(adapter.base, adapter.revision)))
     return fingerprint_texts(known)
+
+
+def folder_fingerprint(folder: Path) -> str:
+    """Fingerprint the files of a model folder that decide what it does: all bytes of weights, tokenizer and settings.
+
+    Unlike `model_fingerprint` it sees a change of a single weight, and needs no model in memory.
+    """
+    kinds = {".safetensors", ".bin", ".pt", ".pth", ".json", ".model", ".txt", ".jinja"}
+    read = sorted(p for p in folder.iterdir() if p.suffix in kinds and p.name not in _RECORDS)
+    return fingerprint_texts(text for path in read for text in (path.name, fingerprint_file(path)))
 
 
 def _parts(lm: LanguageModel) -> Iterator[bytes]:

@@ -27,12 +27,14 @@ from cytoglot.cell_model.spec import TRAINING_FILE, save_split
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.splits.splitting import Split
+from cytoglot.data.input_fingerprints import fingerprint_cells, group_columns
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
+from cytoglot.lm.model.fingerprint import folder_fingerprint
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
 from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
-from cytoglot.manifest import Manifest, fingerprint_of, fingerprint_texts
+from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, join_processes, wait_for_all
@@ -105,8 +107,7 @@ def base_fingerprint(recipe: TrainRecipe) -> Mapping[str, str]:
     folder = Path(base).expanduser()
     if not folder.is_dir():
         return {"base": f"{base}@{recipe.model.revision or 'main'}"}
-    read = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".model", ".txt"})
-    return {"base": fingerprint_texts([fingerprint_of(path) for path in read])}
+    return {"base": folder_fingerprint(folder)}
 
 
 def manifest_of_cells(
@@ -121,7 +122,10 @@ def manifest_of_cells(
     seed: int,
 ) -> Manifest:
     """Return what made a model of a file of cells; two runs are the same where config and inputs are equal."""
-    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict(), sort_keys=True)])
+    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict() | {"content": None})])
+    columns = [label, recipe.sentence.hvg_batch_key] + ([] if split_by in ("auto", "cell") else [split_by])
+    if recipe.kind == "grpo" or (split is None and split_by == "auto"):  # one of them may be chosen
+        columns += group_columns(adata)
     # What gene options did to the cells is in the inputs already.
     genes = gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
     return Manifest(
@@ -129,7 +133,7 @@ def manifest_of_cells(
         config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided, **genes},
         seeds={"seed": seed},
         inputs={
-            "cells": fingerprint_texts([*adata.obs_names, *adata.var_names, str(adata.X.sum())]),
+            **fingerprint_cells(adata, [column for column in columns if column is not None]),
             "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
             **base_fingerprint(recipe),
         },

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.spec import SPEC_FILE, CellModelSpec
 from cytoglot.errors import InputError
-from cytoglot.manifest import Manifest
+from cytoglot.manifest import Manifest, changed_keys
 
 WORK = ".work"
 MARK_FILE = "checkpoint.json"
@@ -38,14 +40,31 @@ def check_folder(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
         return
     finished = is_finished(folder)
     before = CellModelSpec.load(folder).manifest if finished else json.loads(started.read_text(encoding="utf-8"))
-    after = manifest.to_dict()
-    changed = [name for name in ("config", "seeds", "inputs") if before.get(name) != after[name]]
+    changed = _changes(before, manifest.to_dict())
     if changed:
         state, aim = ("a finished model", "to load it") if finished else ("an unfinished run", "to resume it")
         raise InputError(
-            f"{folder} holds {state} with other {' and '.join(changed)}; "
-            f"pass the same settings {aim}, or --overwrite to start anew"
+            f"{folder} holds {state} with other {' and '.join(changed)}; pass the same settings and inputs {aim}, "
+            "--overwrite to start anew, or another folder"
         )
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return "config (what changed)", "seeds (...)", "inputs (...)", as far as they differ.
+
+    Where an input lies is no part of the run, so the name of its source is not compared.
+    """
+    found = []
+    for kind in ("config", "seeds", "inputs"):
+        old, new = ({k: v for k, v in side.get(kind, {}).items() if k != "source"} for side in (before, after))
+        if kind == "inputs" and "cells" in old:
+            found.append("inputs (an earlier version wrote it, which did not keep what is in them)")
+        elif kind == "inputs":
+            names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+            found += [f"inputs ({', '.join(names)})"] if names else []
+        elif changed := changed_keys(old, new):
+            found.append(f"{kind} ({', '.join(changed[:5])}{', …' if len(changed) > 5 else ''})")
+    return found
 
 
 def open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:

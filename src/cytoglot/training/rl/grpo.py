@@ -39,7 +39,10 @@ from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.readers.read import read
 from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits.splitting import Split, split_cells
+from cytoglot.data.splits.content import content_of_cells
+from cytoglot.data.splits.matching import match_cells
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
@@ -281,9 +284,12 @@ def _prepare_for(
     series = read_labels(adata.obs, label)
     messages: list[str] = []
     known = load_split(model.folder) if model.folder is not None else None
-    if split is None and split_by == "auto" and known is not None and (known.part_of(adata.obs_names) != "").all():
-        split = known
-        messages.append("cells are divided as when the base model was trained")
+    content = content_of_cells(adata, model.spec.vocabulary)
+    if split is None and split_by == "auto" and known is not None:
+        matched = match_cells(known, adata.obs_names, content, new_cells=known.content is not None)
+        if (matched.part != "").all():
+            split = matched.split_of(adata.obs_names, known)
+            messages.append("cells are divided as when the base model was trained")
     split = split or split_cells(adata.obs, by=split_by, label=label, seed=seed)
     messages += list(split.warnings)
     sentences, overlap = model.sentences(adata, gene_options=AS_NAMED, min_overlap=recipe.model.min_known_genes)
@@ -294,7 +300,7 @@ def _prepare_for(
         top_genes=min(limits, default=None),
         labels=np.array([None if pd.isna(value) else str(value) for value in series], dtype=object),
         part=split.part_of(adata.obs_names),
-        split=split,
+        split=split.with_content(adata.obs_names, content),
         # Expression itself is not needed: the curve from ranks to it is the base model's.
         log_ng=csr_matrix(np.zeros((len(sentences), 0), dtype=np.float32)),
         tie_rates=np.zeros(len(sentences.vocabulary), dtype=np.float32),

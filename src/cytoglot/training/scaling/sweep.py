@@ -28,7 +28,8 @@ from cytoglot.config import Settings, load_recipe
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.readers.read import read
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits.splitting import Split, split_cells
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.model.scratch import ScratchSettings
 from cytoglot.lm.scoring.score import score_pairs
@@ -303,7 +304,7 @@ def judge(model: CellModel, run: Run, held_out: HeldOut) -> RunResult:
 def _adapter_size(model: CellModel) -> int:
     assert model.folder is not None
     with safe_open(model.folder / "adapter" / "adapter_model.safetensors", framework="np") as tensors:
-        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())
 
 
 def _n_cells(model: CellModel, run: Run) -> int:

@@ -18,7 +18,9 @@ from cytoglot.data.normalize import log_normalised
 from cytoglot.data.qc import quality_control
 from cytoglot.data.readers.read import matrix_state_of
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits.splitting import Split, split_cells
+from cytoglot.data.splits.content import content_of_cells
+from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.encode import detection_rates, encode_matrix
@@ -102,7 +104,7 @@ def prepare_cells(
         top_genes=recipe.sentence.top_genes,
         labels=_training_labels(labels, train, recipe, seed),
         part=_thinned(_parts(adata.obs_names, split), recipe.train_share, seed),
-        split=split,
+        split=split.with_content(adata.obs_names, content_of_cells(adata, vocabulary)),
         log_ng=_log10_cp10k(adata, columns),
         tie_rates=tie_rates,
         messages=tuple(messages),
