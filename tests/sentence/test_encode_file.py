@@ -47,7 +47,7 @@ def left_over(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
-@pytest.mark.parametrize("ties", ["order", "random", "rare_first", "common_first"])
+@pytest.mark.parametrize("ties", ["symbol", "order", "random", "rare_first", "common_first"])
 def test_a_file_gives_what_memory_gives(tmp_path: Path, form: Any, ties: Any) -> None:
     adata = cells(form=form)
     adata.write_h5ad(tmp_path / "cells.h5ad")

@@ -82,7 +82,7 @@ def reconstruct(
     label: str | None = None,
     split_by: str = "auto",
     split: Split | None = None,
-    ties: TieRule = "order",
+    ties: TieRule = RankSettings.ties,
     kinds: Sequence[CurveKind] = CURVE_KINDS,
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,

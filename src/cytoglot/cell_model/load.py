@@ -493,12 +493,12 @@ def load_checkpoint(
 ) -> CellModel:
     """Load any causal language model as an annotator of the given labels, without training.
 
-    Cells are ranked over the query's own genes, ties in their order; probabilities are not calibrated.
+    Cells are ranked over the query's own genes, ties by the default rule; probabilities are not calibrated.
     """
     lm = load_language_model(name_or_folder, device=device, dtype=dtype, revision=revision)
     spec = CellModelSpec(
         vocabulary=vocabulary,
-        ranking=RankSettings(top_genes=top_genes, ties="order"),
+        ranking=RankSettings(top_genes=top_genes),
         labels=tuple(labels),
         label_counts=(0,) * len(labels),
         context=dict(context or {}),

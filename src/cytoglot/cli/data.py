@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-TIE_RULES = ("order", "random", "rare_first", "common_first")
+TIE_RULES = ("symbol", "order", "random", "rare_first", "common_first")
 
 
 def add_commands(app: typer.Typer) -> None:

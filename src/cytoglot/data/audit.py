@@ -112,6 +112,7 @@ def audit(
         facts: dict[str, Any] = {}
         matrix, findings = _audit_matrix(candidates, obs, layer)
         var = (matrix or candidates[-1]).var if candidates else pd.DataFrame()
+        var = var.iloc[np.argsort(var.index.to_numpy(str), kind="stable")]  # examples in messages come by name
         findings += [*_audit_cell_ids(obs), *_audit_genes(var, gene_options, facts)]
         if matrix is not None:
             findings += _audit_cells(matrix, obs, tokens_per_gene, facts)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cytoglot import extras
-from cytoglot.data.normalize import MatrixState, log_normalised, matrix_state
+from cytoglot.data.normalize import MatrixState, is_sparse, log_normalised, matrix_state
 from cytoglot.data.schema import labels
 from cytoglot.errors import InputError, MissingExtraError, UnknownNameError
 
@@ -137,18 +137,25 @@ def _usable_batches(adata: AnnData, batch_key: str | None) -> tuple[np.ndarray, 
 
 
 def _prepare(adata: AnnData, state: MatrixState, flavor: Flavor, batch_key: str | None) -> AnnData:
-    """Return a new AnnData of the matrix that the flavor wants, its frequent genes and the batch column alone."""
+    """Return a new AnnData of the matrix that the flavor wants, its frequent genes and the batch column alone.
+
+    The genes are sorted by name, so that among equally variable ones it is not the order of the file that chooses.
+    """
     import anndata
 
     matrix = adata.X if flavor in COUNT_FLAVORS else log_normalised(adata.X, state, base=math.e)
     obs = pd.DataFrame(index=adata.obs_names.astype(str))
     if batch_key is not None:
         obs[batch_key] = pd.Categorical(labels(adata.obs, batch_key))
-    var = pd.DataFrame(index=adata.var_names.astype(str))
-    frequent = np.asarray((adata.X > 0).sum(axis=0)).ravel() >= MIN_CELLS
-    if not frequent.any():
+    names = adata.var_names.astype(str)
+    frequent = np.flatnonzero(np.asarray((adata.X > 0).sum(axis=0)).ravel() >= MIN_CELLS)
+    if not len(frequent):
         raise InputError(f"no gene is expressed in {MIN_CELLS} of the {adata.n_obs} cells; pass more cells")
-    return anndata.AnnData(matrix[:, frequent], obs=obs, var=var[frequent])
+    frequent = frequent[np.argsort(names[frequent].to_numpy(), kind="stable")]
+    matrix = matrix[:, frequent]
+    if is_sparse(matrix):
+        matrix.sort_indices()
+    return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=names[frequent]))
 
 
 def _rank_genes(cells: AnnData, *, n_top: int, flavor: Flavor, batch_key: str | None) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from cytoglot.manifest import Manifest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TieRule = Literal["order", "random", "rare_first", "common_first"]
+TieRule = Literal["symbol", "order", "random", "rare_first", "common_first"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,9 @@ class RankSettings:
 
     top_genes: int | None = None
     """keep this many genes at most; None keeps all that are expressed"""
-    ties: TieRule = "order"
-    """who goes first among genes of equal expression: vocabulary order, a hash of (seed, cell id, gene), or the
-    gene detected in fewer (rare_first) or more (common_first) training cells"""
+    ties: TieRule = "symbol"
+    """who goes first among genes of equal expression: by a fixed hash of the symbol, vocabulary order, by a hash of
+    (seed, cell id, gene), or the gene detected in fewer (rare_first) or more (common_first) training cells"""
     seed: int = 0
     """used by ties="random" only"""
 

@@ -52,7 +52,7 @@ def encode(
     *,
     genes: GeneVocabulary | Sequence[str] | None = None,
     top_genes: int | None = None,
-    ties: TieRule = "order",
+    ties: TieRule = RankSettings.ties,
     seed: int = 0,
     layer: str | None = None,
     tie_rates: TieRates | None = None,
@@ -70,8 +70,9 @@ def encode(
     top_genes
         Keep this many genes of a cell at most; None keeps all that are above 0.
     ties
-        Who goes first among equal values. "order": vocabulary order. "random": a hash of `seed`, the cell's id and the
-        gene's name, so the row plays no part. "rare_first", "common_first": by `tie_rates`, equal rates by gene name.
+        Who goes first among equal values. "symbol": a fixed hash of the gene's name, the same in every cell, file and
+        version. "order": vocabulary order. "random": a hash of `seed`, the cell's id and the gene's name, so the row
+        plays no part. "rare_first", "common_first": by `tie_rates`, equal rates by gene name.
     layer
         "X", "raw" or a layer, to read that matrix and no other.
     tie_rates

@@ -63,9 +63,11 @@ class Ranker:
         self._gene_of_column = gene_of_column
         self._column_names = vocabulary.symbols if column_names is None else column_names
         self._tie_rule, self._tie_rank, self._gene_hash = kernels.TIES_BY_ORDER, np.empty(0, np.uint32), _NO_HASH
-        if self.tie_rates is not None:
+        if settings.ties == "symbol":
+            self._tie_rule, self._tie_rank = kernels.TIES_BY_RANK, _ranks_by_symbol(vocabulary)
+        elif self.tie_rates is not None:
             self._tie_rule = kernels.TIES_BY_RANK
-            self._tie_rank = _tie_ranks(self.tie_rates, vocabulary, rare_first=settings.ties == "rare_first")
+            self._tie_rank = _ranks_by_rate(self.tie_rates, vocabulary, rare_first=settings.ties == "rare_first")
         elif settings.ties == "random":
             self._tie_rule = kernels.TIES_BY_HASH
             self._gene_hash = _hashes(vocabulary.names, seed=0)
@@ -268,9 +270,20 @@ def _writeable(values: NDArray[Any]) -> NDArray[Any]:
     return np.require(values, requirements=["C", "W"])
 
 
-def _tie_ranks(rates_g: NDArray[np.float32], vocabulary: GeneVocabulary, *, rare_first: bool) -> NDArray[np.uint32]:
+def _ranks_by_symbol(vocabulary: GeneVocabulary) -> NDArray[np.uint32]:
+    """Return the place of each gene among tied ones by the hash of its symbol.
+
+    A hash and not the alphabet: the alphabet would keep whole families (IGHV..., RPL..., ZNF...) or cut them away.
+    """
+    return _ranks(np.argsort(_hashes(vocabulary.names, seed=0), kind="stable"))
+
+
+def _ranks_by_rate(rates_g: NDArray[np.float32], vocabulary: GeneVocabulary, *, rare_first: bool) -> NDArray[np.uint32]:
     """Return the place of each gene among tied ones; equal rates by symbol, never by place."""
-    order = np.lexsort((np.array(vocabulary.symbols), rates_g if rare_first else -rates_g))
+    return _ranks(np.lexsort((np.array(vocabulary.symbols), rates_g if rare_first else -rates_g)))
+
+
+def _ranks(order: NDArray[np.intp]) -> NDArray[np.uint32]:
     ranks = np.empty(len(order), np.uint32)
     ranks[order] = np.arange(len(order), dtype=np.uint32)
     return ranks

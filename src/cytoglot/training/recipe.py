@@ -12,7 +12,7 @@ from cytoglot.data.qc import QcSettings
 from cytoglot.errors import nearest_names
 from cytoglot.lm.model.scratch import ScratchSettings
 from cytoglot.sentence.augment import AugmentSettings
-from cytoglot.sentence.cell_sentence import TieRule
+from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 from cytoglot.tasks.task import tasks
 
 
@@ -27,7 +27,7 @@ class SentenceRecipe(Settings):
     """scanpy's method of choosing them"""
     hvg_batch_key: str | None = None
     """choose them within the values of this column and combine, as scanpy does"""
-    ties: TieRule = "order"
+    ties: TieRule = RankSettings.ties
     """order of equally expressed genes; docs/results.md has the measurement behind the default"""
 
 

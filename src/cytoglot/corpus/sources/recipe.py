@@ -124,7 +124,7 @@ class CellRecipe(Settings):
     """expressed genes of the vocabulary that a cell must have"""
     top_genes: int | None = Field(default=None, gt=0)
     """genes kept of each cell; None keeps all that are expressed"""
-    ties: TieRule = "order"
+    ties: TieRule = RankSettings.ties
     """order of equally expressed genes"""
     duplicates: Literal["drop", "keep"] = "drop"
     """what becomes of a cell whose ranked genes are those of an earlier one"""

@@ -93,6 +93,7 @@ def prepare_cells(
     vocabulary = GeneVocabulary(symbols=tuple(genes))
     columns = adata.var_names.get_indexer(list(genes))
     counts_ng = csr_matrix(adata.X)[:, columns]
+    counts_ng.sort_indices()
     tie_rates = detection_rates(counts_ng[train])
     settings = RankSettings(ties=recipe.sentence.ties, seed=seed)
     sentences = encode_matrix(counts_ng, vocabulary, cell_ids=adata.obs_names, settings=settings, tie_rates=tie_rates)
@@ -112,20 +113,25 @@ def prepare_cells(
 
 
 def choose_genes(train_cells: AnnData, recipe: TrainRecipe) -> list[str]:
-    """Return the genes of the sentence vocabulary, in the order of the file, chosen on training cells."""
+    """Return the genes of the sentence vocabulary, chosen on training cells.
+
+    They are sorted, as in a corpus: the order of the genes in a file then changes neither a word's token nor the
+    numbers that the model starts from.
+    """
     names, sentence = train_cells.var_names, recipe.sentence
     if sentence.hvg is None or sentence.hvg >= len(names):
         seen = np.asarray((train_cells.X > 0).sum(axis=0)).ravel() > 0
-        return [str(name) for name in names[seen]]
-    chosen = set(
+        return sorted(str(name) for name in names[seen])
+    return sorted(
         select_hvg(train_cells, n_top=sentence.hvg, flavor=sentence.hvg_flavor, batch_key=sentence.hvg_batch_key)
     )
-    return [str(name) for name in names if name in chosen]
 
 
 def _log10_cp10k(adata: AnnData, columns: NDArray[np.intp]) -> csr_matrix:
     """Depth is the whole cell's, so genes outside of the sentence vocabulary still count towards it."""
-    return log_normalised(csr_matrix(adata.X), matrix_state_of(adata), target_sum=1e4, base=10.0)[:, columns]
+    log_ng = log_normalised(csr_matrix(adata.X), matrix_state_of(adata), target_sum=1e4, base=10.0)[:, columns]
+    log_ng.sort_indices()
+    return log_ng
 
 
 def _parts(names: pd.Index, split: Split) -> NDArray[np.object_]:
