@@ -18,7 +18,7 @@ from cytoglot.texts import read_text
 class _Loader(yaml.SafeLoader):
     """YAML as version 1.2 reads it: `on`, `off`, `yes` and `no` are words, of which pydantic makes booleans itself."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - of the base class
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 _forced: bool | None = None
 
 
-def set_progress(shown: bool | None) -> None:
+def set_progress(shown: bool | None) -> None:  # noqa: FBT001 - a switch is a switch
     """Show bars always (True), never (False) or on terminals only (None, the default)."""
     global _forced
     _forced = shown

@@ -311,10 +311,10 @@ def test_no_cell_and_no_value() -> None:
 
 def test_a_seed_changes_random_ties_and_leaves_numpys_global_state_alone() -> None:
     counts_ng = some_counts()
-    np.random.seed(7)
-    before = np.random.get_state()[1].copy()
+    np.random.seed(7)  # noqa: NPY002 - the state under test
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
     first, second = rank(counts_ng, "random", seed=1), rank(counts_ng, "random", seed=2)
-    np.testing.assert_array_equal(np.random.get_state()[1], before)
+    np.testing.assert_array_equal(np.random.get_state()[1], before)  # noqa: NPY002
     assert as_lists(first) == as_lists(rank(counts_ng, "random", seed=1))
     assert as_lists(first) != as_lists(second)
     assert [sorted(a) for a in as_lists(first)] == [sorted(b) for b in as_lists(second)]

@@ -239,7 +239,7 @@ def _check_labels(labels: Sequence[str], *, escape: bool) -> None:
     refused = [label for label in labels if not is_key(label)]
     if refused and not escape:
         raise InputError(
-            f"{len(refused)} labels cannot name a column of a file, such as {refused[0]!r} (a '/' parts folders there); "
+            f"{len(refused)} labels cannot name a column of a file, such as {refused[0]!r} (a '/' parts folders); "
             f"pass --escape-labels (escape_labels=True) to call that column {as_key(refused[0])!r}"
         )
 

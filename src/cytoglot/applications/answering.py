@@ -196,7 +196,7 @@ def answer_prompts(
         described = {"run": uuid.uuid4().hex}  # known by itself alone: never resumed
     else:
         raise InputError(
-            f"{type(generator).__name__} has no settings() that say what decides its answers, so what is in {output} or "
+            f"{type(generator).__name__} has no settings() that say what decides answers, so what is in {output} or "
             "its parts may be another model's; pass another output, or overwrite=True to begin anew"
         )
     function = _Answer(

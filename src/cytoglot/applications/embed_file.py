@@ -43,6 +43,7 @@ from cytoglot.lm.embedding.embed import (
     read_texts,
 )
 from cytoglot.lm.runtime.prefetch import one_ahead
+from cytoglot.manifest import fingerprint_file
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.task import check_context

@@ -1,4 +1,4 @@
-"""What all verbs share when they write: the AnnData that they add to, its file, and the settings that they resume by."""
+"""What all verbs share when they write: the AnnData they add to, its file, and the settings they resume by."""
 
 from __future__ import annotations
 

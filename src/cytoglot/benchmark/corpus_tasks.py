@@ -109,7 +109,7 @@ class CorpusEvaluation:
     folder: Path
 
 
-class _NotShown(Exception):
+class _NotShown(Exception):  # noqa: N818 - no error: a task without a result
     """Why a task has no result."""
 
 

@@ -338,7 +338,7 @@ class CellModel:
     ) -> list[str]:
         """Return one new cell sentence per length: every word a gene of the vocabulary, none twice.
 
-        The number of a cell, counted from `first`, is the key of its noise, so a cell does not depend on its companions.
+        The number of a cell, counted from `first`, is the key of its noise, so a cell does not depend on others.
         """
         prompts, formats = self.writing_prompts(cell_type, lengths, context=context)
         answers = generate_answers(

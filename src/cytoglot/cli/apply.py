@@ -155,8 +155,8 @@ def generate_command(
 ) -> None:
     """Write new cells of a type: every word a valid gene, none twice, with reconstructed expression.
 
-    A killed run goes on where it stopped. With --expected, -n is the number of sentences that expectations rest on (64 or more is advised), and the output is
-    a table, .csv or .parquet.
+    A killed run goes on where it stopped. With --expected, -n is the number of sentences that expectations rest on (64
+    or more is advised), and the output is a table, .csv or .parquet.
     """
     from cytoglot.applications.generation import CHUNK_CELLS, generate
     from cytoglot.cell_model.load import load_cell_model

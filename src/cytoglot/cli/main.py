@@ -61,7 +61,7 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(error, 1, text=f"{type(error).__name__}: {error}")
     except MemoryError as error:
         return _fail(error, 1, text=f"out of memory: {error}; --dry-run forecasts what a command needs")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a fault of ours, told in one line
         if isinstance(error, _UsageFault):
             return _fail(error, 2, text=error.format_message())  # type: ignore[attr-defined]
         return _fail(error, 1, text=f"internal error, {type(error).__name__}: {error} (CYTOGLOT_DEBUG=1 shows where)")

@@ -167,7 +167,7 @@ def test_what_is_chosen_follows_the_validation_cells() -> None:
 def test_the_best_candidate_wins_and_a_tie_goes_to_the_likelier_then_the_first() -> None:
     truth, labels = np.array(["a", "b"], dtype=object), ["a", "b"]
     right = {"bold": [[0.9, 0.1], [0.1, 0.9]], "shy": [[0.6, 0.4], [0.4, 0.6]], "wrong": [[0.1, 0.9], [0.9, 0.1]]}
-    predict = lambda name: np.array(right[name])
+    predict = lambda name: np.array(right[name])  # noqa: E731
     assert choose(["wrong", "shy", "bold"], predict, truth, labels) == "bold"
     assert choose(["wrong", "shy"], predict, truth, labels) == "shy"
     assert choose(["wrong", "shy"], predict, truth[:0], labels) == "wrong"

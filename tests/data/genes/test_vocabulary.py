@@ -50,7 +50,7 @@ class TestVocabulary:
     def test_equal_vocabularies_hash_alike_and_survive_pickle_and_json(self) -> None:
         vocabulary = GeneVocabulary(("A", "B"), "ensembl")
         assert hash(GeneVocabulary(("A", "B"), "ensembl")) == hash(vocabulary)
-        assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary
+        assert pickle.loads(pickle.dumps(vocabulary)) == vocabulary  # noqa: S301
         assert GeneVocabulary.from_dict(json.loads(json.dumps(vocabulary.to_dict()))) == vocabulary
         assert vocabulary != GeneVocabulary(("A", "B"))
         assert vocabulary != ("A", "B")

@@ -69,7 +69,7 @@ def test_loading_and_saving_draw_no_bars_without_a_terminal(scratch_lm, tmp_path
 def test_inference_restores_the_mode_even_after_an_error(scratch_lm):
     scratch_lm.model.train()
     try:
-        with pytest.raises(ZeroDivisionError), scratch_lm.inference():
+        with pytest.raises(ZeroDivisionError), scratch_lm.inference():  # noqa: PT012
             assert not scratch_lm.model.training
             assert torch.is_inference_mode_enabled()
             1 / 0

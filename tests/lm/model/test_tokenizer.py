@@ -77,7 +77,7 @@ def test_reloaded_with_plain_transformers_it_gives_the_same_ids(word_tokenizer, 
 
 
 def test_the_same_input_gives_the_same_tokenizer(word_tokenizer, words, prompts):
-    make = lambda: build_tokenizer(words, prompts, n_subwords=320, context_length=512)
+    make = lambda: build_tokenizer(words, prompts, n_subwords=320, context_length=512)  # noqa: E731
     assert make().get_vocab() == make().get_vocab()
     assert make().model_max_length == 512
 

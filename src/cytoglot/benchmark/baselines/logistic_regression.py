@@ -126,7 +126,7 @@ class LogisticRegressionBaseline:
     def _path(
         self,
         cells: LabelledMatrix,
-        standardised: bool,
+        standardised: bool,  # noqa: FBT001 - one of the two things a setting says
         strengths: tuple[float, ...],
     ) -> list[_Fitted]:
         """Fit from the strongest penalty to the weakest, each from where the last one ended: several times faster."""

@@ -199,7 +199,7 @@ class _JoinIds:
     @classmethod
     def of(cls, tables: Iterator[Any]) -> Self:
         """Write the ids of the tables; a sum of their column `nnz` is kept too."""
-        file = tempfile.TemporaryFile(prefix="cytoglot-")
+        file = tempfile.TemporaryFile(prefix="cytoglot-")  # noqa: SIM115  (open until `close`)
         try:
             n_cells, n_values, last = 0, 0, -1
             for table in tables:

@@ -53,7 +53,7 @@ class AnswerLogitsProcessor(LogitsProcessor):
         if path is not None:
             _format(str(path))
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: FBT001
         config = vllm_config.model_config
         self._tokenizer = AutoTokenizer.from_pretrained(
             config.tokenizer, revision=getattr(config, "tokenizer_revision", None), trust_remote_code=False

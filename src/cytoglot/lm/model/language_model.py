@@ -24,7 +24,7 @@ class LanguageModel:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - a device is immutable
     source: str | None = None
     """folder or hub name that it was loaded from; None for a model made here"""
     revision: str | None = None

@@ -149,7 +149,7 @@ def score_answers_naive(
     return likelihood_na
 
 
-def _encode_completions(lm: LanguageModel, texts: Sequence[str], terminator: bool | str) -> list[Ids]:
+def _encode_completions(lm: LanguageModel, texts: Sequence[str], terminator: bool | str) -> list[Ids]:  # noqa: FBT001
     ended = [text + terminator for text in texts] if isinstance(terminator, str) else list(texts)
     encoded = encode_completions(lm.tokenizer, ended, eos=terminator is True)
     for text, ids in zip(texts, encoded, strict=True):
@@ -158,7 +158,7 @@ def _encode_completions(lm: LanguageModel, texts: Sequence[str], terminator: boo
     return encoded
 
 
-def _encode_answers(lm: LanguageModel, answers: Sequence[str], terminator: bool | str) -> list[Ids]:
+def _encode_answers(lm: LanguageModel, answers: Sequence[str], terminator: bool | str) -> list[Ids]:  # noqa: FBT001
     if len(answers) == 0:
         raise InputError("expected at least one answer to score, found none")
     if len(set(answers)) != len(answers):

@@ -104,7 +104,7 @@ class ReadAhead:
                     if stopped.is_set():
                         return
                 put((None, None))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - raised again where the batch would be given
                 put((None, error))
 
         thread = threading.Thread(target=make, daemon=True, name="batches")

@@ -246,7 +246,7 @@ def _count_parameters(folder: Path) -> int:
     for path in sorted(folder.glob("model*.safetensors")):
         try:
             with safe_open(path, framework="numpy") as tensors:
-                n += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+                n += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
         except SafetensorError as error:
             raise InputError(f"the weights {path} are damaged ({error}); copy the model folder again") from error
     return n

@@ -309,7 +309,7 @@ class CellGrpoTrainer(GRPOTrainer):
         images: Any,
         multimodal_fields: Any,
         num_generations: int,
-        has_tool_images: bool = False,
+        has_tool_images: bool = False,  # noqa: FBT001, FBT002 - the signature is TRL's
     ) -> tuple[list[list[int]], Any]:
         if self._constraints is None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
@@ -354,7 +354,7 @@ class CellGrpoTrainer(GRPOTrainer):
         attention_mask: Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
-        compute_entropy: bool = False,
+        compute_entropy: bool = False,  # noqa: FBT001, FBT002 - the signature is TRL's
         **_: Any,
     ) -> tuple[Tensor, Tensor | None, None]:
         """Return log-probabilities, and entropies, of the tokens of the answers: (b, t), in nats, 0 for padding."""

@@ -304,7 +304,7 @@ def judge(model: CellModel, run: Run, held_out: HeldOut) -> RunResult:
 def _adapter_size(model: CellModel) -> int:
     assert model.folder is not None
     with safe_open(model.folder / "adapter" / "adapter_model.safetensors", framework="np") as tensors:
-        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())
+        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
 
 
 def _n_cells(model: CellModel, run: Run) -> int:
