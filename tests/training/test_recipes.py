@@ -13,9 +13,8 @@ from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.sources.recipe import load_corpus_recipe
 from cytoglot.errors import InputError
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.run import train as run
+from cytoglot.training.run import train
 from cytoglot.training.scaling.sweep import ScaleRecipe
-from cytoglot.training.supervised.from_cells import train
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in {"demo_corpus", "scaling"})
@@ -61,9 +60,9 @@ def test_adapters_learn_on_what_was_pretrained(small_corpus: Corpus, cells: AnnD
     """The two recipes for a laptop, one behind the other, cut short."""
     short = ["optim.steps=2", "optim.evaluate_every=2", "model.scratch.hidden_size=16", "model.word_vectors=random"]
     recipe = FOLDER / "pretrain.yaml"
-    base = run(small_corpus, out=tmp_path / "base", recipe=recipe, overrides=short, device="cpu")
+    base = train(small_corpus, out=tmp_path / "base", recipe=recipe, overrides=short, device="cpu")
     given = ["optim.steps=2", "optim.evaluate_every=2", f"model.base={tmp_path / 'base'}"]
-    model = run(
+    model = train(
         cells, label="cell_type", out=tmp_path / "m", recipe=FOLDER / "lora.yaml", overrides=given, device="cpu"
     )
     assert (tmp_path / "m" / "adapter" / "adapter_model.safetensors").is_file()

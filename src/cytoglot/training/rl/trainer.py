@@ -274,7 +274,12 @@ class CellGrpoTrainer(GRPOTrainer):
         rewards_nr: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         log = self._metrics["train" if self.model.training else "eval"]
         total_n = (rewards_nr * self.reward_weights.to(rewards_nr.device)).nansum(dim=1)
-        log["group_std"].append(total_n.view(-1, self.num_generations).std(dim=1).mean().item())
+        is_rated_n = ~rewards_nr.isnan().all(dim=1)
+        groups = zip(total_n.view(-1, self.num_generations), is_rated_n.view(-1, self.num_generations), strict=True)
+        # An answer that no reward rates has no reward of 0: it is left out, and with it a group of fewer than two.
+        spreads = [total[rated].std() for total, rated in groups if rated.sum() > 1]
+        if spreads:
+            log["group_std"].append(torch.stack(spreads).mean().item())
         for term, value_n in zip(self._terms, rewards_nr.unbind(dim=1), strict=True):
             bounds = [b for b in (term.function.settings.clip_low, term.function.settings.clip_high) if b is not None]
             known_n = value_n[~value_n.isnan()]

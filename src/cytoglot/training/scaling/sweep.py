@@ -36,7 +36,7 @@ from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statist
 from cytoglot.metrics.scaling import LadderFit, fit_ladder
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
 from cytoglot.training.recipe import LoraRecipe, ModelRecipe, TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 if TYPE_CHECKING:
     from anndata import AnnData
