@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from anndata import AnnData
 
 from cytoglot.cell_model.load import CellModel
@@ -14,6 +15,8 @@ from cytoglot.corpus.from_cells import LABELLED, UNLABELLED
 from cytoglot.errors import InputError
 from cytoglot.training.cells import TrainingCells, training_cells, weights_of_file
 from cytoglot.training.job import make_job
+from cytoglot.training.loop.loss import loss_sum
+from cytoglot.training.loop.trainer import n_averaged
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.supervised.train import training_batches, validation_batches
 
@@ -76,3 +79,25 @@ def test_validation_asks_labels_of_cells_as_they_are(
         learned = [ids[w > 0] for ids, w in zip(batch["input_ids"], batch["weights"], strict=True)]
         assert {tiny_model.lm.tokenizer.decode(ids).strip()[:6] for ids in learned} <= {"type A", "type B", "type C"}
         assert set(np.unique(batch["weights"])) <= {0.0, 1.0}
+
+
+def test_a_token_mean_weighs_every_learned_token_the_same(
+    cells: AnnData, tiny_model: CellModel, tiny_recipe: TrainRecipe
+) -> None:
+    """The loss of a batch is then the mean over the tokens of all its answers, as published models have it."""
+    optim = tiny_recipe.optim.model_copy(update={"loss": "token_mean"})
+    recipe = tiny_recipe.model_copy(update={"optim": optim})
+    job = make_job(cells, label="cell_type", recipe=recipe, needs_folder=False)
+    with training_cells(job, job.open()) as found:
+        plain, mean = (
+            next(iter(training_batches(tiny_model.lm, found, one, seed=0, packed=False)))
+            for one in (tiny_recipe, recipe)
+        )
+    assert torch.equal(plain["input_ids"], mean["input_ids"])
+    learned = plain["weights"] > 0
+    assert torch.equal(mean["weights"], learned.float())
+    assert n_averaged(mean) == int(learned.sum()) > n_averaged(plain) == plain["n_examples"]
+    with torch.no_grad():
+        logits = tiny_model.lm.model(input_ids=mean["input_ids"]).logits[:, :-1][learned[:, 1:]]
+        expected = torch.nn.functional.cross_entropy(logits, mean["input_ids"][:, 1:][learned[:, 1:]])
+        torch.testing.assert_close(loss_sum(tiny_model.lm.model, mean) / n_averaged(mean), expected)

@@ -99,9 +99,7 @@ def test_what_is_missing_is_named(cells: AnnData, small_corpus: Corpus) -> None:
 
 
 def test_what_is_settled_in_a_corpus_cannot_be_given(small_corpus: Corpus) -> None:
-    with pytest.raises(
-        InputError, match=r"corpus is a corpus, .* and splits are settled; leave out label"
-    ):
+    with pytest.raises(InputError, match=r"corpus is a corpus, .* and splits are settled; leave out label"):
         train(small_corpus, label="own", out="m")
     split = Split(train=("a",), by="cell", seed=0, fractions=(1.0, 0.0, 0.0))
     with pytest.raises(InputError, match=r"is a corpus, .* leave out split_by, split, layer"):

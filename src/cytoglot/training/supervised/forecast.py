@@ -17,11 +17,12 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedToken
 from cytoglot.corpus.read.examples import CorpusExamples
 from cytoglot.lm.model.load import read_configuration
 from cytoglot.lm.model.scratch import llama_config
-from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
-from cytoglot.tasks.task import Example, tasks
+from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
+from cytoglot.tasks.task import Example
 from cytoglot.training.cells import TrainingCells
 from cytoglot.training.loop.memory import Mode, ModelSize, model_size, training_memory
 from cytoglot.training.recipe import TrainRecipe
+from cytoglot.training.supervised.train import new_tokenizer
 
 _EXAMPLES = 200
 _TRIED_PARAMETERS, _TRIED_TOKENS = 60_000_000, 1024
@@ -56,7 +57,7 @@ def forecast_training(cells: TrainingCells, recipe: TrainRecipe) -> dict[str, An
         cells.corpus, "train", top_genes=recipe.sentence.top_genes, metadata_share=cells.metadata_share
     )
     examples = [found.example for found in drawn.sample(_EXAMPLES, tasks=cells.shares)]
-    config, tokenizer = _model(recipe, cells.corpus.vocabulary.symbols, examples)
+    config, tokenizer = _model(recipe, cells)
     size, lengths = model_size(config), _lengths(tokenizer, examples)
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST
     answers = min(lengths.answer, recipe.grpo.max_answer_tokens) if recipe.kind == "grpo" else lengths.answer
@@ -86,15 +87,11 @@ def forecast_training(cells: TrainingCells, recipe: TrainRecipe) -> dict[str, An
     }
 
 
-def _model(
-    recipe: TrainRecipe, words: Sequence[str], examples: Sequence[Example]
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+def _model(recipe: TrainRecipe, cells: TrainingCells) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """Return configuration and tokenizer of the model."""
     if recipe.model.base is not None:
         return read_configuration(recipe.model.base, revision=recipe.model.revision)
-    texts = [text for example in examples for text in (example.prompt, example.completion)]
-    texts += [template.text for name in recipe.tasks for template in tasks[name].templates.training]
-    tokenizer = build_tokenizer(words, texts)
+    tokenizer = new_tokenizer(cells, recipe.model.scratch.context_length)
     return llama_config(tokenizer, recipe.model.scratch), tokenizer
 
 

@@ -167,7 +167,7 @@ def new_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a model from nothing and its tokenizer; gene vectors start from the training cells, or at random."""
     scratch, sentences, words = recipe.model.scratch, cells.sample.sentences, cells.corpus.vocabulary.symbols
-    tokenizer = _tokenizer(cells, scratch.context_length)
+    tokenizer = new_tokenizer(cells, scratch.context_length)
     vectors = None
     if recipe.model.word_vectors == "co_expression":
         expression_ng = _expression(cells.sample, recipe)
@@ -191,8 +191,8 @@ def _expression(sample: CellSample, recipe: TrainRecipe) -> csr_matrix:
     return csr_matrix((weights, sentences.gene_ids.astype(np.int32), sentences.offsets), shape=shape)
 
 
-def _tokenizer(cells: TrainingCells, context_length: int) -> PreTrainedTokenizerBase:
-    """Byte-level pieces are learned from the wordings, the metadata, the abstracts and the names of the tables."""
+def new_tokenizer(cells: TrainingCells, context_length: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose byte-level pieces are learned from the wordings, the metadata, the abstracts and the names of the tables."""
     corpus = cells.corpus
     texts = [template.text for name in cells.shares for template in tasks[name].templates.training]
     values = {text for column in corpus.description.counts for text in corpus.labels(column) if column in _METADATA}
