@@ -36,7 +36,7 @@ from cytoglot.lm.model.language_model import set_threads
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 logger = logging.getLogger(__name__)
 

@@ -23,6 +23,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.bench_annotation import TASKS, Task, labels_and_rows, read_task
+from cytoglot.corpus.from_cells import CellOptions, choose_genes
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.splits.split import Split
 from cytoglot.data.splits.splitting import folds
@@ -30,8 +31,6 @@ from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statist
 from cytoglot.metrics.uncertainty import bootstrap, bootstrap_difference
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
 from cytoglot.sentence.encode import detection_rates, encode_matrix
-from cytoglot.training.recipe import SentenceRecipe, TrainRecipe
-from cytoglot.training.supervised.prepare import choose_genes
 
 logger = logging.getLogger(__name__)
 RULES: tuple[TieRule, ...] = get_args(TieRule)
@@ -80,8 +79,7 @@ def judge(name: str, adata: AnnData, task: Task, *, top_genes: int) -> list[dict
 
 def chosen_counts(adata: AnnData, split: Split, hvg: int | None) -> tuple[csr_matrix, GeneVocabulary]:
     """Return the columns of the genes that are chosen on training cells."""
-    recipe = TrainRecipe(sentence=SentenceRecipe(hvg=hvg))
-    genes = choose_genes(adata[split.mask(adata.obs_names, "train")], recipe)
+    genes = choose_genes(adata[split.mask(adata.obs_names, "train")], CellOptions(hvg=hvg))
     return csr_matrix(adata.X)[:, adata.var_names.get_indexer(genes)], GeneVocabulary(symbols=tuple(genes))
 
 

@@ -10,22 +10,23 @@ score. Prompts are those of held-out cells (a tenth, drawn by cell), what reward
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from cytoglot.corpus.from_cells import CellCorpus, CellOptions, corpus_of_cells
+from cytoglot.corpus.read.examples import CorpusExamples
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.readers.read import read
 from cytoglot.lm.model.load import load_language_model
-from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
-from cytoglot.training.recipe import TrainRecipe
+from cytoglot.training.recipe import SentenceRecipe
 from cytoglot.training.rl.hacking_checks import ProbeReport, probe_reward
 from cytoglot.training.rl.rewards import RewardContext, RewardPrompts, make_reward
-from cytoglot.training.supervised.prepare import PreparedCells, prepare_cells
 
 FORM = {"validity": {"weight": 0.25}, "distinctness": {"weight": 0.25}}
 RECOMMENDED = FORM | {"overlap": {}, "kendall_tau_b": {"weight": 0.5}, "diversity": {"weight": 1.5}, "label_match": {}}
@@ -40,15 +41,11 @@ MIXTURES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def words_of(cells: PreparedCells, row: int) -> tuple[str, ...]:
-    names = cells.sentences.vocabulary.names
-    return tuple(names[cells.sentences.ids(row)[: cells.top_genes]].tolist())
-
-
-def what_rewards_know(cells: PreparedCells) -> RewardContext:
+def what_rewards_know(cells: CellCorpus, top_genes: int) -> RewardContext:
     reference: dict[str, list[tuple[str, ...]]] = {}
-    for row in cells.rows("train", labelled=True):
-        reference.setdefault(str(cells.labels[row]), []).append(words_of(cells, row))
+    for sentence, label in zip(cells.sentences.truncate(top_genes), cells.labels, strict=True):
+        if label is not None:
+            reference.setdefault(str(label), []).append(tuple(sentence))
     return RewardContext(
         genes=cells.sentences.vocabulary.symbols,
         labels=tuple(sorted(reference)),
@@ -57,22 +54,15 @@ def what_rewards_know(cells: PreparedCells) -> RewardContext:
     )
 
 
-def held_out(cells: PreparedCells, task: str, n: int) -> RewardPrompts:
-    rows = np.random.default_rng(0).permutation(cells.rows("test", labelled=True))[:n]
-    records = [
-        CellRecord(
-            cell_id=str(cells.sentences.cell_ids[row]),
-            genes=words_of(cells, row),
-            metadata={"cell_type": str(cells.labels[row])},
-        )
-        for row in rows
-    ]
+def held_out(cells: CellCorpus, task: str, n: int, top_genes: int) -> RewardPrompts:
+    drawn = CorpusExamples(cells.corpus, "validation", top_genes=top_genes).sample(n, "cell_type_annotation")
+    records = [found.record for found in drawn]
     writes = task == "cell_generation"
     types = tuple(record.metadata["cell_type"] for record in records)
     return RewardPrompts(
         prompts=tuple(tasks[task].prompt(record) for record in records),
         columns={
-            "task": (task,) * len(rows),
+            "task": (task,) * len(records),
             "answer": tuple(" ".join(record.genes) for record in records) if writes else types,
             "cell_type": types,
             "num_genes": tuple(len(record.genes) if writes else 0 for record in records),
@@ -98,10 +88,14 @@ def main() -> None:
     parser.add_argument("--markers")
     options = parser.parse_args()
     for source in options.sources:
-        cells = prepare_cells(
-            read(resolve_source(source)), label=options.label, recipe=TrainRecipe(), split=None, split_by="cell", seed=0
+        sentence = SentenceRecipe()
+        genes = CellOptions(hvg=sentence.hvg, ties=sentence.ties)
+        folder = Path(tempfile.mkdtemp()) / "corpus"
+        cells = corpus_of_cells(
+            read(resolve_source(source)), folder, label=options.label, options=genes, split_by="cell"
         )
-        context, mixtures = what_rewards_know(cells), dict(MIXTURES)
+        asked = partial(held_out, cells, n=options.prompts, top_genes=sentence.top_genes)
+        context, mixtures = what_rewards_know(cells, sentence.top_genes), dict(MIXTURES)
         if options.model:
             context = replace(context, lm=load_language_model(options.model, device="cpu"))
             for target in ("centre", "typical"):
@@ -113,7 +107,7 @@ def main() -> None:
             mixtures["recommended, program_score up to 0.1"] = RECOMMENDED | {
                 "program_score": {**program, "clip_high": 0.1}
             }
-        prompts = held_out(cells, "cell_generation", options.prompts)
+        prompts = asked("cell_generation")
         print(
             f"\n### {source}: {len(prompts)} held-out cells, {len(context.genes)} genes, {len(context.labels)} types\n"
         )
@@ -124,7 +118,7 @@ def main() -> None:
             report = probe_reward(make_reward(terms, context), prompts, context)
             print(describe(name, report, time.perf_counter() - start), flush=True)
         for task in ("cell_generation", "cell_type_annotation"):
-            report = probe_reward(make_reward(RECOMMENDED, context), held_out(cells, task, options.prompts), context)
+            report = probe_reward(make_reward(RECOMMENDED, context), asked(task), context)
             print(f"\n{report.message}\n\n{report.table()}")
         report = probe_reward(make_reward({"overlap": {}}, context), prompts, context)
         print(f"\n{report.message}")

@@ -199,7 +199,7 @@ def tiny_cli(tiny_recipe: TrainRecipe) -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_model(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> CellModel:
     """A model of `cells`, trained once per session; its folder is `tiny_model.folder`, not to be changed."""
-    from cytoglot.training.supervised.from_cells import train
+    from cytoglot.training.run import train
 
     folder = tmp_path_factory.mktemp("tiny_model") / "model"
     return train(cells, label="cell_type", out=folder, recipe=tiny_recipe, seed=3, device="cpu")

@@ -128,7 +128,7 @@ def test_6_a_backed_file_is_read_in_chunks(cells: AnnData, cells_file: Path) -> 
 
 def test_7_missing_labels_are_never_an_answer(cells: AnnData, tiny_recipe: Any, tmp_path: Path) -> None:
     """There: the model learns to answer "nan."."""
-    from cytoglot.training.supervised.from_cells import train
+    from cytoglot.training.run import train
 
     partly = cells.copy()
     partly.obs["annotation of ours"] = partly.obs["cell_type"].astype(object)  # any column name will do
@@ -233,7 +233,7 @@ def test_15_a_sentence_longer_than_the_context_still_trains_its_answer(
     cells: AnnData, tiny_recipe: Any, tmp_path: Path
 ) -> None:
     """There: nothing is learned, the loss is 0.0 and the run says "completed"."""
-    from cytoglot.training.supervised.from_cells import train
+    from cytoglot.training.run import train
 
     scratch = tiny_recipe.model.scratch.model_copy(update={"context_length": 48})
     recipe = tiny_recipe.model_copy(

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.rl.grpo import train_grpo
 from cytoglot.training.rl.trainer import CellGrpoTrainer
+from cytoglot.training.run import train
 
 
 def main(settings: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ def main(settings: dict[str, Any]) -> None:
 
     CellGrpoTrainer._compute_loss = keep  # type: ignore[method-assign]
     recipe = TrainRecipe.model_validate(settings["recipe"])
-    train_grpo(settings["source"], out=settings["out"], recipe=recipe, device="cpu", seed=3)
+    train(settings["source"], out=settings["out"], recipe=recipe, device="cpu", seed=3)
     folder = Path(settings["seen"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(seen), encoding="utf-8")

@@ -21,7 +21,7 @@ import torch
 from cytoglot.progress import set_progress
 from cytoglot.training.loop.trainer import AnswerTrainer
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 
 def main(settings: dict[str, Any]) -> None:

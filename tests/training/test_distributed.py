@@ -89,7 +89,7 @@ def assert_same_model(one: Path, other: Path) -> None:
 
 
 def test_two_processes_train_the_model_of_one(cells_file: Path, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
-    done, alone = launch(1, tmp_path / "one", cells_file, tiny_recipe, batch_size=8)
+    done, alone = launch(1, tmp_path / "one", cells_file, tiny_recipe, batch_size=8, readers=2)
     assert done.returncode == 0, done.stderr
     done, together = launch(2, tmp_path / "two", cells_file, tiny_recipe, batch_size=4)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import SPEC_FILE
 from cytoglot.errors import InputError
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 
 class StoppedError(Exception): ...

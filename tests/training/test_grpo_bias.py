@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from cytoglot.training.recipe import GrpoRecipe, ModelRecipe, OptimRecipe, Train
 from cytoglot.training.rl.grpo import alignment_arguments
 from cytoglot.training.rl.prompts import AskedPrompt
 from cytoglot.training.rl.rewards import RewardContext, make_reward
-from cytoglot.training.rl.trainer import CellGrpoTrainer, masked_log_probs
+from cytoglot.training.rl.trainer import CellGrpoTrainer, group_spread, masked_log_probs
 
 #: TRL 1.16 asks transformers 5.23 by an old name; `train_grpo` filters it in the same way.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -250,3 +251,12 @@ def test_entropy_is_that_of_the_allowed_tokens() -> None:
     log_p_bt, entropy_bt = masked_log_probs(logits_btv, torch.tensor([[1]]), allowed_btv)
     assert log_p_bt.item() == pytest.approx(-1.3863, abs=1e-4)  # log(1/4)
     assert entropy_bt.item() == pytest.approx(1.0397, abs=1e-4)  # 1.5 log 2
+
+
+def test_the_spread_of_a_group_leaves_out_what_no_reward_rates() -> None:
+    nan = float("nan")
+    rewards = torch.tensor([[1.0, nan], [3.0, nan], [nan, nan], [2.0, 2.0], [nan, 1.0], [nan, nan]])
+    # Groups of three: totals 1 and 3; 2 + 2·3 = 8 and 1·3 = 3; of which the unrated are no zeros.
+    spread = group_spread(rewards, torch.tensor([1.0, 3.0]), 3)
+    assert spread == pytest.approx((2**0.5 + 5 / 2**0.5) / 2)
+    assert np.isnan(group_spread(rewards[2:3], torch.tensor([1.0, 3.0]), 1))

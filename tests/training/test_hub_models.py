@@ -16,7 +16,7 @@ from cytoglot.applications.generation import generate
 from cytoglot.cell_model.load import load_checkpoint
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 
 @pytest.fixture(scope="module")

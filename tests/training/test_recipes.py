@@ -6,16 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from anndata import AnnData
 
 from cytoglot.config import load_recipe
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.sources.recipe import load_corpus_recipe
 from cytoglot.errors import InputError
-from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.run import train as run
+from cytoglot.training.loop.trainer import make_optimiser
+from cytoglot.training.recipe import ModelRecipe, TrainRecipe
+from cytoglot.training.run import train
 from cytoglot.training.scaling.sweep import ScaleRecipe
-from cytoglot.training.supervised.from_cells import train
 
 FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in {"demo_corpus", "scaling"})
@@ -54,6 +55,49 @@ def test_recipes_of_each_kind_say_what_they_are_named_for() -> None:
     assert qlora.optim.learning_rate == 2e-4  # what a recipe says wins over its preset
 
 
+class _Model(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.vectors, self.layer = torch.nn.Embedding(3, 2), torch.nn.Linear(2, 3)
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        return self.vectors
+
+
+def test_the_published_recipe_has_its_optimiser_and_its_loss() -> None:
+    c2s = load_recipe(TrainRecipe, None, ["preset=c2s"]).optim
+    assert (c2s.betas, c2s.loss) == ((0.9, 0.999), "token_mean")
+    optimiser = make_optimiser(_Model(), c2s, from_nothing=False)
+    assert all(group["betas"] == (0.9, 0.999) for group in optimiser.param_groups)
+    assert TrainRecipe().optim.betas == (0.9, 0.98)
+
+
+def _manifest(folder: Path, base: str | None) -> Path:
+    folder.mkdir()
+    manifest = {"config": {"recipe": {"model": {"base": base}}}}
+    (folder / "cytoglot.json").write_text(json.dumps({"manifest": manifest}))
+    return folder
+
+
+def test_the_rate_of_reinforcement_learning_follows_the_base(tmp_path: Path) -> None:
+    """Full weights of a model that others trained are not to be undone; what began here at random may move faster."""
+    scratch = _manifest(tmp_path / "scratch", None)
+    adapted = _manifest(tmp_path / "adapted", str(scratch))
+    tuned = _manifest(tmp_path / "tuned", "EleutherAI/pythia-410m")
+    loop = _manifest(tmp_path / "loop", str(tmp_path / "loop"))
+    plain = tmp_path / "plain"
+    plain.mkdir()
+
+    def rate(base: Path | str, **values: object) -> float:
+        return TrainRecipe.model_validate({"kind": "grpo", "model": {"base": str(base)}, **values}).optim.learning_rate
+
+    assert [rate(base) for base in (scratch, adapted)] == [2e-4, 2e-4]
+    assert [rate(base) for base in (tuned, loop, plain, "EleutherAI/pythia-410m")] == [1e-6] * 4
+    assert rate(tuned, lora={"rank": 4}) == 2e-4
+    assert rate(tuned, optim={"learning_rate": 3e-5}) == 3e-5
+    assert TrainRecipe(kind="grpo", model=ModelRecipe(base=str(scratch))).optim.learning_rate == 2e-4
+
+
 _KINDS = ("pretrain", "lora", "qlora", "c2s")
 
 
@@ -61,9 +105,9 @@ def test_adapters_learn_on_what_was_pretrained(small_corpus: Corpus, cells: AnnD
     """The two recipes for a laptop, one behind the other, cut short."""
     short = ["optim.steps=2", "optim.evaluate_every=2", "model.scratch.hidden_size=16", "model.word_vectors=random"]
     recipe = FOLDER / "pretrain.yaml"
-    base = run(small_corpus, out=tmp_path / "base", recipe=recipe, overrides=short, device="cpu")
+    base = train(small_corpus, out=tmp_path / "base", recipe=recipe, overrides=short, device="cpu")
     given = ["optim.steps=2", "optim.evaluate_every=2", f"model.base={tmp_path / 'base'}"]
-    model = run(
+    model = train(
         cells, label="cell_type", out=tmp_path / "m", recipe=FOLDER / "lora.yaml", overrides=given, device="cpu"
     )
     assert (tmp_path / "m" / "adapter" / "adapter_model.safetensors").is_file()

@@ -20,26 +20,26 @@ from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.training import run
+from cytoglot.training.job import TrainJob, make_job
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.run import plan_run, train
+from cytoglot.training.run import train
 
-Calls = list[tuple[str, dict[str, Any]]]
+Calls = list[tuple[str, Any]]
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch, tiny_model: CellModel) -> Calls:
-    """What is called instead of training."""
+    """What is called instead of training, and with which job."""
     found: Calls = []
 
-    def stand_in(name: str) -> Callable[..., CellModel]:
-        def called(source: Any, **options: Any) -> CellModel:
-            found.append((name, {"source": source, **options}))
+    def stand_in(name: str) -> Callable[[TrainJob], CellModel]:
+        def called(job: TrainJob) -> CellModel:
+            found.append((name, job))
             return tiny_model
 
         return called
 
-    monkeypatch.setattr("cytoglot.training.supervised.from_cells.train", stand_in("sft"))
-    monkeypatch.setattr("cytoglot.training.supervised.from_corpus.train_corpus", stand_in("corpus"))
+    monkeypatch.setattr("cytoglot.training.supervised.train.train_supervised", stand_in("supervised"))
     monkeypatch.setattr("cytoglot.training.rl.grpo.train_grpo", stand_in("grpo"))
     monkeypatch.setattr(run, "publish", lambda folder, repository, *, private: found.append(
         ("publish", {"folder": folder, "repository": repository, "private": private})))  # fmt: skip
@@ -51,29 +51,27 @@ def _recipe(**values: Any) -> TrainRecipe:
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "sft"])
-def test_files_and_corpora_go_their_ways(calls: Calls, small_corpus: Corpus, cells: AnnData, kind: str) -> None:
+def test_files_and_corpora_go_one_way(calls: Calls, small_corpus: Corpus, cells: AnnData, kind: str) -> None:
     train(cells, label="cell_type", out="m", recipe=_recipe(kind=kind), seed=7, split_by="donor")
     train(small_corpus.folder, out="m", recipe=_recipe(kind=kind), threads=1)
     train(small_corpus, out="m", recipe=_recipe(kind=kind))
-    assert [name for name, _ in calls] == ["sft", "corpus", "corpus"]
-    of_file, of_corpus = calls[0][1], calls[1][1]
-    assert (of_file["label"], of_file["out"], of_file["seed"], of_file["split_by"]) == (
-        "cell_type",
-        Path("m"),
-        7,
-        "donor",
-    )
-    assert of_file["recipe"].kind == kind
-    assert (of_corpus["source"], of_corpus["threads"]) == (small_corpus.folder, 1)
-    assert "label" not in of_corpus
+    assert [name for name, _ in calls] == ["supervised"] * 3
+    of_file, of_folder, of_corpus = (job for _, job in calls)
+    assert (of_file.label, of_file.out, of_file.seed, of_file.split_by) == ("cell_type", Path("m"), 7, "donor")
+    assert of_file.recipe.kind == kind
+    assert (of_folder.source, of_folder.threads, of_folder.label) == (small_corpus.folder, 1, None)
+    assert [job.on_corpus for job in (of_file, of_folder, of_corpus)] == [False, True, True]
 
 
-def test_alignment_takes_either(calls: Calls, small_corpus: Corpus, cells: AnnData) -> None:
-    recipe = _recipe(kind="grpo", model={"base": "some folder"})
+def test_reinforcement_learning_takes_either(
+    calls: Calls, small_corpus: Corpus, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    recipe = _recipe(kind="grpo", model={"base": str(tiny_model_folder)})
     train(small_corpus, out="m", recipe=recipe)
-    train(cells, out="m", recipe=recipe)  # the base model knows its label column
-    assert [name for name, _ in calls] == ["grpo", "grpo"]
-    assert calls[1][1]["label"] is None
+    train(cells, out="m", recipe=recipe)
+    assert [(name, job.label) for name, job in calls] == [("grpo", None), ("grpo", "cell_type")]  # the base knows it
+    with pytest.raises(InputError, match=r"pass the label.*the base model names none"):
+        train(cells, out="m", recipe=_recipe(kind="grpo", model={"base": str(tmp_path)}))
 
 
 def test_the_recipe_names_what_the_call_does_not(calls: Calls, cells: AnnData, tmp_path: Path) -> None:
@@ -82,15 +80,12 @@ def test_the_recipe_names_what_the_call_does_not(calls: Calls, cells: AnnData, t
     train(recipe=recipe)
     train(cells, label="cell_type", out=tmp_path / "other", recipe=recipe, overrides=["optim.steps=4"])
     (_, first), (_, second) = calls
-    assert (first["source"], first["label"], first["out"]) == ("cells.h5ad", "own", Path("model"))
-    assert (second["source"], second["label"], second["out"]) == (cells, "cell_type", tmp_path / "other")
-    assert (first["recipe"].optim.steps, second["recipe"].optim.steps) == (3, 4)
+    assert (first.source, first.label, first.out) == ("cells.h5ad", "own", Path("model"))
+    assert (second.source, second.label, second.out) == (cells, "cell_type", tmp_path / "other")
+    assert (first.recipe.optim.steps, second.recipe.optim.steps) == (3, 4)
     # paths of a machine are no settings of the model
-    assert first["recipe"].source is first["recipe"].output is first["recipe"].label is None
-    assert (
-        first["recipe"].model_dump()
-        == second["recipe"].model_copy(update={"optim": first["recipe"].optim}).model_dump()
-    )
+    assert first.recipe.source is first.recipe.output is first.recipe.label is None
+    assert first.recipe.model_dump() == second.recipe.model_copy(update={"optim": first.recipe.optim}).model_dump()
 
 
 def test_what_is_missing_is_named(cells: AnnData, small_corpus: Corpus) -> None:
@@ -100,11 +95,11 @@ def test_what_is_missing_is_named(cells: AnnData, small_corpus: Corpus) -> None:
         train(cells, label="cell_type")
     with pytest.raises(InputError, match="pass --label, the column of obs with the cell types"):
         train(cells, out="m")
-    assert plan_run(small_corpus, label=None, out=None, recipe=TrainRecipe(), needs_folder=False).on_corpus
+    assert make_job(small_corpus, recipe=TrainRecipe(), needs_folder=False).on_corpus
 
 
 def test_what_is_settled_in_a_corpus_cannot_be_given(small_corpus: Corpus) -> None:
-    with pytest.raises(InputError, match="corpus is a corpus, in which labels are settled; leave out --label own"):
+    with pytest.raises(InputError, match=r"corpus is a corpus, .* and splits are settled; leave out label"):
         train(small_corpus, label="own", out="m")
     split = Split(train=("a",), by="cell", seed=0, fractions=(1.0, 0.0, 0.0))
     with pytest.raises(InputError, match=r"is a corpus, .* leave out split_by, split, layer"):
@@ -114,9 +109,9 @@ def test_what_is_settled_in_a_corpus_cannot_be_given(small_corpus: Corpus) -> No
 def test_a_finished_model_is_published_where_the_recipe_asks(calls: Calls, cells: AnnData) -> None:
     recipe = _recipe(push_to_hub="me/cells", hub_private=False)
     train(cells, label="cell_type", out="m", recipe=recipe)
-    assert [name for name, _ in calls] == ["sft", "publish"]
+    assert [name for name, _ in calls] == ["supervised", "publish"]
     assert calls[1][1] == {"folder": Path("m"), "repository": "me/cells", "private": False}
-    assert calls[0][1]["recipe"].push_to_hub is None  # where it is published is no setting of the model
+    assert calls[0][1].recipe.push_to_hub is None  # where it is published is no setting of the model
     with pytest.raises(InputError, match="is named owner/name, found 'cells'"):  # before hours of training
         train(cells, label="cell_type", out="m", recipe=_recipe(push_to_hub="cells"))
     assert len(calls) == 2

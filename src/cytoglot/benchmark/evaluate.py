@@ -43,7 +43,7 @@ from cytoglot.manifest import Manifest
 from cytoglot.metrics.classification import calibration_bins, confusion, per_class
 from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 if TYPE_CHECKING:
     from anndata import AnnData

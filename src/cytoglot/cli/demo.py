@@ -35,7 +35,7 @@ def run_demo(
     from cytoglot.data.audit import audit
     from cytoglot.data.datasets import load_dataset
     from cytoglot.report.html import write_report
-    from cytoglot.training.supervised.from_cells import train
+    from cytoglot.training.run import train
 
     started = time.perf_counter()
     _clear(output, overwrite=overwrite)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cytoglot.benchmark.evaluate import EvaluateSettings
     from cytoglot.cell_model.load import CellModel
     from cytoglot.data.genes.options import GeneOptions
-    from cytoglot.training.run import Plan
+    from cytoglot.training.job import TrainJob
 
 Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
@@ -71,35 +71,37 @@ def train_command(
 ) -> None:
     """Train as a recipe says: pretrain, sft or grpo, on a file or a corpus; the same command resumes."""
     from cytoglot.config import load_recipe
+    from cytoglot.training.job import is_corpus_source, make_job
     from cytoglot.training.loop.distributed import is_first
     from cytoglot.training.recipe import TrainRecipe
-    from cytoglot.training.run import plan_run, train
+    from cytoglot.training.run import run_job
 
     quiet_for_json(as_json=json)
     chosen = load_recipe(TrainRecipe, recipe, settings or [])
-    plan = plan_run(source, label=label, out=output, recipe=chosen, needs_folder=not dry_run)
-    if plan.on_corpus:
+    asked = source if source is not None else chosen.source
+    if asked is not None and is_corpus_source(asked):
         unfit = _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=False)
-        _refuse_for_corpus(str(plan.source), unfit | {"--split-by": split_by if split_by != "auto" else None})
-    genes = gene_options(gene_column, gene_mapping, duplicates)
-    if dry_run:
-        show(_forecast_training(plan, layer=layer, genes=genes, threads=threads), as_json=json)
-        return
-    model = train(
+        _refuse_for_corpus(asked, unfit | {"--split-by": split_by if split_by != "auto" else None})
+    job = make_job(
         source,
         label=label,
         out=output,
         recipe=chosen,
         split_by=split_by,
         layer=layer,
-        gene_options=genes,
+        gene_options=gene_options(gene_column, gene_mapping, duplicates),
         seed=seed,
         device=device,
         threads=threads,
         overwrite=overwrite,
+        needs_folder=not dry_run,
     )
+    if dry_run:
+        show(_forecast_training(job), as_json=json)
+        return
+    model = run_job(job)
     if is_first():
-        _show_model(model, plan.out, as_json=json)
+        _show_model(model, job.out, as_json=json)
 
 
 def card_command(
@@ -290,23 +292,15 @@ def _evaluate_corpus(
     show(shown | {"not_shown": not_shown, "messages": result.messages, "output": output}, as_json=as_json)
 
 
-def _forecast_training(plan: Plan, *, layer: str | None, genes: GeneOptions, threads: int | None) -> dict[str, Any]:
+def _forecast_training(job: TrainJob) -> dict[str, Any]:
     """Count tokens of examples as training makes them; try a few steps where that is cheap."""
-    from cytoglot.corpus.format.folder import open_corpus
-    from cytoglot.data.datasets import resolve_source
-    from cytoglot.data.readers.read import read
-    from cytoglot.lm.model.language_model import set_threads
-    from cytoglot.training.supervised.forecast import forecast_training, matrix_mb
-    from cytoglot.training.supervised.from_cells import check_tasks
+    from cytoglot.lm.model.load import set_threads
+    from cytoglot.training.cells import training_cells
+    from cytoglot.training.supervised.forecast import forecast_training
 
-    set_threads(threads)
-    if plan.on_corpus:
-        return forecast_training(open_corpus(plan.source), plan.recipe) | {"dry_run": True}
-    if plan.recipe.kind != "grpo":
-        check_tasks(plan.recipe)
-    adata = read(resolve_source(plan.source), layer=layer, **genes.keywords)
-    found = forecast_training(adata, plan.recipe, label=plan.label)
-    return found | {"memory_mb": found["memory_mb"] + round(matrix_mb(adata)), "dry_run": True}
+    set_threads(job.threads)
+    with training_cells(job, job.open()) as cells:
+        return forecast_training(cells, job.recipe) | {"dry_run": True}
 
 
 def _forecast_evaluation(

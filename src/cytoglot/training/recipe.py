@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from cytoglot.cell_model.spec import SPEC_FILE
 from cytoglot.config import Settings
 from cytoglot.data.qc import QcSettings
 from cytoglot.errors import nearest_names
@@ -119,7 +122,8 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "batch_size": 8,
         "gradient_accumulation": 32,
         "weight_average": 0.0,
-        "generation_weight": 1.0,
+        "betas": (0.9, 0.999),
+        "loss": "token_mean",
     },
 }
 """`preset` → the defaults of `optim`: ours for models from nothing, and those published for Cell2Sentence models
@@ -128,12 +132,36 @@ PRESETS: Mapping[str, dict[str, Any]] = {
 _IMPLIED: Mapping[str, dict[str, Any]] = {
     "pretrain": {"loss_on": "everything"},
     # Rewards are noisy: small steps, and no decay of what the model has learned.
-    "grpo": {"steps": 100, "learning_rate": 2e-4, "schedule": "constant", "weight_decay": 0.0, "evaluate_every": 20},
+    "grpo": {"steps": 100, "schedule": "constant", "weight_decay": 0.0, "evaluate_every": 20},
 }
 """`kind` → what it implies of `optim`"""
 
 LORA_LEARNING_RATE = 2e-4
 """the default of `optim.learning_rate` with adapters: rates for models from nothing are too high for trained ones"""
+
+GRPO_LEARNING_RATES = {"small": 2e-4, "pretrained": 1e-6}
+"""the default of `optim.learning_rate` for `kind: grpo`: of adapters and of models that were trained here from nothing,
+and of the full weights of any other base, which the higher rate would undo"""
+
+
+def was_trained_from_nothing(base: str) -> bool:
+    """Tell whether a base is a model folder of ours whose weights began at random, here or in the base of its own.
+
+    Its manifest says so. A model of the hub, a folder of another make and one whose own base is gone are not.
+    """
+    seen: set[str] = set()
+    while base not in seen:
+        seen.add(base)
+        try:
+            spec = json.loads((Path(base).expanduser() / SPEC_FILE).read_text(encoding="utf-8"))
+            model = spec["manifest"]["config"]["recipe"]["model"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        if model.get("base") is None:
+            return True
+        base = str(model["base"])
+    return False
+
 
 DEFAULT_TASKS = {"cell_type_annotation": 0.5, "cell_generation": 0.45, "unconditional_generation": 0.05}
 
@@ -144,17 +172,17 @@ class OptimRecipe(Settings):
     steps: int = Field(default=400, gt=0)
     """optimiser steps"""
     batch_size: int = Field(default=32, gt=0)
-    """examples of a batch and device"""
+    """rows of a batch and device: of one example each, or of several where they are packed"""
     gradient_accumulation: int = Field(default=1, gt=0)
     """batches of an optimiser step; the loss is that of all their examples together"""
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them: a third slower, a fraction of the memory"""
     packing: Literal["auto", "on", "off"] = "auto"
-    """put several examples into one row, where they do not see each other; auto: on a GPU, and always from a corpus. A
-    model that would let them see each other is never packed"""
+    """put several examples into one row, where they do not see each other; auto: from a corpus. From a file, examples
+    of similar lengths make a batch, with few fillers. A model that would let them see each other is never packed"""
     readers: int | None = Field(default=None, gt=0)
-    """streams that a corpus is read in, shared out among the processes; None: one for each process. Set it to repeat a
-    run of several processes with fewer"""
+    """streams that the cells are read in, shared out among the processes; None: one for each process. Set it to repeat
+    a run of several processes with fewer"""
     learning_rate: float = Field(default=2e-3, gt=0)
     """peak learning rate, reached after the warm-up"""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -163,8 +191,13 @@ class OptimRecipe(Settings):
     """learning rate of the input vectors relative to the rest (a model from nothing only)"""
     weight_decay: float = Field(default=0.05, ge=0)
     """decoupled weight decay of all but vectors and norms"""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+    """decay of AdamW's running means of gradients and of their squares"""
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     """share of the steps that warm up"""
+    loss: Literal["example_mean", "token_mean"] = "example_mean"
+    """a step's loss is a mean over its examples, or over its learned tokens with the same weight for each, as
+    published models have it; `generation_weight` is of the first alone"""
     generation_weight: float = Field(default=10.0, ge=0)
     """an example's mean loss per gene counts this much beside the summed loss of a label"""
     loss_on: Literal["answers", "everything"] = "answers"
@@ -243,6 +276,11 @@ class TrainRecipe(Settings):
         if not isinstance(values, dict):
             return values
         adapted = {"learning_rate": LORA_LEARNING_RATE} if values.get("lora") is not None else {}
+        if values.get("kind") == "grpo" and not adapted:
+            model = values.get("model") or {}
+            base = model.get("base") if isinstance(model, Mapping) else getattr(model, "base", None)
+            size = "small" if base is not None and was_trained_from_nothing(str(base)) else "pretrained"
+            adapted = {"learning_rate": GRPO_LEARNING_RATES[size]}
         kind, preset = _IMPLIED.get(str(values.get("kind")), {}), PRESETS.get(str(values.get("preset")), {})
         implied = {**adapted, **kind, **preset}
         optim = values.get("optim", {})

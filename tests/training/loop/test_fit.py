@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from numbered_batches import NumberedBatches, collate
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, PreTrainedModel, TrainerCallback
 from transformers.integrations import integration_utils
@@ -22,13 +23,12 @@ from cytoglot.errors import InputError, NotFiniteError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer
 from cytoglot.manifest import Manifest
-from cytoglot.training.loop.batches import NumberedBatches, ReadAhead
+from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History
 from cytoglot.training.loop.fit import Run, can_pack, fit, start_model
 from cytoglot.training.loop.loss import loss_sum
 from cytoglot.training.loop.trainer import HeldOutScores, TrainingData, make_optimiser, make_schedule
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.examples import collate
 
 TOKENIZER = build_tokenizer(["ACTB", "B2M"], ["Cell type: B cell."], n_subwords=300)
 STEPS = 8

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from numbered_batches import collate
 from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +26,6 @@ from transformers import (
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.training.loop.loss import check_apart, halves, loss_sum, uses_flash
-from cytoglot.training.supervised.examples import collate
 
 V = 96
 _IDS = {"vocab_size": V, "initializer_range": 0.3, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}

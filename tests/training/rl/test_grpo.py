@@ -26,7 +26,7 @@ from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts
 from cytoglot.training.recipe import GrpoRecipe, LoraRecipe, ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
 from cytoglot.training.rl import callback as grpo_watch
 from cytoglot.training.rl import trainer as rollouts
-from cytoglot.training.rl.grpo import train_grpo
+from cytoglot.training.run import train
 
 RARE = "rare_genes:share"
 REWARDS = """
@@ -88,7 +88,7 @@ def _rare() -> list[str]:
 
 
 def _run(source: Any, out: Path, recipe: TrainRecipe, **options: Any) -> CellModel:
-    return train_grpo(source, out=out, recipe=recipe, seed=3, device="cpu", **options)
+    return train(source, out=out, recipe=recipe, seed=3, device="cpu", **options)
 
 
 def _record(folder: Path) -> dict[str, Any]:
@@ -349,11 +349,6 @@ def test_what_cannot_hold_together_is_refused(
     with pytest.raises(InputError, match=message):
         _run(cells, tmp_path / "m", _recipe(tiny_model_folder, **changes))
     assert not (tmp_path / "m").exists()
-
-
-def test_other_kinds_of_recipe_are_refused(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="expected a recipe of kind grpo, found sft"):
-        _run(cells, tmp_path / "m", tiny_recipe)
 
 
 def test_cells_without_a_validation_part_are_refused(cells: AnnData, tiny_model_folder: Path, tmp_path: Path) -> None:

@@ -7,18 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from anndata import AnnData
 from pydantic import ValidationError
 
 pytest.importorskip("torch")
 
 from cytoglot.config import load_recipe
-from cytoglot.data.readers.read import read
 from cytoglot.errors import InputError
 from cytoglot.report.scaling_figure import write_scaling_figure
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.scaling.sweep import RESULT_FILE, ScaleRecipe, run_ladder, runs_of
-from cytoglot.training.supervised.prepare import prepare_cells
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
@@ -64,18 +61,6 @@ def test_a_ladder_is_judged_on_the_same_cells_resumed_and_drawn(
     (tmp_path / "ladder" / RESULT_FILE).unlink()
     with pytest.raises(InputError, match=r"holds no scaling\.json"):
         write_scaling_figure(tmp_path / "ladder")
-
-
-def test_shares_are_parts_of_each_other(cells: AnnData, tiny_recipe: TrainRecipe) -> None:
-    chosen = []
-    for share in (0.1, 0.5, 1.0):
-        recipe = tiny_recipe.model_copy(update={"train_share": share})
-        prepared = prepare_cells(read(cells), label="cell_type", recipe=recipe, split=None, split_by="donor", seed=0)
-        chosen.append(set(prepared.rows("train", labelled=False).tolist()))
-        assert len(prepared.sentences.vocabulary) == 119  # genes are chosen on all training cells, which lack one
-    small_share, half, whole = chosen
-    assert small_share < half < whole
-    assert len(half) == round(0.5 * len(whole))
 
 
 def test_every_combination_is_a_run(cells_file: Path, tiny_recipe: TrainRecipe) -> None:

@@ -7,6 +7,8 @@ import pytest
 
 from cytoglot.training.validation.calibrate import calibrate
 
+_FIRST, _SECOND = slice(None, 2500), slice(2500, None)
+
 
 def _cells(n: int, temperature: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Scores whose right temperature is known: truth is drawn from softmax(scores / temperature)."""
@@ -30,7 +32,22 @@ def test_threshold_keeps_95_percent_of_the_right_answers() -> None:
     p = np.exp(scores / found.temperature)
     p /= p.sum(axis=1, keepdims=True)
     right = p.argmax(axis=1) == truth
-    assert (p.max(axis=1)[right] >= found.threshold).mean() == pytest.approx(0.95, abs=0.005)
+    # The second half set the threshold, the first one the temperature alone.
+    shares = [(p.max(axis=1)[half][right[half]] >= found.threshold).mean() for half in (_SECOND, _FIRST)]
+    assert shares[0] == pytest.approx(0.95, abs=0.001)
+    assert shares[1] == pytest.approx(0.95, abs=0.02)
+
+
+def test_the_halves_of_many_cells_fit_different_things() -> None:
+    scores, truth = _cells(5000, 2.0)
+    before = calibrate(scores, truth)
+    sharper = scores.copy()
+    sharper[_SECOND] *= 2
+    after = calibrate(sharper, truth)
+    assert (after.temperature, after.validation_loss) == (before.temperature, before.validation_loss)
+    assert after.threshold > before.threshold
+    few = calibrate(scores[:200], truth[:200])  # too few to divide: every cell fits everything
+    assert few.temperature != calibrate(scores[:100], truth[:100]).temperature
 
 
 def test_labels_unknown_to_the_model_take_no_part() -> None:

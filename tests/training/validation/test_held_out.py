@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,22 +11,23 @@ from anndata import AnnData
 
 from cytoglot.cell_model.load import CellModel
 from cytoglot.corpus.format.folder import Corpus
+from cytoglot.corpus.from_cells import CellCorpus, corpus_of_cells
 from cytoglot.data.readers.read import read
+from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.prepare import PreparedCells, prepare_cells
 from cytoglot.training.validation import held_out as module
-from cytoglot.training.validation.held_out import HeldOutTasks, held_out_of_cells, held_out_of_corpus
+from cytoglot.training.validation.held_out import HeldOutTasks, held_out_of_corpus
 
 
 @pytest.fixture(scope="module")
-def prepared(cells: AnnData, tiny_recipe: TrainRecipe) -> PreparedCells:
-    return prepare_cells(read(cells), label="cell_type", recipe=tiny_recipe, split=None, split_by="auto", seed=3)
+def made(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> CellCorpus:
+    return corpus_of_cells(read(cells), tmp_path_factory.mktemp("made") / "corpus", label="cell_type", seed=3)
 
 
 @pytest.fixture(scope="module")
-def held_out(prepared: PreparedCells, tiny_recipe: TrainRecipe) -> HeldOutTasks:
-    return held_out_of_cells(prepared, tiny_recipe, 3)
+def held_out(made: CellCorpus, tiny_recipe: TrainRecipe) -> HeldOutTasks:
+    return held_out_of_corpus(made.corpus, tiny_recipe.tasks, tiny_recipe, 3)
 
 
 def test_a_trained_model_scores_high_and_twice_the_same(held_out: HeldOutTasks, tiny_model: CellModel) -> None:
@@ -42,8 +43,8 @@ def test_a_trained_model_scores_high_and_twice_the_same(held_out: HeldOutTasks, 
     assert scores["cell_generation.duplicate_share"] == 0  # genes are written under constraint
 
 
-def test_only_validation_cells_are_asked_about(held_out: HeldOutTasks, prepared: PreparedCells) -> None:
-    validation = set(prepared.split.cells("validation"))
+def test_only_validation_cells_are_asked_about(held_out: HeldOutTasks, made: CellCorpus) -> None:
+    validation = set(made.split.cells("validation"))
     for name, questions in held_out.questions.items():
         asked = [question.record.key for question in questions]
         assert set(asked) <= validation, name
@@ -91,21 +92,23 @@ def test_directions_and_unknown_names(held_out: HeldOutTasks) -> None:
             held_out.check(name)
 
 
-def test_the_watched_task_has_more_records(prepared: PreparedCells, tiny_recipe: TrainRecipe) -> None:
+def test_the_watched_task_has_more_records(made: CellCorpus, tiny_recipe: TrainRecipe) -> None:
     counts = []
     for watched in ("cell_type_annotation.accuracy", "cell_generation.gene_overlap"):
         optim = tiny_recipe.optim.model_copy(update={"stop_on": watched})
-        found = held_out_of_cells(prepared, tiny_recipe.model_copy(update={"optim": optim}), 3)
+        recipe = tiny_recipe.model_copy(update={"optim": optim})
+        found = held_out_of_corpus(made.corpus, recipe.tasks, recipe, 3)
         counts.append({name: len(questions) for name, questions in found.questions.items()})
     assert counts[0]["cell_generation"] == 32 < counts[1]["cell_generation"]
     assert counts[1]["cell_type_annotation"] == 32 < counts[0]["cell_type_annotation"]
 
 
 def test_without_validation_cells_there_is_nothing_to_stop_on(
-    prepared: PreparedCells, tiny_recipe: TrainRecipe, tiny_model: CellModel
+    cells: AnnData, tiny_recipe: TrainRecipe, tiny_model: CellModel, tmp_path: Path
 ) -> None:
-    part = np.where(prepared.part == "validation", "train", prepared.part)
-    found = held_out_of_cells(replace(prepared, part=part), tiny_recipe, 3)
+    split = Split(train=tuple(map(str, cells.obs_names)), by="all", seed=0, fractions=(1.0, 0.0, 0.0))
+    corpus = corpus_of_cells(read(cells), tmp_path / "corpus", label="cell_type", split=split).corpus
+    found = held_out_of_corpus(corpus, tiny_recipe.tasks, tiny_recipe, 3)
     assert found.scores(tiny_model.lm) == {}
     with pytest.raises(InputError, match="the validation part has nothing to ask about"):
         found.check("cell_type_annotation.macro_f1")

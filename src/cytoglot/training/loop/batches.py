@@ -1,17 +1,11 @@
-"""Batches of numbered examples, shared out so that a step has the same examples on any number of processes.
-
-With w processes, b examples in a batch and a batches in a step, step s holds examples [s·w·b·a, (s+1)·w·b·a), and its
-batches are consecutive pieces of them, dealt to the processes in turn.
-"""
+"""Where batches come from, and how they are made while a device computes."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
-
-from torch.utils.data import Dataset
 
 from cytoglot.training.loop.loss import Batch
 
@@ -27,50 +21,6 @@ class BatchSource(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to a position."""
-
-
-class NumberedBatches:
-    """A `BatchSource` of a data set's examples in their order, to its end.
-
-    Parameters
-    ----------
-    collate
-        Makes a batch of examples.
-    batch_size
-        Examples of a batch.
-    rank, world
-        Of this process and of all.
-    """
-
-    def __init__(
-        self,
-        examples: Dataset[Any],
-        collate: Callable[[Sequence[Any]], Batch],
-        *,
-        batch_size: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self._examples, self._collate = examples, collate
-        self._batch_size, self._rank, self._world = batch_size, rank, world
-        self._given = 0  # examples, to all processes
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Go on behind the last batch that was given."""
-        n_examples = len(self._examples)  # type: ignore[arg-type]
-        while self._given < n_examples:
-            first = self._given + self._rank * self._batch_size
-            numbers = range(first, min(first + self._batch_size, n_examples))
-            self._given += self._world * self._batch_size
-            yield self._collate([self._examples[number] for number in numbers])
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return how many examples all processes together were given."""
-        return {"examples": self._given}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a position."""
-        self._given = int(state["examples"])
 
 
 class ReadAhead:

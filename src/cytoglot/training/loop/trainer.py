@@ -71,6 +71,11 @@ class TrainingData:
     held_out: HeldOutScores | None = None
 
 
+def n_averaged(batch: Batch) -> int:
+    """Return the number that the loss of a batch is divided by: its examples, or its learned tokens."""
+    return int(batch["n_averaged" if "n_averaged" in batch else "n_examples"])
+
+
 class AnswerTrainer(Trainer):
     """Minimises the weighted negative log-likelihood per example; validation looks at the averaged weights."""
 
@@ -123,18 +128,18 @@ class AnswerTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor | None]:
-        """Return the batches of a step, and the number of their examples over all processes."""
-        batches, n_examples = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """Return the batches of a step, and what their loss is a mean over, counted over all processes."""
+        batches, n_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._step_batches, self._step_losses = [], []
-        return batches, n_examples
+        return batches, n_items
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> torch.Tensor | None:
         if not batch_samples:
             return None
-        counts = [sum(int(batch[name]) for batch in batch_samples) for name in ("n_examples", "n_tokens")]
-        n_examples, n_tokens = sum_over_all(torch.tensor(counts), device).tolist()
+        counts = [sum(map(n_averaged, batch_samples)), sum(int(batch["n_tokens"]) for batch in batch_samples)]
+        n_items, n_tokens = sum_over_all(torch.tensor(counts), device).tolist()
         self._history.n_tokens += n_tokens
-        return torch.tensor(n_examples, device=device)
+        return torch.tensor(n_items, device=device)
 
     def training_step(
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
@@ -258,9 +263,9 @@ class AnswerTrainer(Trainer):
             batch = batches[min(start + rank(), len(batches) - 1)]
             loss = self._loss_without_gradients(batch)
             if start + rank() < len(batches):
-                total += torch.tensor([loss, int(batch["n_examples"])])
-        loss, n_examples = sum_over_all(total, self.args.device).tolist()
-        return loss / n_examples if n_examples else float("nan")
+                total += torch.tensor([loss, n_averaged(batch)])
+        loss, n_items = sum_over_all(total, self.args.device).tolist()
+        return loss / n_items if n_items else float("nan")
 
     def _loss_without_gradients(self, batch: Batch) -> float:
         prepared = self._prepare_inputs(batch)
@@ -410,7 +415,7 @@ def make_optimiser(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing:
     ]
     groups = [group for group in groups if group["params"]]
     on_gpu = trained[0].device.type == "cuda"
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), fused=on_gpu or None)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=on_gpu or None)
 
 
 def make_schedule(optimiser: torch.optim.Optimizer, recipe: OptimRecipe) -> torch.optim.lr_scheduler.LambdaLR:

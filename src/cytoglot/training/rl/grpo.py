@@ -16,33 +16,18 @@ import logging
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 from trl import GRPOConfig
 
 from cytoglot.answer_format import FreeText
 from cytoglot.cell_model.load import CellModel, is_model_folder, load_cell_model
-from cytoglot.cell_model.spec import CellModelSpec, load_split
-from cytoglot.config import load_recipe
-from cytoglot.corpus.format.folder import Corpus, is_corpus, open_corpus
-from cytoglot.data.datasets import resolve_source
-from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES, GeneOptions
+from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.knowledge.ontology import map_labels
-from cytoglot.data.readers.read import read
-from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
-from cytoglot.data.schema import labels as read_labels
-from cytoglot.data.splits.content import content_of_cells
-from cytoglot.data.splits.matching import match_cells
-from cytoglot.data.splits.split import Split
-from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
@@ -50,36 +35,27 @@ from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.manifest import Manifest
-from cytoglot.metrics.uncertainty import resampling_unit
+from cytoglot.training.cells import TrainingCells, begin_run, spec_of, training_cells
+from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.callbacks import History
 from cytoglot.training.loop.distributed import from_first, n_processes
-from cytoglot.training.loop.fit import (
-    Run,
-    begin,
-    check_trackers,
-    finish,
-    manifest_of_cells,
-    manifest_of_corpus,
-    open_run,
-)
+from cytoglot.training.loop.fit import Run, begin, check_trackers, finish, open_run
 from cytoglot.training.loop.trainer import optimiser_and_schedule, uses_bf16
 from cytoglot.training.recipe import GrpoRecipe, TrainRecipe
 from cytoglot.training.rl.callback import AlignmentWatch, last_look
 from cytoglot.training.rl.hacking_checks import probe_reward
 from cytoglot.training.rl.prompts import (
-    AskableCells,
     AskedPrompt,
     PromptSource,
     held_out_prompts,
     plan_prompts,
     reward_prompts,
-    source_of_cells,
     source_of_corpus,
 )
 from cytoglot.training.rl.reward_eval import HeldOutRewards
 from cytoglot.training.rl.rewards import MixedReward, RewardContext, make_reward
 from cytoglot.training.rl.trainer import CellGrpoTrainer, FormatConstraints
-from cytoglot.training.supervised.prepare import PreparedCells, label_table, prepare_cells
+from cytoglot.training.validation.calibrate import calibrate_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,90 +68,88 @@ _PROBED = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Ground:
-    """What alignment stands on: the model that it starts from, and what can be asked."""
+class GrpoSetup:
+    """The model that training starts from, the cells that it is asked about, and the prompts made of them."""
 
     lm: LanguageModel
-    source: PromptSource
-    finish: Callable[[LanguageModel, Manifest], CellModel]
-    """the aligned language model → the model with its spec, calibrated on validation cells"""
-    split: Split | None
-    messages: tuple[str, ...]
+    base: CellModel | None
+    """the same with what it knows of cells; None for a checkpoint that was not trained here"""
+    cells: TrainingCells
+    recipe: TrainRecipe
+    """with sentences of the base's length"""
+    prompts: PromptSource
+    seed: int
+
+    @classmethod
+    @contextmanager
+    def prepare(cls, job: TrainJob, source: AnnData | Corpus) -> Iterator[GrpoSetup]:
+        """Load the base, and give what it is trained on for as long as the block lasts.
+
+        Raises
+        ------
+        InputError
+            The base or the cells cannot be used, or the base knows other genes than the corpus.
+        """
+        lm, base = _load_base(job.recipe, job.device)
+        sentence = job.recipe.sentence
+        if base is not None:
+            named = sentence.top_genes if "top_genes" in sentence.model_fields_set else None
+            limits = [n for n in (base.spec.ranking.top_genes, named) if n is not None]
+            sentence = sentence.model_copy(update={"top_genes": min(limits, default=None)})
+        recipe = job.recipe.model_copy(update={"sentence": sentence})
+        with training_cells(replace(job, recipe=recipe), source, base=base) as cells:
+            corpus = cells.corpus
+            if base is not None and base.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
+                raise InputError(
+                    f"the base model knows {len(base.spec.vocabulary)} genes and {corpus.folder} "
+                    f"{len(corpus.vocabulary)} others; train on the corpus that it was trained on, or on one built "
+                    "with its genes"
+                )
+            types = () if base is None else base.spec.labels
+            prompts = source_of_corpus(cells, recipe, n_training=_n_prompts(recipe), types=types, seed=job.seed)
+            yield cls(lm=lm, base=base, cells=cells, recipe=recipe, prompts=prompts, seed=job.seed)
+
+    def cell_model(self, lm: LanguageModel, manifest: Manifest) -> CellModel:
+        """Return a trained model with its spec, calibrated on validation cells."""
+        if self.base is None:
+            spec = spec_of(self.cells, self.recipe, manifest)
+        else:
+            spec = replace(self.base.spec, manifest=manifest.to_dict())
+        found = self.cells.calibration_cells(self.seed)
+        return calibrate_model(
+            CellModel(lm=lm, spec=spec), found, generation=self.cells.fits_generation, seed=self.seed
+        )
 
 
-def train_grpo(
-    source: AnnData | Corpus | str | Path,
-    *,
-    label: str | None = None,
-    out: str | Path,
-    recipe: TrainRecipe | str | Path,
-    overrides: tuple[str, ...] = (),
-    split_by: str = "auto",
-    split: Split | None = None,
-    layer: str | None = None,
-    gene_options: GeneOptions = DEFAULT_GENES,
-    seed: int = 0,
-    device: str = "auto",
-    threads: int | None = None,
-    overwrite: bool = False,
-) -> CellModel:
-    """Align `recipe.model.base` with `recipe.grpo.rewards` and return the finished model, also saved in `out`.
+def train_grpo(job: TrainJob) -> CellModel:
+    """Train `model.base` to earn the rewards of `grpo.rewards`, and return the finished model, also saved in `job.out`.
 
-    Parameters
-    ----------
-    source
-        Cells, as for `cytoglot.train`, or a corpus. Training prompts are made of training cells, the prompts on which
-        rewards are watched of validation cells; test cells are never read.
-    label
-        Column of `obs` with the cell types; by default that of the base model. A corpus needs none.
-    recipe, overrides
-        A `TrainRecipe` of kind grpo, or a YAML file, with `a.b=value` replacements. Where it names no tasks, cells of
-        a given type are written.
-    split_by, split
-        As for `cytoglot.train`. By default cells keep the parts that they had when the base model was trained.
+    Training prompts are made of training cells, the prompts on which rewards are watched of validation cells; test
+    cells are never read. By default cells of a file keep the parts that they had when the base model was trained.
 
     Raises
     ------
     InputError
-        The recipe is of another kind, names no reward, or asks for what cannot hold together; a reward can be cheated
-        (`grpo.probes`), fails, or says nothing of any answer; the base model or the source cannot be used; or `out`
-        holds a run with other settings, or other files.
+        The recipe names no reward, or asks for what cannot hold together; a reward can be cheated (`grpo.probes`),
+        fails, or says nothing of any answer; the base model or the source cannot be used; or the folder holds a run
+        with other settings, or other files.
     """
-    settings = recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides)
-    _check_recipe(settings)
-    base = str(settings.model.base)
-    spec = CellModelSpec.load(base) if is_model_folder(base) else None
-    if isinstance(source, Corpus) or (isinstance(source, (str, Path)) and is_corpus(source)):
-        corpus = source if isinstance(source, Corpus) else open_corpus(source)
-        manifest = manifest_of_corpus(corpus, settings, seed=seed)
-        lay = partial(_ground_of_corpus, corpus, settings, seed=seed, device=device)
-    else:
-        label = label or (spec.label_column if spec is not None else None)
-        if label is None:
-            raise InputError("pass the label, the column of obs with the cell types: the base model names none")
-        found = resolve_source(source) if isinstance(source, (str, Path)) else source
-        adata = read(found, layer=layer, **gene_options.keywords)
-        manifest = manifest_of_cells(
-            adata, source, settings, label=label, split_by=split_by, split=split, gene_options=gene_options, seed=seed
-        )
-        of_file: dict[str, Any] = {"label": label, "split": split, "split_by": split_by}
-        lay = partial(_ground_of_cells, adata, settings, seed=seed, device=device, **of_file)
-    run = Run(folder=Path(out), recipe=settings, manifest=manifest, seed=seed, device=device)
-    finished = begin(run, overwrite=overwrite)
+    _check_recipe(job.recipe)
+    source = job.open()
+    run = begin_run(job, source)
+    finished = begin(run, overwrite=job.overwrite)
     if finished is not None:
         return finished
-    set_threads(threads)
-    ground = lay()
-    for message in ground.messages:
-        logger.info("%s", message)
-    return _align(ground, run, overwrite=overwrite)
+    set_threads(job.threads)
+    with GrpoSetup.prepare(job, source) as setup:
+        for message in setup.cells.messages:
+            logger.info("%s", message)
+        return _run_grpo(setup, run, overwrite=job.overwrite)
 
 
 def _check_recipe(recipe: TrainRecipe) -> None:
     """Refuse what cannot hold together before anything is read."""
     grpo = recipe.grpo
-    if recipe.kind != "grpo":
-        raise InputError(f"expected a recipe of kind grpo, found {recipe.kind}; set kind: grpo")
     if not grpo.rewards:
         raise InputError("no reward is named: set grpo.rewards, such as {overlap: {weight: 1}}; see docs/grpo.md")
     if grpo.constrained and grpo.vllm != "off":
@@ -220,152 +194,22 @@ def _load_base(recipe: TrainRecipe, device: str) -> tuple[LanguageModel, CellMod
     return load_language_model(base, device=device, dtype="float32", revision=recipe.model.revision), None
 
 
-def _ground_of_cells(
-    adata: AnnData,
-    recipe: TrainRecipe,
-    *,
-    label: str,
-    split: Split | None,
-    split_by: str,
-    seed: int,
-    device: str,
-) -> _Ground:
-    lm, model = _load_base(recipe, device)
-    if model is None:
-        prepared = prepare_cells(adata, label=label, recipe=recipe, split=split, split_by=split_by, seed=seed)
-    else:
-        prepared = _prepare_for(model, adata, recipe, label=label, split=split, split_by=split_by, seed=seed)
-    groups, unit = _groups(adata.obs, prepared.part == "validation")
-    cells = AskableCells(
-        sentences=prepared.sentences,
-        top_genes=prepared.top_genes,
-        labels=prepared.labels,
-        part=prepared.part,
-        groups=groups,
-        unit=unit,
-        types=_types(prepared, model),
-        context={**({} if model is None else model.spec.context), **recipe.context},
-    )
-
-    def finish(aligned: LanguageModel, manifest: Manifest) -> CellModel:
-        from cytoglot.training.supervised import from_cells as sft
-
-        spec = (
-            sft.spec_of_cells(prepared, recipe, manifest, label=label)
-            if model is None
-            else replace(model.spec, manifest=manifest.to_dict())
-        )
-        return sft.calibrate_on_cells(CellModel(lm=aligned, spec=spec), prepared)
-
-    return _Ground(
-        lm=lm,
-        source=source_of_cells(cells, recipe, n_training=_n_prompts(recipe), seed=seed),
-        finish=finish,
-        split=prepared.split,
-        messages=prepared.messages,
-    )
-
-
-def _types(prepared: PreparedCells, model: CellModel | None) -> tuple[str, ...]:
-    return tuple(label_table(prepared)) if model is None or not model.spec.labels else model.spec.labels
-
-
-def _prepare_for(
-    model: CellModel,
-    adata: AnnData,
-    recipe: TrainRecipe,
-    *,
-    label: str,
-    split: Split | None,
-    split_by: str,
-    seed: int,
-) -> PreparedCells:
-    """Rank the cells over the base model's genes; parts are those of its own training, where it knows these cells."""
-    series = read_labels(adata.obs, label)
-    messages: list[str] = []
-    known = load_split(model.folder) if model.folder is not None else None
-    content = content_of_cells(adata, model.spec.vocabulary)
-    if split is None and split_by == "auto" and known is not None:
-        matched = match_cells(known, adata.obs_names, content, new_cells=known.content is not None)
-        if (matched.part != "").all():
-            split = matched.split_of(adata.obs_names, known)
-            messages.append("cells are divided as when the base model was trained")
-    split = split or split_cells(adata.obs, by=split_by, label=label, seed=seed)
-    messages += list(split.warnings)
-    sentences, overlap = model.sentences(adata, gene_options=AS_NAMED, min_overlap=recipe.model.min_known_genes)
-    messages.append(str(overlap))
-    limits = [n for n in (model.spec.ranking.top_genes, _own_top_genes(recipe)) if n is not None]
-    return PreparedCells(
-        sentences=sentences,
-        top_genes=min(limits, default=None),
-        labels=np.array([None if pd.isna(value) else str(value) for value in series], dtype=object),
-        part=split.part_of(adata.obs_names),
-        split=split.with_content(adata.obs_names, content),
-        # Expression itself is not needed: the curve from ranks to it is the base model's.
-        log_ng=csr_matrix(np.zeros((len(sentences), 0), dtype=np.float32)),
-        tie_rates=np.zeros(len(sentences.vocabulary), dtype=np.float32),
-        messages=tuple(messages),
-    )
-
-
-def _own_top_genes(recipe: TrainRecipe) -> int | None:
-    """Return the recipe's length of a sentence if it names one; else the base model's holds."""
-    return recipe.sentence.top_genes if "top_genes" in recipe.sentence.model_fields_set else None
-
-
-def _groups(obs: pd.DataFrame, chosen: NDArray[np.bool_]) -> tuple[NDArray[np.object_] | None, str]:
-    """Return donors or batches, where the chosen cells have enough of them to be resampled by."""
-    fields = recognise_obs(obs)
-    columns = {name: group_values(obs, fields[name]) for name in GROUP_FIELDS if name in fields}
-    unit, values = resampling_unit({name: series[chosen].to_numpy() for name, series in columns.items()})
-    if values is None:
-        return None, "prompt"
-    return columns[unit].to_numpy(dtype=object), unit
-
-
-def _ground_of_corpus(corpus: Corpus, recipe: TrainRecipe, *, seed: int, device: str) -> _Ground:
-    from cytoglot.training.supervised import from_corpus
-
-    from_corpus.refuse_settings_of_files(recipe)
-    lm, model = _load_base(recipe, device)
-    if model is not None and model.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
-        raise InputError(
-            f"the base model knows {len(model.spec.vocabulary)} genes and {corpus.folder} {len(corpus.vocabulary)} "
-            "others; align on the corpus that it was trained on, or on one built with its genes"
-        )
-    limit = None if model is None else model.spec.ranking.top_genes
-    own = _own_top_genes(recipe) or limit
-    settings = recipe.model_copy(update={"sentence": recipe.sentence.model_copy(update={"top_genes": own})})
-    source = source_of_corpus(corpus, settings, n_training=_n_prompts(recipe), seed=seed)
-
-    def finish(aligned: LanguageModel, manifest: Manifest) -> CellModel:
-        if model is not None:
-            spec: CellModelSpec = replace(model.spec, manifest=manifest.to_dict())
-        else:
-            sample = from_corpus.sample_cells(corpus, "train", n=from_corpus.SAMPLE_CELLS, seed=seed)
-            spec = from_corpus.spec_of_corpus(corpus, sample, settings, dict(source.shares), manifest)
-        found = CellModel(lm=aligned, spec=spec)
-        return from_corpus.calibrate_on_corpus(found, corpus, seed=seed) if spec.labels else found
-
-    return _Ground(lm=lm, source=source, finish=finish, split=None, messages=())
-
-
-def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
+def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
     """Test the rewards, train, and write everything."""
-    recipe, grpo, lm = run.recipe, run.recipe.grpo, ground.lm
-    plan = plan_prompts(ground.source, lm, n=_n_prompts(recipe), seed=run.seed)
-    held_out = held_out_prompts(ground.source, lm, n=grpo.held_out_prompts)
+    recipe, grpo, lm = run.recipe, run.recipe.grpo, setup.lm
+    plan = plan_prompts(setup.prompts, lm, n=_n_prompts(recipe), seed=run.seed)
+    held_out = held_out_prompts(setup.prompts, lm, n=grpo.held_out_prompts)
     max_tokens = _room(lm, [*plan, *held_out], grpo)
-    context = _reward_context(ground, plan, grpo)
+    context = _reward_context(setup, plan, grpo)
     reward = make_reward(grpo.rewards, context)
-    messages = [*ground.messages, *_check_rewards(reward, plan)]
+    messages = [*setup.cells.messages, *_check_rewards(reward, plan)]
     if grpo.top_p < 1:
         messages.append(
             f"answers are drawn from the likeliest {grpo.top_p:.0%}, but learned from as if from all: the gradient is "
             "biased towards them; set grpo.top_p: 1 to avoid it"
         )
         logger.warning("%s", messages[-1])
-    probes = _probe(reward, ground.source, lm, context, grpo, max_tokens=max_tokens)
+    probes = _probe(reward, setup.prompts, lm, context, grpo, max_tokens=max_tokens)
     watched = HeldOutRewards(
         held_out,
         reward,
@@ -374,7 +218,7 @@ def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
         n_samples=grpo.held_out_samples,
         max_tokens=max_tokens,
         sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=run.seed),
-        unit=ground.source.unit,
+        unit=setup.prompts.unit,
     )
     lm = _with_adapter(lm, recipe, seed=run.seed)
     check_trackers(recipe)
@@ -385,10 +229,10 @@ def _align(ground: _Ground, run: Run, *, overwrite: bool) -> CellModel:
     history.rows = watch.rows
     return finish(
         run,
-        lambda aligned: replace(ground.finish(_without_trl(aligned), run.manifest), folder=run.folder),
+        lambda aligned: replace(setup.cell_model(_without_trl(aligned), run.manifest), folder=run.folder),
         lm,
         history,
-        split=ground.split,
+        split=setup.cells.split,
         messages=[*messages, *watch.messages],
         facts={
             "evaluation": watched.table(watch.looks, seed=run.seed),
@@ -426,8 +270,8 @@ def _room(lm: LanguageModel, asked: Sequence[AskedPrompt], grpo: GrpoRecipe) -> 
     return limit
 
 
-def _reward_context(ground: _Ground, plan: Sequence[AskedPrompt], grpo: GrpoRecipe) -> RewardContext:
-    source = ground.source
+def _reward_context(setup: GrpoSetup, plan: Sequence[AskedPrompt], grpo: GrpoRecipe) -> RewardContext:
+    source = setup.prompts
     labels = tuple(dict.fromkeys(label for some in source.labels.values() for label in some))
     labels = labels or tuple(source.reference)
     measures = any("embedding" in str(settings.get("reward", name)) for name, settings in grpo.rewards.items())
@@ -436,7 +280,7 @@ def _reward_context(ground: _Ground, plan: Sequence[AskedPrompt], grpo: GrpoReci
         labels=labels,
         label_ids=map_labels(list(labels)).ids if labels else {},
         reference=source.reference,
-        lm=_frozen_copy(ground.lm) if measures else None,
+        lm=_frozen_copy(setup.lm) if measures else None,
         texts=tuple(dict.fromkeys(one.answer for one in plan if one.num_genes == 0)),
         terminator=TERMINATOR,
     )

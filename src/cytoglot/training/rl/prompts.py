@@ -10,21 +10,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat, FreeText, OneOf
 from cytoglot.cell_model.task_answers import ModelAnswers
-from cytoglot.corpus.format.folder import Corpus, Part
+from cytoglot.corpus.format.folder import Part
 from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
 from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.schema import GROUP_FIELDS
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.tasks.instance import TaskInstance
 from cytoglot.tasks.record import CellRecord, Record
 from cytoglot.tasks.record_source import record_sources
 from cytoglot.tasks.task import AnswerSpace, Task
 from cytoglot.tasks.task import tasks as registered_tasks
+from cytoglot.training.cells import TrainingCells
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.rl.rewards.context import RewardPrompts
 from cytoglot.training.validation.held_out import held_out_of_corpus
@@ -69,39 +70,8 @@ def reward_prompts(asked: Sequence[AskedPrompt]) -> RewardPrompts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskableCells:
-    """Cells of a file that can be asked about. Axis: n cells."""
-
-    sentences: CellSentences
-    """whole; a prompt holds the first `top_genes`"""
-    top_genes: int | None
-    labels: NDArray[np.object_]
-    """(n,) cell type, None where unknown"""
-    part: NDArray[np.object_]
-    """(n,) train, validation or test"""
-    groups: NDArray[np.object_] | None = None
-    """(n,) donor or batch, None where the file names none"""
-    unit: str = "prompt"
-    """what the groups are"""
-    types: tuple[str, ...] = ()
-    """the labels that an annotation chooses from"""
-    context: Mapping[str, str] = field(default_factory=dict)
-    """metadata of every prompt"""
-
-    def record(self, row: int, *, variant: int = 0) -> CellRecord:
-        """Return a cell with its genes, as many as a sentence has, and its type."""
-        names, label = self.sentences.vocabulary.names, self.labels[row]
-        return CellRecord(
-            cell_id=str(self.sentences.cell_ids[row]),
-            genes=tuple(names[self.sentences.ids(row)[: self.top_genes]].tolist()),
-            metadata=dict(self.context) if label is None else {**self.context, "cell_type": label},
-            variant=variant,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class PromptSource:
-    """What prompts can be made of a file or a corpus, by task and part; and what rewards may know of it."""
+    """What prompts can be made of a corpus, by task and part; and what rewards may know of it."""
 
     vocabulary: GeneVocabulary
     shares: Mapping[str, float]
@@ -152,109 +122,44 @@ class PromptSource:
         )
 
 
-def source_of_cells(cells: AskableCells, recipe: TrainRecipe, *, n_training: int, seed: int) -> PromptSource:
-    """Return what the recipe's tasks ask of the cells of a file.
+def source_of_corpus(
+    cells: TrainingCells, recipe: TrainRecipe, *, n_training: int, types: tuple[str, ...] = (), seed: int
+) -> PromptSource:
+    """Return what the mixture asks of a corpus.
 
-    Raises
-    ------
-    InputError
-        A task asks for more than a file of labelled cells tells.
+    Parameters
+    ----------
+    types
+        The types that a base model chooses from; () for those of the training cells.
     """
-    shares = _shares(recipe, registered_tasks)
-    record = CellRecord(genes=("GENE1", "GENE2"), metadata={**cells.context, "cell_type": "B"}, cell_id="c")
-    for name in shares:
-        if registered_tasks[name].unit != "cell" or not registered_tasks[name].can_ask(record):
-            raise InputError(
-                f"task {name!r} needs more than the genes and types of single cells; build a corpus with "
-                "`cytoglot corpus build` and align on that"
-            )
-    wanted = {"train": min(n_training, _POOL), "validation": recipe.grpo.held_out_prompts}
-    questions = {
-        (name, part): tuple(_questions_of_cells(cells, recipe, registered_tasks[name], part, n, seed))
-        for name in shares
-        for part, n in wanted.items()
-    }
-    return PromptSource(
-        vocabulary=cells.sentences.vocabulary,
-        shares=shares,
-        labels={name: cells.types for name in shares if registered_tasks[name].closed_answer},
-        questions=questions,  # type: ignore[arg-type]
-        groups=_groups_of(cells),
-        unit=cells.unit if cells.groups is not None else "prompt",
-        reference=_reference(
-            (cells.record(int(row)) for row in _shuffled(cells, "train", [seed, 21])), _REFERENCE_CELLS
-        ),
-    )
-
-
-def _questions_of_cells(
-    cells: AskableCells, recipe: TrainRecipe, task: Task[Any, Any], part: str, n: int, seed: int
-) -> Iterator[TaskInstance]:
-    """Yield twice as many questions as are wanted, as some may not fit; a small file is gone through again."""
-    number = sorted(registered_tasks).index(task.name)
-    rng = np.random.default_rng([seed, 22, number, part == "train"])
-    rows, found, variant = _shuffled(cells, part, [seed, 23, number]), 0, 0
-    while len(rows) and found < 2 * n and (variant == 0 or part == "train"):
-        before = found
-        for row in rows:
-            record = cells.record(int(row), variant=variant)
-            if not task.can_ask(record):
-                continue
-            paraphrased = part == "train" and rng.random() < recipe.paraphrase_share
-            yield TaskInstance(task, record, None if paraphrased else task.short_template(record), seed=seed)
-            found += 1
-            if found == 2 * n:
-                return
-        if found == before:
-            return
-        variant += 1
-
-
-def _shuffled(cells: AskableCells, part: str, seed: Sequence[int]) -> NDArray[np.int64]:
-    return np.random.default_rng(list(seed)).permutation(np.flatnonzero(cells.part == part))
-
-
-def _groups_of(cells: AskableCells) -> dict[str, str]:
-    if cells.groups is None:
-        return {}
-    rows = np.flatnonzero(cells.part == "validation")
-    return {str(cells.sentences.cell_ids[row]): str(cells.groups[row]) for row in rows}
-
-
-def source_of_corpus(corpus: Corpus, recipe: TrainRecipe, *, n_training: int, seed: int) -> PromptSource:
-    """Return what the recipe's tasks ask of a corpus.
-
-    Raises
-    ------
-    InputError
-        A named task finds nothing in the training part that it could ask.
-    """
-    askable = askable_tasks(corpus, "train")
-    shares = _shares(recipe, askable)
-    absent = sorted(set(shares) - set(askable))
-    if absent:
-        raise InputError(
-            f"{corpus.folder} holds nothing that the tasks {absent} could ask; it can ask: {', '.join(askable)}"
-        )
-    top_genes, questions = recipe.sentence.top_genes, {}
-    wanted = {"train": min(n_training, _POOL), "validation": recipe.grpo.held_out_prompts}
-    parts: dict[str, Part] = {"train": "train", "validation": "validation"}
-    for name in shares:
+    corpus, top_genes, questions = cells.corpus, recipe.sentence.top_genes, {}
+    wanted: dict[Part, int] = {"train": min(n_training, _POOL), "validation": recipe.grpo.held_out_prompts}
+    for name in cells.shares:
         task = corpus.reworded.get(name, registered_tasks[name])
         for part, n in wanted.items():
-            there = corpus.shards(parts[part]) or not record_sources[task.unit].is_of_cells
-            drawn = CorpusExamples(corpus, parts[part], top_genes=top_genes, metadata_share=1.0)
+            there = corpus.shards(part) or not record_sources[task.unit].is_of_cells
+            drawn = CorpusExamples(corpus, part, top_genes=top_genes, metadata_share=1.0)
             found = drawn.sample(n, name, seed=seed) if there else []
             records = [one.record for one in found]
-            questions[name, parts[part]] = tuple(_questions(records, task, recipe, part, seed))
-    held_out = held_out_of_corpus(corpus, shares, recipe, seed)
-    cells = CorpusExamples(corpus, "train", top_genes=top_genes)
-    typed = cells.sample(_POOL, "cell_generation", seed=seed) if "cell_generation" in askable else []
+            questions[name, part] = tuple(_questions(records, task, recipe, part, seed))
+    held_out = held_out_of_corpus(corpus, cells.shares, recipe, seed)
+    labels = _closed_labels(held_out.labels, questions)
+    if types and "cell_type_annotation" in labels:
+        labels["cell_type_annotation"] = types
+    asked = [q.record for (_, part), some in questions.items() if part == "validation" for q in some]
+    unit, values = resampling_unit(
+        {name: np.array([r.metadata.get(name) for r in asked], dtype=object) for name in GROUP_FIELDS}
+    )
+    reference = CorpusExamples(corpus, "train", top_genes=top_genes)
+    is_typed = "cell_generation" in askable_tasks(corpus, "train")
+    typed = reference.sample(_POOL, "cell_generation", seed=seed) if is_typed else []
     return PromptSource(
         vocabulary=corpus.vocabulary,
-        shares=shares,
-        labels=_closed_labels(held_out.labels, questions),
+        shares=cells.shares,
+        labels=labels,
         questions=questions,
+        groups={} if values is None else {r.key: str(v) for r, v in zip(asked, values, strict=True)},
+        unit="prompt" if values is None else unit,
         reference=_reference((one.record for one in typed), _REFERENCE_CELLS),
     )
 
@@ -277,16 +182,6 @@ def _closed_labels(
         if part == "train" and registered_tasks[name].closed_answer and name not in labels and asked:
             labels[name] = tuple(sorted({q.answer() for q in asked}))
     return labels
-
-
-def _shares(recipe: TrainRecipe, askable: Iterable[str]) -> dict[str, float]:
-    """Return the recipe's tasks; where it names none, cells are written."""
-    if "tasks" in recipe.model_fields_set:
-        return dict(recipe.tasks)
-    default = "cell_generation"
-    if default not in set(askable):
-        raise InputError("the recipe names no tasks, and cells of a known type cannot be asked for here; set tasks")
-    return {default: 1.0}
 
 
 def _reference(records: Iterable[Record], n_each: int) -> dict[str, tuple[tuple[str, ...], ...]]:

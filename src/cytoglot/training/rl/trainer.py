@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,6 +161,23 @@ def masked_log_probs(logits_btv: Tensor, ids_bt: Tensor, allowed_btv: Tensor) ->
     return log_p_btv.gather(-1, ids_bt[:, :, None])[:, :, 0], entropy_bt
 
 
+def group_spread(rewards_nr: Tensor, weights_r: Tensor, group_size: int) -> float:
+    """Return the standard deviation of the weighted rewards within a group, a mean over groups.
+
+    An answer that no reward rates has no reward of 0: it is left out, and so is a group with fewer than two others.
+
+    Returns
+    -------
+    float
+        NaN where no group is left.
+    """
+    total_n = (rewards_nr * weights_r).nansum(dim=1)
+    total_n[rewards_nr.isnan().all(dim=1)] = torch.nan
+    rated = [total[~total.isnan()] for total in total_n.view(-1, group_size)]
+    spreads = [float(total.std()) for total in rated if len(total) > 1]
+    return sum(spreads) / len(spreads) if spreads else math.nan
+
+
 class CellGrpoTrainer(GRPOTrainer):
     """TRL's trainer for our prompts.
 
@@ -273,8 +291,9 @@ class CellGrpoTrainer(GRPOTrainer):
         """Return the rewards of all processes' answers, and log what TRL does not: spread within groups, clipping."""
         rewards_nr: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         log = self._metrics["train" if self.model.training else "eval"]
-        total_n = (rewards_nr * self.reward_weights.to(rewards_nr.device)).nansum(dim=1)
-        log["group_std"].append(total_n.view(-1, self.num_generations).std(dim=1).mean().item())
+        spread = group_spread(rewards_nr, self.reward_weights.to(rewards_nr.device), self.num_generations)
+        if not math.isnan(spread):
+            log["group_std"].append(spread)
         for term, value_n in zip(self._terms, rewards_nr.unbind(dim=1), strict=True):
             bounds = [b for b in (term.function.settings.clip_low, term.function.settings.clip_high) if b is not None]
             known_n = value_n[~value_n.isnan()]

@@ -37,7 +37,7 @@ from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statist
 from cytoglot.metrics.scaling import LadderFit, fit_ladder
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
 from cytoglot.training.recipe import LoraRecipe, ModelRecipe, TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -122,7 +122,7 @@ class ScaleRecipe(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class SweepRun:
     """One place of the ladder."""
 
     size: str
@@ -140,7 +140,7 @@ class Run:
 class RunResult:
     """What a run is and reached."""
 
-    run: Run
+    run: SweepRun
     parameters: int
     """of the whole model"""
     parameters_without_vectors: int
@@ -159,7 +159,7 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class TestCells:
     """Test cells that every run is judged on."""
 
     adata: AnnData
@@ -219,16 +219,16 @@ def run_ladder(
     return result
 
 
-def runs_of(recipe: ScaleRecipe) -> Iterator[Run]:
+def runs_of(recipe: ScaleRecipe) -> Iterator[SweepRun]:
     """Yield the runs, smallest shares first, so that a first picture is there early."""
     for share in sorted(recipe.shares):
         for size in recipe.sizes:
             for mode in recipe.modes:
                 for seed in recipe.seeds:
-                    yield Run(size=size, mode=mode, share=share, seed=seed)
+                    yield SweepRun(size=size, mode=mode, share=share, seed=seed)
 
 
-def _recipe_of(run: Run, recipe: ScaleRecipe, folder: Path, *, device: str, threads: int | None) -> TrainRecipe:
+def _recipe_of(run: SweepRun, recipe: ScaleRecipe, folder: Path, *, device: str, threads: int | None) -> TrainRecipe:
     values = recipe.train.model_dump(exclude_unset=True) | {"train_share": run.share}
     size = dict(recipe.sizes[run.size])
     if recipe.pretrain is not None and "base" not in size:
@@ -260,7 +260,7 @@ def _pretrained(size: str, recipe: ScaleRecipe, folder: Path, *, device: str, th
     return out
 
 
-def choose_held_out(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: int) -> HeldOut:
+def choose_held_out(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: int) -> TestCells:
     """Draw labelled test cells, at most `held_out_cells`, in the order of the file."""
     labels = read_labels(adata.obs, recipe.label)
     rows = np.flatnonzero(split.mask(adata.obs_names, "test") & labels.notna().to_numpy())
@@ -271,12 +271,12 @@ def choose_held_out(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: 
     if groups is not None and len(set(groups)) < 2:
         groups = None  # one donor tells nothing about donors
     truth = labels.iloc[rows].astype(str).to_numpy(dtype=object)
-    return HeldOut(
+    return TestCells(
         adata=adata[rows].copy(), truth_u=truth, groups_u=groups, unit="cell" if groups is None else split.by
     )
 
 
-def judge(model: CellModel, run: Run, held_out: HeldOut) -> RunResult:
+def judge(model: CellModel, run: SweepRun, held_out: TestCells) -> RunResult:
     """Measure a run on the held-out cells: how likely it finds their sentences, and how it annotates them."""
     sentences, _ = model.sentences(held_out.adata)
     examples, task = [], model.task("cell_generation")
@@ -307,7 +307,7 @@ def _adapter_size(model: CellModel) -> int:
         return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
 
 
-def _n_cells(model: CellModel, run: Run) -> int:
+def _n_cells(model: CellModel, run: SweepRun) -> int:
     split = load_split(model.folder or Path())
     assert split is not None
     return max(1, round(run.share * len(split.train)))
@@ -319,7 +319,7 @@ def _n_tokens(model: CellModel) -> int:
     return int(history[-1]["tokens"]) if history else 0
 
 
-def summary(results: Sequence[RunResult], held_out: HeldOut, recipe: ScaleRecipe, *, seed: int) -> dict[str, Any]:
+def summary(results: Sequence[RunResult], held_out: TestCells, recipe: ScaleRecipe, *, seed: int) -> dict[str, Any]:
     """Return rows with intervals, and a power law for each mode that has enough runs."""
     words_u = _words(results)
     rows = [_row(result, held_out, words_u, seed=seed) for result in results]
@@ -352,7 +352,7 @@ def _words(results: Sequence[RunResult]) -> NDArray[np.float64]:
     return first.words_u
 
 
-def _fit(results: Sequence[RunResult], held_out: HeldOut, words_u: NDArray[np.float64], *, seed: int) -> LadderFit:
+def _fit(results: Sequence[RunResult], held_out: TestCells, words_u: NDArray[np.float64], *, seed: int) -> LadderFit:
     loss_ru = np.stack([result.loss_u for result in results])
     weight_u = words_u
     if held_out.groups_u is not None:
@@ -378,7 +378,7 @@ def _law(fit: LadderFit) -> dict[str, Any]:
     }
 
 
-def _row(result: RunResult, held_out: HeldOut, words_u: NDArray[np.float64], *, seed: int) -> dict[str, Any]:
+def _row(result: RunResult, held_out: TestCells, words_u: NDArray[np.float64], *, seed: int) -> dict[str, Any]:
     loss = AdditiveStatistic(
         rows_nk=np.stack([result.loss_u, words_u], axis=1), combine=lambda sums: sums[..., 0] / sums[..., 1]
     )

@@ -104,15 +104,24 @@ class CorpusBatches:
 
     So a process can stand for several: with the same number of readers and rows in a step, a step has the same examples
     whether the readers are in one process or in many.
+
+    Parameters
+    ----------
+    token_mean
+        Every learned token weighs the same and the loss is a mean over them; else it is a mean over examples.
     """
 
-    def __init__(self, readers: Sequence[CorpusDataset]) -> None:
-        self._readers = list(readers)
+    def __init__(self, readers: Sequence[CorpusDataset], *, token_mean: bool = False) -> None:
+        self._readers, self._token_mean = list(readers), token_mean
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on behind the last batch that was given."""
+        """Go on after the last batch that was given."""
         for batches in zip(*self._readers, strict=False):
-            yield joined(batches)
+            batch = joined(batches)
+            if self._token_mean:
+                batch["weights"] = (batch["weights"] > 0).to(batch["weights"].dtype)
+                batch["n_averaged"] = int(batch["weights"].sum())
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions of the readers."""

@@ -8,27 +8,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
 
-from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.read.examples import CorpusExamples
-from cytoglot.data.schema import labels as read_labels
 from cytoglot.lm.model.load import read_configuration
 from cytoglot.lm.model.scratch import llama_config
-from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
-from cytoglot.sentence.encode import encode
-from cytoglot.tasks.record import CellRecord
-from cytoglot.tasks.task import Example, tasks
+from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
+from cytoglot.tasks.task import Example
+from cytoglot.training.cells import TrainingCells
 from cytoglot.training.loop.memory import Mode, ModelSize, model_size, training_memory
 from cytoglot.training.recipe import TrainRecipe
-
-if TYPE_CHECKING:
-    from anndata import AnnData
+from cytoglot.training.supervised.train import new_tokenizer
 
 _EXAMPLES = 200
 _TRIED_PARAMETERS, _TRIED_TOKENS = 60_000_000, 1024
@@ -49,42 +43,37 @@ class _Lengths:
         return self.prompt + self.answer
 
 
-def forecast_training(source: AnnData | Corpus, recipe: TrainRecipe, *, label: str | None = None) -> dict[str, Any]:
+def forecast_training(cells: TrainingCells, recipe: TrainRecipe) -> dict[str, Any]:
     """Return what one process will do and need.
-
-    Parameters
-    ----------
-    source
-        What `cytoglot.read` returns, or a corpus. Sentences of a file are counted over all its genes, so with highly
-        variable genes their length is an upper bound.
-    label
-        Column of `obs` with the cell types.
 
     Returns
     -------
     dict
-        cells, steps, examples (packed rows hold several, so of a corpus their number is an estimate), tokens (padding
-        left out), tokens_per_example, context, parameters, trainable_parameters, seconds (None where trying is not
-        cheap: bases of more than 60 million parameters, alignment), memory_mb, disk_mb.
+        cells, steps, examples (packed rows hold several, so their number is an estimate), tokens (padding left out),
+        tokens_per_example, context, parameters, trainable_parameters, seconds (None where trying is not cheap: bases of
+        more than 60 million parameters, reinforcement learning), memory_mb, disk_mb.
     """
-    examples, words = _examples(source, recipe, label)
-    n_words = len(words) if isinstance(source, Corpus) else min(len(words), recipe.sentence.hvg or len(words))
-    config, tokenizer = _model(recipe, words, examples, n_words=n_words)
+    drawn = CorpusExamples(
+        cells.corpus, "train", top_genes=recipe.sentence.top_genes, metadata_share=cells.metadata_share
+    )
+    examples = [found.example for found in drawn.sample(_EXAMPLES, tasks=cells.shares)]
+    config, tokenizer = _model(recipe, cells)
     size, lengths = model_size(config), _lengths(tokenizer, examples)
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST
     answers = min(lengths.answer, recipe.grpo.max_answer_tokens) if recipe.kind == "grpo" else lengths.answer
     per_example = min(lengths.prompt + answers, float(context))
-    optim, on_corpus = recipe.optim, isinstance(source, Corpus)
+    optim = recipe.optim
+    packed = cells.packed if optim.packing == "auto" else optim.packing == "on"
     if recipe.kind == "grpo":
         n_examples = optim.steps * recipe.grpo.prompts_per_step * recipe.grpo.group_size
         batch_tokens = recipe.grpo.prompts_per_step * recipe.grpo.group_size * per_example
     else:
         rows = optim.steps * optim.batch_size * optim.gradient_accumulation
-        n_examples = round(rows * context / per_example) if on_corpus else rows
-        batch_tokens = optim.batch_size * (float(context) if on_corpus else per_example)
+        n_examples = round(rows * context / per_example) if packed else rows
+        batch_tokens = optim.batch_size * (float(context) if packed else per_example)
     return {
         "kind": recipe.kind,
-        "cells": source.description.total("n_cells", "train") if isinstance(source, Corpus) else source.n_obs,
+        "cells": cells.corpus.description.total("n_cells", "train"),
         "steps": optim.steps,
         "examples": n_examples,
         "tokens": int(n_examples * per_example),
@@ -98,40 +87,12 @@ def forecast_training(source: AnnData | Corpus, recipe: TrainRecipe, *, label: s
     }
 
 
-def _examples(source: AnnData | Corpus, recipe: TrainRecipe, label: str | None) -> tuple[list[Example], list[str]]:
-    """Return some examples as training makes them, and the words of the vocabulary."""
-    if isinstance(source, Corpus):
-        named = recipe.tasks if "tasks" in recipe.model_fields_set else None
-        drawn = CorpusExamples(source, "train", top_genes=recipe.sentence.top_genes)
-        return [found.example for found in drawn.sample(_EXAMPLES, tasks=named)], list(source.vocabulary.symbols)
-    rows = np.sort(np.random.default_rng(0).permutation(source.n_obs)[:_EXAMPLES])
-    sentences = encode(source[rows], top_genes=recipe.sentence.top_genes)
-    known = ["cell"] * len(rows) if label is None else read_labels(source.obs, label).fillna("cell").to_numpy()[rows]
-    names = list(recipe.tasks)
-    shares = np.array([recipe.tasks[name] for name in names])
-    chosen = np.random.default_rng(1).choice(len(names), size=len(rows), p=shares / shares.sum())
-    examples = []
-    for i, number in enumerate(chosen):
-        task = tasks[names[number]]
-        metadata = {**recipe.context, "cell_type": str(known[i])}
-        record = CellRecord(cell_id=str(i), genes=tuple(sentences.words(i)), metadata=metadata)
-        if task.unit == "cell" and task.can_ask(record):
-            examples.append(task.example(record, template=task.short_template(record)))
-    return examples, [str(name) for name in source.var_names]
-
-
-def _model(
-    recipe: TrainRecipe, words: Sequence[str], examples: Sequence[Example], *, n_words: int
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Return configuration and tokenizer of the model; of one from nothing with as many words as it will have."""
+def _model(recipe: TrainRecipe, cells: TrainingCells) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """Return configuration and tokenizer of the model."""
     if recipe.model.base is not None:
         return read_configuration(recipe.model.base, revision=recipe.model.revision)
-    texts = [text for example in examples for text in (example.prompt, example.completion)]
-    texts += [template.text for name in recipe.tasks for template in tasks[name].templates.training]
-    tokenizer = build_tokenizer(words, texts)
-    config = llama_config(tokenizer, recipe.model.scratch)
-    config.vocab_size -= len(words) - n_words
-    return config, tokenizer
+    tokenizer = new_tokenizer(cells, recipe.model.scratch.context_length)
+    return llama_config(tokenizer, recipe.model.scratch), tokenizer
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> _Lengths:
@@ -195,8 +156,3 @@ def _step(model: torch.nn.Module, ids_bt: torch.Tensor, n_learned: int) -> float
     hidden_btd = model.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state  # type: ignore[operator]
     model.get_output_embeddings()(hidden_btd[:, -n_learned:]).logsumexp(-1).mean().backward()  # type: ignore[operator]
     return time.perf_counter() - started
-
-
-def matrix_mb(adata: AnnData) -> float:
-    """Return what reading and ranking a file takes, in MB: three times its values."""
-    return float(csr_matrix(adata.X).data.nbytes * 3 / 1e6)

@@ -5,6 +5,9 @@ Axes: n cells, k labels.
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -14,8 +17,12 @@ from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import Calibration
 from cytoglot.metrics.generation import pairwise_diversity
 from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.training.cells import CellSample
+
+logger = logging.getLogger(__name__)
 
 KEPT_SHARE = 0.95  # the threshold keeps this share of the rightly annotated validation cells
+_LEAST_TO_DIVIDE = 200  # validation cells; fewer fit everything together
 
 
 def calibrate(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> Calibration:
@@ -26,7 +33,8 @@ def calibrate(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> C
     scores_nk
         Log-likelihood of each label, nats, shape (n, k).
     truth_n
-        Index of the true label; -1 for a label that training did not have (left out).
+        Index of the true label; -1 for a label that training did not have (left out). Of more than 200 cells the first
+        half fits the temperature and the second the threshold, which would be flattered by the cells of the first.
 
     Returns
     -------
@@ -38,20 +46,57 @@ def calibrate(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> C
     scores_nk, truth_n = scores_nk[known], truth_n[known]
     if len(truth_n) < 2:
         return Calibration(n_validation=len(truth_n))
+    half = len(truth_n) // 2 if len(truth_n) > _LEAST_TO_DIVIDE else None
+    first, second = slice(None, half), slice(half, None)
 
     def loss(log_temperature: float) -> float:
-        log_p = log_softmax(scores_nk / np.exp(log_temperature), axis=1)
-        return -float(log_p[np.arange(len(truth_n)), truth_n].mean())
+        log_p = log_softmax(scores_nk[first] / np.exp(log_temperature), axis=1)
+        return -float(log_p[np.arange(len(log_p)), truth_n[first]].mean())
 
     best = minimize_scalar(loss, bounds=(np.log(0.1), np.log(10)), method="bounded")
     temperature = float(np.exp(best.x))
-    probability_nk = np.exp(log_softmax(scores_nk / temperature, axis=1))
-    right = probability_nk.argmax(axis=1) == truth_n
+    probability_nk = np.exp(log_softmax(scores_nk[second] / temperature, axis=1))
+    right = probability_nk.argmax(axis=1) == truth_n[second]
     confidence = probability_nk.max(axis=1)[right]
     threshold = float(np.quantile(confidence, 1 - KEPT_SHARE)) if len(confidence) else 0.0
     return Calibration(
         temperature=temperature, threshold=threshold, n_validation=len(truth_n), validation_loss=float(best.fun)
     )
+
+
+def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: bool, seed: int) -> CellModel:
+    """Choose between one view and the spec's number by the validation loss, then keep temperature and threshold.
+
+    These cells have also ended the training, so with few donors the confidence on others is a little too high: dividing
+    them once more would leave too few to stop by.
+
+    Parameters
+    ----------
+    cells
+        Validation cells; without any, or without labels, the model comes back as it is.
+    generation
+        Fit the temperature of generated cells too, if the model writes any.
+    """
+    if cells is None or not model.spec.labels:
+        return model
+    known = np.flatnonzero([label is not None for label in cells.labels])
+    if len(known) == 0:
+        return model
+    known = np.random.default_rng([seed, 10]).permutation(known)  # halves are of all donors
+    place = {label: i for i, label in enumerate(model.spec.labels)}
+    truth = np.array([place.get(label, -1) for label in cells.labels[known]], dtype=np.int64)
+    sentences = cells.sentences[known]
+    fitted = {}
+    for views in sorted({1, model.spec.views}):
+        fitted[views] = calibrate(model.label_scores(sentences, views=views), truth)
+        logger.info("%d views: validation loss %.4f at its best temperature", views, fitted[views].validation_loss)
+    best = min(fitted, key=lambda views: fitted[views].validation_loss)
+    temperature = 1.0
+    if generation and "cell_generation" in model.spec.tasks:
+        temperature = generation_temperature(model, model.cut(sentences), cells.labels[known], seed=seed)
+        logger.info("cells are generated at temperature %.2f", temperature)
+    calibration = replace(fitted[best], generation_temperature=temperature)
+    return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
 
 
 _TEMPERATURES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)

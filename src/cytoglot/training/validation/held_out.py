@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import softmax
 
 from cytoglot.cell_model.task_answers import ModelAnswers, framed
@@ -27,11 +26,9 @@ from cytoglot.metrics.spec import Direction
 from cytoglot.metrics.spec import metrics as registered_metrics
 from cytoglot.tasks.answers import LabelAnswer
 from cytoglot.tasks.instance import TaskInstance
-from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import Task
 from cytoglot.tasks.task import tasks as registered_tasks
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.prepare import PreparedCells, label_table
 
 _WATCHED, _OTHERS = 128, 32
 """records of the task that ends the training, and of each other one"""
@@ -43,7 +40,7 @@ _ANSWER_TOKENS, _FEWEST = 4_000, 8
 class HeldOutTasks:
     """TaskInstances about validation records, and the scores of a model's answers.
 
-    Made by `held_out_of_cells` and `held_out_of_corpus`. A score is named `TASK.METRIC`, such as
+    Made by `held_out_of_corpus`. A score is named `TASK.METRIC`, such as
     `cell_type_annotation.macro_f1`.
     """
 
@@ -110,22 +107,6 @@ class HeldOutTasks:
         return self.questions[name][0].task
 
 
-def held_out_of_cells(prepared: PreparedCells, recipe: TrainRecipe, seed: int) -> HeldOutTasks:
-    """Return what the recipe's tasks ask of the validation cells of a file: some of them, the same for a seed."""
-    names, wanted = prepared.sentences.vocabulary.names, _Wanted(recipe)
-    questions: dict[str, tuple[TaskInstance, ...]] = {}
-    for number, task in enumerate(wanted.tasks):
-        rows = prepared.rows("validation", labelled="cell_type" in task.required_metadata)
-        rows = np.random.default_rng([seed, 11, number]).permutation(rows)
-        records = (_cell_record(prepared, int(row), names, recipe.context) for row in rows)
-        asked = (TaskInstance(task, r, task.short_template(r), seed=seed) for r in records if task.can_ask(r))
-        chosen = tuple(question for question, _ in zip(asked, range(wanted.n_records(task.name)), strict=False))
-        if chosen:
-            questions[task.name] = chosen
-    closed = {name: tuple(label_table(prepared)) for name in questions if registered_tasks[name].closed_answer}
-    return HeldOutTasks(vocabulary=prepared.sentences.vocabulary, questions=questions, labels=closed)
-
-
 def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: TrainRecipe, seed: int) -> HeldOutTasks:
     """Return what the tasks of `shares` ask of the validation part of a corpus: some records, the same for a seed."""
     wanted = _Wanted(recipe, shares)
@@ -150,23 +131,12 @@ def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: Trai
 class _Wanted:
     """Which tasks are asked, and how many records of each."""
 
-    def __init__(self, recipe: TrainRecipe, shares: Mapping[str, float] | None = None) -> None:
+    def __init__(self, recipe: TrainRecipe, shares: Mapping[str, float]) -> None:
         self._watched = recipe.optim.stop_on.rpartition(".")[0]
-        self.tasks: list[Task[Any, Any]] = [registered_tasks[name] for name in (shares or recipe.tasks)]
+        self.tasks: list[Task[Any, Any]] = [registered_tasks[name] for name in shares]
 
     def n_records(self, name: str) -> int:
         return _WATCHED if name == self._watched else _OTHERS
-
-
-def _cell_record(
-    prepared: PreparedCells, row: int, names: NDArray[np.object_], context: Mapping[str, str]
-) -> CellRecord:
-    label = prepared.labels[row]
-    return CellRecord(
-        cell_id=str(prepared.sentences.cell_ids[row]),
-        genes=tuple(names[prepared.sentences.ids(row)[: prepared.top_genes]].tolist()),
-        metadata=dict(context) if label is None else {**context, "cell_type": label},
-    )
 
 
 def _labels_of(corpus: Corpus, task: LabelAnswer[Any]) -> tuple[str, ...]:

@@ -17,11 +17,11 @@ from cytoglot.corpus.read.loader import BatchSettings
 from cytoglot.errors import InputError
 from cytoglot.lm.model.scratch import ScratchSettings, scratch_model
 from cytoglot.lm.model.tokenizer import build_tokenizer
+from cytoglot.training.cells import sample_cells
 from cytoglot.training.loop.loss import loss_sum
 from cytoglot.training.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
+from cytoglot.training.run import train
 from cytoglot.training.supervised.corpus_batches import CorpusBatches, CorpusDataset, gene_tokenizer
-from cytoglot.training.supervised.from_cells import train
-from cytoglot.training.supervised.from_corpus import sample_cells, train_corpus
 
 TASKS = {"cell_type_annotation": 3.0, "gene_masking": 1.0, "tissue_annotation": 1.0, "gene_set_naming": 1.0}
 
@@ -39,7 +39,7 @@ def recipe(**optim: object) -> TrainRecipe:
 
 @pytest.fixture(scope="module")
 def trained(small_corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> CellModel:
-    return train_corpus(small_corpus, out=tmp_path_factory.mktemp("m") / "model", recipe=recipe(), seed=1, device="cpu")
+    return train(small_corpus, out=tmp_path_factory.mktemp("m") / "model", recipe=recipe(), seed=1, device="cpu")
 
 
 def test_a_model_of_several_tasks_knows_its_labels_and_is_found_again(trained: CellModel, small_corpus: Corpus) -> None:
@@ -65,7 +65,7 @@ def test_it_has_learned_the_types_of_held_out_cells(trained: CellModel, small_co
 def test_an_interrupted_run_ends_with_the_same_weights(
     trained: CellModel, small_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cytoglot.training.supervised.from_corpus as module
+    import cytoglot.training.supervised.train as module
 
     class StoppedError(Exception): ...
 
@@ -79,9 +79,9 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     with monkeypatch.context() as patch:
         patch.setattr(module, "CorpusDataset", StopsAt)
         with pytest.raises(StoppedError):
-            train_corpus(small_corpus, out=tmp_path / "m", recipe=recipe(), seed=1, device="cpu")
+            train(small_corpus, out=tmp_path / "m", recipe=recipe(), seed=1, device="cpu")
     assert (tmp_path / "m" / ".work" / "checkpoint-80").is_dir()
-    resumed = train_corpus(small_corpus, out=tmp_path / "m", recipe=recipe(), seed=1, device="cpu")
+    resumed = train(small_corpus, out=tmp_path / "m", recipe=recipe(), seed=1, device="cpu")
     for (name, whole), (_, other) in zip(
         trained.lm.model.named_parameters(), resumed.lm.model.named_parameters(), strict=True
     ):
@@ -91,7 +91,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
 def test_without_a_mixture_everything_that_can_be_asked_is_learned(small_corpus: Corpus, tmp_path: Path) -> None:
     settings = recipe(steps=2, evaluate_every=2).model_dump(exclude_unset=True)
     del settings["tasks"]
-    model = train_corpus(small_corpus, out=tmp_path / "m", recipe=TrainRecipe.model_validate(settings), device="cpu")
+    model = train(small_corpus, out=tmp_path / "m", recipe=TrainRecipe.model_validate(settings), device="cpu")
     assert model.spec.tasks == askable_tasks(small_corpus, "train")
     assert len(model.spec.tasks) > 15
 
@@ -108,7 +108,7 @@ def test_what_a_corpus_cannot_do_is_refused_before_anything_is_written(
     small_corpus: Corpus, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        train_corpus(small_corpus, out=tmp_path / "m", recipe=TrainRecipe.model_validate(changes), device="cpu")
+        train(small_corpus, out=tmp_path / "m", recipe=TrainRecipe.model_validate(changes), device="cpu")
     assert not (tmp_path / "m").exists()
 
 
@@ -154,7 +154,7 @@ def test_an_unknown_source_cannot_be_weighed_and_a_file_has_none(
 ) -> None:
     weighed = recipe(steps=2, evaluate_every=2).model_copy(update={"sources": {"synthetik": 0.5}})
     with pytest.raises(InputError, match="synthetik"):
-        train_corpus(small_corpus, out=tmp_path / "m", recipe=weighed, device="cpu")
+        train(small_corpus, out=tmp_path / "m", recipe=weighed, device="cpu")
     assert not (tmp_path / "m").exists()
     with pytest.raises(InputError, match="sources can be weighed in a corpus only"):
         train(cells, label="cell_type", out=tmp_path / "n", recipe=TrainRecipe(sources={"a": 2}))

@@ -22,7 +22,7 @@ from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import SPEC_FILE, load_split
 from cytoglot.errors import InputError
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_folder_of_something_else_is_left_alone(cells: AnnData, tiny_recipe: T
 _SCRIPT = """
 import sys
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.supervised.from_cells import train
+from cytoglot.training.run import train
 import torch; torch.set_num_threads(1)
 train(sys.argv[3], label="cell_type", out=sys.argv[1],
       recipe=TrainRecipe.model_validate_json(sys.argv[2]), seed=3, device="cpu")

@@ -1,0 +1,203 @@
+"""Supervised training from a recipe to a finished model: cells, model, examples, loop, calibration.
+
+The folder is unfinished while it holds `.work`; the same call then goes on from the last checkpoint and ends with the
+same weights as an unbroken run. `cytoglot.json` is written last.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cytoglot.cell_model.load import CellModel
+from cytoglot.corpus.format.folder import Part
+from cytoglot.corpus.read.examples import askable_tasks
+from cytoglot.corpus.read.loader import BatchSettings, ExampleSettings
+from cytoglot.lm.model.language_model import LanguageModel, set_threads
+from cytoglot.lm.model.scratch import scratch_model
+from cytoglot.lm.model.tokenizer import build_tokenizer, padding_id
+from cytoglot.tasks.task import tasks
+from cytoglot.training.cells import CellSample, TrainingCells, begin_run, spec_of, training_cells
+from cytoglot.training.job import TrainJob
+from cytoglot.training.loop.distributed import n_processes, rank
+from cytoglot.training.loop.fit import begin, can_pack, check_base, finish, fit, start_model
+from cytoglot.training.loop.loss import Batch
+from cytoglot.training.loop.trainer import TrainingData
+from cytoglot.training.recipe import TrainRecipe
+from cytoglot.training.supervised.corpus_batches import CorpusBatches, CorpusDataset, gene_tokenizer, readers_of
+from cytoglot.training.supervised.word_vectors import co_expression_vectors
+from cytoglot.training.validation.calibrate import calibrate_model
+from cytoglot.training.validation.held_out import held_out_of_corpus
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 1 << 15
+_METADATA = {"cell_type", "organism", "tissue", "disease", "sex", "development_stage", "assay", "condition"}
+"""metadata whose values are worth pieces of their own in a new tokenizer"""
+_MAX_DENSE = 60_000_000  # values of the dense matrix that the gene vectors are made from: 240 MB
+_VALIDATION_EXAMPLES, _VALIDATION_TOKENS = 1000, 1 << 18
+"""the validation loss is of so many at most, whichever comes first: a look must not cost as much as the steps"""
+
+
+def train_supervised(job: TrainJob) -> CellModel:
+    """Train a model of kind pretrain or sft and return it, also saved in `job.out`.
+
+    Raises
+    ------
+    InputError
+        The source, its label column or the base cannot be used, a task cannot be asked, or the folder holds a run with
+        other settings, or other files.
+    """
+    recipe, seed, source = job.recipe, job.seed, job.open()
+    run = begin_run(job, source)
+    finished = begin(run, overwrite=job.overwrite)
+    if finished is not None:
+        return finished
+    set_threads(job.threads)
+    with training_cells(job, source) as cells:
+        check_base(recipe, cells.corpus.vocabulary)
+        for message in cells.messages:
+            logger.info("%s", message)
+        lm = start_model(run, lambda: new_model(cells, recipe, seed=seed))
+        packed = can_pack(lm, recipe.optim, auto=cells.packed)
+        validation = held_out_of_corpus(cells.corpus, cells.shares, recipe, seed)
+        data = TrainingData(
+            batches=training_batches(lm, cells, recipe, seed=seed, packed=packed),
+            validation=validation_batches(lm, cells, recipe, seed=seed, packed=packed),
+            held_out=None if recipe.optim.stop_on == "loss" else validation,
+        )
+        lm, history = fit(run, lm, data, overwrite=job.overwrite)
+
+        def make_model(lm: LanguageModel) -> CellModel:
+            model = CellModel(lm=lm, spec=spec_of(cells, recipe, run.manifest), folder=run.folder)
+            found = cells.calibration_cells(seed)
+            return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
+
+        return finish(
+            run,
+            make_model,
+            lm,
+            history,
+            split=cells.split,
+            messages=cells.messages,
+            facts=cells.facts,
+            held_out=validation,
+        )
+
+
+def training_batches(
+    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, *, seed: int, packed: bool
+) -> CorpusBatches:
+    """Return this process's batches, for ever: random tasks and views of the training cells."""
+    optim = recipe.optim
+    n_readers = optim.readers or n_processes()
+    mine = readers_of(rank(), n_processes(), n_readers=n_readers, batch_size=optim.batch_size)
+    read = partial(_reader, lm, cells, recipe, seed=seed, packed=packed, batch_size=optim.batch_size // len(mine))
+    readers = [read("train", cells.weights, rank=number, world=n_readers) for number in mine]
+    return CorpusBatches(readers, token_mean=optim.loss == "token_mean")
+
+
+def validation_batches(
+    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, *, seed: int, packed: bool
+) -> list[Batch]:
+    """Return some examples of the validation part, as they are and in the terse wording, of what it can be asked."""
+    askable = set(askable_tasks(cells.corpus, "validation"))
+    weights = {name: share for name, share in cells.validation_weights.items() if name in askable}
+    batches: list[Batch] = []
+    if not weights:
+        return batches
+    optim, n_examples, n_tokens = recipe.optim, 0, 0
+    reader = _reader(lm, cells, recipe, "validation", weights, seed=seed, packed=packed, batch_size=optim.batch_size)
+    for batch in CorpusBatches([reader], token_mean=optim.loss == "token_mean"):
+        batches.append(batch)
+        n_examples, n_tokens = n_examples + batch["n_examples"], n_tokens + batch["n_tokens"]
+        if n_examples >= _VALIDATION_EXAMPLES or n_tokens >= _VALIDATION_TOKENS:
+            break
+    return batches
+
+
+def _reader(
+    lm: LanguageModel,
+    cells: TrainingCells,
+    recipe: TrainRecipe,
+    part: Part,
+    weights: Mapping[str, float],
+    *,
+    seed: int,
+    packed: bool,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+) -> CorpusDataset:
+    training, optim = part == "train", recipe.optim
+    return CorpusDataset(
+        cells.corpus,
+        part,
+        rank=rank,
+        world=world,
+        tokenizer=gene_tokenizer(lm.tokenizer, cells.corpus.vocabulary),
+        batches=BatchSettings(
+            context=min(lm.context_length or _LONGEST, _LONGEST),
+            packed=packed,
+            batch_size=batch_size,
+            pad_id=padding_id(lm.tokenizer),
+        ),
+        examples=ExampleSettings(
+            top_genes=recipe.sentence.top_genes,
+            paraphrase_share=recipe.paraphrase_share if training else 0.0,
+            metadata_share=cells.metadata_share,
+            generation_weight=optim.generation_weight,
+            loss_on=optim.loss_on,
+            augment=recipe.augment if training else None,
+        ),
+        tasks=weights,
+        sources=cells.visits if training else None,
+        seed=seed,
+        epochs=None if training else 1,
+    )
+
+
+def new_model(
+    cells: TrainingCells, recipe: TrainRecipe, *, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model from nothing and its tokenizer; gene vectors start from the training cells, or at random."""
+    scratch, sentences, words = recipe.model.scratch, cells.sample.sentences, cells.corpus.vocabulary.symbols
+    tokenizer = new_tokenizer(cells, scratch.context_length)
+    vectors = None
+    if recipe.model.word_vectors == "co_expression":
+        expression_ng = _expression(cells.sample, recipe)
+        rank = min(recipe.model.word_vector_rank, scratch.hidden_size - 1, expression_ng.shape[0] - 1)
+        vectors = co_expression_vectors(expression_ng, rank=rank, seed=seed)
+    some = np.random.default_rng([seed, 4]).permutation(len(sentences))[:1000]
+    texts = [sentences.ids(int(i))[: recipe.sentence.top_genes] for i in some]
+    model = scratch_model(tokenizer, scratch, seed=seed, words=words, word_vectors=vectors, word_texts=texts)
+    return model, tokenizer
+
+
+def _expression(sample: CellSample, recipe: TrainRecipe) -> csr_matrix:
+    """Return (n, g) expression of the sampled cells, or what falls like it where only ranks are kept."""
+    if sample.log_ng is not None:
+        return sample.log_ng
+    sentences = sample.sentences[: _MAX_DENSE // len(sample.sentences.vocabulary)]
+    if recipe.sentence.top_genes is not None:
+        sentences = sentences.truncate(recipe.sentence.top_genes)
+    weights = (1 / np.log2(1.0 + sentences.ranks())).astype(np.float32)
+    shape = (len(sentences), len(sentences.vocabulary))
+    return csr_matrix((weights, sentences.gene_ids.astype(np.int32), sentences.offsets), shape=shape)
+
+
+def new_tokenizer(cells: TrainingCells, context_length: int) -> PreTrainedTokenizerBase:
+    """Return a tokenizer whose byte-level pieces are learned from the wordings, the metadata, the abstracts and the names of the tables."""
+    corpus = cells.corpus
+    texts = [template.text for name in cells.shares for template in tasks[name].templates.training]
+    values = {text for column in corpus.description.counts for text in corpus.labels(column) if column in _METADATA}
+    texts += [f" {text}." for text in sorted(values)] * 20  # labels are few beside the wordings
+    texts += [source.abstract for source in corpus.description.sources]
+    texts += [s.name for s in corpus.gene_sets("train")]
+    texts += [f"{t.label}. {t.definition}" for t in corpus.cell_type_terms("train")]
+    return build_tokenizer(corpus.vocabulary.symbols, texts, context_length=context_length)
