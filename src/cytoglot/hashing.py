@@ -27,7 +27,7 @@ def mixed(value):
     return value ^ (value >> np.uint64(31))
 
 
-def cell_hashes(matrix_ng: Any, genes: Sequence[str], *, by_rank: bool = False) -> NDArray[np.uint64]:
+def cell_hashes(matrix_ng: Any, genes: Sequence[str] | None = None, *, by_rank: bool = False) -> NDArray[np.uint64]:
     """Return (n,) hashes of the pairs of gene and value of each cell, `NO_CONTENT` for a cell without any.
 
     Pairs are added up, so the order of the columns does not matter; nor do stored zeros, the format of the matrix and
@@ -38,7 +38,7 @@ def cell_hashes(matrix_ng: Any, genes: Sequence[str], *, by_rank: bool = False) 
     matrix_ng
         Any sparse or dense matrix of cells × genes, not changed.
     genes
-        Names of the columns; "" for a column that does not count.
+        Names of the columns; "" for a column that does not count. By default columns are told by their places.
     by_rank
         Take the place of each value among the different values of its cell instead of the value. Counts and their
         logarithms then hash alike, and so do counts and twice these counts.
@@ -47,8 +47,11 @@ def cell_hashes(matrix_ng: Any, genes: Sequence[str], *, by_rank: bool = False) 
     if not csr.has_canonical_format:  # a gene that is stored twice in a row counts once, with the sum
         csr = csr.copy()
         csr.sum_duplicates()
-    texts = (hashlib.blake2b(str(gene).encode(), digest_size=8).digest() if gene else bytes(8) for gene in genes)
-    gene_keys = np.frombuffer(b"".join(texts), dtype="<u8").astype(np.uint64)
+    if genes is None:
+        gene_keys = np.arange(1, csr.shape[1] + 1, dtype=np.uint64) * _GOLDEN
+    else:
+        texts = (hashlib.blake2b(str(gene).encode(), digest_size=8).digest() if gene else bytes(8) for gene in genes)
+        gene_keys = np.frombuffer(b"".join(texts), dtype="<u8").astype(np.uint64)
     if len(gene_keys) != csr.shape[1]:
         raise ValueError(f"expected a name for each of {csr.shape[1]} columns, found {len(gene_keys)}")
     return _hash_rows(csr.indptr, csr.indices, np.asarray(csr.data, np.float32), gene_keys, by_rank)

@@ -79,7 +79,12 @@ def test_names_of_other_spelling_are_found_and_not_merged():
     known = ["T cell", "B cell", "1", "Müller glia", "CD4+ T", "CD4- T"]
     found = unlike_in_spelling(["t_cell", "B  cell", "1.0", "Mu\u0308ller glia", "NK", "B cell"], known)
     assert found == {"t_cell": "T cell", "B  cell": "B cell", "1.0": "1", "Mu\u0308ller glia": "Müller glia"}
-    assert unlike_in_spelling(["+", "-"], ["-"]) == {}
+    assert unlike_in_spelling(known, known) == {}
+    assert unlike_in_spelling(["CD4+T", "NK cell", "NK-cell"], ["CD4+ T", "NK-cell", "NK_cell"]) == {
+        "CD4+T": "CD4+ T",
+        "NK cell": "NK-cell",
+        "NK-cell": "NK_cell",
+    }
 
 
 def test_demultiplexing_verdicts_are_no_donors_but_could_be_labels():

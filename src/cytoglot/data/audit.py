@@ -25,8 +25,8 @@ from cytoglot.data.qc import QcSettings
 from cytoglot.data.readers.cell_rows import cell_rows
 from cytoglot.data.readers.formats import open_store
 from cytoglot.data.readers.matrix_choice import Candidate, candidates_of, choose
-from cytoglot.data.splits.leakage import row_hashes
 from cytoglot.errors import InputError
+from cytoglot.hashing import NO_CONTENT, cell_hashes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -257,12 +257,12 @@ def _audit_cells(matrix: Candidate, obs: pd.DataFrame, tokens_per_gene: float, f
     ]
 
 
-def _count(matrix: Candidate, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], list[bytes]]:
+def _count(matrix: Candidate, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
     """Read the matrix once, in chunks: genes per cell, cells per gene, and a hash of each cell."""
     rows = cell_rows(matrix.matrix)
     n_cells, n_genes = rows.shape
     n_expressed, in_cells = np.zeros(n_cells, dtype=np.int64), np.zeros(n_genes, dtype=np.int64)
-    hashes: list[bytes] = []
+    hashes = np.full(n_cells, NO_CONTENT, dtype=np.uint64)
     try:
         for start in range(0, n_cells, _CHUNK_CELLS):
             stop = min(start + _CHUNK_CELLS, n_cells)
@@ -272,7 +272,7 @@ def _count(matrix: Candidate, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDA
             chunk.eliminate_zeros()
             n_expressed[start:stop] = np.diff(chunk.indptr)
             in_cells += np.bincount(chunk.indices, minlength=n_genes)
-            hashes += row_hashes(chunk)
+            hashes[start:stop] = cell_hashes(chunk)
     finally:
         rows.close()
     return n_expressed, in_cells, hashes
@@ -300,8 +300,8 @@ def _audit_quality(n_expressed: NDArray[np.int64], in_cells: NDArray[np.int64], 
     return findings
 
 
-def _audit_identical(hashes: Sequence[bytes], facts: dict[str, Any]) -> list[Finding]:
-    counts = pd.Series([h for h in hashes if h]).value_counts()
+def _audit_identical(hashes: NDArray[np.uint64], facts: dict[str, Any]) -> list[Finding]:
+    counts = pd.Series(hashes[hashes != NO_CONTENT]).value_counts()
     n_copies = int((counts - 1).sum())
     facts["identical_cells"] = n_copies
     if not n_copies:

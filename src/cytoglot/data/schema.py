@@ -172,15 +172,20 @@ def value_text(value: object) -> str:
 
 
 def unlike_in_spelling(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """Return name → known one that differs from it in case, spaces, signs or the notation of a number alone."""
-    folded = {_folded(name): name for name in known}
-    pairs = {name: folded.get(_folded(name)) for name in names}
-    return {name: other for name, other in pairs.items() if other is not None and other != name}
+    """Return name → known one that differs in case, spaces, hyphens, underscores or the notation of a number alone.
+
+    A sign that ends a word is kept: CD4+ and CD4- are two types.
+    """
+    folded: dict[str, list[str]] = {}
+    for name in known:
+        folded.setdefault(_folded(name), []).append(name)
+    pairs = {name: [other for other in folded.get(_folded(name), ()) if other != name] for name in names}
+    return {name: others[0] for name, others in pairs.items() if others}
 
 
 def _folded(name: str) -> str:
     number = re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip())
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", number).casefold()) or name
+    return re.sub(r"[\s_]+|(?<=\w)-(?=\w)", "", unicodedata.normalize("NFKC", number).casefold())
 
 
 def _normal_name(column: str) -> str:

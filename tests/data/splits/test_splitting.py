@@ -260,6 +260,14 @@ def test_bad_input_is_refused():
         folds(obs, n_folds=1)
 
 
+def test_labels_that_differ_in_spelling_alone_are_said_and_kept_apart():
+    obs = pd.DataFrame(
+        {"type": ["T cell", "t-cell", "CD4+", "CD4-", " T cell"] * 8}, index=[f"c{i}" for i in range(40)]
+    )
+    (warning,) = split_cells(obs, by="cell", label="type").warnings
+    assert warning.startswith("labels that differ in spelling alone are kept apart: 'T cell' and 't-cell'; rename")
+
+
 # Leakage
 
 

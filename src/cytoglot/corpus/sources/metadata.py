@@ -36,8 +36,6 @@ class CorpusSource(Protocol):
     n_cells: int
     n_values: int
     """stored values of all cells; an estimate where they would have to be read to be counted"""
-    fingerprint: str
-    """changes with the content, not with the recipe (but for the query of Census)"""
     stamp: str
     """changes whenever the file is written to, cheaper to know than the fingerprint; "" where there is none"""
     symbols: tuple[str, ...]
@@ -46,6 +44,11 @@ class CorpusSource(Protocol):
     """what was read and what was done about it"""
     is_counts: bool
     """whether the values are integer counts; their logs rank as well"""
+
+    @property
+    def fingerprint(self) -> str:
+        """It changes with the content, not with the recipe (but for the query of Census)."""
+        ...
 
     def metadata(self, first: int, last: int) -> pd.DataFrame:
         """Return the canonical fields of the cells `first:last`, as categoricals of text, NaN where unknown."""

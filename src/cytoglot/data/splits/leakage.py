@@ -73,7 +73,7 @@ def _identical_cells(
 ) -> tuple[dict[str, int], list[list[str]]]:
     if matrix.shape[0] != len(obs):
         raise InputError(f"matrix must have one row per cell: {len(obs)} cells, found {matrix.shape[0]} rows")
-    hashes = cell_hashes(matrix, [str(column) for column in range(matrix.shape[1])])
+    hashes = cell_hashes(matrix)
     frame = pd.DataFrame({"cell": obs.index.astype(str), "part": part, "hash": hashes})
     frame = frame[(frame["hash"] != NO_CONTENT) & (frame["part"] != "")]
     counts, examples = {}, []

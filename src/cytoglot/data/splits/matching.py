@@ -42,7 +42,8 @@ class MatchedCells:
             None of them is a training cell.
         """
         names = pd.Index(obs_names).astype(str)
-        return replace(split, content=None, **{part: tuple(names[self.part == part]) for part in PARTS})
+        train, validation, test = (tuple(names[self.part == part]) for part in PARTS)
+        return replace(split, train=train, validation=validation, test=test, content=None)
 
 
 def match_cells(
@@ -93,9 +94,9 @@ def match_cells(
     code = np.where(is_same, part_of_id[place], by_content)
     is_test = code == PARTS.index("test")
     renamed = (code >= 0) & (place < 0)
-    counts = {
+    counts: dict[str, int] = {
         "cells": len(names),
-        **{part: int((code == i).sum()) for i, part in enumerate(PARTS)},
+        **{str(part): int((code == i).sum()) for i, part in enumerate(PARTS)},
         "new": int((code < 0).sum()),
         "renamed": int(renamed.sum()),
         "other_content": int(is_other.sum()),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognise_obs
+from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognise_obs, unlike_in_spelling
 from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, count_labels, deal_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
@@ -68,7 +68,7 @@ def split_cells(
     else:
         part, said = _split_by_group(group_values(obs, column), strata, fractions, seed)
         warnings += said
-    warnings += _unseen_labels(strata, part) if label is not None else []
+    warnings += _label_warnings(strata, part) if label is not None else []
     split = _make_split(part, by=column or "cell", seed=seed, fractions=fractions, warnings=warnings)
     _log_warnings([split])
     return split
@@ -106,7 +106,7 @@ def folds(
     for number in range(int(fold_of_cell.max()) + 1):
         in_test = fold_of_cell == number
         part, said = _split_rest(groups, strata, in_test, (1.0 - validation, validation, 0.0), seed + number)
-        said += _unseen_labels(strata, part) if label is not None else []
+        said += _label_warnings(strata, part) if label is not None else []
         share = float(in_test.mean())
         fractions = ((1 - share) * (1 - validation), (1 - share) * validation, share)
         split = _make_split(
@@ -184,11 +184,17 @@ def _why_not(groups: pd.Series, strata: pd.Series | None) -> str | None:
     return None
 
 
-def _unseen_labels(strata: pd.Series, part: pd.Series) -> list[str]:
+def _label_warnings(strata: pd.Series, part: pd.Series) -> list[str]:
     labelled = strata[strata != ""]
     in_train = set(labelled[part == "train"])
     unseen = sorted(set(labelled[part == "test"]) - in_train)
-    return [f"{len(unseen)} labels of the test cells have no training cell: {', '.join(unseen[:10])}"] if unseen else []
+    said = [f"{len(unseen)} labels of the test cells have no training cell: {', '.join(unseen[:10])}"] if unseen else []
+    names = sorted(set(labelled))
+    twins = {tuple(sorted(pair)) for pair in unlike_in_spelling(names, names).items()}
+    if twins:
+        shown = "; ".join(f"{a!r} and {b!r}" for a, b in sorted(twins)[:5])
+        said.append(f"labels that differ in spelling alone are kept apart: {shown}; rename one of them if they are one")
+    return said
 
 
 def _make_split(

@@ -27,6 +27,7 @@ from cytoglot.cell_model.spec import TRAINING_FILE, load_split
 from cytoglot.config import Settings, load_recipe
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.readers.read import read
+from cytoglot.data.schema import group_values
 from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.splits.split import Split
 from cytoglot.data.splits.splitting import split_cells
@@ -267,7 +268,7 @@ def choose_held_out(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: 
     if len(rows) < 2:
         raise InputError(f"expected at least 2 labelled test cells, found {len(rows)}; pass another split_by")
     rows = np.sort(np.random.default_rng([seed, 8]).permutation(rows)[: recipe.held_out_cells])
-    groups = None if split.by == "cell" else adata.obs[split.by].astype(str).to_numpy(dtype=object)[rows]
+    groups = None if split.by == "cell" else group_values(adata.obs, split.by).to_numpy(dtype=object)[rows]
     if groups is not None and len(set(groups)) < 2:
         groups = None  # one donor tells nothing about donors
     truth = labels.iloc[rows].astype(str).to_numpy(dtype=object)
