@@ -68,7 +68,7 @@ def encode_file(
     text: bool = False,
     tie_rates: TieRates | None = None,
 ) -> EncodeSummary:
-    """Write the cell sentences of a file as Parquet; the columns are those of `CellSentences.to_parquet`.
+    """Write the cell sentences of a file as Parquet; the columns are those of `write_sentences`.
 
     Parameters
     ----------
