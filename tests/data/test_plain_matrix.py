@@ -164,7 +164,7 @@ class TestValues:
 
     @pytest.mark.parametrize("dtype", ["complex64", "U3", "datetime64[s]"])
     def test_that_are_no_numbers_are_refused(self, dtype: str) -> None:
-        with pytest.raises(InputError, match="expected numbers .* found values of type"):
+        with pytest.raises(InputError, match=r"expected numbers .* found values of type"):
             plain_matrix(np.ones((2, 2)).astype(np.int64).astype(dtype))
 
 

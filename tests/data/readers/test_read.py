@@ -20,7 +20,7 @@ from cell_files import FORMATS, cells_with_duplicates, h5ad, mtx_folder, tenx_h5
 from scipy import sparse
 
 from cytoglot.data.normalize import normalize_log
-from cytoglot.data.readers.read import loaded, matrix_state_of, open_cells, read
+from cytoglot.data.readers.read import matrix_state_of, open_cells, read
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError, UnknownNameError
 
