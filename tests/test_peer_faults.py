@@ -29,6 +29,7 @@ from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.decode import decode
 from cytoglot.sentence.encode import encode_matrix
+from cytoglot.sentence.parquet import read_sentences, write_sentences
 from cytoglot.sentence.parse import parse_genes
 from cytoglot.sentence.rank_curve import evaluate_curve, fit_rank_curve
 from cytoglot.tasks.record import CellRecord
@@ -104,8 +105,8 @@ def test_4_no_advice_about_transposing_a_table_of_few_cells(capsys: pytest.Captu
 def test_5_a_saved_file_opens_by_itself(cells: AnnData, tmp_path: Path) -> None:
     """There: neither the vocabulary nor how the cells were ranked is kept."""
     saved = cg.encode(cells, ties="rare_first", top_genes=20)
-    saved.to_parquet(tmp_path / "cells.parquet")
-    opened = CellSentences.from_parquet(tmp_path / "cells.parquet")
+    write_sentences(saved, tmp_path / "cells.parquet")
+    opened = read_sentences(tmp_path / "cells.parquet")
     assert list(opened) == list(saved)
     assert opened.vocabulary == saved.vocabulary
     assert opened.settings == saved.settings

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cytoglot.sentence.cell_sentence import CellSentences as CellSentences
     from cytoglot.sentence.decode import decode as decode
     from cytoglot.sentence.encode import encode as encode
+    from cytoglot.sentence.parquet import read_sentences as read_sentences
+    from cytoglot.sentence.parquet import write_sentences as write_sentences
     from cytoglot.training.run import train as train
 
 __version__ = "0.1.0"
@@ -45,8 +47,10 @@ _HOME = {
     "load_dataset": "cytoglot.data.datasets",
     "load_model": "cytoglot.cell_model.load",
     "read": "cytoglot.data.readers.read",
+    "read_sentences": "cytoglot.sentence.parquet",
     "reconstruct": "cytoglot.applications.reconstruction",
     "train": "cytoglot.training.run",
+    "write_sentences": "cytoglot.sentence.parquet",
 }
 
 __all__ = ["__version__", *sorted(_HOME)]

@@ -11,11 +11,12 @@ from anndata import AnnData
 import cytoglot as cg
 from cytoglot.applications.decoding import decode_file
 from cytoglot.applications.reconstruction import reconstruct
+from cytoglot.sentence.parquet import write_sentences
 
 
 def test_a_file_of_ranks_is_what_the_sentences_say(cells: AnnData, tmp_path: Path) -> None:
     sentences = cg.encode(cells)
-    sentences.to_parquet(tmp_path / "cells.parquet")
+    write_sentences(sentences, tmp_path / "cells.parquet")
     summary = decode_file(tmp_path / "cells.parquet", tmp_path / "out.h5ad")
     assert (summary.cells, summary.genes, summary.empty_cells) == (240, 120, 0)
     written = anndata.read_h5ad(tmp_path / "out.h5ad")
@@ -25,7 +26,7 @@ def test_a_file_of_ranks_is_what_the_sentences_say(cells: AnnData, tmp_path: Pat
 def test_curves_of_a_reconstruction_decode_files_and_texts_alike(cells: AnnData, tmp_path: Path) -> None:
     reconstruct(cells, out=tmp_path / "curves")
     sentences = cg.encode(cells[:5])
-    sentences.to_parquet(tmp_path / "cells.parquet")
+    write_sentences(sentences, tmp_path / "cells.parquet")
     (tmp_path / "cells.txt").write_text("\n".join(sentences.text().to_pylist()))
     found = {}
     for name in ("cells.parquet", "cells.txt"):

@@ -389,7 +389,27 @@ def test_a_command_line_that_is_not_one(refuse: Callable[..., str], arguments: l
     assert message in refuse(*arguments)
 
 
-def test_a_matrix_without_cells(refuse: Callable[..., str], cells: AnnData, save: Any) -> None:
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_matrix_without_cells(refuse: Callable[..., str], name: str, cells: AnnData, save: Any) -> None:
     empty = AnnData(X=sparse.csr_matrix((0, cells.n_vars)), obs=cells.obs.iloc[:0].copy(), var=cells.var.copy())
-    line = refuse(*SOURCE_COMMANDS["train"], source=save(empty))
+    line = refuse(*SOURCE_COMMANDS[name], source=save(empty))
     assert "0 cells" in line or "no cell" in line or "no label" in line
+
+
+@pytest.mark.parametrize("n_genes", [0, 30])
+def test_no_cells_are_counted_or_refused(command: Command, cells: AnnData, tmp_path: Path, n_genes: int) -> None:
+    """Commands that need no model say zero of a file without cells, and refuse one without genes."""
+    empty = AnnData(
+        X=sparse.csr_matrix((0 if n_genes else cells.n_obs, n_genes), dtype=np.float32),
+        obs=cells.obs.iloc[:0].copy() if n_genes else cells.obs.copy(),
+        var=cells.var.iloc[:n_genes].copy(),
+    )
+    empty.write_h5ad(tmp_path / "in.h5ad")
+    out = tmp_path / "out.parquet"
+    for more in ([], ["--dry-run"], ["--ties", "rare_first", "--dry-run"]):
+        run = command("encode", tmp_path / "in.h5ad", "-o", out, "--json", *more)
+        if n_genes:
+            assert run.result["cells"] == 0
+        else:
+            assert "expected gene names in var_names, found none among 0 columns" in run.refusal
+    assert command("audit", tmp_path / "in.h5ad", "--json").result["n_cells"] == empty.n_obs

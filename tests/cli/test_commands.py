@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from anndata import AnnData
 
-from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.sentence.parquet import read_sentences
 
 Command = Callable[..., Any]
 LONG = ["encode", "reconstruct", "train", "evaluate", "annotate", "embed", "generate"]
@@ -99,7 +99,7 @@ def test_encode_reads_the_layer_it_is_told(command: Command, cells: AnnData, tmp
     both.write_h5ad(tmp_path / "in.h5ad")
     command("encode", tmp_path / "in.h5ad", "-o", tmp_path / "a.parquet", "--layer", "other", "--json")
     command("encode", tmp_path / "in.h5ad", "-o", tmp_path / "b.parquet", "--json")
-    first, second = (CellSentences.from_parquet(tmp_path / f"{name}.parquet").words(0)[0] for name in "ab")
+    first, second = (read_sentences(tmp_path / f"{name}.parquet").words(0)[0] for name in "ab")
     place = list(cells.var_names)
     counts = cells.X[0].toarray().ravel()
     assert counts[place.index(second)] == counts.max()
@@ -109,7 +109,7 @@ def test_encode_reads_the_layer_it_is_told(command: Command, cells: AnnData, tmp
 def test_encode_ranks_highly_variable_genes_alone(command: Command, cells_file: Path, tmp_path: Path) -> None:
     result = command("encode", cells_file, "-o", tmp_path / "cells.parquet", "--hvg", "30", "--json").result
     assert result["genes"] == 30
-    assert len(CellSentences.from_parquet(tmp_path / "cells.parquet").vocabulary) == 30
+    assert len(read_sentences(tmp_path / "cells.parquet").vocabulary) == 30
 
 
 def test_tie_rates_come_from_a_model_or_an_encoded_file(
@@ -121,7 +121,7 @@ def test_tie_rates_come_from_a_model_or_an_encoded_file(
     command("encode", cells_file, "-o", tmp_path / "all.parquet", *ties)
     command("encode", query, "-o", tmp_path / "own.parquet", *ties)
     command("encode", query, "-o", tmp_path / "given.parquet", "--tie-rates", tmp_path / "all.parquet", *ties)
-    rates = {n: CellSentences.from_parquet(tmp_path / f"{n}.parquet").tie_rates for n in ("all", "own", "given")}
+    rates = {n: read_sentences(tmp_path / f"{n}.parquet").tie_rates for n in ("all", "own", "given")}
     np.testing.assert_array_equal(rates["given"], rates["all"])
     assert not np.array_equal(rates["own"], rates["all"])
     model = command("encode", query, "-o", tmp_path / "m.parquet", "--tie-rates", tiny_model_folder, *ties)
@@ -139,7 +139,7 @@ def test_random_ties_follow_the_seed_and_not_the_row(
     ):
         arguments = ["encode", source, "-o", tmp_path / f"{name}.parquet", "--ties", "random", "--seed", seed, "--json"]
         assert command(*arguments).code == 0
-    a, b, c = (CellSentences.from_parquet(tmp_path / f"{name}.parquet") for name in "abc")
+    a, b, c = (read_sentences(tmp_path / f"{name}.parquet") for name in "abc")
     assert a.words(0) == b.words(239)
     assert a.words(0) != c.words(0)
     assert set(a.words(0)) == set(c.words(0))
@@ -149,7 +149,7 @@ def test_encode_takes_a_data_set_by_name(command: Command, tmp_path: Path) -> No
     out = tmp_path / "pbmc.parquet"
     result = command("encode", "pbmc68k_reduced", "-o", out, "--top-genes", "10", "--json").result
     assert result["cells"] == 700
-    assert len(CellSentences.from_parquet(out)) == 700
+    assert len(read_sentences(out)) == 700
 
 
 def test_decode_gives_expression_back(

@@ -19,6 +19,7 @@ from cytoglot.manifest import Manifest
 from cytoglot.sentence import parquet, text
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, concat, gene_id_dtype
 from cytoglot.sentence.encode import encode_matrix
+from cytoglot.sentence.parquet import read_sentences, write_sentences
 
 GENES = GeneVocabulary(("ACTB", "CD3E", "GAPDH", "HLA-DRA", "γ-gene", "A-GENE-NAME-OF-MORE-THAN-SIXTEEN-BYTES"))
 IDS = [[2, 0, 5], [], [4], [1, 3, 0, 2, 4, 5]]
@@ -161,8 +162,8 @@ def test_parquet_gives_back_what_was_written(
 ) -> None:
     monkeypatch.setattr(parquet, "ROW_GROUP_CELLS", group)
     written = with_everything()
-    written.to_parquet(tmp_path / "s.parquet", text=text_too)
-    found = CellSentences.from_parquet(tmp_path / "s.parquet")
+    write_sentences(written, tmp_path / "s.parquet", text=text_too)
+    found = read_sentences(tmp_path / "s.parquet")
     assert list(found) == list(written)
     assert found.cell_ids.tolist() == written.cell_ids.tolist()
     assert found.gene_ids.dtype == np.uint16
@@ -179,14 +180,14 @@ def test_parquet_gives_back_what_was_written(
 
 def test_the_same_sentences_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.parquet"):
-        with_everything().to_parquet(tmp_path / name)
+        write_sentences(with_everything(), tmp_path / name)
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_no_cells_and_empty_cells_survive_parquet(tmp_path: Path) -> None:
     for number, ids in enumerate(([], [[], []])):
-        sentences(ids).to_parquet(tmp_path / f"{number}.parquet", text=True)
-        assert list(CellSentences.from_parquet(tmp_path / f"{number}.parquet")) == ids
+        write_sentences(sentences(ids), tmp_path / f"{number}.parquet", text=True)
+        assert list(read_sentences(tmp_path / f"{number}.parquet")) == ids
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
@@ -194,20 +195,20 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     genes = GeneVocabulary(tuple(f"G{gene}" for gene in range(70_000)))
     counts_ng = np.zeros((1, 70_000))
     counts_ng[0, [3, 69_999]] = 1, 2
-    encode_matrix(counts_ng, genes).to_parquet(tmp_path / "s.parquet")
-    assert list(CellSentences.from_parquet(tmp_path / "s.parquet")) == [["G69999", "G3"]]
+    write_sentences(encode_matrix(counts_ng, genes), tmp_path / "s.parquet")
+    assert list(read_sentences(tmp_path / "s.parquet")) == [["G69999", "G3"]]
 
 
 def test_files_that_hold_no_sentences_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent.parquet does not exist; expected a Parquet file written by"):
-        CellSentences.from_parquet(tmp_path / "absent.parquet")
+        read_sentences(tmp_path / "absent.parquet")
     (tmp_path / "text.parquet").write_text("no parquet at all")
     with pytest.raises(InputError, match="is not a readable Parquet file"):
-        CellSentences.from_parquet(tmp_path / "text.parquet")
+        read_sentences(tmp_path / "text.parquet")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "other.parquet")
     with pytest.raises(InputError, match=r"holds columns \['x'\] but no cytoglot metadata"):
-        CellSentences.from_parquet(tmp_path / "other.parquet")
+        read_sentences(tmp_path / "other.parquet")
     newer = pa.table({"x": [1]}).replace_schema_metadata({"cytoglot": '{"format_version": 99}'})
     pq.write_table(newer, tmp_path / "newer.parquet")
     with pytest.raises(InputError, match="format 99 need a newer cytoglot; this one reads up to 1"):
-        CellSentences.from_parquet(tmp_path / "newer.parquet")
+        read_sentences(tmp_path / "newer.parquet")

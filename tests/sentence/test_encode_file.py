@@ -23,9 +23,10 @@ from cytoglot import resume
 from cytoglot.errors import InputError
 from cytoglot.manifest import fingerprint_file
 from cytoglot.resume import Parts
-from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.cell_sentence import RankSettings
 from cytoglot.sentence.encode import detection_rates, encode
 from cytoglot.sentence.encode_file import EncodeSummary, encode_file
+from cytoglot.sentence.parquet import read_sentences
 
 
 def cells(n_cells: int = 100, n_genes: int = 60, form: Any = sp.csr_matrix) -> AnnData:
@@ -54,7 +55,7 @@ def test_a_file_gives_what_memory_gives(tmp_path: Path, form: Any, ties: Any) ->
     settings = RankSettings(top_genes=9, ties=ties, seed=5)
     summary = encode_file(tmp_path / "cells.h5ad", tmp_path / "s.parquet", settings=settings, chunk_cells=17)
     assert summary == EncodeSummary(cells=100, genes=60, empty_cells=2, output=str(tmp_path / "s.parquet"))
-    found = CellSentences.from_parquet(tmp_path / "s.parquet")
+    found = read_sentences(tmp_path / "s.parquet")
     expected = encode(adata, top_genes=9, ties=ties, seed=5)
     assert list(found) == list(expected)
     assert found.cell_ids.tolist() == adata.obs_names.tolist()
@@ -71,7 +72,7 @@ def test_text_genes_and_rates_reach_the_file(h5ad: Path, tmp_path: Path) -> None
     rates = {"GENE5": 0.5, "GENE2": 0.1, "GENE40": 0.25}
     settings = RankSettings(ties="rare_first")
     encode_file(h5ad, tmp_path / "s.parquet", genes=genes, tie_rates=rates, settings=settings, text=True)
-    found = CellSentences.from_parquet(tmp_path / "s.parquet")
+    found = read_sentences(tmp_path / "s.parquet")
     assert found.vocabulary.symbols == tuple(genes)
     assert found.tie_rates.tolist() == np.float32([0.5, 0.1, 0.25]).tolist()
     assert list(found) == list(encode(cells(), genes=genes, tie_rates=rates, ties="rare_first"))
@@ -106,7 +107,7 @@ def test_a_file_without_cells_gives_a_file_without_sentences(tmp_path: Path) -> 
         assert left_over(tmp_path) == []  # the reader may refuse an empty file; then nothing is left
         return
     assert summary.cells == 0
-    assert list(CellSentences.from_parquet(tmp_path / "s.parquet")) == []
+    assert list(read_sentences(tmp_path / "s.parquet")) == []
 
 
 def test_highly_variable_genes_are_chosen_from_the_file(
@@ -119,7 +120,7 @@ def test_highly_variable_genes_are_chosen_from_the_file(
     monkeypatch.setattr("cytoglot.data.hvg.select_hvg", first_genes)
     summary = encode_file(h5ad, tmp_path / "s.parquet", hvg=7)
     assert summary.genes == 7
-    found = CellSentences.from_parquet(tmp_path / "s.parquet")
+    found = read_sentences(tmp_path / "s.parquet")
     assert found.vocabulary.symbols == tuple(f"GENE{gene}" for gene in range(7))
 
 

@@ -11,8 +11,8 @@ from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.write import write_h5ad
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.decode import decode
+from cytoglot.sentence.parquet import read_sentences
 from cytoglot.sentence.parse import Repeated
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, RankCurve, rank_curve_from_dict
 from cytoglot.texts import read_text
@@ -74,7 +74,7 @@ def decode_file(
     if model is not None and curves is not None:
         raise InputError("expected a model or a folder of curves, found both; pass one of them")
     is_table = source.suffix == ".parquet"
-    sentences = CellSentences.from_parquet(source) if is_table else None
+    sentences = read_sentences(source) if is_table else None
     language = _language(model, curves, curve, genes=None if sentences is None else sentences.vocabulary)
     if sentences is not None:
         adata = decode(sentences, rank_curve=language.rank_curve, repeated=repeated)

@@ -256,6 +256,7 @@ def _encode_in_memory(
     from cytoglot.data.hvg import select_hvg
     from cytoglot.data.readers.stream import open_cells
     from cytoglot.sentence.encode import encode
+    from cytoglot.sentence.parquet import write_sentences
 
     genes = _genes_of(tie_rates) if hvg is None else select_hvg(adata, n_top=hvg)
     with open_cells(adata, **AS_NAMED.keywords) as cells:
@@ -267,7 +268,7 @@ def _encode_in_memory(
             seed=settings.seed,
             tie_rates=tie_rates,
         )
-    sentences.to_parquet(output, text=text)
+    write_sentences(sentences, output, text=text)
     return {"cells": len(sentences), "genes": len(sentences.vocabulary), "empty_cells": sentences.n_empty}
 
 
@@ -282,9 +283,9 @@ def _tie_rates(path: Path | None) -> dict[str, float] | None:
         spec = CellModelSpec.load(path)
         names, rates = spec.vocabulary.symbols, spec.tie_rates_g
     else:
-        from cytoglot.sentence.cell_sentence import CellSentences
+        from cytoglot.sentence.parquet import read_sentences
 
-        sentences = CellSentences.from_parquet(path)
+        sentences = read_sentences(path)
         names, rates = sentences.vocabulary.symbols, sentences.tie_rates
     if rates is None:
         raise InputError(f"--tie-rates {path} holds no tie rates; encode it with --ties rare_first or common_first")

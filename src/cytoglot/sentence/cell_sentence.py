@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import numpy as np
@@ -157,29 +156,6 @@ class CellSentences:
             gene_ids=self.gene_ids[_ragged_positions(self.offsets[:-1], kept)],
             settings=settings,
         )
-
-    def to_parquet(self, path: str | Path, *, text: bool = False) -> None:
-        """Write columns `cell_id`, `gene_ids`, `n_expressed` (and `sentence` with `text`), atomically.
-
-        The vocabulary, settings, tie rates and manifest go into the metadata under the key `cytoglot`. The same
-        sentences give the same bytes.
-        """
-        from cytoglot.sentence.parquet import write_sentences
-
-        write_sentences(self, path, text=text)
-
-    @classmethod
-    def from_parquet(cls, path: str | Path) -> CellSentences:
-        """Read what `to_parquet` or `cytoglot encode` wrote.
-
-        Raises
-        ------
-        InputError
-            The file is missing, is no Parquet, or was not written by cytoglot.
-        """
-        from cytoglot.sentence.parquet import read_sentences
-
-        return read_sentences(path)
 
     def _take(self, cells: NDArray[np.int64]) -> CellSentences:
         lengths = self.lengths[cells]

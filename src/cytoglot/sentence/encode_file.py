@@ -69,7 +69,7 @@ def encode_file(
     tie_rates: TieRates | None = None,
     overwrite: bool = False,
 ) -> EncodeSummary:
-    """Write the cell sentences of a file as Parquet; the columns are those of `CellSentences.to_parquet`.
+    """Write the cell sentences of a file as Parquet; the columns are those of `write_sentences`.
 
     Parameters
     ----------

@@ -81,8 +81,12 @@ def header_of(sentences: CellSentences) -> SentenceHeader:
     )
 
 
-def write_sentences(sentences: CellSentences, path: str | Path, *, text: bool) -> None:
-    """Write `sentences` in row groups, atomically; with `text`, memory for the text of one row group at a time."""
+def write_sentences(sentences: CellSentences, path: str | Path, *, text: bool = False) -> None:
+    """Write columns `cell_id`, `gene_ids`, `n_expressed` (and `sentence` with `text`), atomically.
+
+    The vocabulary, settings, tie rates and manifest go into the metadata under the key `cytoglot`. The same sentences
+    give the same bytes. Memory for text is that of one row group at a time.
+    """
     schema = header_of(sentences).schema(text=text)
     with atomic_path(path) as partial, open_writer(partial, schema) as writer:
         for start in range(0, len(sentences), ROW_GROUP_CELLS):
@@ -120,7 +124,13 @@ def record_table(sentences: CellSentences, schema: pa.Schema) -> pa.Table:
 
 
 def read_sentences(path: str | Path) -> CellSentences:
-    """Read every cell; a `sentence` column is not read, it follows from the ids."""
+    """Read what `write_sentences` or `cytoglot encode` wrote; a `sentence` column is not read, it follows from the ids.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is no Parquet, or was not written by cytoglot.
+    """
     file = _open(path)
     header = SentenceHeader.from_json(_metadata(file, path))
     lengths, gene_ids, cell_ids, n_expressed = [], [], [], []
@@ -159,7 +169,7 @@ def _metadata(file: pq.ParquetFile, path: str | Path) -> bytes:
     if METADATA_KEY not in metadata:
         raise InputError(
             f"{path} holds columns {file.schema_arrow.names} but no cytoglot metadata; expected a file written by "
-            "`cytoglot encode` or CellSentences.to_parquet"
+            "`cytoglot encode` or write_sentences"
         )
     return metadata[METADATA_KEY]
 

@@ -231,3 +231,14 @@ def test_a_donor_that_was_not_there_is_noticed() -> None:
         parts(decision, "a", donors({"d0": 3, "d9": 1}))
     unused = pd.Categorical(["d0", "d1"], categories=["d0", "d1", "never"])
     assert len(decision.part_of("a", {"donor_id": unused}, cell_keys(0, "a", 0, 2))) == 2
+
+
+@pytest.mark.parametrize("by", ["auto", "cell"])
+def test_a_source_in_which_no_column_tells_donors_is_split_by_cell(by: str) -> None:
+    counts, other = UnitCounts(), UnitCounts()
+    other.add("tenx", "", {}, 400)  # as a worker counts it
+    counts.merge(other)
+    decision = decide_splits(counts, SplitRecipe(by=by), 0)
+    part = decision.part_of("tenx", {}, cell_keys(0, "tenx", 0, 400))
+    assert shares(part) == pytest.approx([0.8, 0.1, 0.1], abs=0.05)
+    assert any("split by cell" in warning and "tenx" in warning for warning in decision.warnings)

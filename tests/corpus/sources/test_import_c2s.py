@@ -12,7 +12,7 @@ import pytest
 
 from cytoglot.corpus.sources.import_c2s import import_c2s, read_c2s
 from cytoglot.errors import InputError
-from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.sentence.parquet import read_sentences
 
 TABLE = {
     "cell_name": ["AAA-1", "CCC-1", "GGG-1"],
@@ -81,7 +81,7 @@ def test_import_writes_a_file_that_reads_as_sentences(tmp_path: Path) -> None:
     assert (summary.cells, summary.genes, summary.empty_cells) == (3, 3, 1)
     assert summary.columns == ("cell_type",)
     assert summary.output == str(tmp_path / "cells.parquet")
-    back = CellSentences.from_parquet(tmp_path / "cells.parquet")
+    back = read_sentences(tmp_path / "cells.parquet")
     assert next(iter(back)) == ["MALAT1", "CD3D", "IL7R"]
     assert back.manifest is not None
     assert back.manifest.command == "import-c2s"

@@ -13,6 +13,7 @@ from cytoglot.corpus.sources.labelled_table import write_table
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.parquet import read_sentences
 
 
 def make_sentences(n: int, n_genes: int = 30, seed: int = 0) -> CellSentences:
@@ -53,7 +54,7 @@ def test_cells_and_metadata_survive(tmp_path: Path) -> None:
     sentences = make_sentences(40)
     obs = make_obs(sentences)
     write_table(sentences, obs, tmp_path / "cells.parquet")
-    assert_equal(CellSentences.from_parquet(tmp_path / "cells.parquet"), sentences)
+    assert_equal(read_sentences(tmp_path / "cells.parquet"), sentences)
     back = pq.read_table(tmp_path / "cells.parquet").to_pandas().set_index("cell_id")
     assert [None if pd.isna(v) else v for v in back["cell_type"]] == [
         None if pd.isna(v) else v for v in obs["cell_type"]
@@ -68,7 +69,7 @@ def test_cells_and_metadata_survive(tmp_path: Path) -> None:
 def test_no_cells_and_no_metadata_are_fine(tmp_path: Path, n: int) -> None:
     sentences = make_sentences(n)
     write_table(sentences, pd.DataFrame(index=pd.Index(sentences.cell_ids, dtype=object)), tmp_path / "cells.parquet")
-    assert_equal(CellSentences.from_parquet(tmp_path / "cells.parquet"), sentences)
+    assert_equal(read_sentences(tmp_path / "cells.parquet"), sentences)
 
 
 def test_ids_are_stored_small(tmp_path: Path) -> None:

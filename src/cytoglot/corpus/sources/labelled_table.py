@@ -1,6 +1,6 @@
 """Cell sentences with the metadata of their cells as one Parquet file.
 
-It is also a file that `CellSentences.from_parquet` reads: vocabulary and ranking are in its metadata.
+It is also a file that `read_sentences` reads: vocabulary and ranking are in its metadata.
 """
 
 from __future__ import annotations

@@ -317,7 +317,8 @@ def _distinct(names: list[str]) -> tuple[NDArray[np.int64], Sequence[str], NDArr
     """Number of the name of each column, the names in the order of their first column, and which columns repeat one."""
     if len(set(names)) == len(names):
         return np.arange(len(names)), names, np.zeros(len(names), dtype=bool)
-    codes, uniques = pd.factorize(np.array(names, dtype=object))
+    codes, found = pd.factorize(np.array(names, dtype=object))
+    uniques: list[str] = found.tolist()
     repeated = np.ones(codes.size, dtype=bool)
     repeated[np.unique(codes, return_index=True)[1]] = False
     return codes, uniques, repeated

@@ -93,7 +93,7 @@ class MemoryRows(_Rows):
 
     def __init__(self, matrix: Any) -> None:
         # a dense one is made plain block by block: to do it at once would be a second matrix
-        self._matrix = plain_matrix(matrix) if is_sparse(matrix) else np.asarray(matrix)
+        self._matrix: Any = plain_matrix(matrix) if is_sparse(matrix) else np.asarray(matrix)
         self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
 
     @property
