@@ -46,7 +46,7 @@ def open_text(path: str | Path) -> Iterator[TextIO]:
         with path.open("rb") as raw:
             is_gzip = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if is_gzip else raw  # type: ignore[arg-type]
+            file = io.BufferedReader(gzip.GzipFile(fileobj=raw)) if is_gzip else raw
             start = file.peek(4)[:4]
             encoding = next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
             yield io.TextIOWrapper(file, encoding=encoding)

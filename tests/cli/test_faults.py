@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from anndata import AnnData
 
@@ -268,3 +269,40 @@ def test_a_real_process_prints_one_object_and_logs_elsewhere(cells_file: Path, t
     printed, said = refused.communicate(timeout=120)
     assert (refused.returncode, printed) == (2, "")
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["encode", "embed", "answer", "annotate", "generate"])
+def test_killed_at_random_and_repeated_ends_with_the_same_bytes(
+    command: Command, name: str, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"A cell of {i} genes is a\n" for i in range(24)))
+    model = ["--model", tiny_model_folder, "--device", "cpu"]
+    arguments: list[Any] = {
+        "encode": [cells_file, "--chunk-cells", "20", "--ties", "rare_first", "--text"],
+        "embed": [cells_file, *model, "--chunk-cells", "20"],
+        "answer": [tmp_path / "prompts.txt", *model, "--format", "free_text: 4", "--part", "2"],
+        "annotate": [cells_file, *model, "--chunk-cells", "20"],
+        "generate": [*model, "-n", "24", "--n-genes", "4", "--chunk-cells", "2"],
+    }[name]
+    suffix = ".h5ad" if name in ("annotate", "generate", "embed") else ".parquet"
+    whole, broken = tmp_path / f"whole{suffix}", tmp_path / f"broken{suffix}"
+    command(name, *arguments, "-o", whole, "--json").result
+    slowly = (
+        "import time\nfrom cytoglot.resume import Parts\nwrite = Parts.write\n"
+        "def slow(*a):\n    write(*a)\n    time.sleep(0.2)\nParts.write = slow"
+    )
+    rng = np.random.default_rng(sum(name.encode()))
+    for first in (0, 4):
+        process = _cytoglot(name, *arguments, "-o", broken, "--json", code=slowly)
+        deadline, last = time.monotonic() + 300, first + int(rng.integers(0, 4))
+        while not list(tmp_path.glob(f".broken*/part-{last:06d}*")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not broken.exists()
+    command(name, *arguments, "-o", broken, "--json").result
+    assert broken.read_bytes() == whole.read_bytes()
+    assert _names(tmp_path) == [broken.name, "prompts.txt", whole.name]

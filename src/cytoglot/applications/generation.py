@@ -91,8 +91,9 @@ def generate(
         return {**model_settings(model, task), "cell_type": cell_type, "n": n, "n_genes": n_genes, **options}
 
     def make(first: int, last: int) -> pa.Table:
-        some, options = lengths[first:last], {"temperature": used, "top_p": top_p, "context": context, "seed": seed}
-        return pa.table({"text": model.write(cell_type, some, first=first, **options)})
+        some = lengths[first:last]
+        texts = model.write(cell_type, some, temperature=used, top_p=top_p, context=context, seed=seed, first=first)
+        return pa.table({"text": texts})
 
     with parts_of(output, settings, overwrite=overwrite) as parts:
         texts = made_in_parts(make, n, chunk_cells, parts)["text"].to_pylist()

@@ -10,6 +10,9 @@ import typer
 from cytoglot.cli.output import Device, DryRun, Json, Overwrite, Seed, Threads, check_output, quiet_for_json, show
 from cytoglot.errors import InputError
 
+Backend = Literal["transformers", "vllm", "openai"]
+Engine = Literal["local", "ray"]
+
 if TYPE_CHECKING:
     from cytoglot.answer_format import AnswerFormat
     from cytoglot.applications.answering import ModelSource, Prompts
@@ -39,7 +42,7 @@ def answer_command(
         bool, typer.Option("--log-likelihood", help="Also score each answer without constraint.")
     ] = False,
     keep_prompts: Annotated[bool, typer.Option("--keep-prompts", help="Write the prompts beside the answers.")] = False,
-    backend: Annotated[str, typer.Option("--backend", help="transformers, vllm or openai.")] = "transformers",
+    backend: Annotated[Backend, typer.Option("--backend", help="What runs the model.")] = "transformers",
     url: Annotated[str | None, typer.Option("--url", help="Server of --backend openai, ends in /v1.")] = None,
     model_name: Annotated[str | None, typer.Option("--model-name", help="What that server calls the model.")] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests to it at a time.")] = 8,
@@ -47,7 +50,7 @@ def answer_command(
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers written at the same time.")] = 64,
     part: Annotated[int, typer.Option("--part", min=1, help="Prompts of a part, lost at most when killed.")] = 256,
-    engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    engine: Annotated[Engine, typer.Option("--engine", help="Where workers run.")] = "local",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with the model.")] = 1,
     gpus: Annotated[float, typer.Option("--gpus-per-worker", min=0, help="Asked of Ray.")] = 0.0,
     overwrite: Overwrite = False,
@@ -93,7 +96,7 @@ def answer_command(
         log_likelihood=log_likelihood,
         keep_prompts=keep_prompts,
         part_prompts=part,
-        engine=_engine(engine),
+        engine=engine,
         workers=workers,
         gpus_per_worker=gpus,
         overwrite=overwrite,
@@ -110,12 +113,11 @@ def answer_command(
     )
 
 
-def _source(model: str | None, backend: str, url: str | None, model_name: str | None, **options: Any) -> ModelSource:
-    from cytoglot.applications.answering import BACKENDS, ModelSource
-    from cytoglot.errors import UnknownNameError
+def _source(
+    model: str | None, backend: Backend, url: str | None, model_name: str | None, **options: Any
+) -> ModelSource:
+    from cytoglot.applications.answering import ModelSource
 
-    if backend not in BACKENDS:
-        raise UnknownNameError("backend", backend, BACKENDS)
     if backend == "openai":
         if url is None or model_name is None:
             raise InputError("--backend openai needs --url, such as http://localhost:8000/v1, and --model-name")
@@ -124,7 +126,7 @@ def _source(model: str | None, backend: str, url: str | None, model_name: str | 
         raise InputError(f"--url and --model-name are for --backend openai, found --backend {backend}")
     if model is None:
         raise InputError(f"--backend {backend} needs --model, a folder or a name on the hub")
-    return ModelSource(model=model, backend="vllm" if backend == "vllm" else "transformers", **options)
+    return ModelSource(model=model, backend=backend, **options)
 
 
 def _format(text: str, source: ModelSource) -> AnswerFormat:
@@ -136,15 +138,6 @@ def _format(text: str, source: ModelSource) -> AnswerFormat:
     if source.backend != "openai" and is_model_folder(source.model):
         words = CellModelSpec.load(Path(source.model)).vocabulary.symbols
     return read_answer_format(text, words=words)
-
-
-def _engine(name: str) -> Literal["local", "ray"]:
-    from cytoglot.engines import ENGINES
-    from cytoglot.errors import UnknownNameError
-
-    if name not in ENGINES:
-        raise UnknownNameError("engine", name, ENGINES)
-    return "ray" if name == "ray" else "local"
 
 
 def _forecast(

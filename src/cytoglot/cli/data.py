@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,18 +24,17 @@ from cytoglot.cli.output import (
     show,
 )
 from cytoglot.data.genes.options import AS_NAMED, GeneOptions
-from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.errors import InputError
+from cytoglot.sentence.cell_sentence import TieRule
 
 if TYPE_CHECKING:
     import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from cytoglot.sentence.cell_sentence import RankSettings, TieRule
+    from cytoglot.sentence.cell_sentence import RankSettings
 
 logger = logging.getLogger(__name__)
-
-TIE_RULES = ("symbol", "order", "random", "rare_first", "common_first")
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -84,7 +83,7 @@ def encode_command(
     gene_column: GeneColumn = None,
     gene_mapping: GeneMapping = None,
     duplicates: DuplicateGenes = "sum",
-    ties: Annotated[str | None, typer.Option("--ties", help=", ".join(TIE_RULES))] = None,
+    ties: Annotated[TieRule | None, typer.Option("--ties", help="Order of genes with one count.")] = None,
     tie_rates: Annotated[
         Path | None, typer.Option("--tie-rates", help="Model folder or encoded Parquet whose rates order the ties.")
     ] = None,
@@ -108,7 +107,7 @@ def encode_command(
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".parquet",))
     _set_numba_threads(threads)
-    settings = RankSettings(top_genes=top_genes, ties=_tie_rule(ties), seed=seed)
+    settings = RankSettings(top_genes=top_genes, ties=ties or RankSettings().ties, seed=seed)
     rates = _tie_rates(tie_rates)
     genes = gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
@@ -146,7 +145,9 @@ def decode_command(
         Path | None, typer.Option("--curves", help="Folder of `cytoglot reconstruct`: its genes and rank curves.")
     ] = None,
     curve: Annotated[str, typer.Option("--curve", help="Kind of curve taken from --curves.")] = "gene_lines_length",
-    repeated: Annotated[str, typer.Option("--repeated", help="Repeated genes: mean or first position.")] = "mean",
+    repeated: Annotated[
+        Literal["mean", "first"], typer.Option("--repeated", help="Repeated genes: mean or first position.")
+    ] = "mean",
     json: Json = False,
     seed: Seed = 0,
 ) -> None:
@@ -155,11 +156,7 @@ def decode_command(
 
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".h5ad",))
-    if repeated not in {"mean", "first"}:
-        raise InputError(f"--repeated must be mean or first, found {repeated!r}")
-    summary = decode_file(
-        source, output, model=model, curves=curves, curve=curve, repeated="first" if repeated == "first" else "mean"
-    )
+    summary = decode_file(source, output, model=model, curves=curves, curve=curve, repeated=repeated)
     show(asdict(summary), as_json=json)
 
 
@@ -224,16 +221,6 @@ def import_c2s_command(
     quiet_for_json(as_json=json)
     check_output(output, suffixes=(".parquet",))
     show(asdict(import_c2s(folder, output)), as_json=json)
-
-
-def _tie_rule(name: str | None) -> TieRule:
-    from cytoglot.sentence.cell_sentence import RankSettings
-
-    if name is None:
-        return RankSettings().ties
-    if name not in TIE_RULES:
-        raise UnknownNameError("tie rule", name, TIE_RULES)
-    return cast("TieRule", name)
 
 
 def _set_numba_threads(threads: int | None) -> None:
