@@ -74,7 +74,9 @@ def curves(pair: Pair) -> tuple[Path, Path]:
 
     folders = pair.outputs("curves")
     for source, folder in zip((pair.straight, pair.reordered), folders, strict=True):
-        assert run(["reconstruct", str(source), "--hvg", "41", "--label", "cell_type", "-o", str(folder), "--json"]) == 0
+        assert (
+            run(["reconstruct", str(source), "--hvg", "41", "--label", "cell_type", "-o", str(folder), "--json"]) == 0
+        )
     return folders
 
 
@@ -172,9 +174,7 @@ def test_generate(command: Command, models: tuple[Path, Path], tmp_path: Path) -
     assert_same_cells(*(anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in "ab"))
 
 
-def test_a_checkpoint_without_training(
-    command: Command, pair: Pair, models: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_checkpoint_without_training(command: Command, pair: Pair, models: tuple[Path, Path], tmp_path: Path) -> None:
     """Its sentences are made of the genes of the query itself."""
     plain = shutil.copytree(models[0], tmp_path / "plain")
     (plain / "cytoglot.json").unlink()
