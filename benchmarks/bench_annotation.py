@@ -1,6 +1,6 @@
 """Annotation on four independent data sets: the scratch model beside baselines on the same folds.
 
-    python -m benchmarks.bench_annotation [--sets pbmc3k kang ...] [--ties order] [--output DIR] [--json]
+    python -m benchmarks.bench_annotation [--sets pbmc3k kang ...] [--ties symbol] [--output DIR] [--json]
 
 Every fold trains a new model with its own seed; whatever is chosen is chosen on validation cells. The predictions of a
 fold are kept in the output folder, so a run that was stopped goes on; delete the folder to start anew.
@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ from cytoglot.data.splits.splitting import folds
 from cytoglot.lm.model.language_model import set_threads
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference
+from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.run import train
 
@@ -216,7 +218,7 @@ def as_markdown(results: dict[str, dict[str, object]]) -> str:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--ties", default="order", choices=["order", "random", "rare_first", "common_first"])
+    parser.add_argument("--ties", default=RankSettings.ties, choices=get_args(TieRule))
     parser.add_argument("--recipe", type=Path, default=None)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=VALUE")
     parser.add_argument("--no-control", dest="control", action="store_false", help="do not train on shuffled labels")

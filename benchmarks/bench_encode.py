@@ -203,10 +203,10 @@ def measure_in_memory(path: str) -> dict[str, Any]:
     def memory_mb() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    for ties in ("order", "rare_first", "random"):  # load the kernels
+    for ties in ("symbol", "order", "random"):  # load the kernels
         encode_matrix(matrix[:200], vocabulary, settings=RankSettings(ties=ties), tie_rates=rates_g).text()
     before_mb, encode = memory_mb(), {}
-    for ties in ("order", "rare_first", "common_first", "random"):
+    for ties in ("symbol", "order", "rare_first", "common_first", "random"):
         settings = RankSettings(top_genes=200, ties=ties)
         encode[f"top200 {ties}"], sentences = seconds(
             lambda settings=settings: encode_matrix(matrix, vocabulary, settings=settings, tie_rates=rates_g)
