@@ -17,6 +17,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from cytoglot.hashing import mixed
+
 TIES_BY_ORDER, TIES_BY_RANK, TIES_BY_HASH = 0, 1, 2
 #: Written in place of a sentence's length: the row holds a NaN, an infinity or a value below 0 (or -0.0) ...
 BAD_VALUE = -1
@@ -324,18 +326,6 @@ def close_gaps(ranked, starts, lengths):
 
 
 @numba.njit(**_options)
-def hash_texts(offsets, text, seed):
-    """Return 64 bits for each text: FNV-1a over its UTF-8 bytes, then mixed with the seed."""
-    hashes = np.empty(len(offsets) - 1, np.uint64)
-    for number in range(len(hashes)):
-        value = np.uint64(0xCBF29CE484222325)
-        for byte in range(offsets[number], offsets[number + 1]):
-            value = (value ^ np.uint64(text[byte])) * np.uint64(0x100000001B3)
-        hashes[number] = mixed(value ^ mixed(seed + np.uint64(0x9E3779B97F4A7C15)))
-    return hashes
-
-
-@numba.njit(**_options)
 def csc_counts(indptr, rows, cursors, begin, end, row_lengths):
     """Count the entries of the rows `begin` to `end`, each column read on from its cursor; False where rows fall."""
     for column in range(len(indptr) - 1):
@@ -360,11 +350,3 @@ def csc_fill(indptr, rows, values, cursors, begin, end, row_ends, columns_out, v
             row_ends[rows[position] - begin] = place + 1
             position += 1
         cursors[column] = position
-
-
-@numba.njit(**_options)
-def mixed(value):
-    """Return 64 well mixed bits (the finaliser of SplitMix64, Steele, Lea and Flood 2014)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))

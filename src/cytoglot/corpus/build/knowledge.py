@@ -11,7 +11,7 @@ import numpy as np
 
 from cytoglot.corpus.build.plan import BuildPlan
 from cytoglot.corpus.build.rank import curve_cells, spill_of
-from cytoglot.corpus.assign.cell_keys import hash_text
+from cytoglot.hashing import hash_text
 from cytoglot.corpus.format.folder import (
     PARTS,
     CorpusDescription,

@@ -22,7 +22,8 @@ from cytoglot.corpus.build.count import Decisions, SpanCells, SpanTask, codes_of
 from cytoglot.corpus.build.plan import BuildPlan, PlannedSource
 from cytoglot.corpus.assign.cell_groups import form_groups, grouping_fields
 from cytoglot.corpus.assign.cell_keys import salted, uniform
-from cytoglot.corpus.assign.duplicates import content_hashes, sort_hashes
+from cytoglot.corpus.assign.duplicates import sort_hashes
+from cytoglot.hashing import content_hashes
 from cytoglot.corpus.format.take import gather_cells
 from cytoglot.corpus.assign.placement import shard_of
 from cytoglot.corpus.sources.expand import CorpusSource
