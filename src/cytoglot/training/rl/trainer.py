@@ -262,7 +262,7 @@ class CellGrpoTrainer(GRPOTrainer):
         return [ids.tolist() for ids in encode_prompts(self._lm.tokenizer, prompts)], None, {}
 
     # What TRL 1.16 calls, in this order, for each batch of prompts:
-    # 1. `_generate_and_score_completions(inputs)`, with a row for each answer to be written: it is given our own prompts
+    # 1. `_generate_and_score_completions(inputs)`, with a row for each answer to be written: it is given our prompts
     #    (`_prompts`), looked up by the number that each row carries. With the rows in that order it calls
     #    `_tokenize_prompts`, `_generate_single_turn`, `_get_per_token_logps_and_entropies` for the old policy and for
     #    the reference, which need the same masks, and last `_calculate_rewards`.
