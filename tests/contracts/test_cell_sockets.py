@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 from anndata import AnnData
 from numpy.typing import NDArray
@@ -30,10 +31,10 @@ class ControlsAgain:
 
     def predict(self, control: AnnData, perturbations: Sequence[str], *, seed: int) -> AnnData:
         rng = np.random.default_rng(seed)
-        drawn = control[rng.integers(control.n_obs, size=len(perturbations) * control.n_obs)].copy()
-        drawn.obs_names = [f"predicted {i}" for i in range(drawn.n_obs)]
-        drawn.obs["perturbation"] = np.repeat(list(perturbations), control.n_obs)
-        return drawn
+        rows = rng.integers(control.n_obs, size=len(perturbations) * control.n_obs)
+        names = [f"predicted {i}" for i in range(len(rows))]
+        obs = pd.DataFrame({"perturbation": np.repeat(list(perturbations), control.n_obs)}, index=names)
+        return AnnData(X=control.X[rows], obs=obs, var=control.var.copy())
 
 
 EMBEDDERS: dict[str, Callable[[AnnData, CellModel], CellEmbedder]] = {
