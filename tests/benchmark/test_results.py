@@ -74,9 +74,9 @@ def test_what_is_undefined_is_none_and_json() -> None:
 
 def test_no_test_cell_makes_no_number() -> None:
     nobody = Prediction(method="m", labels=("a", "b"), probability_nk=np.empty((0, 2)))
-    assert nobody.predicted.shape == nobody.confidence.shape == (0,)
+    assert nobody.best.shape == nobody.confidence.shape == (0,)
 
 
 def test_confidence_is_that_of_the_likeliest_label() -> None:
-    assert OURS.predicted.tolist() == ["a", "a", "b", "a"]
+    assert OURS.best.tolist() == ["a", "a", "b", "a"]
     assert OURS.confidence.tolist() == [0.9, 0.6, 0.8, 0.7]

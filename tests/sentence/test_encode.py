@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
-from cytoglot.hashing import mixed
+from cytoglot.hashing import hash_texts, mixed
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
 from cytoglot.sentence.encode import detection_rates, encode, encode_matrix
-from cytoglot.sentence.kernels import hash_texts
 
 TIES: tuple[TieRule, ...] = get_args(TieRule)
 DTYPES = [

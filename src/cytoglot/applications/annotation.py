@@ -59,8 +59,8 @@ class LabelProbabilities:
 
     @property
     def confidence(self) -> NDArray[np.float64]:
-        """Probability of the best label, shape (n,)."""
-        return self.probability_nk.max(axis=1)
+        """Probability of the best label, shape (n,); rounding may have left it just above 1."""
+        return np.clip(self.probability_nk.max(axis=1), 0.0, 1.0)
 
     def top(self, n: int) -> list[str]:
         """Return the `n` likeliest labels of each cell as text, such as "CD4 T (0.81), CD8 T (0.12)"."""

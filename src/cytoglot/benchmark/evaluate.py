@@ -351,16 +351,16 @@ class _Work:
         if held.groups is not None:
             table["unit"] = held.groups
         for prediction in predictions:
-            table[f"predicted: {prediction.method}"] = prediction.predicted
+            table[f"predicted: {prediction.method}"] = prediction.best
             table[f"confidence: {prediction.method}"] = prediction.confidence
         table.to_parquet(folder / "predictions.parquet", index=False)
-        matrix = confusion(self.truth, ours.predicted)
+        matrix = confusion(self.truth, ours.best)
         write_json(folder / "confusion.json", {"labels": list(matrix.labels), "counts": matrix.counts.tolist()})
         write_json(
             folder / "per_class.json",
-            [{"method": p.method, **asdict(s)} for p in predictions for s in per_class(self.truth, p.predicted)],
+            [{"method": p.method, **asdict(s)} for p in predictions for s in per_class(self.truth, p.best)],
         )
-        bins = calibration_bins(ours.confidence, self.truth == ours.predicted)
+        bins = calibration_bins(ours.confidence, self.truth == ours.best)
         write_json(
             folder / "calibration.json",
             [

@@ -20,7 +20,7 @@ from sklearn.decomposition import TruncatedSVD
 from cytoglot.benchmark.baselines import TypeProfile
 from cytoglot.benchmark.results import ResultRow
 from cytoglot.cell_model.load import CellModel
-from cytoglot.corpus.assign.duplicates import content_hashes
+from cytoglot.hashing import content_hashes
 from cytoglot.metrics.generation import (
     duplicate_share,
     knn_type_agreement,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cytoglot.applications.annotation import LabelProbabilities
 from cytoglot.metrics.classification import (
     accuracy_statistic,
     balanced_accuracy_statistic,
@@ -43,27 +44,15 @@ class ResultRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What one method says of the test cells. Axes: n cells, k labels."""
+class Prediction(LabelProbabilities):
+    """What one method says of the test cells."""
 
     method: str
-    labels: tuple[str, ...]
-    probability_nk: NDArray[np.float64]
-
-    @property
-    def predicted(self) -> NDArray[np.object_]:
-        """The likeliest label of each cell, shape (n,)."""
-        return np.array(self.labels, dtype=object)[self.probability_nk.argmax(axis=1)]
-
-    @property
-    def confidence(self) -> NDArray[np.float64]:
-        """Its probability, shape (n,)."""
-        return np.clip(self.probability_nk.max(axis=1), 0.0, 1.0)
 
 
 def statistics(truth: NDArray[np.object_], prediction: Prediction) -> Mapping[str, AdditiveStatistic]:
     """Return metric name → its additive form, for accuracy, macro-F1, balanced accuracy, ECE and Brier."""
-    predicted = prediction.predicted
+    predicted = prediction.best
     return {
         "accuracy": accuracy_statistic(truth, predicted),
         "macro_f1": macro_f1_statistic(truth, predicted),

@@ -26,7 +26,7 @@ from cytoglot.data.readers.cell_rows import cell_rows
 from cytoglot.data.readers.formats import open_store
 from cytoglot.data.readers.matrix_choice import Candidate, candidates_of, choose
 from cytoglot.errors import InputError
-from cytoglot.hashing import NO_CONTENT, cell_hashes
+from cytoglot.hashing import NO_HASH, cell_hashes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -262,7 +262,7 @@ def _count(matrix: Candidate, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDA
     rows = cell_rows(matrix.matrix)
     n_cells, n_genes = rows.shape
     n_expressed, in_cells = np.zeros(n_cells, dtype=np.int64), np.zeros(n_genes, dtype=np.int64)
-    hashes = np.full(n_cells, NO_CONTENT, dtype=np.uint64)
+    hashes = np.full(n_cells, NO_HASH, dtype=np.uint64)
     try:
         for start in range(0, n_cells, _CHUNK_CELLS):
             stop = min(start + _CHUNK_CELLS, n_cells)
@@ -301,7 +301,7 @@ def _audit_quality(n_expressed: NDArray[np.int64], in_cells: NDArray[np.int64], 
 
 
 def _audit_identical(hashes: NDArray[np.uint64], facts: dict[str, Any]) -> list[Finding]:
-    counts = pd.Series(hashes[hashes != NO_CONTENT]).value_counts()
+    counts = pd.Series(hashes[hashes != NO_HASH]).value_counts()
     n_copies = int((counts - 1).sum())
     facts["identical_cells"] = n_copies
     if not n_copies:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from cytoglot.hashing import STEP, mixed
+
 _N_PROFILES = 8
 #: Spread of the genes' abundances on the log scale, fitted: 65 % of the counts of a typical cell are ones.
 _GENE_SPREAD = 2.4
@@ -70,16 +72,14 @@ def _alias_table(profile):  # type: ignore[no-untyped-def]
 def _draw_cells(n_transcripts, profile_of_cell, keep_pg, alias_pg, seed, indptr, columns, counts):  # type: ignore[no-untyped-def]
     n_genes = keep_pg.shape[1]
     cell_counts = np.zeros(n_genes, np.int32)
-    state = seed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
+    state = seed * STEP + np.uint64(1)
     end = 0
     for cell in range(len(n_transcripts)):
         keep, alias = keep_pg[profile_of_cell[cell]], alias_pg[profile_of_cell[cell]]
         for _ in range(n_transcripts[cell]):
             # SplitMix64; the upper bits choose the gene, the lower ones between the gene and its alias
-            state += np.uint64(0x9E3779B97F4A7C15)
-            bits = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            bits ^= bits >> np.uint64(31)
+            state += STEP
+            bits = mixed(state)
             gene = np.int64(((bits >> np.uint64(32)) * np.uint64(n_genes)) >> np.uint64(32))
             if np.float64(bits & np.uint64(0xFFFFFFFF)) * 2.0**-32 >= keep[gene]:
                 gene = alias[gene]

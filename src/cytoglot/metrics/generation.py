@@ -213,7 +213,7 @@ def nearest_labels(
     votes_nl = (code_nk[:, :, None] == np.arange(len(names))).sum(axis=1)
     votes_of_neighbour_nk = np.where(is_itself, -1, np.take_along_axis(votes_nl, code_nk, axis=1))
     winner = votes_of_neighbour_nk.argmax(axis=1)  # neighbours are sorted: the first of the best is the nearest
-    return np.append(np.asarray(names, dtype=object), None)[code_nk[np.arange(len(code_nk)), winner]]
+    return np.array([*names, None], dtype=object)[code_nk[np.arange(len(code_nk)), winner]]
 
 
 @metric(

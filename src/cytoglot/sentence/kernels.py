@@ -323,15 +323,3 @@ def close_gaps(ranked, starts, lengths):
         for position in range(starts[row], starts[row] + lengths[row]):
             ranked[end] = ranked[position]
             end += 1
-
-
-@numba.njit(**_options)
-def hash_texts(offsets, text, seed):
-    """Return 64 bits for each text: FNV-1a over its UTF-8 bytes, then mixed with the seed."""
-    hashes = np.empty(len(offsets) - 1, np.uint64)
-    for number in range(len(hashes)):
-        value = np.uint64(0xCBF29CE484222325)
-        for byte in range(offsets[number], offsets[number + 1]):
-            value = (value ^ np.uint64(text[byte])) * np.uint64(0x100000001B3)
-        hashes[number] = mixed(value ^ mixed(seed + np.uint64(0x9E3779B97F4A7C15)))
-    return hashes

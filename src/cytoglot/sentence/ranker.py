@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.readers.cell_rows import blocks, cell_rows, cells_per_block
 from cytoglot.errors import InputError
+from cytoglot.hashing import hash_texts
 from cytoglot.sentence import kernels
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, gene_id_dtype
 from cytoglot.sentence.threads import for_each_run
@@ -293,7 +294,7 @@ def _hashes(texts: NDArray[np.object_], *, seed: int) -> NDArray[np.uint64]:
     array = pa.array(texts, pa.large_string())
     _, offsets, data = array.buffers()
     text = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)
-    return kernels.hash_texts(
+    return hash_texts(
         _writeable(np.frombuffer(offsets, np.int64)[: len(array) + 1]),
         _writeable(text),
         np.uint64(seed % (1 << 64)),

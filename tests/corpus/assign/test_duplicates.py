@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytoglot.corpus.assign.duplicates import MIN_GENES, NO_HASH, content_hashes, find_duplicates, sort_hashes
+from cytoglot.corpus.assign.duplicates import find_duplicates, sort_hashes
+from cytoglot.hashing import MIN_GENES, NO_HASH, content_hashes
 
 
 def cells(*lists: list[int], dtype: type = np.uint16) -> tuple[np.ndarray, np.ndarray]:

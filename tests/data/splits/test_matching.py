@@ -12,7 +12,7 @@ from cytoglot.data.splits.content import CellContent, content_of
 from cytoglot.data.splits.matching import KNOWN_BY_NAME_ONLY, match_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-from cytoglot.hashing import NO_CONTENT, cell_hashes
+from cytoglot.hashing import NO_HASH, cell_hashes
 
 GENES = [f"GENE{i}" for i in range(30)]
 COUNTS = np.random.default_rng(0).poisson(0.7, (12, 30))
@@ -68,7 +68,7 @@ def test_a_hash_changes_with_every_gene_and_value():
 
 
 def test_an_empty_cell_has_no_content_and_columns_without_a_name_do_not_count():
-    assert cell_hashes(np.zeros((1, 30)), GENES).tolist() == [NO_CONTENT]
+    assert cell_hashes(np.zeros((1, 30)), GENES).tolist() == [NO_HASH]
     np.testing.assert_array_equal(
         cell_hashes(COUNTS[:, :20], GENES[:20]), cell_hashes(COUNTS, [*GENES[:20], *[""] * 10])
     )

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
+from cytoglot import hashing
 from cytoglot.answer_format import DistinctWords
 from cytoglot.errors import InputError
 from cytoglot.lm.constraint import sampling_kernels
@@ -27,11 +28,11 @@ def test_uniforms_are_the_same_bits_in_torch_and_in_compiled_loops():
     token_s = torch.tensor([0, 1, 2, 50_000, 262_143])
     for step in (1, 2, 700):
         for row, stream in zip(token_uniforms(stream_b, step, token_s), stream_b.tolist(), strict=True):
-            counter = np.uint64((stream + step * int(sampling_kernels.STEP)) % 2**64)
-            keyed = int(sampling_kernels._mixed(counter))
+            counter = np.uint64((stream + step * int(hashing.STEP)) % 2**64)
+            keyed = int(hashing.mixed(counter))
             for value, token in zip(row.tolist(), token_s.tolist(), strict=True):
-                bits = np.uint64((keyed + (token + 1) * int(sampling_kernels.STEP)) % 2**64)
-                assert value == sampling_kernels._uniform(np.uint64(sampling_kernels._mixed(bits)))
+                bits = np.uint64((keyed + (token + 1) * int(hashing.STEP)) % 2**64)
+                assert value == sampling_kernels._uniform(np.uint64(hashing.mixed(bits)))
 
 
 def test_uniforms_exclude_0_and_1_at_either_end_of_the_bits():
@@ -45,8 +46,8 @@ def test_uniforms_exclude_0_and_1_at_either_end_of_the_bits():
 
 def test_the_hash_is_splitmix64():
     """Its published first outputs from seed 0."""
-    step = int(sampling_kernels.STEP)
-    outputs = [int(sampling_kernels._mixed(np.uint64(n * step % 2**64))) for n in (1, 2, 3)]
+    step = int(hashing.STEP)
+    outputs = [int(hashing.mixed(np.uint64(n * step % 2**64))) for n in (1, 2, 3)]
     assert outputs == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
 
 

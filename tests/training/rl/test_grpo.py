@@ -362,7 +362,7 @@ def test_a_mixture_that_can_be_fooled_is_refused_unless_forced(
     cells: AnnData, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     rewards = {"overlap": {"against": "profile"}}
-    with pytest.raises(InputError, match=r"mean profile of the type earns .*; change grpo.rewards, or set grpo.probes"):
+    with pytest.raises(InputError, match=r"mean profile of the type earns .*Change grpo.rewards .*or set grpo.probes"):
         _run(cells, tmp_path / "m", _recipe(tiny_model_folder, rewards, grpo={"probes": "refuse"}))
     assert not (tmp_path / "m").exists()
     _run(cells, tmp_path / "m", _recipe(tiny_model_folder, rewards, grpo={"probes": "warn"}, optim={"steps": 2}))

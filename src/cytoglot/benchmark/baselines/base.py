@@ -173,11 +173,3 @@ def choose(
         merit = (accuracy(truth_n, predicted_n) + macro_f1(truth_n, predicted_n)) / 2
         scores.append((round(merit, 9), -nll(truth_n, probabilities_nl, labels)))
     return candidates[max(range(len(candidates)), key=scores.__getitem__)]
-
-
-def spread(probabilities: ArrayLike, known: Sequence[str], labels: Sequence[str]) -> Probabilities:
-    """Put the columns of the `known` labels into the order of `labels`; the others are 0."""
-    values = np.asarray(probabilities, dtype=np.float64)
-    full = np.zeros((len(values), len(labels)))
-    full[:, pd.Index(list(labels)).get_indexer(pd.Index(list(known)))] = values
-    return full

@@ -18,7 +18,6 @@ from cytoglot.benchmark.baselines.base import (
     Probabilities,
     choose,
     label_set,
-    spread,
     validation_part,
 )
 from cytoglot.errors import InputError
@@ -79,16 +78,15 @@ class NearestNeighbours:
         """Return the shares of the votes, shape (n, l)."""
         if adata.n_obs == 0:
             return np.zeros((0, len(self.labels)))
-        votes = self._neighbours.predict_proba(self._components.transform(self._genes.matrix(adata)))
-        return spread(votes, list(self._neighbours.classes_), self.labels)
+        vectors = self._components.transform(self._genes.matrix(adata))
+        return np.asarray(self._neighbours.predict_proba(vectors), dtype=np.float64)
 
     def _choose(self, fitted_on: LabelledMatrix, chosen_on: LabelledMatrix) -> int:
         components = self._fit_components(fitted_on)
         query = components.transform(chosen_on.matrix_ng)
 
         def votes(k: int) -> Probabilities:
-            voters = _voters(components, fitted_on, k)
-            return spread(voters.predict_proba(query), list(voters.classes_), self.labels)
+            return np.asarray(_voters(components, fitted_on, k).predict_proba(query), dtype=np.float64)
 
         return choose(self.n_neighbours, votes, chosen_on.labels_n, self.labels)
 

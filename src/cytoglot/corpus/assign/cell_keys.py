@@ -8,15 +8,11 @@ other cells. Each purpose takes its own bits: a cell that a cap keeps is not for
 
 from __future__ import annotations
 
-import hashlib
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.hashing import mixed
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+from cytoglot.hashing import STEP, hash_text, mixed
 
 
 def cell_keys(seed: int, source: str, first: int, last: int) -> NDArray[np.uint64]:
@@ -44,16 +40,11 @@ def draw_below(keys: NDArray[np.uint64], n_choices: NDArray[np.integer] | int) -
     return ((keys >> np.uint64(32)) * np.asarray(n_choices, np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
-def hash_text(text: str) -> int:
-    """Return 64 bits of a text, the same on every machine."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _stream(start, first, last):
     keys = np.empty(last - first, np.uint64)
     for i in range(len(keys)):
-        keys[i] = mixed(start + np.uint64(first + i + 1) * _GOLDEN)
+        keys[i] = mixed(start + np.uint64(first + i + 1) * STEP)
     return keys
 
 
@@ -61,5 +52,5 @@ def _stream(start, first, last):
 def _salt(keys, salt):
     out = np.empty(len(keys), np.uint64)
     for i in range(len(keys)):
-        out[i] = mixed((keys[i] ^ salt) + _GOLDEN)
+        out[i] = mixed((keys[i] ^ salt) + STEP)
     return out

@@ -5,8 +5,6 @@ a time. Cells are found by their genes and their order alone, so ids, sources an
 found: the same cell with another gene vocabulary or other genes filtered away, and cells ranked with ties at random.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import math
@@ -15,18 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.hashing import mixed
+from cytoglot.hashing import NO_HASH, content_hashes
 
-MIN_GENES = 20
-"""Cells of fewer ranked genes are never called duplicates: a few genes in one order are often no coincidence."""
+__all__ = ["Duplicates", "content_hashes", "find_duplicates", "sort_hashes"]
 
-NO_HASH = 0
 CELLS_AT_ONCE = 1 << 21
 HASH_OF_ROW = np.dtype([("hash", np.uint64), ("row", np.uint32)])
 
@@ -48,17 +42,6 @@ class Duplicates:
     def total(self) -> int:
         """Number of cells to leave out."""
         return sum(self.counts.values())
-
-
-def content_hashes(
-    offsets: NDArray[np.integer], gene_ids: NDArray[Any], *, min_genes: int = MIN_GENES
-) -> NDArray[np.uint64]:
-    """Return (n,) hashes of the ranked ids of each cell, `NO_HASH` for cells of fewer than `min_genes`.
-
-    The order of the genes counts, the type of the ids does not. `offsets` (n + 1,) and `gene_ids` (w,) are those of a
-    `CellBlock`.
-    """
-    return _hash_cells(np.asarray(offsets, np.int64), np.ascontiguousarray(gene_ids), min_genes)
 
 
 def sort_hashes(hashes: NDArray[np.uint64]) -> NDArray[np.void]:
@@ -132,16 +115,3 @@ def _between(table: NDArray[np.void], low: int, high: int) -> NDArray[np.void]:
     first = bisect_left(hashes, np.uint64(low))  # searchsorted would copy the column, which has gaps in memory
     last = len(table) if high == 2**64 else bisect_left(hashes, np.uint64(high))
     return np.array(table[first:last])
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _hash_cells(offsets, gene_ids, min_genes):
-    hashes = np.zeros(len(offsets) - 1, np.uint64)
-    for cell in range(len(hashes)):
-        if offsets[cell + 1] - offsets[cell] < min_genes:
-            continue
-        value = np.uint64(0x9E3779B97F4A7C15)
-        for position in range(offsets[cell], offsets[cell + 1]):
-            value = mixed(value ^ np.uint64(gene_ids[position])) + np.uint64(0x9E3779B97F4A7C15)
-        hashes[cell] = value if value != 0 else np.uint64(1)
-    return hashes

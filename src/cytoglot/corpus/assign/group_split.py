@@ -17,11 +17,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.corpus.assign.cell_keys import hash_text, salted, uniform
+from cytoglot.corpus.assign.cell_keys import salted, uniform
 from cytoglot.corpus.sources.recipe import SplitRecipe
 from cytoglot.data.schema import GROUP_FIELDS
 from cytoglot.data.splits.assignment import PARTS, Part, assign_groups
 from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.hashing import hash_text
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from cytoglot.corpus.assign.cell_keys import hash_text
 from cytoglot.corpus.build.plan import BuildPlan
 from cytoglot.corpus.build.rank import curve_cells, spill_of
 from cytoglot.corpus.format.folder import (
@@ -24,6 +23,7 @@ from cytoglot.data.genes.harmonize import harmonise, read_orthologs
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.knowledge.tables import read_cell_types, read_gmt, read_markers, readable_set_name
 from cytoglot.errors import InputError
+from cytoglot.hashing import hash_text
 from cytoglot.sentence.rank_curve import DEFAULT_CURVE, CurveFitter
 from cytoglot.tasks.record import CellTypeTerm, GeneSet
 

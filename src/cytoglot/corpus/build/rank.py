@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from cytoglot.corpus.assign.cell_groups import form_groups, grouping_fields
 from cytoglot.corpus.assign.cell_keys import salted, uniform
-from cytoglot.corpus.assign.duplicates import content_hashes, sort_hashes
+from cytoglot.corpus.assign.duplicates import sort_hashes
 from cytoglot.corpus.assign.placement import shard_of
 from cytoglot.corpus.build.count import Decisions, SpanCells, SpanTask, codes_of, load_decisions, wanted_cells
 from cytoglot.corpus.build.plan import BuildPlan, PlannedSource
@@ -28,6 +28,7 @@ from cytoglot.corpus.build.spill import Spill
 from cytoglot.corpus.format.take import gather_cells
 from cytoglot.corpus.sources.expand import CorpusSource
 from cytoglot.data.normalize import normalize_log
+from cytoglot.hashing import content_hashes
 from cytoglot.sentence.cell_sentence import CellSentences, gene_id_dtype
 from cytoglot.sentence.encode import GrowingArray
 from cytoglot.sentence.rank_sums import expression_of_words

@@ -4,8 +4,6 @@ Two steps with bounded memory: hashes of all cells are dealt to files by their f
 looked through one after another. How cells that are only nearly the same are found is in `near_duplicates`.
 """
 
-# mypy: disable-error-code="no-untyped-def"
-
 from __future__ import annotations
 
 import math
@@ -13,16 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytoglot.corpus.assign.cell_keys import hash_text
-from cytoglot.corpus.assign.duplicates import CELLS_AT_ONCE, NO_HASH, content_hashes
+from cytoglot.corpus.assign.duplicates import CELLS_AT_ONCE
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.scan import ROW_BITS, SeenBlock
-from cytoglot.hashing import mixed
+from cytoglot.hashing import NO_HASH, STEP, content_hashes, hash_text, hash_texts
 
 _HASH_AND_PLACE = np.dtype([("hash", np.uint64), ("place", np.uint64)])
 _MOST_FILES = 512
@@ -90,7 +86,7 @@ class SameCells:
     """A look at sentences and ids.
 
     Ids that are numbers alone are left out: they count rows, and say nothing of a cell. Cells of fewer genes than
-    `duplicates.MIN_GENES` are left out of the comparison of sentences.
+    `hashing.MIN_GENES` are left out of the comparison of sentences.
     """
 
     def __init__(self, corpus: Corpus, folder: Path, *, at_once: int = CELLS_AT_ONCE) -> None:
@@ -176,18 +172,7 @@ def hash_ids(ids: pa.StringArray, salts: NDArray[np.uint64] | Sequence[int]) -> 
     _, offsets, data = ids.buffers()
     at = np.frombuffer(offsets, np.int32)[ids.offset : ids.offset + len(ids) + 1]
     characters = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    return _hash_texts(at, characters, np.asarray(salts, np.uint64))
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _hash_texts(offsets, characters, salts):
-    hashes = np.zeros(len(salts), np.uint64)
-    for i in range(len(salts)):
-        value, is_number = mixed(salts[i]), True
-        for at in range(offsets[i], offsets[i + 1]):
-            character = characters[at]
-            is_number &= 48 <= character <= 57
-            value = mixed(value ^ np.uint64(character)) + np.uint64(0x9E3779B97F4A7C15)
-        if not is_number:
-            hashes[i] = value if value != 0 else np.uint64(1)
+    hashes = hash_texts(at, characters, np.uint64(0)) ^ (np.asarray(salts, np.uint64) * STEP)
+    n_others = np.concatenate([[0], np.cumsum((characters < ord("0")) | (characters > ord("9")))])
+    hashes[n_others[at[1:]] == n_others[at[:-1]]] = NO_HASH
     return hashes

@@ -16,7 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.hashing import mixed
+from cytoglot.hashing import STEP, mixed
 
 N_ORDERS, N_BANDS = 256, 16
 NOTHING = np.uint32(0xFFFFFFFF)
@@ -178,7 +178,7 @@ def _band_keys(signature_nk, n_bands):
         for band in range(n_bands):
             value = mixed(np.uint64(band + 1))
             for order in range(band * rows, (band + 1) * rows):
-                value = mixed(value ^ np.uint64(signature_nk[cell, order])) + np.uint64(0x9E3779B97F4A7C15)
+                value = mixed(value ^ np.uint64(signature_nk[cell, order])) + STEP
             keys[cell, band] = value
     return keys
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.readers.read import matrix_state_of
-from cytoglot.hashing import NO_CONTENT, cell_hashes
+from cytoglot.hashing import NO_HASH, cell_hashes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,7 +24,7 @@ class CellContent:
     kind: str
     """of the matrix: "counts", "log1p" or "nonnegative" """
     values: NDArray[np.uint64]
-    """(n,) hashes of genes and values, `NO_CONTENT` for a cell without an expressed gene"""
+    """(n,) hashes of genes and values, `NO_HASH` for a cell without an expressed gene"""
     ranks: NDArray[np.uint64]
     """(n,) hashes of genes and the places of their values within the cell"""
 
@@ -38,7 +38,7 @@ class CellContent:
 
     def take(self, rows: NDArray[np.integer]) -> CellContent:
         """Return the content of some cells; that of a row of −1 is unknown."""
-        taken = [np.where(rows < 0, np.uint64(NO_CONTENT), found[rows]) for found in (self.values, self.ranks)]
+        taken = [np.where(rows < 0, np.uint64(NO_HASH), found[rows]) for found in (self.values, self.ranks)]
         return CellContent(kind=self.kind, values=taken[0], ranks=taken[1])
 
     def comparable(self, other: CellContent) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

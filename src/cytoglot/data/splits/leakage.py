@@ -12,7 +12,7 @@ from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
 from cytoglot.data.splits.assignment import PARTS
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-from cytoglot.hashing import NO_CONTENT, cell_hashes
+from cytoglot.hashing import NO_HASH, cell_hashes
 
 _PAIRS = (("train", "validation"), ("train", "test"), ("validation", "test"))
 
@@ -75,7 +75,7 @@ def _identical_cells(
         raise InputError(f"matrix must have one row per cell: {len(obs)} cells, found {matrix.shape[0]} rows")
     hashes = cell_hashes(matrix)
     frame = pd.DataFrame({"cell": obs.index.astype(str), "part": part, "hash": hashes})
-    frame = frame[(frame["hash"] != NO_CONTENT) & (frame["part"] != "")]
+    frame = frame[(frame["hash"] != NO_HASH) & (frame["part"] != "")]
     counts, examples = {}, []
     for a, b in _PAIRS:
         first = frame[frame["part"] == a].drop_duplicates("hash")

@@ -13,7 +13,7 @@ from cytoglot.data.splits.assignment import PARTS
 from cytoglot.data.splits.content import CellContent
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-from cytoglot.hashing import NO_CONTENT
+from cytoglot.hashing import NO_HASH
 
 KNOWN_BY_NAME_ONLY = (
     "the model was written by an earlier version, which did not keep the content of its cells: training cells are "
@@ -77,10 +77,10 @@ def match_cells(
     place = pd.Index(split.ids).get_indexer(names)  # −1: no such name
     part_of_id = np.repeat(np.arange(len(PARTS)), [len(split.cells(part)) for part in PARTS])
     if split.content is None:
-        stored, found = np.full(len(split.ids), NO_CONTENT, np.uint64), content.values
+        stored, found = np.full(len(split.ids), NO_HASH, np.uint64), content.values
     else:
         stored, found = split.content.comparable(content)
-    is_same = (place >= 0) & ((stored[place] == found) | (stored[place] == NO_CONTENT))
+    is_same = (place >= 0) & ((stored[place] == found) | (stored[place] == NO_HASH))
     is_other = (place >= 0) & ~is_same
     if is_other.any() and not new_cells:
         raise InputError(
@@ -89,7 +89,7 @@ def match_cells(
             "the file has changed, or is read with another layer or gene options; pass the file as it was, or "
             "--new-cells (new_cells=True) to have all cells told by their content"
         )
-    part_of_content = pd.Series(part_of_id, index=stored)[stored != NO_CONTENT].groupby(level=0).min()
+    part_of_content = pd.Series(part_of_id, index=stored)[stored != NO_HASH].groupby(level=0).min()
     by_content = part_of_content.reindex(found).fillna(-1).astype(int).to_numpy()  # index into PARTS
     code = np.where(is_same, part_of_id[place], by_content)
     is_test = code == PARTS.index("test")
@@ -100,7 +100,7 @@ def match_cells(
         "new": int((code < 0).sum()),
         "renamed": int(renamed.sum()),
         "other_content": int(is_other.sum()),
-        "equal_content": int(pd.Series(found[found != NO_CONTENT]).duplicated(keep=False).sum()),
+        "equal_content": int(pd.Series(found[found != NO_HASH]).duplicated(keep=False).sum()),
         "test_like_training": int((is_test & (by_content >= 0) & (by_content < code)).sum()),
     }
     of_part = ", ".join(f"{int((renamed & (code == i)).sum())} {part}" for i, part in enumerate(PARTS))

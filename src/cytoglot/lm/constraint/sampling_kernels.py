@@ -15,10 +15,10 @@ import math
 import numba
 import numpy as np
 
+from cytoglot.hashing import STEP, mixed
+
 _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
-#: SplitMix64: the step of its counter, and the multipliers of its finaliser.
-STEP, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _LN2 = math.log(2.0)
 #: Symbols that are looked at together, in vector instructions.
 _BLOCK = 128
@@ -73,7 +73,7 @@ def draw_symbols(
     most = open_rs.shape[1] + few_rc.shape[1]
     symbol_n, logit_n, weight_n = np.empty(most, np.int64), np.empty(most, np.float32), np.empty(most, np.float32)
     for b in range(len(slot_b)):
-        key = _mixed(stream_b[b] + np.uint64(step) * STEP)
+        key = mixed(stream_b[b] + np.uint64(step) * STEP)
         n = _gather(logits_bv[b], column_s, open_rs, shows_open_r, few_rc, n_few_r, slot_b[b], symbol_n, logit_n)
         first, log_total = 0, 0.0
         if with_log_probs or temperature == 0.0 or top_p < 1.0:
@@ -105,14 +105,6 @@ def _gather(logits_v, column_s, open_rs, shows_open_r, few_rc, n_few_r, r, symbo
         logit_n[n] = logits_v[column_s[few_rc[r, c]]]
         n += 1
     return n
-
-
-@numba.njit(**_options)
-def _mixed(x):
-    """Return 64 bits that each depend on all bits of `x` (SplitMix64's finaliser)."""
-    x = (x ^ (x >> np.uint64(30))) * MIX_1
-    x = (x ^ (x >> np.uint64(27))) * MIX_2
-    return x ^ (x >> np.uint64(31))
 
 
 @numba.njit(**_options)
@@ -173,7 +165,7 @@ def _noisiest(symbol_n, logit_n, tokens_s, key, temperature):
     for start in range(0, len(symbol_n), _BLOCK):
         n = min(_BLOCK, len(symbol_n) - start)
         for i in range(n):
-            bits[i] = _mixed(key + np.uint64(tokens_s[symbol_n[start + i]] + 1) * STEP)
+            bits[i] = mixed(key + np.uint64(tokens_s[symbol_n[start + i]] + 1) * STEP)
         for i in range(n):
             leading[i] = np.float32(np.int32(bits[i] >> np.uint64(40)))
             scaled[i] = np.float32(logit_n[start + i] * inverse_temperature)

@@ -16,7 +16,12 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-#: Columns of `Slots.at`.
+# `Slots.at` is one int32 table, not a field for each number, because a kernel then takes one array for it, and a slot
+# is copied (`_become`) by copying its first columns. So the order counts: the columns before MAY_CLOSE are state and
+# are copied; those from MAY_CLOSE on follow from the state and from the slot's own masks (`_say_next`, `_count`), and
+# to copy them would be wrong where the masks differ.
+#: Columns of `Slots.at`: node of the trie; its first symbol's node; closing tokens taken; the word before the closing;
+#: words used; symbols taken; and the bounds that the row was started with.
 NODE, FIRST_NODE, N_CLOSED, LAST_WORD, N_WORDS, N_STEPS, MIN_WORDS, MAX_WORDS, BUDGET = range(9)
 #: The columns that differ from a copy of another slot; whether a row's word may be the last, or be followed by one.
 MAY_CLOSE, MAY_GO_ON = 9, 10

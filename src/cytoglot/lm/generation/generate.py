@@ -352,7 +352,16 @@ def _cache_name(lm: LanguageModel) -> str | None:
 
 @dataclass(kw_only=True)
 class _Reading:
-    """What the model has read of each row, and what it expects next."""
+    """What the model has read of each row, and what it expects next.
+
+    All fields have the same rows, in the same order: of prompts at first, after the first `select` of answers. Before
+    every draw these hold, and `_Writer._read` restores them after each token:
+    `logits_bv` are those after the last token read, so nothing that was drawn is unread;
+    `cache` holds exactly the tokens that `mask_bt` has columns for, real ones and padding on the left;
+    `length_b` counts a row's real tokens, so it is the position of its next one, whatever its padding;
+    `ids_bt` and `cache` are never both there: a model that keeps nothing reads `ids_bt` again, others need no ids.
+    The cache is changed in place by the model: what is to be read from twice is copied first (`_write`).
+    """
 
     cache: Cache | None
     """None for a model that keeps nothing: it reads `ids_bt` again at each step."""

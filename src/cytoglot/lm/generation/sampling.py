@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cytoglot import hashing
 from cytoglot.errors import InputError
 from cytoglot.lm.constraint import sampling_kernels
 from cytoglot.lm.constraint.answer_constraint import AllowedSymbols, AnswerState, check_width
@@ -145,8 +146,8 @@ def token_uniforms(stream_b: Tensor, step: int, token_s: Tensor, *, dtype: torch
 
     The same integer arithmetic as the compiled loops': int64 overflows as uint64 does.
     """
-    key_b = _mixed(stream_b + _as_signed(step * int(sampling_kernels.STEP)))
-    bits_bs = _mixed(key_b[:, None] + (token_s + 1) * _as_signed(int(sampling_kernels.STEP)))
+    key_b = _mixed(stream_b + _as_signed(step * int(hashing.STEP)))
+    bits_bs = _mixed(key_b[:, None] + (token_s + 1) * _as_signed(int(hashing.STEP)))
     return _uniform(bits_bs, dtype)
 
 
@@ -156,8 +157,8 @@ def _uniform(bits: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _mixed(bits: Tensor) -> Tensor:
-    bits = (bits ^ _shifted(bits, 30)) * _as_signed(int(sampling_kernels.MIX_1))
-    bits = (bits ^ _shifted(bits, 27)) * _as_signed(int(sampling_kernels.MIX_2))
+    bits = (bits ^ _shifted(bits, 30)) * _as_signed(int(hashing.MIX_1))
+    bits = (bits ^ _shifted(bits, 27)) * _as_signed(int(hashing.MIX_2))
     return bits ^ _shifted(bits, 31)
 
 

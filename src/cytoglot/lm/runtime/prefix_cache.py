@@ -168,6 +168,13 @@ def _common(one: Ids, other: Ids) -> int:
 
 
 def _join(depth: int, children: Sequence[_Branch], min_tokens: int) -> _Branch:
+    """Return the branch over some children, which share `depth` tokens, with the groups that save most.
+
+    A child gains by joining what its rows save behind these `depth` tokens, less what its own groups save already: a
+    child with long prefixes of its own stays apart, since prefixes do not nest. Reading the shared prefix once costs
+    `depth` tokens, whoever joins; so the children whose gain is positive join together or not at all. Behind a prefix a
+    token costs `COST_BEHIND`: rows of n tokens gain only if depth is above (1 - 1 / COST_BEHIND) · n, a third of them.
+    """
     rows = [row for child in children for row in child.rows]
     branch = _Branch(depth=depth, rows=rows, n_tokens=sum(child.n_tokens for child in children))
     gains = [_saved(depth, child) - child.saved if depth >= min_tokens else 0.0 for child in children]

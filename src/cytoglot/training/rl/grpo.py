@@ -332,7 +332,10 @@ def _probe(
         reward, reward_prompts(asked), context, group_size=grpo.group_size, max_words=max(4, max_tokens)
     )
     if report.hackable and grpo.probes == "refuse":
-        raise InputError(f"{report.message}; change grpo.rewards, or set grpo.probes: warn to train nevertheless")
+        raise InputError(
+            f"{report.message}. Change grpo.rewards (docs/grpo.md says what helps), ask more prompts, or set "
+            "grpo.probes: warn to train nevertheless"
+        )
     (logger.warning if report.hackable else logger.info)("%s", report.message)
     return list(_plain(report.to_dict())["rows"])
 

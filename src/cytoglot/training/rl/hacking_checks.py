@@ -5,7 +5,7 @@ Axes: n prompts, k answers to each prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,13 +16,10 @@ from cytoglot.errors import InputError
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
 from cytoglot.training.rl.rewards.adversarial_answers import ONE_CELL, ProbeAnswers
 from cytoglot.training.rl.rewards.context import RewardContext, RewardPrompts
-from cytoglot.training.rl.rewards.mixture import MixedReward, make_reward
+from cytoglot.training.rl.rewards.mixture import MixedReward
 from cytoglot.training.rl.rewards.reward import AnswerReward
 
 Floats = NDArray[np.float64]
-_REMEDIES = ("diversity", "validity", "distinctness", "label_match")
-"""rewards that need no more than the context and are tried as remedies, in this order"""
-_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,7 @@ class ProbeReport:
     """by task, real answers first, then probes by falling reward"""
     hackable: bool
     message: str
-    """one line: which probes reach the real answers, by which rewards, and what would stop them"""
+    """one line: which probes reach the real answers, and by which rewards"""
 
     def table(self) -> str:
         """Return the rows as a Markdown table."""
@@ -113,25 +110,10 @@ def probe_reward(
         answers = ProbeAnswers(
             of_task, context, favourites=favourites, group_size=group_size, max_words=max_words, seed=seed
         )
-        rated.append(_RatedTask(reward, answers, context, task=str(task), margin=margin, seed=seed))
+        rated.append(_RatedTask(reward, answers, task=str(task), margin=margin, seed=seed))
     rows = tuple(row for of_task in rated for row in of_task.rows())
     hackable = any(row.reaches for row in rows)
     return ProbeReport(rows=rows, hackable=hackable, message=_message(rows, rated, hackable=hackable))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Remedy:
-    reward: str
-    amount: float
-    """of two for one reward, the greater is needed"""
-    text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Change:
-    remedy: _Remedy
-    gain: Callable[[str], Floats]
-    """kind of answer → what the change adds to its total, shape (n, k)"""
 
 
 class _RatedTask:
@@ -141,17 +123,15 @@ class _RatedTask:
         self,
         reward: MixedReward,
         answers: ProbeAnswers,
-        context: RewardContext,
         *,
         task: str,
         margin: float,
         seed: int,
     ) -> None:
-        self.task, self._answers, self._context, self._margin, self._seed = task, answers, context, margin, seed
+        self.task, self._answers, self._margin, self._seed = task, answers, margin, seed
         self._weights = {term.name: term.weight for term in reward.terms}
         self._parts = {kind: self._rate(reward, completions) for kind, completions in answers.completions.items()}
         self._memorise(reward)
-        self._others: dict[str, dict[str, Floats]] = {}
         self._totals = {kind: _total(parts, self._weights) for kind, parts in self._parts.items()}
         if np.isnan(self._totals[answers.standard]).all():
             raise InputError(
@@ -183,54 +163,15 @@ class _RatedTask:
         return sorted(rows, key=lambda row: (row.is_probe, -row.reward.value))
 
     def explain(self, row: ProbeRow) -> str:
-        """Say what a probe earns and which rewards let it through."""
+        """Say what a probe earns, and which rewards pay it no less than real answers: by how much more, than what."""
         real = self._row(self._answers.standard)
-        by = ", ".join(f"{name} ({gain:+.2f})" for name, gain in self._lets_in(row)) or "too few prompts to tell"
+        gains = {name: value - (real.parts[name] or 0.0) for name, value in row.parts.items() if value is not None}
+        through = sorted((name for name, gain in gains.items() if gain >= 0), key=lambda name: -gains[name])
+        by = ", ".join(f"{name} ({gains[name]:+.2f} to {real.parts[name] or 0.0:.3g})" for name in through)
         return (
             f"{self.task}: {row.answer} earns {_interval(row.reward)}, {self._answers.standard} "
-            f"{_interval(real.reward)}, let through by {by}"
+            f"{_interval(real.reward)}, let through by {by or 'too few prompts to tell'}"
         )
-
-    def remedy(self, row: ProbeRow) -> _Remedy:
-        """Return the first of a few changes of the mixture at which a probe falls behind."""
-        for change in self._changes(row):
-            if self._behind(row.answer, change.gain).low > self._margin:
-                return change.remedy
-        text = "lower the weight of what lets a probe through, or ask more prompts: no single change stops all of them"
-        return _Remedy(reward="", amount=0.0, text=text)
-
-    def _changes(self, row: ProbeRow) -> Iterator[_Change]:
-        """Yield changes to try: rewards of little weight, limits to what lets the probe in, rewards of great weight."""
-        candidates = [*self._weights, *(name for name in _REMEDIES if name not in self._weights)]
-        # With less weight than the rewards that favour the average cell, diversity leaves it a gain (docs/grpo.md).
-        favours_average = sum(self._weights.get(name, 0.0) for name in ("overlap", "kendall_tau_b"))
-        least = {"diversity": favours_average - self._weights.get("diversity", 0.0)}
-        added = [(name, max(w, least.get(name, 0.0))) for name in candidates for w in _WEIGHTS]
-        small = [(name, w) for name, w in added if w <= max(1.0, least.get(name, 0.0))]
-        yield from (self._weighing(row.answer, *change) for change in small)
-        yield from (self._clipping(name) for name, _ in self._lets_in(row))
-        yield from (self._weighing(row.answer, *change) for change in added if change not in small)
-
-    def _lets_in(self, row: ProbeRow) -> list[tuple[str, float]]:
-        """Return the rewards that pay a probe no less than real answers, with what they pay more."""
-        real = self._row(self._answers.standard).parts
-        gains = [(name, value - (real[name] or 0.0)) for name, value in row.parts.items() if value is not None]
-        return sorted(((name, gain) for name, gain in gains if gain >= 0), key=lambda pair: -pair[1])
-
-    def _weighing(self, kind: str, name: str, weight: float) -> _Change:
-        values = {which: self._part(which, name) for which in (self._answers.standard, kind)}
-        total, verb = self._weights.get(name, 0.0) + weight, "raise" if name in self._weights else "add"
-        remedy = _Remedy(reward=name, amount=total, text=f"{verb} {name}: {{weight: {total:g}}}")
-        return _Change(remedy=remedy, gain=lambda which: weight * values[which])
-
-    def _clipping(self, name: str) -> _Change:
-        high = float(np.nanmedian(self._parts[self._answers.standard][name]))
-        text = f"clip {name}: {{clip_high: {high:.2g}}}, which is what real answers earn"
-
-        def gain(kind: str) -> Floats:
-            return self._weights[name] * (np.minimum(self._parts[kind][name], high) - self._parts[kind][name])
-
-        return _Change(remedy=_Remedy(reward=name, amount=0.0, text=text), gain=gain)
 
     def _row(self, kind: str) -> ProbeRow:
         behind = self._behind(kind)
@@ -249,21 +190,9 @@ class _RatedTask:
             reaches=is_probe and not behind.low > self._margin,
         )
 
-    def _behind(self, kind: str, gain: Callable[[str], Floats] | None = None) -> Interval:
-        """Return real less probe by prompt; `gain` is what a change adds to the total of a kind of answer."""
-        real, probe = (
-            self._totals[which] + (0.0 if gain is None else np.nan_to_num(gain(which)))
-            for which in (self._answers.standard, kind)
-        )
-        return _mean(_of_prompts(real) - _of_prompts(probe), self._seed)
-
-    def _part(self, kind: str, name: str) -> Floats:
-        """Return the unweighted values of a reward, whether it is in the mixture or not."""
-        if name not in self._parts[kind]:
-            self._others.setdefault(kind, {}).update(
-                self._rate(make_reward({name: {}}, self._context), self._answers.completions[kind])
-            )
-        return self._parts[kind][name] if name in self._parts[kind] else self._others[kind][name]
+    def _behind(self, kind: str) -> Interval:
+        """Return real less probe by prompt."""
+        return _mean(_of_prompts(self._totals[self._answers.standard]) - _of_prompts(self._totals[kind]), self._seed)
 
     def _rate(self, reward: MixedReward, completions: Sequence[str]) -> dict[str, Floats]:
         """Return name → values of shape (n, k), NaN where the reward says nothing."""
@@ -303,12 +232,7 @@ def _message(rows: Sequence[ProbeRow], rated: Sequence[_RatedTask], *, hackable:
     through = sorted((row for row in rows if row.reaches), key=lambda row: row.behind.value)
     faults = [task_of[row.task].explain(row) for row in through[:3]]
     more = f"; and {len(through) - 3} more" if len(through) > 3 else ""
-    needed: dict[str, _Remedy] = {}
-    for remedy in (task_of[row.task].remedy(row) for row in through):
-        if remedy.reward not in needed or needed[remedy.reward].amount < remedy.amount:
-            needed[remedy.reward] = remedy
-    remedies = "; ".join(remedy.text for remedy in needed.values())
-    return f"the mixture can be fooled: {'; '.join(faults)}{more}. What would stop it: {remedies}"
+    return f"the mixture can be fooled: {'; '.join(faults)}{more}"
 
 
 def _interval(interval: Interval) -> str:

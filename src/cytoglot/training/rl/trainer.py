@@ -279,6 +279,15 @@ class CellGrpoTrainer(GRPOTrainer):
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [ids.tolist() for ids in encode_prompts(self._lm.tokenizer, prompts)], None, {}
 
+    # What TRL 1.16 calls, in this order, for each batch of prompts:
+    # 1. `_generate_and_score_completions(inputs)`, with a row for each answer to be written: it is given our prompts
+    #    (`_prompts`), looked up by the number that each row carries. With the rows in that order it calls
+    #    `_tokenize_prompts`, `_generate_single_turn`, `_get_per_token_logps_and_entropies` for the old policy and for
+    #    the reference, which need the same masks, and last `_calculate_rewards`.
+    # 2. Its output is shuffled over the whole batch and split for the steps of gradient accumulation
+    #    (`_prepare_inputs`). So the number of a row is put into the output as a tensor, which is shuffled along.
+    # 3. `_compute_loss(model, inputs)` for each split, which asks for the log-probabilities of the policy: by then only
+    #    the tensor says which prompt, and so which mask, a row has. `_working_on` tells both times.
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         numbers = [int(row[NUMBER]) for row in inputs]
         asked = [{"prompt": self._prompts[n].prompt, **self._prompts[n].columns} for n in numbers]

@@ -73,7 +73,7 @@ class AnswerReward(ABC, Generic[S]):
         """Return the reward of one answer, None if it does not apply; never raises on any text."""
 
 
-_FOUNDATIONS = {"context", "reward", "mixture", "own_function", "type_profile", "text_encoder", "probe_answers"}
+_FOUNDATIONS = {"context", "reward", "mixture", "own_function", "type_profile", "text_encoder", "adversarial_answers"}
 
 
 def _reward_modules() -> tuple[str, ...]:
