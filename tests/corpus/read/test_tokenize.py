@@ -192,7 +192,9 @@ def test_a_tokenizer_that_merges_across_words_gets_the_text(caplog: pytest.LogCa
         tokenizer = GeneTokenizer(encode, VOCABULARY)
     assert tokenizer.why_plain is not None
     assert "does not keep words apart" in caplog.text
-    ((ids, n_prompt),) = tokenizer.encode_pairs([join(["Genes: ", ("GENE1", "GENE2"), ". Type:"])], [join([" B cell."])])
+    ((ids, n_prompt),) = tokenizer.encode_pairs(
+        [join(["Genes: ", ("GENE1", "GENE2"), ". Type:"])], [join([" B cell."])]
+    )
     assert ids[:n_prompt].tolist() == encode(["Genes: GENE1 GENE2. Type:"])[0]
     assert ids[n_prompt:].tolist() == encode([" B cell."])[0]
 
