@@ -1,4 +1,4 @@
-"""What a model is trained on is what it is asked: for every task, every set of wordings and every source of a record."""
+"""What a model is trained on is what it is asked: for every task, set of wordings and source of a record."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from cytoglot.tasks import (
     CellGroup,
     CellRecord,
     CellTypeTerm,
-    GeneSet,
     Genes,
+    GeneSet,
     Record,
     TaskInstance,
     record_sources,

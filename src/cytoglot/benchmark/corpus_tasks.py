@@ -257,7 +257,11 @@ class _Work:
         return sorted(counts, key=lambda value: (-counts[value], value))
 
     def _check_several_answers(
-        self, task: Task[Any, Any], labels: Sequence[str], training: Sequence[TaskInstance], held_out: Sequence[TaskInstance]
+        self,
+        task: Task[Any, Any],
+        labels: Sequence[str],
+        training: Sequence[TaskInstance],
+        held_out: Sequence[TaskInstance],
     ) -> None:
         """Refuse a task in which one answer is right whatever is asked, and so tells nothing of a model."""
         learned, asked = (

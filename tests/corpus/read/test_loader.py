@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from cytoglot.corpus.format.folder import Corpus, SourceInfo, write_corpus
+from cytoglot.corpus.format.folder import Corpus, write_corpus
 from cytoglot.corpus.format.shard_file import make_block
 from cytoglot.corpus.read.loader import BatchSettings, CorpusLoader, ExampleSettings
 from cytoglot.corpus.read.packing import TokenBatch
@@ -23,7 +22,7 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_pair
 from cytoglot.sentence.augment import AugmentSettings
-from cytoglot.tasks import CellTypeTerm, GeneSet, tasks
+from cytoglot.tasks import tasks
 
 PLAIN = ExampleSettings(paraphrase_share=0, metadata_share=1)
 ANNOTATION = {"cell_type_annotation": 1.0}
