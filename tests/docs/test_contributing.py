@@ -16,10 +16,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _CONTRACTS = (
     "conftest.py",
     "corpus/conftest.py",
-    "corpus/test_tokenize.py",
+    "corpus/read/test_tokenize.py",
     "metrics/test_spec.py",
     "tasks/conftest.py",
     "tasks/task_records.py",
+    "tasks/whole_way.py",
     "tasks/test_task.py",
 )
 _BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.MULTILINE | re.DOTALL)
@@ -59,7 +60,7 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         "assert load_recipe(TrainRecipe, 'recipe.yaml').tasks['leading_gene'] == 0.1"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    chosen = "leading_gene or centroid or leading_overlap"
+    chosen = "leading_gene or treatment_response or neighbour_annotation or centroid or leading_overlap"
     for command in (["-c", recipe], ["loose.py"], ["-m", "pytest", "-q", "-p", "no:randomly", "tests", "-k", chosen]):
         done = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
@@ -67,4 +68,4 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    assert int(passed.group(1)) >= 3 + 18 + 3 + 1 + 7, "the new task, metric and baseline are in the contracts"
+    assert int(passed.group(1)) >= 3 + 2 + 2 + 3 * 18 + 3 + 1 + 7, "the new tasks, metric and baseline are in the contracts"

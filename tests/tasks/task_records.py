@@ -4,7 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from cytoglot.tasks import CellGroup, CellRecord, CellTypeTerm, GeneSet, Record, Task
+import numpy as np
+import pandas as pd
+
+from cytoglot.cell_model.file_cells import FileCells
+from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.data.relations import relation_of_lists
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.tasks import (
+    CellGroup,
+    CellRecord,
+    CellsSource,
+    CellTypeTerm,
+    GeneSet,
+    Record,
+    Task,
+    record_sources,
+)
+from cytoglot.tasks.record_source import Draws
 
 GENES = ("MALAT1", "HLA-DRA", "AC093323.3", "NKX2-1", "Actb")
 ORTHOLOGS = ("Malat1", "H2-Ea", "", "Nkx2-7", "ACTB")
@@ -44,5 +61,25 @@ RECORDS: dict[str, Record] = {
 
 
 def record_for(task: Task[Any, Any]) -> Any:
-    """Return the full record of the task's unit."""
-    return RECORDS[task.unit]
+    """Return the full record of the task's unit; one of another unit is made of three cells that know each other."""
+    return RECORDS[task.unit] if task.unit in RECORDS else _made_of_cells(task.unit)
+
+
+def _made_of_cells(unit: str) -> Any:
+    vocabulary, n = GeneVocabulary(SYMBOLS), 3
+    genes = [(0, 1, 2, 3), (4, 5, 6), (8, 9, 10)]
+    sentences = CellSentences(
+        cell_ids=np.array([f"AAAC-{i}" for i in range(n)], dtype=object),
+        offsets=np.cumsum([0, *map(len, genes)]),
+        gene_ids=np.concatenate(genes).astype(np.uint16),
+        n_expressed=np.array([*map(len, genes)]),
+        vocabulary=vocabulary,
+        settings=RankSettings(),
+    )
+    obs = pd.DataFrame([METADATA | {"dose": "10 uM", "time": "6 h"}] * n, index=sentences.cell_ids)
+    source = record_sources[unit]
+    assert isinstance(source, CellsSource)
+    others = [[str(cell) for j, cell in enumerate(sentences.cell_ids) if j != i] for i in range(n)]
+    relations = {} if source.relation is None else {source.relation: relation_of_lists(others)}
+    cells = FileCells(sentences, obs, relations)
+    return source.record(cells, int(source.rows(cells)[0]), Draws(0)).with_variant(0)

@@ -120,7 +120,7 @@ def group_values(obs: pd.DataFrame, column: str) -> pd.Series:
 
 
 def tidied(name: str, values: pd.Index | NDArray[Any]) -> pd.Categorical:
-    """Return the text of each value of a field: stripped, NaN where it means no value, a species by its common name."""
+    """Return the text of each value: stripped, NaN for words that mean no value, the common name of a species."""
     non_values = NOT_A_GROUP if name in GROUP_FIELDS else UNLABELED
     texts: list[str | None] = []
     for value, text in zip(values, value_texts(values), strict=True):

@@ -32,7 +32,8 @@ _LATIN = {"human": "Homo sapiens", "mouse": "Mus musculus", "rat": "Rattus norve
 def cell_fields(record: CellRecord) -> dict[str, Field]:
     """Return the genes of a cell and their number, which a cell without genes announces if it is known."""
     count = len(record.genes) or record.num_genes
-    return {"cell_sentence": upper(record.genes)} | ({"num_genes": str(count)} if count else {})
+    fields: dict[str, Field] = {"cell_sentence": upper(record.genes)}
+    return fields | ({"num_genes": str(count)} if count else {})
 
 
 def group_fields(record: CellGroup) -> dict[str, Field]:
@@ -60,7 +61,7 @@ class C2sStyle(FieldStyle):
         known: dict[str, Field] = {key: record.metadata[key] for key in _METADATA if key in record.metadata}
         if "organism" in known:
             known["organism"] = _LATIN.get(record.metadata["organism"].lower(), record.metadata["organism"])
-        return known | self.of_unit(record)
+        return {**known, **self.of_unit(record)}
 
     def required_metadata(self, templates: TemplateSet) -> tuple[str, ...]:
         """Return the metadata that any of the wordings names."""

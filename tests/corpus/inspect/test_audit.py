@@ -15,8 +15,9 @@ from cytoglot.corpus.format.shard_file import CellBlock, make_block
 from cytoglot.corpus.inspect import exact_duplicates as same_cells
 from cytoglot.corpus.inspect.audit import CorpusAudit, audit_corpus
 from cytoglot.corpus.inspect.lengths import histogram_quantiles
-from cytoglot.corpus.read.records import RecordReader, draw
+from cytoglot.corpus.read.records import RecordReader, source_of_cells, units_of_cells, units_of_tables
 from cytoglot.data.genes.vocabulary import GeneVocabulary
+from cytoglot.tasks.record_source import Draws
 from cytoglot.tasks.task import tasks
 
 N_GENES = 600
@@ -303,16 +304,15 @@ def test_quantiles_of_a_histogram_by_hand() -> None:
 
 def test_task_balance_is_what_asking_every_record_gives(small_corpus: Corpus) -> None:
     lines = {line["task"]: line for line in audit_corpus(small_corpus).numbers["tasks"]}
-    reader, key = RecordReader(small_corpus), draw("anything")
+    reader, draws = RecordReader(small_corpus), Draws("anything")
     for part in PARTS:
-        records: dict[str, list[Any]] = {
-            "cell": [], "cell_group": [], "gene_set": list(reader.table("gene_set", part)),
-            "cell_type_term": list(reader.table("cell_type_term", part)),
-        }  # fmt: skip
+        records: dict[str, list[Any]] = {unit: reader.table(unit, part) for unit in units_of_tables()}
         for block in small_corpus.blocks(part):
             opened = reader.open(block)
-            records["cell"] += [opened.cell(row, key) for row in range(len(block))]
-            records["cell_group"] += [opened.group(group, key) for group in range(len(opened.groups))]
+            for unit in units_of_cells():
+                source = source_of_cells(unit)
+                rows = source.rows(opened).tolist()
+                records.setdefault(unit, []).extend(source.record(opened, row, draws) for row in rows)
         for name in tasks:
             task = tasks[name]
             assert lines[name]["records"][part] == sum(map(task.can_ask, records[task.unit])), (name, part)

@@ -13,10 +13,11 @@ from anndata import AnnData
 from cytoglot.corpus.format.folder import PARTS, Corpus, SourceInfo, open_corpus, write_corpus
 from cytoglot.corpus.format.shard_file import CellBlock, make_block
 from cytoglot.corpus.inspect.statistics import SEVERAL, CorpusStatistics, corpus_statistics
-from cytoglot.corpus.read.records import TABLE_UNITS, RecordReader, draw
+from cytoglot.corpus.read.records import RecordReader, source_of_cells, units_of_cells, units_of_tables
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.tasks import Record, tasks
+from cytoglot.tasks.record_source import Draws
 
 GENES = tuple("ABCDEFGH")
 PROMPT = 64
@@ -152,14 +153,15 @@ def test_tasks_by_what_the_cells_tell(numbers: CorpusStatistics, small_corpus: C
 
 def _asked_one_by_one(corpus: Corpus) -> dict[str, dict[str, int]]:
     """Task → part → records that it can ask, each put to it."""
-    reader, key = RecordReader(corpus), draw("any")
+    reader, draws = RecordReader(corpus), Draws("any")
     counts = {name: dict.fromkeys(PARTS, 0) for name in tasks}
     for part in PARTS:
-        records: list[tuple[str, Record]] = [(unit, row) for unit in TABLE_UNITS for row in reader.table(unit, part)]
+        records: list[tuple[str, Record]] = [(u, row) for u in units_of_tables() for row in reader.table(u, part)]
         for block in corpus.blocks(part):
             opened = reader.open(block)
-            records += [("cell", opened.cell(row, key)) for row in range(len(opened))]
-            records += [("cell_group", opened.group(i, key)) for i in range(len(opened.groups))]
+            for unit in units_of_cells():
+                source = source_of_cells(unit)
+                records += [(unit, source.record(opened, row, draws)) for row in source.rows(opened).tolist()]
         for name in tasks:
             counts[name][part] = sum(unit == tasks[name].unit and tasks[name].can_ask(r) for unit, r in records)
     return counts

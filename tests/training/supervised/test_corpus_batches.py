@@ -13,7 +13,7 @@ from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.read.loader import BatchSettings, CorpusLoader
 from cytoglot.corpus.read.records import RecordReader
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_pair
-from cytoglot.tasks import tasks
+from cytoglot.tasks import TaskInstance, tasks
 from cytoglot.training.supervised.corpus_batches import CorpusDataset, as_tensors, gene_tokenizer, to_datasets
 
 TASKS = {"cell_type_annotation": 1.0}
@@ -41,12 +41,11 @@ def test_the_ids_are_those_of_training(small_corpus: Corpus) -> None:
     tokenizer = build_tokenizer(small_corpus.vocabulary.symbols, ["Cell type: type A of a human cell."])
     fast = gene_tokenizer(tokenizer, small_corpus.vocabulary)
     block = next(iter(small_corpus.blocks("train")))
-    texts = []
-    for characters in (True, False):
-        records = RecordReader(small_corpus, characters=characters).open(block)
-        texts.append(tasks["cell_generation"].example(records.cell(3, records.cell_draw(3))))
-    ids, n_prompt = encode_pair(tokenizer, texts[1].prompt, texts[1].completion)
-    ((found, n_found),) = fast.encode_pairs([texts[0].prompt], [texts[0].completion])
+    records = RecordReader(small_corpus).open(block)
+    asked = TaskInstance(tasks["cell_generation"], records.cell(3, records.draws(3)), 0)
+    ids, n_prompt = encode_pair(tokenizer, asked.example().prompt, asked.example().completion)
+    prompt, completion = asked.segments()
+    ((found, n_found),) = fast.encode_pairs([prompt], [completion])
     assert found.tolist() == ids.tolist()
     assert n_found == n_prompt
 
