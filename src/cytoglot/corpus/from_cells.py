@@ -147,7 +147,8 @@ def corpus_of_cells(
         curve = fit_rank_curve(DEFAULT_CURVE, sentences[learned], log_ng, seed=split.seed).to_dict()
     n_genes = len(sentences.vocabulary)
     messages.append(f"{n_genes} genes in the sentence vocabulary; {sentences.n_empty} cells have an empty sentence")
-    metadata = {"cell_type": labels, **_groups(adata), **{k: [v] * adata.n_obs for k, v in options.metadata.items()}}
+    metadata: dict[str, NDArray[np.object_]] = {"cell_type": labels, **_groups(adata)}
+    metadata |= {name: np.full(adata.n_obs, text, dtype=object) for name, text in options.metadata.items()}
 
     def blocks(rows: NDArray[np.intp]) -> list[CellBlock]:
         chosen = sentences[rows]
@@ -158,7 +159,7 @@ def corpus_of_cells(
             n_genes=n_genes,
             n_expressed=chosen.n_expressed,
             source=[UNLABELLED if labels[row] is None else LABELLED for row in rows],
-            metadata={name: [values[row] for row in rows] for name, values in metadata.items()},
+            metadata={name: values[rows].tolist() for name, values in metadata.items()},
         )] if len(rows) else []  # fmt: skip
 
     cells: dict[Part, list[CellBlock]] = {

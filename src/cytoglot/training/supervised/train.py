@@ -192,7 +192,7 @@ def _expression(sample: CellSample, recipe: TrainRecipe) -> csr_matrix:
 
 
 def new_tokenizer(cells: TrainingCells, context_length: int) -> PreTrainedTokenizerBase:
-    """Return a tokenizer whose byte-level pieces are learned from templates, metadata, abstracts and names of tables."""
+    """Return a tokenizer with byte-level pieces of the wordings, metadata, abstracts and names of tables."""
     corpus = cells.corpus
     texts = [template.text for name in cells.shares for template in tasks[name].templates.training]
     values = {text for column in corpus.description.counts for text in corpus.labels(column) if column in _METADATA}
