@@ -30,7 +30,7 @@ from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.sentence.cell_sentence import CellSentences
-from cytoglot.tasks.annotation import ParsedLabel
+from cytoglot.tasks.answers import ParsedLabel
 from cytoglot.tasks.task import AnswerSpace, check_context
 from cytoglot.texts import as_key, is_key, storable
 

@@ -294,7 +294,7 @@ def _evaluate_corpus(
 
 def _forecast_training(job: TrainJob) -> dict[str, Any]:
     """Count tokens of examples as training makes them; try a few steps where that is cheap."""
-    from cytoglot.lm.model.load import set_threads
+    from cytoglot.lm.model.language_model import set_threads
     from cytoglot.training.cells import training_cells
     from cytoglot.training.supervised.forecast import forecast_training
 

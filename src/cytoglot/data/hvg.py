@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from cytoglot import extras
-from cytoglot.data.normalize import MatrixState, is_sparse, log_normalised, matrix_state
+from cytoglot.data.normalize import MatrixState, log_normalised, matrix_state
+from cytoglot.data.plain_matrix import is_sparse
 from cytoglot.data.schema import labels
 from cytoglot.errors import InputError, MissingExtraError, UnknownNameError
 

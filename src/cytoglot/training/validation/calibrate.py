@@ -93,7 +93,7 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
     best = min(fitted, key=lambda views: fitted[views].validation_loss)
     temperature = 1.0
     if generation and "cell_generation" in model.spec.tasks:
-        temperature = generation_temperature(model, model.cut(sentences), cells.labels[known], seed=seed)
+        temperature = generation_temperature(model, model.truncate(sentences), cells.labels[known], seed=seed)
         logger.info("cells are generated at temperature %.2f", temperature)
     calibration = replace(fitted[best], generation_temperature=temperature)
     return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
