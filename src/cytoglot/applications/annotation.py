@@ -19,7 +19,7 @@ from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.sentence.cell_sentence import CellSentences
-from cytoglot.tasks.annotation import ParsedLabel
+from cytoglot.tasks.answers import ParsedLabel
 from cytoglot.tasks.task import AnswerSpace
 
 if TYPE_CHECKING:

@@ -264,9 +264,7 @@ class _Work:
         held_out: Sequence[TaskInstance],
     ) -> None:
         """Refuse a task in which one answer is right whatever is asked, and so tells nothing of a model."""
-        learned, asked = (
-            {q.answer() for q in questions} for questions in (training, held_out)
-        )
+        learned, asked = ({q.answer() for q in questions} for questions in (training, held_out))
         possible = learned | asked | set(labels)
         if isinstance(task, LabelAnswer):
             possible |= set(self.corpus.labels(task.field))

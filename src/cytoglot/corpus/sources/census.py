@@ -20,11 +20,12 @@ from scipy import sparse
 from cytoglot import extras
 from cytoglot.corpus.sources.genes import GeneTables, find_file, renamed
 from cytoglot.corpus.sources.metadata import cell_fields, naming
-from cytoglot.corpus.sources.recipe import COMMON_NAMES, CensusRecipe, SourceRecipe
+from cytoglot.corpus.sources.recipe import CensusRecipe, SourceRecipe
 from cytoglot.data.genes.options import read_gene_mapping
 from cytoglot.data.genes.vocabulary import ResolvedGenes, collapse_columns, resolve_genes
 from cytoglot.data.normalize import MatrixState, check_values, matrix_state
 from cytoglot.data.readers.matrix_choice import sample_positions
+from cytoglot.data.schema import COMMON_NAMES
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.manifest import fingerprint_of, fingerprint_texts
 

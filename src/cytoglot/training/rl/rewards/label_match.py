@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.knowledge.ontology_graph import package_ontology, read_ontology
-from cytoglot.tasks.annotation import parse_label
+from cytoglot.tasks.answers import parse_label
 from cytoglot.training.rl.rewards.context import Answer, RewardContext
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, is_label, register_reward
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from cytoglot.metrics.generation import validity
-from cytoglot.tasks.annotation import parse_label
+from cytoglot.tasks.answers import parse_label
 from cytoglot.training.rl.rewards.context import Answer
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, is_label, register_reward
 
