@@ -26,7 +26,7 @@ from cytoglot.benchmark.corpus_tasks import (
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.cell_model.task_answers import ModelAnswers
-from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, kind_of, parts_of, statistics
+from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, parts_of, statistics
 from cytoglot.corpus.format.folder import Corpus, SourceInfo, write_corpus
 from cytoglot.corpus.format.shard_file import make_block
 from cytoglot.data.genes.vocabulary import GeneVocabulary
@@ -86,8 +86,7 @@ def asked_task(name: str, truths: Sequence[str], *, vocabulary: GeneVocabulary =
         AskedRecord(record=CellRecord(cell_id=str(i)), prompt="?", truth=t, parts=parts_of(task, t, vocabulary))
         for i, t in enumerate(truths)
     )
-    kind = kind_of(task, truths[0], vocabulary)
-    return AskedTask(task=task, kind=kind, vocabulary=vocabulary, records=records)
+    return AskedTask(task=task, vocabulary=vocabulary, records=records)
 
 
 def values(asked: AskedTask, answers: Sequence[str]) -> dict[str, float]:

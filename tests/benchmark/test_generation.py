@@ -29,7 +29,7 @@ def parts(cells: AnnData, model: CellModel) -> dict[str, Any]:
     """Sentences and labels of training and test cells."""
     split = load_split(model.folder)
     assert split is not None
-    sentences = model.cut(model.sentences(cells)[0])
+    sentences = model.truncate(model.sentences(cells)[0])
     labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
     train, test = (np.flatnonzero(split.mask(cells.obs_names, part)) for part in ("train", "test"))
     return {

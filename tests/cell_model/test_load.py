@@ -120,7 +120,7 @@ def test_sentences_are_cut_to_what_the_context_has_room_for(
     monkeypatch.setattr(tiny_model.lm.model.config, "max_position_embeddings", 30)
     ranking = replace(tiny_model.spec.ranking, top_genes=None)
     model = replace(tiny_model, spec=replace(tiny_model.spec, ranking=ranking))
-    longest = int(model.cut(model.sentences(cells)[0]).lengths.max())
+    longest = int(model.truncate(model.sentences(cells)[0]).lengths.max())
     assert 1 < longest < 30
     (written,) = model.write_ids("type A", np.array([longest]), temperature=1.0)
     assert len(written) == longest

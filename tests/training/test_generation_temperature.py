@@ -19,7 +19,7 @@ def _diversity(model: CellModel, name: str, lengths: np.ndarray, temperature: fl
 def test_diversity_meets_that_of_the_real_cells(tiny_model: CellModel, cells: AnnData) -> None:
     """The real cells here are cells of the model at temperature 0.5, which is thus the right answer."""
     labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
-    sentences = tiny_model.cut(tiny_model.sentences(cells)[0])
+    sentences = tiny_model.truncate(tiny_model.sentences(cells)[0])
     rows = [np.flatnonzero(labels == name)[:10] for name in tiny_model.spec.labels]
     chosen = np.concatenate(rows)
     parts = [
@@ -38,5 +38,5 @@ def test_a_lower_temperature_is_less_diverse(tiny_model: CellModel) -> None:
 
 
 def test_without_enough_cells_it_stays_at_one(tiny_model: CellModel, cells: AnnData) -> None:
-    sentences = tiny_model.cut(tiny_model.sentences(cells[:2])[0])
+    sentences = tiny_model.truncate(tiny_model.sentences(cells[:2])[0])
     assert generation_temperature(tiny_model, sentences, np.array(["type A", "type B"], dtype=object), seed=0) == 1.0

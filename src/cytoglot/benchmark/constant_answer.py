@@ -34,9 +34,9 @@ class ConstantAnswer:
         if self.kind in {"label", "text"}:
             return self.text
         if self.kind == "labels":
-            return cell_lines([self.text] * len(asked.parts))
+            return cell_lines([self.text] * len(asked.parts)).text
         genes = " ".join(self.ranked_genes[asked.n_genes])
-        return genes if self.kind == "genes" else cell_lines([genes] * len(asked.parts))
+        return genes if self.kind == "genes" else cell_lines([genes] * len(asked.parts)).text
 
 
 def fit_constant_answer(

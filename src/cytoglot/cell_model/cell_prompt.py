@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.tasks.record import Record
+from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.segments import Segments
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellPrompt:
-    """A prompt in segments, and the record that it asks about."""
+    """A prompt in segments, and the cell that it asks about."""
 
     segments: Segments
-    record: Record
+    record: CellRecord
 
     @cached_property
     def text(self) -> str:

@@ -278,10 +278,9 @@ class CellModel:
     ) -> list[CellPrompt]:
         """Return `prompts` that know where the cell sentence stands in them."""
         chosen: Task[CellRecord, Any] = self.task(task)
-        asked = [
-            TaskInstance(chosen, record, template) for record in self.records(sentences, context=context, view=view)
-        ]
-        prompts = [CellPrompt(segments=one.prompt(), record=one.record) for one in asked]
+        records = list(self.records(sentences, context=context, view=view))
+        asked = [TaskInstance(chosen, record, template) for record in records]
+        prompts = [CellPrompt(segments=one.prompt(), record=record) for one, record in zip(asked, records, strict=True)]
         room = None if self.lm.context_length is None else self.lm.context_length - n_reserved
         # A token has a byte at least, so most models need no counting.
         if room is None or max((len(prompt.text.encode()) for prompt in prompts), default=0) <= room:
@@ -290,11 +289,15 @@ class CellModel:
         n_long = sum(one is None or one[0] is not whole for one, whole in zip(fitting, asked, strict=True))
         if n_long:
             logger.info("%d of %d sentences are cut to the model's context of %d tokens", n_long, len(prompts), room)
-        # Where not even a prompt without genes fits, the model is asked that: its own limits are reported by it.
-        empty = (replace(one, record=one.record.truncate(0)) for one in asked)
+        # Where not even a prompt without genes fits, the model is asked that and says itself that it is too long.
+        shown = [0 if one is None else one[0].record.longest for one in fitting]
         return [
-            CellPrompt(segments=without.prompt() if found is None else found[1], record=(found or [without])[0].record)
-            for found, without in zip(fitting, empty, strict=True)
+            prompt
+            if one is not None and one[0] is whole
+            else CellPrompt(segments=replace(whole, record=cut).prompt(), record=cut)
+            for prompt, one, whole, cut in zip(
+                prompts, fitting, asked, (r.truncate(n) for r, n in zip(records, shown, strict=True)), strict=True
+            )
         ]
 
     def _prompts_with_lengths(self, asked: Sequence[TaskInstance]) -> list[tuple[Segments, int]]:

@@ -63,7 +63,9 @@ class ModelAnswers:
         """
         context = math.inf if self.lm.context_length is None else self.lm.context_length
         longest_label = max(self.n_tokens(instance.task, labels), default=0)
-        (found,) = truncate_to_fit([instance], [context], lambda ones: [self._asked(*ones, longest_label)])
+        (found,) = truncate_to_fit(
+            [instance], [context], lambda ones: [self._asked(one, longest_label) for one in ones]
+        )
         return None if found is None else found[1]
 
     def _asked(self, instance: TaskInstance, longest_label: int) -> tuple[AskedRecord | None, int]:

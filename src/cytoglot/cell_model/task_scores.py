@@ -128,8 +128,8 @@ def scores_of(asked: AskedTask, answers: Sequence[str]) -> dict[str, float]:
                 vocabulary = [range(len(asked.vocabulary))] if name == "kendall_tau_b" else []
                 values = [spec.function(w, true, *vocabulary) for w, true in zip(written, wanted, strict=True)]
             case "sentence":
-                vocabulary = [frozenset(asked.vocabulary.symbols)] if name == "validity" else []
-                values = [spec.function(answer.split(), *vocabulary) for answer in answers]
+                genes = [frozenset(asked.vocabulary.symbols)] if name == "validity" else []
+                values = [spec.function(answer.split(), *genes) for answer in answers]
             case "text_pair":
                 values = [spec.function(a, one.truth) for a, one in zip(answers, asked.records, strict=True)]
             case _:

@@ -98,8 +98,7 @@ class ParsedLabel:
 class LabelAnswer(Task[R, ParsedLabel]):
     """A task that is answered by one of a closed set of labels: the values of one field of the metadata."""
 
-    field: ClassVar[str]
-    """canonical name of the metadata that is asked for, and of the field in the answer of the TOML file"""
+    # `field` is the name of the metadata and of the field in the answer of the TOML file.
     answer_kind = "label"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "macro_f1", "balanced_accuracy", "nll", "ece", "brier")
 

@@ -35,7 +35,7 @@ class TaskInstance:
         return self.task.segments(self.record, **self._wording)
 
     def prompt(self) -> Segments:
-        """Return the prompt alone, for which no answer need be known."""
+        """Return the prompt alone, for which no answer need be known; without a template in the shortest wording."""
         return self.task.prompt_segments(self.record, template=self.template)
 
     def answer(self) -> str:

@@ -78,6 +78,8 @@ class Task(ABC, Generic[R, Value]):
     """what one example is about: the unit of a registered `RecordSource`"""
     answer_kind: ClassVar[AnswerKind]
     """what an answer is made of, which decides how a model is made to answer"""
+    field: ClassVar[str] = ""
+    """canonical name of the metadata that a label is the value of"""
     metrics: ClassVar[tuple[str, ...]]
     """registered names of the metrics that judge the task's answers on held-out records"""
     required_metadata: tuple[str, ...] = ()

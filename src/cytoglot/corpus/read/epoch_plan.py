@@ -9,6 +9,7 @@ from itertools import accumulate
 import numpy as np
 
 from cytoglot.corpus.format.folder import Corpus, Part
+from cytoglot.corpus.format.shard_file import RELATION
 from cytoglot.corpus.read.records import RecordReader, RowGroup, row_groups, source_of_cells
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.tasks.record_source import record_sources
@@ -138,8 +139,10 @@ def _weighed(corpus: Corpus, part: Part, units: Sequence[str], weights: Mapping[
         return {unit: corpus.description.count(source.counted_as, part) for unit, source in sources.items()}
     found = dict.fromkeys(units, 0.0)
     reader = RecordReader(corpus)
+    columns = ["cell_id", "source", "cell_group", *(RELATION + (source.relation or "") for source in sources.values())]
     for place in row_groups(corpus, part) if units else ():
-        cells = reader.read(place)
+        with corpus.open(place.shard) as file:  # without the genes, which are most of it
+            cells = reader.open(file.row_group(place.number, columns=columns))
         weight_n = np.array([weights.get(name or "", 1.0) for name in cells.sources])
         for unit, source in sources.items():
             found[unit] += float(weight_n[source.rows(cells)].sum())

@@ -66,7 +66,6 @@ class BlockRecords:
     def __init__(self, reader: RecordReader, block: CellBlock, shard: ShardInfo | None) -> None:
         self._reader, self._block, self._shard = reader, block, shard
         self._cell_ids: list[str] = block.cell_ids.to_pylist()
-        self._offsets: list[int] = block.offsets.tolist()
         self.sources = _texts(block, "source")
         """(n,) source of each cell"""
         self._columns = [(name, _texts(block, name)) for name in block.metadata_columns]
@@ -74,6 +73,10 @@ class BlockRecords:
 
     def __len__(self) -> int:
         return len(self._block)
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return self._block.offsets.tolist()
 
     @property
     def group(self) -> NDArray[np.int32]:

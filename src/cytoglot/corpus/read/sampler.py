@@ -104,7 +104,9 @@ class Visits:
             n = len(rows)
             found.append(np.column_stack([np.full(n, place), np.full(n, self._units.index(unit)), rows, times]))
 
-        for unit, rate in self._plan.rates.items() if records is not None else ():
+        for unit, rate in self._plan.rates.items():
+            if records is None:
+                break
             rows = source_of_cells(unit).rows(records)
             rows = rows[(rows >= piece.first) & (rows < piece.last)]
             add(unit, *_repeated(rows, self._counts(unit, rate, rows, records, epoch)))
