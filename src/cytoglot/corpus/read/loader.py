@@ -66,6 +66,9 @@ class BatchSettings:
     """rows of a batch; the last one of an epoch that ends has fewer"""
     batch_tokens: int | None = None
     """instead of `batch_size`, for rows of one example: tokens of a batch at most, padding included"""
+    bucket_examples: int | None = None
+    """for rows of one example: how many are sorted by length together, by default 32 batches of them or more; fewer pad
+    more, and a batch is less of one kind of cells"""
     fill: bool = True
     """gaps at the end of packed rows are filled with examples that lose genes, about one in each row"""
     pad_id: int = 0
@@ -292,7 +295,7 @@ class CorpusLoader:
 
     def _window_items(self, window: Sequence[Piece], epoch: int) -> Iterator[list[Row]]:
         packed = self._batches.packed
-        size = _CHUNK if packed else max(_CHUNK, 32 * (self._batches.batch_size or 1))
+        size = _CHUNK if packed else self._batches.bucket_examples or max(_CHUNK, 32 * (self._batches.batch_size or 1))
         rng = np.random.default_rng([self._seed, 13, epoch, window[0].number])
         questions: list[TaskInstance] = []
         examples: list[TokenExample] = []

@@ -40,6 +40,8 @@ _LONGEST = 1 << 15
 _METADATA = {"cell_type", "organism", "tissue", "disease", "sex", "development_stage", "assay", "condition"}
 """metadata whose values are worth pieces of their own in a new tokenizer"""
 _MAX_DENSE = 60_000_000  # values of the dense matrix that the gene vectors are made from: 240 MB
+_BUCKET_BATCHES = 8
+"""batches of a file whose examples are sorted by length together: cells of one length are often of one type"""
 _VALIDATION_EXAMPLES, _VALIDATION_TOKENS = 1000, 1 << 18
 """the validation loss is of so many at most, whichever comes first: a look must not cost as much as the steps"""
 
@@ -145,6 +147,7 @@ def _reader(
             context=min(lm.context_length or _LONGEST, _LONGEST),
             packed=packed,
             batch_size=batch_size,
+            bucket_examples=_BUCKET_BATCHES * batch_size if training else None,
             pad_id=padding_id(lm.tokenizer),
         ),
         examples=ExampleSettings(
