@@ -267,11 +267,11 @@ def _minimum_of_cubic(constant: NDArray[np.float64], linear: float, quadratic: f
     """Return where a cubic with the derivative constant + linear·x + quadratic·x² has its minimum, -1 for nowhere."""
     discriminant = linear**2 - 4 * quadratic * constant
     root = np.sqrt(np.maximum(discriminant, 0.0))
-    if linear > 0:
-        turn = -2 * constant / (linear + root)
-    elif quadratic != 0:
-        with np.errstate(over="ignore"):  # hardly cubic at all: its minimum lies at infinity
+    with np.errstate(over="ignore"):  # hardly cubic at all: its minimum lies at infinity
+        if linear > 0:
+            turn = -2 * constant / (linear + root)
+        elif quadratic != 0:
             turn = (root - linear) / (2 * quadratic)
-    else:
-        return np.full_like(root, -1.0)
+        else:
+            return np.full_like(root, -1.0)
     return np.where(discriminant > 0, turn, -1.0)
