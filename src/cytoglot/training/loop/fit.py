@@ -1,7 +1,6 @@
-"""What every training has in common, wherever its examples come from: the model, the loop, the finished folder.
+"""What every training has in common, whatever its loss: the model, the loop, the finished folder.
 
-`train` and `train_corpus` differ in how they make examples, what they know of the cells, and how they calibrate; all
-else is here. A run is begun by `begin`, trained by `fit` and ended by `finish`, in each of its processes.
+A run is begun by `begin`, trained by `fit` and ended by `finish`, in each of its processes.
 """
 
 from __future__ import annotations
