@@ -51,7 +51,7 @@ def test_what_is_not_a_whole_corpus_is_refused(small_corpus: Corpus, tmp_path: P
         open_corpus(copy)
     value = json.loads((copy / "corpus.json").read_text()) | {"format_version": 99}
     (copy / "corpus.json").write_text(json.dumps(value))
-    with pytest.raises(InputError, match=r"has format 99, this version reads up to 1"):
+    with pytest.raises(InputError, match=r"has format 99, this version reads up to 2"):
         open_corpus(copy)
     (copy / "corpus.json").write_text("{")
     with pytest.raises(InputError, match=r"corpus.json cannot be read"):
