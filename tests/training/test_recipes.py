@@ -55,6 +55,12 @@ def test_recipes_of_each_kind_say_what_they_are_named_for() -> None:
     assert qlora.optim.learning_rate == 2e-4  # what a recipe says wins over its preset
 
 
+def test_metadata_that_no_prompt_tells_are_refused() -> None:
+    assert load_recipe(TrainRecipe, None, ["context.tissue=lung"]).context == {"tissue": "lung"}
+    with pytest.raises(InputError, match="unknown field of the context 'tisue'; did you mean 'tissue'"):
+        load_recipe(TrainRecipe, None, ["context.tisue=lung"])
+
+
 class _Model(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -12,11 +12,11 @@ from pydantic import Field, field_validator, model_validator
 from cytoglot.cell_model.spec import SPEC_FILE
 from cytoglot.config import Settings
 from cytoglot.data.qc import QcSettings
-from cytoglot.errors import nearest_names
+from cytoglot.errors import UnknownNameError, nearest_names
 from cytoglot.lm.model.scratch import ScratchSettings
 from cytoglot.sentence.augment import AugmentSettings
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
-from cytoglot.tasks.task import tasks
+from cytoglot.tasks.task import check_context, tasks
 
 
 class SentenceRecipe(Settings):
@@ -315,6 +315,16 @@ class TrainRecipe(Settings):
         given = [name for name, is_given in unfit.items() if is_given]
         if given:
             raise ValueError(f"kind grpo has no {', '.join(given)}; leave that out")
+
+    @field_validator("context")
+    @classmethod
+    def _told_by_prompts(cls, context: dict[str, str]) -> dict[str, str]:
+        """Refuse fields that no prompt tells."""
+        try:
+            check_context(context)
+        except UnknownNameError as error:  # pydantic takes values that are wrong, not keys
+            raise ValueError(str(error)) from error
+        return context
 
     @field_validator("tasks")
     @classmethod
