@@ -73,7 +73,7 @@ def test_pretraining_on_a_corpus(command: Command, small_corpus: Corpus, small: 
         ([], "no cells to train on: pass SOURCE"),
         (["{cells}", "--label", "cell_type"], "no folder for the model: pass -o FOLDER"),
         (["{cells}", "-o", "m"], "pass --label"),
-        (["{corpus}", "-o", "m", "--label", "x"], "is a corpus, in which cells, genes and labels are settled; leave out --label"),
+        (["{corpus}", "-o", "m", "--label", "x"], "cells, genes and labels are settled; leave out --label"),
         (["{corpus}", "-o", "m", "--layer", "counts"], "is a corpus, in which cells, genes and labels are settled"),
         (["{cells}", "-o", "m", "--set", "kind=rl"], "kind: Input should be 'pretrain', 'sft' or 'grpo', found 'rl'"),
         (["{cells}", "-o", "m", "--set", "kind=grpo"], "kind grpo aligns a trained model: set model.base to its fold"),
