@@ -73,7 +73,7 @@ def test_pretraining_on_a_corpus(command: Command, small_corpus: Corpus, small: 
         ([], "no cells to train on: pass SOURCE"),
         (["{cells}", "--label", "cell_type"], "no folder for the model: pass -o FOLDER"),
         (["{cells}", "-o", "m"], "pass --label"),
-        (["{corpus}", "-o", "m", "--label", "x"], "is a corpus, in which labels are settled; leave out --label x"),
+        (["{corpus}", "-o", "m", "--label", "x"], "cells, genes and labels are settled; leave out --label"),
         (["{corpus}", "-o", "m", "--layer", "counts"], "is a corpus, in which cells, genes and labels are settled"),
         (["{cells}", "-o", "m", "--set", "kind=rl"], "kind: Input should be 'pretrain', 'sft' or 'grpo', found 'rl'"),
         (["{cells}", "-o", "m", "--set", "kind=grpo"], "kind grpo aligns a trained model: set model.base to its fold"),
@@ -95,7 +95,7 @@ def test_what_is_missing_is_told_in_one_line(
         (["model.base={model}", "lora.targets=[foo]"], "lora.targets: no layer is called 'foo'"),
         (["optim.stop_on=foo"], "optim.stop_on must be loss or a task's metric"),
         (["report_to=[foo]"], "report_to foo: foo is not supported"),
-        (["model.scratch.context_length=8"], "tokens without any gene and the model reads 8"),
+        (["model.scratch.context_length=8"], "'does not fit the context': 40}; ask other tasks, or raise the context"),
         (
             ["kind=grpo", "model.base={model}", "grpo.rewards.overlap.weight=1", "grpo.probes=off", "report_to=[foo]"],
             "report_to foo: foo is not supported",
