@@ -77,7 +77,7 @@ def main() -> None:
         if adata is None:
             continue
         predictions = run(name, adata, recipe, arguments.output / arguments.ties, control=arguments.control)
-        results[name] = summarise(predictions, TASKS[name])
+        results[name] = summarize(predictions, TASKS[name])
     if arguments.json:
         sys.stdout.write(json.dumps(results, indent=2) + "\n")
     else:
@@ -166,7 +166,7 @@ def one_fold(
     return table
 
 
-def summarise(predictions: pd.DataFrame, task: Task) -> dict[str, object]:
+def summarize(predictions: pd.DataFrame, task: Task) -> dict[str, object]:
     """Return values and paired differences with intervals, over groups and over cells."""
     truth = predictions["truth"].to_numpy(dtype=object)
     units = {"cell": None} | ({task.unit: predictions["unit"].to_numpy()} if "unit" in predictions else {})

@@ -11,7 +11,7 @@ tokens), over whole answers of up to 200 words drawn from random logits:
   go on from rows drawn at random, beside `bare_ms`: one `masked_fill` of the same logits, the least a mask of the whole
   vocabulary can cost;
 - `small_ms`, `neox_ms`: a decoding step of the "small" model from scratch, its context half of a cell, and of 12 layers
-  of GPT-NeoX 768 wide (160M with Pythia's vocabulary) behind a short prompt;
+  of GPT-NeoX 768 wide (160M with Pythia's vocabulary) after a short prompt;
 - `setup_s`: making the constraint, tokenizing the words included.
 
 Medians of steps, in milliseconds of CPU time on one thread (so that other processes matter less), of wall time on more.

@@ -11,7 +11,7 @@ run; rates are of the best round, in cells a second of wall clock and of process
   or prompts' logits: the least that scoring can cost, tokenizing left out. `ours` is `score_answers`, all included.
 - `genes`: `score_answers` with a model of equal width whose tokenizer has a token for each of up to 3,000 genes.
 - `peer 16`: the peer's loop, one cell at a time, stopped after 16 new tokens; `peer`: with its defaults.
-- `questions`: 200 questions of up to 90 tokens about one cell, each read from its start and behind the shared prefix.
+- `questions`: 200 questions of up to 90 tokens about one cell, each read from its start and after the shared prefix.
 """
 
 from __future__ import annotations
@@ -208,11 +208,11 @@ def plain(lm: LanguageModel, prompts: Sequence[str], answers: Sequence[str], bat
     """Read each prompt and as many tokens as the tree has besides, with logits for the tree only."""
     rows = encode_prompts(lm.tokenizer, prompts)
     n_nodes = AnswerTree.build(encode_completions(lm.tokenizer, answers, eos=True)).n_nodes
-    behind = np.zeros(n_nodes - 1, dtype=np.int64)
+    after = np.zeros(n_nodes - 1, dtype=np.int64)
     lengths = np.array([len(row) for row in rows])
     with lm.inference():
         for batch in length_batches(lengths, max_tokens=score.checked_batch_tokens(lm, batch_tokens), extra=n_nodes):
-            ids_bt = pad_right([np.append(rows[i], behind) for i in batch], lm.pad_id, lm.device)
+            ids_bt = pad_right([np.append(rows[i], after) for i in batch], lm.pad_id, lm.device)
             lm.model(input_ids=ids_bt, use_cache=False, logits_to_keep=n_nodes)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from cytoglot.corpus.build.build import build_corpus
 from cytoglot.corpus.format.folder import Corpus, open_corpus
 from cytoglot.corpus.inspect.preview import shown
-from cytoglot.corpus.read.examples import askable_tasks, sample_examples
+from cytoglot.corpus.read.examples import available_tasks, sample_examples
 from cytoglot.corpus.sources.recipe import load_corpus_recipe
 from cytoglot.tasks.task import tasks
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def page(corpus: Corpus, sources: list[str]) -> str:
-    asked = askable_tasks(corpus, "train")
+    asked = available_tasks(corpus, "train")
     genes = frozenset(corpus.vocabulary.symbols)
     lines = [
         "# Examples of a corpus",

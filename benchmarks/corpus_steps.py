@@ -148,7 +148,7 @@ def load(corpus: str, kind: str) -> dict[str, Any]:
 
 
 def datasets_from_generator(corpus: str, cache: str) -> dict[str, Any]:
-    """The usual way: texts rendered into a `datasets` data set on disk, tokenised with `map`, read back."""
+    """The usual way: texts rendered into a `datasets` data set on disk, tokenized with `map`, read back."""
     import datasets
 
     from cytoglot.corpus.format.folder import open_corpus

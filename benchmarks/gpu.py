@@ -5,7 +5,7 @@
 Prints the measured bf16 matrix product rate, and beside it, as a share of that rate:
 
 - fine-tuning of a 410M and a 160M model (Pythia's shapes, random weights, packed rows, every token learned) with the
-  loss and optimiser of `cytoglot train`, not its Trainer: tokens/s x 6 N, N without the input vectors;
+  loss and optimizer of `cytoglot train`, not its Trainer: tokens/s x 6 N, N without the input vectors;
 - embedding of cells of unlike length by a 160M and a 410M model: real tokens/s x 2 N, N without both vector tables;
 - writing distinct genes under constraint beside writing the same number of tokens without one.
 
@@ -99,9 +99,9 @@ def matmul_rate(device: torch.device, *, size: int) -> float:
 def measure_training(
     shape: Shape, device: torch.device, rate: float, *, rows: int, width: int, seconds: float
 ) -> dict[str, Any]:
-    """Time whole optimiser steps: packed rows, bf16 autocast over float32 weights, fused AdamW, clipped gradients."""
+    """Time whole optimizer steps: packed rows, bf16 autocast over float32 weights, fused AdamW, clipped gradients."""
     model = make_model(shape, device, torch.float32).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=device.type == "cuda")
     batch = packed_batch(shape, device, rows=rows, width=width)
 
     def step() -> None:
@@ -109,8 +109,8 @@ def measure_training(
             loss = loss_sum(model, batch) / rows
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     took = seconds_of(step, device, at_least=seconds)
     n_parameters = sum(p.numel() for p in model.parameters()) - model.get_input_embeddings().weight.numel()

@@ -1,7 +1,7 @@
 """cell2sentence 1.2.0 in its own environment, `benchmarks/.peer`: never installed into ours.
 
 `peer_python()` makes the environment on first use. Run by that environment's Python, this file converts an h5ad the way
-the peer's tutorials do, less their normalisation, which the order of the genes does not need:
+the peer's tutorials do, less their normalization, which the order of the genes does not need:
 
     benchmarks/.peer/bin/python benchmarks/peer.py IN.h5ad OUT_FOLDER
 """

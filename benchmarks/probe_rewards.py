@@ -25,8 +25,8 @@ from cytoglot.data.readers.read import read
 from cytoglot.lm.model.load import load_language_model
 from cytoglot.tasks.task import tasks
 from cytoglot.training.recipe import SentenceRecipe
-from cytoglot.training.rl.hacking_checks import ProbeReport, probe_reward
-from cytoglot.training.rl.rewards import RewardContext, RewardPrompts, make_reward
+from cytoglot.training.rl.hacking_checks import HackingReport, check_reward_hacking
+from cytoglot.training.rl.rewards import RewardInputs, RewardPrompts, make_reward
 
 FORM = {"validity": {"weight": 0.25}, "distinctness": {"weight": 0.25}}
 RECOMMENDED = FORM | {"overlap": {}, "kendall_tau_b": {"weight": 0.5}, "diversity": {"weight": 1.5}, "label_match": {}}
@@ -41,12 +41,12 @@ MIXTURES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def what_rewards_know(cells: CellCorpus, top_genes: int) -> RewardContext:
+def what_rewards_know(cells: CellCorpus, top_genes: int) -> RewardInputs:
     reference: dict[str, list[tuple[str, ...]]] = {}
     for sentence, label in zip(cells.sentences.truncate(top_genes), cells.labels, strict=True):
         if label is not None:
             reference.setdefault(str(label), []).append(tuple(sentence))
-    return RewardContext(
+    return RewardInputs(
         genes=cells.sentences.vocabulary.symbols,
         labels=tuple(sorted(reference)),
         label_ids=map_labels(sorted(reference)).ids,
@@ -71,9 +71,9 @@ def held_out(cells: CellCorpus, task: str, n: int, top_genes: int) -> RewardProm
     )
 
 
-def describe(name: str, report: ProbeReport, seconds: float) -> str:
-    real = next(row for row in report.rows if row.behind.value == 0 and not row.is_probe)
-    best = min((row for row in report.rows if row.is_probe), key=lambda row: row.behind.value)
+def describe(name: str, report: HackingReport, seconds: float) -> str:
+    real = next(row for row in report.rows if row.behind.value == 0 and not row.is_adversarial)
+    best = min((row for row in report.rows if row.is_adversarial), key=lambda row: row.behind.value)
     behind = f"{best.behind.value:+.3f} ({best.behind.low:+.3f} to {best.behind.high:+.3f})"
     verdict = "**refused**" if report.hackable else "passes"
     return f"| {name} | {verdict} | {real.reward.value:.3f} | {best.answer} | {behind} | {seconds:.1f} |"
@@ -115,12 +115,12 @@ def main() -> None:
         print("|---|---|---|---|---|---|")
         for name, terms in mixtures.items():
             start = time.perf_counter()
-            report = probe_reward(make_reward(terms, context), prompts, context)
+            report = check_reward_hacking(make_reward(terms, context), prompts, context)
             print(describe(name, report, time.perf_counter() - start), flush=True)
         for task in ("cell_generation", "cell_type_annotation"):
-            report = probe_reward(make_reward(RECOMMENDED, context), asked(task), context)
+            report = check_reward_hacking(make_reward(RECOMMENDED, context), asked(task), context)
             print(f"\n{report.message}\n\n{report.table()}")
-        report = probe_reward(make_reward({"overlap": {}}, context), prompts, context)
+        report = check_reward_hacking(make_reward({"overlap": {}}, context), prompts, context)
         print(f"\n{report.message}")
 
 

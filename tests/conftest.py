@@ -88,7 +88,7 @@ def cells_file(cells: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Path
 def small_corpus(cells: AnnData, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     """`cells` as a corpus with every kind of record; not to be changed. Donors 4 and 5 are validation and test.
 
-    Training cells are in two shards and in groups of three neighbours of one donor. Two tissues, two sexes, one mouse
+    Training cells are in two shards and in groups of three neighbors of one donor. Two tissues, two sexes, one mouse
     gene as the ortholog of each of the first ten genes.
     """
     return write_small_corpus(cells, tmp_path_factory.mktemp("small_corpus") / "corpus")

@@ -1,6 +1,6 @@
 """Hashes that are the same on every machine and in every run: of texts, of the content of cells, and mixed counters.
 
-All compiled ones rest on SplitMix64 (Steele, Lea and Flood 2014): a counter that moves by `STEP`, and a finaliser.
+All compiled ones rest on SplitMix64 (Steele, Lea and Flood 2014): a counter that moves by `STEP`, and a finalizer.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 STEP, MIX_1, MIX_2 = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-"""the step of SplitMix64's counter, and the multipliers of its finaliser"""
+"""the step of SplitMix64's counter, and the multipliers of its finalizer"""
 MIN_GENES = 20
 """Cells of fewer ranked genes are never called duplicates: a few genes in one order are often no coincidence."""
 NO_HASH = 0
@@ -74,7 +74,7 @@ def cell_hashes(matrix_ng: Any, genes: Sequence[str] | None = None, *, by_rank: 
 
 @numba.njit(**_options)
 def mixed(value):
-    """Return 64 bits that each depend on all bits of `value` (SplitMix64's finaliser)."""
+    """Return 64 bits that each depend on all bits of `value` (SplitMix64's finalizer)."""
     value = (value ^ (value >> np.uint64(30))) * MIX_1
     value = (value ^ (value >> np.uint64(27))) * MIX_2
     return value ^ (value >> np.uint64(31))

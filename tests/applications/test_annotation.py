@@ -22,10 +22,12 @@ from cytoglot.resume import Parts
 
 
 def test_best_confidence_and_top_by_hand() -> None:
-    beliefs = LabelProbabilities(labels=("A", "B", "C"), probability_nk=np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]]))
-    assert list(beliefs.best) == ["B", "A"]  # the first of equals
-    assert list(beliefs.confidence) == [0.5, 0.4]
-    assert beliefs.top(2) == ["B (0.50), C (0.30)", "A (0.40), B (0.40)"]
+    probabilities = LabelProbabilities(
+        labels=("A", "B", "C"), probability_nk=np.array([[0.2, 0.5, 0.3], [0.4, 0.4, 0.2]])
+    )
+    assert list(probabilities.best) == ["B", "A"]  # the first of equals
+    assert list(probabilities.confidence) == [0.5, 0.4]
+    assert probabilities.top(2) == ["B (0.50), C (0.30)", "A (0.40), B (0.40)"]
 
 
 def test_probabilities_are_the_scores_at_the_models_temperature(tiny_model: CellModel, cells: AnnData) -> None:

@@ -50,7 +50,7 @@ def test_the_length_is_that_which_is_asked_for(tiny_model: CellModel) -> None:
     cells = generate(tiny_model, None, n=3, n_genes=7)
     assert [len(text.split()) for text in cells.obs["cell_sentence"]] == [7, 7, 7]
     assert set(cells.obs["cell_type"]) == {"any"}
-    assert [len(words) for words in tiny_model.write_ids("type B", np.array([3, 9]), temperature=1.0)] == [3, 9]
+    assert [len(words) for words in tiny_model.generate_ids("type B", np.array([3, 9]), temperature=1.0)] == [3, 9]
 
 
 def test_lengths_are_those_of_the_types_training_cells(tiny_model: CellModel) -> None:

@@ -79,7 +79,7 @@ def test_curves_are_fitted_on_training_cells_alone_and_scored_on_the_others(resu
         assert row(result.curves, kind, scope="all")["n"] == test.n_obs * test.n_vars
 
 
-def test_highly_variable_genes_are_chosen_on_training_cells_and_normalised_by_all_genes(result):
+def test_highly_variable_genes_are_chosen_on_training_cells_and_normalized_by_all_genes(result):
     adata = cells()
     train = adata[result.split.mask(adata.obs_names, "train")].copy()
     chosen = select_hvg(train, n_top=100)

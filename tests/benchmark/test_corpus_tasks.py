@@ -26,7 +26,7 @@ from cytoglot.benchmark.corpus_tasks import (
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.cell_model.task_answers import ModelAnswers
-from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, parts_of, statistics
+from cytoglot.cell_model.task_scores import EvalRecord, EvalTask, parts_of, statistics
 from cytoglot.corpus.format.folder import Corpus, SourceInfo, write_corpus
 from cytoglot.corpus.format.shard_file import make_block
 from cytoglot.data.genes.vocabulary import GeneVocabulary
@@ -62,13 +62,13 @@ def model(small_corpus: Corpus) -> CellModel:
 
 
 @pytest.fixture
-def asked_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[AskedTask]]:
+def asked_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[EvalTask]]:
     """Replace what the model answers; return the list of everything that it is asked."""
 
-    def replaced(answer: Callable[[AskedTask, AskedRecord], str]) -> list[AskedTask]:
-        seen: list[AskedTask] = []
+    def replaced(answer: Callable[[EvalTask, EvalRecord], str]) -> list[EvalTask]:
+        seen: list[EvalTask] = []
 
-        def answers(self: ModelAnswers, asked: AskedTask, budgets: Sequence[int]) -> list[str]:
+        def answers(self: ModelAnswers, asked: EvalTask, budgets: Sequence[int]) -> list[str]:
             assert len(budgets) == len(asked.records)
             seen.append(asked)
             return [answer(asked, one) for one in asked.records]
@@ -79,17 +79,17 @@ def asked_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[AskedTask]]:
     return replaced
 
 
-def asked_task(name: str, truths: Sequence[str], *, vocabulary: GeneVocabulary = VOCABULARY) -> AskedTask:
+def asked_task(name: str, truths: Sequence[str], *, vocabulary: GeneVocabulary = VOCABULARY) -> EvalTask:
     """The questions of which these are the true answers."""
     task = tasks[name]
     records = tuple(
-        AskedRecord(record=CellRecord(cell_id=str(i)), prompt="?", truth=t, parts=parts_of(task, t, vocabulary))
+        EvalRecord(record=CellRecord(cell_id=str(i)), prompt="?", truth=t, parts=parts_of(task, t, vocabulary))
         for i, t in enumerate(truths)
     )
-    return AskedTask(task=task, vocabulary=vocabulary, records=records)
+    return EvalTask(task=task, vocabulary=vocabulary, records=records)
 
 
-def values(asked: AskedTask, answers: Sequence[str]) -> dict[str, float]:
+def values(asked: EvalTask, answers: Sequence[str]) -> dict[str, float]:
     return {name: statistic.value for name, statistic in statistics(asked, answers).items()}
 
 
@@ -199,7 +199,7 @@ def of(result: CorpusEvaluation, method: str) -> dict[tuple[str, str], float | N
 
 
 def test_an_oracle_scores_1_in_every_task_and_metric(
-    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     seen = asked_of(lambda _, one: one.truth)
     result = evaluate_corpus(small_corpus, model, out=tmp_path / "out", settings=FEW)
@@ -214,7 +214,7 @@ def test_an_oracle_scores_1_in_every_task_and_metric(
 
 
 def test_a_constant_model_ties_with_the_constant_answer(
-    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     asked_of(lambda _, one: one.truth)
     first = evaluate_corpus(small_corpus, model, out=tmp_path / "first", settings=FEW)
@@ -226,7 +226,7 @@ def test_a_constant_model_ties_with_the_constant_answer(
 
 
 def test_only_records_of_the_part_are_asked_about(
-    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     ids = {
         p: {i for b in small_corpus.blocks(p) for i in b.cell_ids.to_pylist()} for p in ("train", "validation", "test")
@@ -249,7 +249,7 @@ def test_only_records_of_the_part_are_asked_about(
 
 
 def test_tasks_that_show_nothing_are_listed_with_the_reason(
-    small_corpus: Corpus, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    small_corpus: Corpus, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     asked_of(lambda _, one: one.truth)
     learned = [name for name in tasks if name != "unconditional_generation"]
@@ -283,7 +283,7 @@ def little_corpus(tmp_path: Path) -> Corpus:
 
 
 def test_labels_are_those_of_the_training_part(
-    little_corpus: Corpus, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    little_corpus: Corpus, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     seen = asked_of(lambda _, one: one.truth)
     result = evaluate_corpus(little_corpus, untrained(little_corpus), out=tmp_path / "out", settings=FEW)
@@ -296,7 +296,7 @@ def test_labels_are_those_of_the_training_part(
 
 
 def test_records_are_cut_to_what_the_context_has_room_for(
-    small_corpus: Corpus, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    small_corpus: Corpus, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     seen = asked_of(lambda _, one: one.truth)
     short = untrained(small_corpus, context_length=120)
@@ -312,7 +312,7 @@ def test_records_are_cut_to_what_the_context_has_room_for(
 
 
 def test_long_answers_are_asked_for_fewer_times(
-    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     asked_of(lambda _, one: one.truth)
     names = ("cell_type_annotation", "cell_generation", "multicell_generation")
@@ -325,7 +325,7 @@ def test_long_answers_are_asked_for_fewer_times(
 
 
 def test_held_out_wordings_are_asked(
-    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[AskedTask]]
+    small_corpus: Corpus, model: CellModel, tmp_path: Path, asked_of: Callable[..., list[EvalTask]]
 ) -> None:
     prompts = {}
     for wording in ("terse", "held_out"):

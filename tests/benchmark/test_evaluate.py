@@ -73,7 +73,7 @@ def test_the_folder_holds_what_the_report_reads(evaluation: Evaluation, split: S
     assert card["labels_unseen_in_training"] == []
     confusion = _read(evaluation, "confusion.json")
     assert np.sum(confusion["counts"]) == len(split.test)
-    assert not list(evaluation.folder.parent.glob(".*")), "the control leaves nothing behind"
+    assert not list(evaluation.folder.parent.glob(".*")), "the control leaves nothing after"
 
 
 def test_training_cells_are_refused(cells: AnnData, tiny_model: CellModel, split: Split) -> None:

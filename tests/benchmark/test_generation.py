@@ -87,7 +87,7 @@ class RandomWriter:
     def draw(self, n: int) -> np.ndarray:
         return np.array([self.rng.permutation(60)[:20] for _ in range(n)])
 
-    def write_ids(self, name: str, lengths: np.ndarray, **options: Any) -> list[np.ndarray]:
+    def generate_ids(self, name: str, lengths: np.ndarray, **options: Any) -> list[np.ndarray]:
         return list(self.draw(len(lengths)))
 
     def sentences(self, ids: np.ndarray) -> CellSentences:

@@ -29,11 +29,11 @@ def _prompt(genes: tuple[str, ...], template: int | str | None = None) -> CellPr
 @pytest.mark.parametrize("genes", [("ACTB", "HLA-DRA", "T"), ("T",), ("cell",), ("C", "cell", "type")])
 def test_every_gene_is_found_in_every_wording(genes: tuple[str, ...], template: str | None) -> None:
     prompt = _prompt(genes, template)
-    first, behind = prompt.sentence_span
-    assert prompt.text[first:behind] == " ".join(genes)
+    first, after = prompt.sentence_span
+    assert prompt.text[first:after] == " ".join(genes)
     assert [prompt.text[a:b] for a, b in prompt.gene_spans] == list(genes)
     others = _prompt(("QQ",) * len(genes), template).text
-    assert others == prompt.text[:first] + " ".join(["QQ"] * len(genes)) + prompt.text[behind:]
+    assert others == prompt.text[:first] + " ".join(["QQ"] * len(genes)) + prompt.text[after:]
 
 
 def test_an_empty_sentence_has_no_span() -> None:
@@ -48,12 +48,12 @@ def test_genes_that_a_wording_writes_in_capitals_are_found(
     (tmp_path / "p.json").write_text(
         '{"model_input": ["GENE words: {cell_sentence}\\nKind?"], "response": ["{cell_type}."]}'
     )
-    reworded = tiny_model.with_templates(tmp_path / "p.json")
-    sentences, _ = reworded.sentences(cells[:2])
-    (prompt, _) = reworded.cell_prompts(sentences)
-    first, behind = prompt.sentence_span
+    other_model = tiny_model.with_templates(tmp_path / "p.json")
+    sentences, _ = other_model.sentences(cells[:2])
+    (prompt, _) = other_model.cell_prompts(sentences)
+    first, after = prompt.sentence_span
     assert prompt.text[:first] == "GENE words: "
-    assert prompt.text[behind:] == "\nKind?"
+    assert prompt.text[after:] == "\nKind?"
 
 
 def test_a_prompt_that_does_not_show_the_genes_is_refused() -> None:
@@ -69,7 +69,7 @@ def test_vectors_of_the_genes_alone_owe_nothing_to_the_question(tiny_model: Cell
     assert not np.allclose(found, tiny_model.embeddings(sentences), atol=1e-3)
     spans = [prompt.sentence_span for prompt in prompts]
     np.testing.assert_allclose(tiny_model.embed([p.text for p in prompts], spans=spans), found, atol=1e-5)
-    other_ending = [prompt.text[:behind] + ". Of what?" for prompt, (_, behind) in zip(prompts, spans, strict=True)]
+    other_ending = [prompt.text[:after] + ". Of what?" for prompt, (_, after) in zip(prompts, spans, strict=True)]
     np.testing.assert_allclose(tiny_model.embed(other_ending, spans=spans), found, atol=1e-5)
 
 

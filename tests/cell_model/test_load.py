@@ -122,10 +122,10 @@ def test_sentences_are_cut_to_what_the_context_has_room_for(
     model = replace(tiny_model, spec=replace(tiny_model.spec, ranking=ranking))
     longest = int(model.truncate(model.sentences(cells)[0]).lengths.max())
     assert 1 < longest < 30
-    (written,) = model.write_ids("type A", np.array([longest]), temperature=1.0)
+    (written,) = model.generate_ids("type A", np.array([longest]), temperature=1.0)
     assert len(written) == longest
     with pytest.raises(InputError, match="context"):
-        model.write_ids("type A", np.array([longest + 3]), temperature=1.0)
+        model.generate_ids("type A", np.array([longest + 3]), temperature=1.0)
 
 
 def test_a_model_is_asked_in_the_wordings_that_it_was_trained_with(
@@ -134,13 +134,13 @@ def test_a_model_is_asked_in_the_wordings_that_it_was_trained_with(
     texts = {"model_input": ["{organism} words: {cell_sentence}\nKind?"], "response": ["{cell_type}."]}
     (tmp_path / "prompts.json").write_text(json.dumps(texts))
     sentences, _ = tiny_model.sentences(cells[:4])
-    reworded = tiny_model.with_templates(tmp_path / "prompts.json")
+    other_model = tiny_model.with_templates(tmp_path / "prompts.json")
     genes = " ".join(sentences.words(0)[: tiny_model.spec.ranking.top_genes]).upper()
-    prompts = reworded.prompts(sentences, context={"organism": "human"})
+    prompts = other_model.prompts(sentences, context={"organism": "human"})
     assert prompts[0] == f"Homo sapiens words: {genes}\nKind?"
     assert tiny_model.prompts(sentences)[0] != prompts[0]
-    scores_nk = reworded.label_scores(sentences, context={"organism": "human"}, views=1)
-    expected = score_answers_naive(reworded.lm, prompts, [f"{label}." for label in tiny_model.spec.labels])
+    scores_nk = other_model.label_scores(sentences, context={"organism": "human"}, views=1)
+    expected = score_answers_naive(other_model.lm, prompts, [f"{label}." for label in tiny_model.spec.labels])
     assert scores_nk == pytest.approx(expected, abs=1e-4)
     with pytest.raises(InputError, match="needs the organism of"):
-        reworded.prompts(sentences)
+        other_model.prompts(sentences)

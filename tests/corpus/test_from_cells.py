@@ -10,7 +10,7 @@ from anndata import AnnData
 from scipy.sparse import csr_matrix
 
 from cytoglot.corpus.from_cells import LABELLED, UNLABELLED, CellCorpus, CellOptions, corpus_of_cells
-from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
+from cytoglot.corpus.read.examples import CorpusExamples, available_tasks
 from cytoglot.data.readers.read import read
 from cytoglot.errors import InputError
 from cytoglot.sentence.encode import encode
@@ -107,7 +107,7 @@ def test_cells_without_a_label_or_a_gene_are_kept(cells: AnnData, tmp_path: Path
     assert found.corpus.description.total("n_cells") == len(found.split.train) + len(found.split.validation)
     asked = {e.record.metadata.get("cell_type") for e in CorpusExamples(found.corpus).sample(50, "cell_generation")}
     assert None not in asked
-    assert {"cell_type_annotation", "cell_generation", "unconditional_generation"} <= set(askable_tasks(found.corpus))
+    assert {"cell_type_annotation", "cell_generation", "unconditional_generation"} <= set(available_tasks(found.corpus))
 
 
 def test_what_cannot_be_used_is_refused(cells: AnnData, tmp_path: Path) -> None:

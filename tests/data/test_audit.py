@@ -200,7 +200,7 @@ def test_an_absent_label_column_lists_those_that_are_there():
     assert "no column 'celltype'; its columns are: 'cell_type', 'donor'" in finding.message
     adata = cells()
     del adata.obs["cell_type"]
-    assert "no column of cell types was recognised" in found(audit(adata), "labels", "note")[0].message
+    assert "no column of cell types was recognized" in found(audit(adata), "labels", "note")[0].message
 
 
 def test_rare_missing_numbered_and_single_labels_are_told():

@@ -1,4 +1,4 @@
-"""The state of a matrix by test, and normalisation against numpy."""
+"""The state of a matrix by test, and normalization against numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from cytoglot.data.normalize import MatrixState, check_values, log_normalised, matrix_state, normalize_log
+from cytoglot.data.normalize import MatrixState, check_values, log_normalize, matrix_state, normalize_log
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError
 
@@ -68,7 +68,7 @@ class TestState:
         assert matrix_state(share * 1e6).description == "non-negative values, each cell sums to 1,000,000"
         assert matrix_state(sparse.csr_matrix((3, 2))).description == "integer counts, all zero"
 
-    def test_normalised_but_not_logged_values_are_no_logs(self, counts: sparse.csr_matrix) -> None:
+    def test_normalized_but_not_logged_values_are_no_logs(self, counts: sparse.csr_matrix) -> None:
         linear = sparse.csr_matrix(counts / counts.sum(axis=1)) * 1e4
         assert matrix_state(linear).kind == "nonnegative"
         state = matrix_state(linear[:, :100])
@@ -154,7 +154,7 @@ class TestCheckValues:
         check_values(sparse.csr_matrix(np.eye(3)))
 
 
-class TestNormalise:
+class TestNormalize:
     @pytest.mark.parametrize("layout", LAYOUTS)
     @pytest.mark.parametrize(("target", "base"), [(1e4, 10.0), (1e4, math.e), (50.0, 2.0)])
     def test_equals_the_formula(self, counts: sparse.csr_matrix, layout: Callable, target: float, base: float) -> None:
@@ -187,17 +187,17 @@ class TestNormalise:
         self, counts: sparse.csr_matrix, base: float, target: float
     ) -> None:
         logs = normalize_log(counts, target_sum=target, base=base)
-        result = log_normalised(logs, matrix_state(logs), base=10.0)
+        result = log_normalize(logs, matrix_state(logs), base=10.0)
         np.testing.assert_allclose(result.toarray(), by_hand(counts.toarray(), 1e4, 10.0), rtol=1e-3, atol=1e-4)
-        direct = log_normalised(counts, matrix_state(counts), base=10.0)
+        direct = log_normalize(counts, matrix_state(counts), base=10.0)
         np.testing.assert_allclose(direct.toarray(), by_hand(counts.toarray(), 1e4, 10.0), rtol=1e-5, atol=1e-6)
 
     def test_after_a_choice_of_genes_the_scale_of_the_file_is_kept(self, counts: sparse.csr_matrix) -> None:
         chosen = normalize_log(counts, base=10.0)[:, :100]
-        result = log_normalised(chosen, matrix_state(chosen))
+        result = log_normalize(chosen, matrix_state(chosen))
         expected = by_hand(counts.toarray(), 1e4, math.e)[:, :100]
         np.testing.assert_allclose(result.toarray(), expected, rtol=1e-4, atol=1e-5)
 
     def test_signed_values_are_refused(self) -> None:
         with pytest.raises(InputError, match="expected counts or log1p values, found signed values"):
-            log_normalised(np.array([[-0.5]]), MatrixState(kind="signed"))
+            log_normalize(np.array([[-0.5]]), MatrixState(kind="signed"))

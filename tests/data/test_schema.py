@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytoglot.data.schema import OBS_FIELDS, UNLABELED, group_values, labels, recognise_obs, unlike_in_spelling
+from cytoglot.data.schema import OBS_FIELDS, UNLABELED, group_values, labels, recognize_obs, unlike_in_spelling
 from cytoglot.errors import InputError
 
 
-def test_cellxgene_columns_and_synonyms_are_recognised_whatever_the_case():
+def test_cellxgene_columns_and_synonyms_are_recognized_whatever_the_case():
     obs = pd.DataFrame(columns=["Cell.Type", "Patient ID", "orig.ident", "Study", "species", "percent_mito"])
-    assert recognise_obs(obs) == {
+    assert recognize_obs(obs) == {
         "cell_type": "Cell.Type",
         "donor_id": "Patient ID",
         "batch": "orig.ident",
@@ -21,7 +21,7 @@ def test_cellxgene_columns_and_synonyms_are_recognised_whatever_the_case():
 
 def test_the_first_synonym_wins_where_two_columns_mean_one_field():
     obs = pd.DataFrame(columns=["sample", "batch", "bulk_labels", "cell_type"])
-    assert recognise_obs(obs) == {"cell_type": "cell_type", "batch": "batch"}
+    assert recognize_obs(obs) == {"cell_type": "cell_type", "batch": "batch"}
 
 
 def test_no_synonym_is_claimed_by_two_fields():

@@ -55,7 +55,7 @@ def test_two_hundred_cells_to_a_report(command: Command, tiny_cli: list[str], ce
     command("embed", tmp_path / "annotated.h5ad", *work, "-o", tmp_path / "embedded.h5ad")
     embedded = anndata.read_h5ad(tmp_path / "embedded.h5ad")
     assert "cytoglot_cell_type" in embedded.obs, "the second command keeps what the first one wrote"
-    assert _neighbour_agreement(embedded.obsm["X_cytoglot"], truth) > majority + 0.1
+    assert _neighbor_agreement(embedded.obsm["X_cytoglot"], truth) > majority + 0.1
 
     for name in ("type A", "type B"):
         generated = command("generate", *work, "--cell-type", name, "-n", "8", "-o", tmp_path / f"{name}.h5ad").result
@@ -85,8 +85,8 @@ def _test_cells(split: dict[str, Any]) -> list[str]:
     return list(split["test"] if "test" in split else split["parts"]["test"])
 
 
-def _neighbour_agreement(embedding_nd: np.ndarray, truth: np.ndarray) -> float:
-    """Share of cells whose nearest neighbour has their type."""
+def _neighbor_agreement(embedding_nd: np.ndarray, truth: np.ndarray) -> float:
+    """Share of cells whose nearest neighbor has their type."""
     distance_nn = ((embedding_nd[:, None] - embedding_nd[None]) ** 2).sum(axis=2)
     np.fill_diagonal(distance_nn, np.inf)
     return float((truth[distance_nn.argmin(axis=1)] == truth).mean())

@@ -183,8 +183,8 @@ class LLM:
                 batch.pop(row)
                 removed.append(row)
                 # vLLM fills the gap with the last row.
-                for behind in range(row, len(batch)):
-                    update.moved.append((behind + 1, behind, MoveDirectionality.UNIDIRECTIONAL))
+                for after in range(row, len(batch)):
+                    update.moved.append((after + 1, after, MoveDirectionality.UNIDIRECTIONAL))
             if removed:
                 moves = [(b + 1, b, MoveDirectionality.UNIDIRECTIONAL) for row in removed for b in range(row, 9)]
                 processor.update_state(BatchUpdate(batch_size=len(batch), removed=removed, moved=moves))

@@ -437,26 +437,26 @@ def test_the_code_of_a_tokenizer_is_not_run_either(folder: Path, tmp_path: Path)
     assert not (tmp_path / "ran").exists()
 
 
-def test_quantised_weights_need_a_gpu_and_their_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for quantise in ("8bit", "4bit"):
-        with pytest.raises(InputError, match=rf"quantise={quantise} needs an NVIDIA GPU, found cpu"):
-            load_language_model(folder, device="cpu", quantise=quantise)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="quantise must be none, 8bit or 4bit, found 'fp4'"):
-        load_language_model(folder, device="cpu", quantise="fp4")  # type: ignore[arg-type]
+def test_quantized_weights_need_a_gpu_and_their_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for quantize in ("8bit", "4bit"):
+        with pytest.raises(InputError, match=rf"quantize={quantize} needs an NVIDIA GPU, found cpu"):
+            load_language_model(folder, device="cpu", quantize=quantize)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="quantize must be none, 8bit or 4bit, found 'fp4'"):
+        load_language_model(folder, device="cpu", quantize="fp4")  # type: ignore[arg-type]
     monkeypatch.setattr(load_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs the package bitsandbytes; run: pip install bitsandbytes"):
-        load_module._quantisation("4bit", torch.device("cuda"))
+        load_module._quantization("4bit", torch.device("cuda"))
 
 
 def test_what_is_asked_of_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module.importlib.util, "find_spec", lambda name: object())
-    four = load_module._quantisation("4bit", torch.device("cuda"))
+    four = load_module._quantization("4bit", torch.device("cuda"))
     assert isinstance(four, BitsAndBytesConfig)
     assert (four.load_in_4bit, four.bnb_4bit_quant_type, four.bnb_4bit_compute_dtype) == (True, "nf4", torch.bfloat16)
-    eight = load_module._quantisation("8bit", torch.device("cuda"))
+    eight = load_module._quantization("8bit", torch.device("cuda"))
     assert eight is not None
     assert eight.load_in_8bit
-    assert load_module._quantisation("none", torch.device("cpu")) is None
+    assert load_module._quantization("none", torch.device("cpu")) is None
 
 
 def test_an_unfinished_training_is_told_as_such(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_labels_that_are_hard_to_write_are_scored_as_any(family, kind, make_lm, 
 
 def test_every_option_at_once_equals_arithmetic_on_the_naive_scores(scratch_lm, prompts, labels):
     empty = ["A cell. Type:", "Nothing is known."]
-    found = score_answers(scratch_lm, prompts, labels, terminator=".", normalise="mean", prior_prompts=empty)
+    found = score_answers(scratch_lm, prompts, labels, terminator=".", normalize="mean", prior_prompts=empty)
     naive, prior = (score_answers_naive(scratch_lm, texts, labels, terminator=".") for texts in (prompts, empty))
     sizes = [len(ids) for ids in encode_completions(scratch_lm.tokenizer, [label + "." for label in labels])]
     np.testing.assert_allclose(found, (naive - np.log(np.exp(prior).mean(axis=0))) / sizes, atol=1e-4)
@@ -179,7 +179,7 @@ class TestLittleMemory:
             monkeypatch.setattr(
                 "cytoglot.lm.runtime.halve_on_oom.release_memory", lambda: None
             )  # collecting garbage takes long
-            monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
+            monkeypatch.setattr(score, "_chosen_strategies", type(score._chosen_strategies)())
             return lm
 
         return make

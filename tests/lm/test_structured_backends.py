@@ -272,7 +272,7 @@ def test_another_server_is_checked_and_asked_again(plain_server, words, prompts)
     assert {text for samples in answers for text in samples} == set(LABELS.options)
     assert len(plain_server.bodies) > 30, "some answers were not valid"
     assert "structured_outputs" not in plain_server.bodies[0]
-    # Repeats dropped, an unknown word ends what is taken, and the rest is asked for behind it.
+    # Repeats dropped, an unknown word ends what is taken, and the rest is asked for after it.
     plain_server.bodies.clear()
     plain_server.plan = [" ACTB B2M ACTB FOO CD3D", " CD3D CD8", " CD8A."]
     one = backend(plain_server, concurrency=1).sample(

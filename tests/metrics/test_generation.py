@@ -115,7 +115,7 @@ def test_copies_of_the_average_overlap_more_and_vary_less_than_real_cells() -> N
     assert g.pairwise_diversity(real) > 0.3
 
 
-def test_a_neighbour_vote_that_is_tied_goes_to_the_nearest() -> None:
+def test_a_neighbor_vote_that_is_tied_goes_to_the_nearest() -> None:
     real, labels = [[0.0], [1.0], [2.0], [3.0]], ["b", "a", "a", "b"]
     assert g.nearest_labels(real, labels, [[0.2], [1.2]], k=2).tolist() == ["b", "a"]  # 0.2: b at 0.2, a at 0.8
     assert g.nearest_labels(real, labels, [[1.6]], k=99).tolist() == ["a"]
@@ -133,7 +133,7 @@ def test_knn_type_agreement_follows_the_type() -> None:
         g.nearest_labels(np.empty((0, 3)), [], generated)
 
 
-def test_a_cell_is_not_its_own_neighbour_nor_is_a_copy_of_it() -> None:
+def test_a_cell_is_not_its_own_neighbor_nor_is_a_copy_of_it() -> None:
     real, labels, cells = [[0.0], [0.0], [1.0], [5.0]], ["a", "a", "b", "c"], ["x", "x", "y", "z"]
     found = {k: g.nearest_labels(real, labels, real, k=k, identities=(cells, cells)).tolist() for k in (1, 2, 3)}
     assert g.nearest_labels(real, labels, real, k=1).tolist() == labels

@@ -8,7 +8,7 @@ import pytest
 from cytoglot.metrics.scaling import PowerLaw, fit_ladder, fit_power_law
 
 
-def ladder() -> tuple[np.ndarray, np.ndarray]:
+def sweep() -> tuple[np.ndarray, np.ndarray]:
     sizes, amounts = np.array([1e4, 4e4, 2e5, 1e6]), np.array([300.0, 1000.0, 5000.0])
     n, d = np.meshgrid(sizes, amounts)
     return n.ravel(), d.ravel()
@@ -19,7 +19,7 @@ def law_of(n: np.ndarray, d: np.ndarray) -> np.ndarray:
 
 
 def test_a_law_without_noise_is_found_again() -> None:
-    n, d = ladder()
+    n, d = sweep()
     law = fit_power_law(n, d, law_of(n, d))
     assert law.floor == pytest.approx(1.7, rel=0.02)
     assert law.size_exponent == pytest.approx(0.4, rel=0.03)
@@ -28,7 +28,7 @@ def test_a_law_without_noise_is_found_again() -> None:
 
 
 def test_the_law_speaks_of_sizes_that_were_not_run() -> None:
-    n, d = ladder()
+    n, d = sweep()
     law = fit_power_law(n, d, law_of(n, d))
     np.testing.assert_allclose(law(np.array([3e6]), np.array([20_000.0])), law_of(np.array([3e6]), 20_000.0), rtol=0.02)
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_fitted_is_refused(n: list[float], d: list[float], loss: 
 
 
 def test_intervals_cover_the_truth_and_shrink_with_the_held_out_units() -> None:
-    n, d = ladder()
+    n, d = sweep()
     rng = np.random.default_rng(0)
 
     def width(n_units: int) -> tuple[float, tuple[float, float]]:
@@ -77,7 +77,7 @@ def test_intervals_cover_the_truth_and_shrink_with_the_held_out_units() -> None:
 
 
 def test_seeds_of_one_place_are_drawn_from() -> None:
-    n, d = ladder()
+    n, d = sweep()
     n2, d2, seeds = np.tile(n, 2), np.tile(d, 2), [0] * len(n) + [1] * len(n)
     rng = np.random.default_rng(1)
     loss_r1 = (law_of(n2, d2) * np.exp(rng.normal(0, 0.02, len(n2))))[:, None]

@@ -93,7 +93,7 @@ SECTIONS = {
     "embedding_2d.parquet": "Embeddings",
     "reconstruction.json": "From ranks back to expression",
     "timings.json": "Timings and provenance",
-    "confusion.json": "colour is the share of the true type",
+    "confusion.json": "color is the share of the true type",
     "generation.json": "Crosses: generated cells",
 }
 

@@ -85,7 +85,7 @@ def test_unknown_words_shift_no_rank():
 
 
 def test_a_repeated_gene_does_not_keep_its_last_position():
-    adata = decode(["A B C A"], vocabulary=GENES)  # mean position 1.5: behind B, before C
+    adata = decode(["A B C A"], vocabulary=GENES)  # mean position 1.5: after B, before C
     assert adata.X.toarray().tolist() == [[2, 1, 3, 0, 0]]
 
 

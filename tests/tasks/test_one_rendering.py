@@ -177,7 +177,7 @@ def test_training_and_use_see_the_same_text_and_the_same_tokens(
 
 @pytest.mark.parametrize("kind", ["gene words", "byte-level", "metaspace"])
 @pytest.mark.parametrize("name", list(tasks))
-def test_segments_are_tokenised_as_the_whole_text(
+def test_segments_are_tokenized_as_the_whole_text(
     name: str, kind: str, mixed: AnnData, corpus: Corpus, encoders: dict[str, Any], tmp_path: Path
 ) -> None:
     encode_texts = encoders[kind]

@@ -28,7 +28,7 @@ def test_every_gene_is_one_token_and_the_terminator_another(tokenizer) -> None: 
         assert tokenizer.convert_ids_to_tokens(ids[-1:]) == ["."]
 
 
-def test_prompt_and_completion_tokenise_apart_as_they_do_together(tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_prompt_and_completion_tokenize_apart_as_they_do_together(tokenizer) -> None:  # type: ignore[no-untyped-def]
     for example in EXAMPLES:
         together = tokenizer(example.prompt + example.completion, add_special_tokens=False)["input_ids"]
         apart = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in (example.prompt, example.completion)]

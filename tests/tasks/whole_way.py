@@ -14,7 +14,7 @@ from cytoglot.corpus.format.shard_file import make_block
 from cytoglot.corpus.read.records import RecordReader, source_of_cells
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.relations import read_relations
-from cytoglot.data.schema import recognise_obs, tidy_values
+from cytoglot.data.schema import recognize_obs, tidy_values
 from cytoglot.sentence.encode import encode
 from cytoglot.tasks import CellsSource, Task, TaskInstance, record_sources, tasks
 
@@ -40,7 +40,7 @@ def corpus_of(adata: AnnData, folder: Path, *, relations: tuple[str, ...] = (), 
             gene_ids=sentences.gene_ids,
             n_genes=len(vocabulary),
             source=["made"] * len(rows),
-            metadata={name: tidy_values(name, part.obs[column]) for name, column in recognise_obs(part.obs).items()},
+            metadata={name: tidy_values(name, part.obs[column]) for name, column in recognize_obs(part.obs).items()},
             group=np.arange(len(rows)) // 3,
             relations=read_relations(part, relations),
         )
@@ -69,12 +69,12 @@ def check_the_whole_way(name: str, adata: AnnData, folder: Path, *, reward: str,
     """Ask a task of a file and of a corpus, train on it, sample, score and reward its answers, and align a model."""
     from cytoglot.benchmark.corpus_tasks import CorpusTaskSettings, evaluate_corpus
     from cytoglot.cell_model.task_answers import ModelAnswers
-    from cytoglot.cell_model.task_scores import AskedTask, scores_of
+    from cytoglot.cell_model.task_scores import EvalTask, scores_of
     from cytoglot.lm.model.scratch import ScratchSettings
     from cytoglot.training.recipe import GrpoRecipe, ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
     from cytoglot.training.rl.grpo import train_grpo
     from cytoglot.training.rl.prompts import plan_prompts, reward_prompts, source_of_corpus
-    from cytoglot.training.rl.rewards import RewardContext, make_reward
+    from cytoglot.training.rl.rewards import RewardInputs, make_reward
     from cytoglot.training.run import train
 
     task = tasks[name]
@@ -100,7 +100,7 @@ def check_the_whole_way(name: str, adata: AnnData, folder: Path, *, reward: str,
     answerer = ModelAnswers(model.lm, model.spec.vocabulary)
     labels = tuple(sorted({one.answer() for one in of_file.values()})) if task.closed_answer else ()
     fitted = [answerer.fitted(one, labels) for one in list(of_file.values())[:12]]
-    asked = AskedTask(task=task, vocabulary=model.spec.vocabulary, records=tuple(filter(None, fitted)), labels=labels)
+    asked = EvalTask(task=task, vocabulary=model.spec.vocabulary, records=tuple(filter(None, fitted)), labels=labels)
     answers = answerer.answers(asked, [64] * len(asked.records))
     assert len(answers) == len(asked.records) == 12
     scores = scores_of(asked, answers)
@@ -124,6 +124,6 @@ def check_the_whole_way(name: str, adata: AnnData, folder: Path, *, reward: str,
     )
     prompts = plan_prompts(source_of_corpus(corpus, align, n_training=8, seed=1), model.lm, n=8, seed=1)
     columns = reward_prompts(prompts).as_columns()
-    rated = make_reward({reward: {"weight": 1.0}}, RewardContext(genes=model.spec.vocabulary.symbols, labels=labels))
+    rated = make_reward({reward: {"weight": 1.0}}, RewardInputs(genes=model.spec.vocabulary.symbols, labels=labels))
     assert rated([f" {answer}." for answer in columns["answer"]], **columns) == [1.0] * 8
     return train_grpo(corpus, out=folder / "aligned", recipe=align, seed=3, device="cpu")

@@ -13,7 +13,7 @@ from cytoglot.training.validation.calibrate import generation_temperature
 
 
 def _diversity(model: CellModel, name: str, lengths: np.ndarray, temperature: float) -> float:
-    return pairwise_diversity(model.write_ids(name, lengths, temperature=temperature, seed=1))
+    return pairwise_diversity(model.generate_ids(name, lengths, temperature=temperature, seed=1))
 
 
 def test_diversity_meets_that_of_the_real_cells(tiny_model: CellModel, cells: AnnData) -> None:
@@ -23,7 +23,7 @@ def test_diversity_meets_that_of_the_real_cells(tiny_model: CellModel, cells: An
     rows = [np.flatnonzero(labels == name)[:10] for name in tiny_model.spec.labels]
     chosen = np.concatenate(rows)
     parts = [
-        tiny_model.write_ids(name, sentences.lengths[part], temperature=0.5, seed=3)
+        tiny_model.generate_ids(name, sentences.lengths[part], temperature=0.5, seed=3)
         for name, part in zip(tiny_model.spec.labels, rows, strict=True)
     ]
     written = [words for part in parts for words in part]

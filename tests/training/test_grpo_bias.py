@@ -19,9 +19,9 @@ from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, enc
 from cytoglot.manifest import Manifest
 from cytoglot.training.loop.fit import Run
 from cytoglot.training.recipe import GrpoRecipe, ModelRecipe, OptimRecipe, TrainRecipe
-from cytoglot.training.rl.grpo import alignment_arguments
-from cytoglot.training.rl.prompts import AskedPrompt
-from cytoglot.training.rl.rewards import RewardContext, make_reward
+from cytoglot.training.rl.grpo import grpo_arguments
+from cytoglot.training.rl.prompts import EvalPrompt
+from cytoglot.training.rl.rewards import RewardInputs, make_reward
 from cytoglot.training.rl.trainer import CellGrpoTrainer, group_spread, masked_log_probs
 
 #: TRL 1.16 asks transformers 5.23 by an old name; `train_grpo` filters it in the same way.
@@ -56,13 +56,13 @@ def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     return build_tokenizer(words, [SHORT, LONG, *LABELS], n_subwords=280)
 
 
-def _asked(answer_format: AnswerFormat, prompt: str = SHORT) -> AskedPrompt:
+def _asked(answer_format: AnswerFormat, prompt: str = SHORT) -> EvalPrompt:
     n_genes = 2 if isinstance(answer_format, DistinctWords) else 0
-    return AskedPrompt(prompt=prompt, task="t", answer="LYZ", answer_format=answer_format, num_genes=n_genes, key="k")
+    return EvalPrompt(prompt=prompt, task="t", answer="LYZ", answer_format=answer_format, num_genes=n_genes, key="k")
 
 
 def _trainer(
-    lm: LanguageModel, asked: Sequence[AskedPrompt], folder: Path, *, constrained: bool = True, **grpo: object
+    lm: LanguageModel, asked: Sequence[EvalPrompt], folder: Path, *, constrained: bool = True, **grpo: object
 ) -> CellGrpoTrainer:
     settings = {"group_size": 2, "prompts_per_step": len(asked), "kl": 0.0, "max_answer_tokens": TOKENS, **grpo}
     recipe = TrainRecipe(
@@ -71,19 +71,19 @@ def _trainer(
         optim=OptimRecipe(steps=2, batch_size=64),
         grpo=GrpoRecipe(rewards={"validity": {}}, constrained=constrained, **settings),
     )
-    reward = make_reward({"validity": {}}, RewardContext(genes=WORDS, labels=LABELS))
+    reward = make_reward({"validity": {}}, RewardInputs(genes=WORDS, labels=LABELS))
     run = Run(folder=folder, recipe=recipe, manifest=Manifest(command="train"), seed=0, device="cpu")
     return CellGrpoTrainer(
         lm,
         asked,
-        args=alignment_arguments(run, lm, reward, max_tokens=TOKENS),
+        args=grpo_arguments(run, lm, reward, max_tokens=TOKENS),
         reward_terms=reward.terms,
         constrained=constrained,
         kl=recipe.grpo.kl,
     )
 
 
-def _batch(lm: LanguageModel, asked: Sequence[AskedPrompt], answers: Sequence[str]) -> dict[str, Tensor]:
+def _batch(lm: LanguageModel, asked: Sequence[EvalPrompt], answers: Sequence[str]) -> dict[str, Tensor]:
     """One row for each prompt and its answer, padded as the trainer pads."""
     prompts = encode_prompts(lm.tokenizer, [one.prompt for one in asked])
     written = encode_completions(lm.tokenizer, [f" {answer}." for answer in answers], eos=True)

@@ -13,7 +13,7 @@ from cytoglot.config import load_recipe
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.corpus.sources.recipe import load_corpus_recipe
 from cytoglot.errors import InputError
-from cytoglot.training.loop.trainer import make_optimiser
+from cytoglot.training.loop.trainer import make_optimizer
 from cytoglot.training.recipe import ModelRecipe, TrainRecipe
 from cytoglot.training.run import train
 from cytoglot.training.scaling.sweep import ScaleRecipe
@@ -45,9 +45,9 @@ def test_recipes_of_each_kind_say_what_they_are_named_for() -> None:
     pretrain, lora, qlora, c2s = (load_recipe(TrainRecipe, FOLDER / f"{n}.yaml") for n in _KINDS)
     assert (pretrain.kind, pretrain.optim.loss_on, pretrain.model.base) == ("pretrain", "everything", None)
     assert lora.lora is not None
-    assert (lora.kind, lora.lora.quantise, lora.optim.stop_on) == ("sft", "none", "cell_type_annotation.macro_f1")
+    assert (lora.kind, lora.lora.quantize, lora.optim.stop_on) == ("sft", "none", "cell_type_annotation.macro_f1")
     assert qlora.lora is not None
-    assert qlora.lora.quantise == "4bit"
+    assert qlora.lora.quantize == "4bit"
     published = {"learning_rate": 1e-5, "schedule": "linear", "weight_decay": 0.01, "warmup_share": 0.0}
     assert {name: getattr(c2s.optim, name) for name in published} == published
     assert c2s.optim.batch_size * c2s.optim.gradient_accumulation == 256
@@ -70,11 +70,11 @@ class _Model(torch.nn.Module):
         return self.vectors
 
 
-def test_the_published_recipe_has_its_optimiser_and_its_loss() -> None:
+def test_the_published_recipe_has_its_optimizer_and_its_loss() -> None:
     c2s = load_recipe(TrainRecipe, None, ["preset=c2s"]).optim
     assert (c2s.betas, c2s.loss) == ((0.9, 0.999), "token_mean")
-    optimiser = make_optimiser(_Model(), c2s, from_nothing=False)
-    assert all(group["betas"] == (0.9, 0.999) for group in optimiser.param_groups)
+    optimizer = make_optimizer(_Model(), c2s, from_nothing=False)
+    assert all(group["betas"] == (0.9, 0.999) for group in optimizer.param_groups)
     assert TrainRecipe().optim.betas == (0.9, 0.98)
 
 
@@ -108,7 +108,7 @@ _KINDS = ("pretrain", "lora", "qlora", "c2s")
 
 
 def test_adapters_learn_on_what_was_pretrained(small_corpus: Corpus, cells: AnnData, tmp_path: Path) -> None:
-    """The two recipes for a laptop, one behind the other, cut short."""
+    """The two recipes for a laptop, one after the other, cut short."""
     short = ["optim.steps=2", "optim.evaluate_every=2", "model.scratch.hidden_size=16", "model.word_vectors=random"]
     recipe = FOLDER / "pretrain.yaml"
     base = train(small_corpus, out=tmp_path / "base", recipe=recipe, overrides=short, device="cpu")

@@ -1,4 +1,4 @@
-"""Label cells: the exact likelihood of every label of a closed set, normalised, calibrated, and open to doubt."""
+"""Label cells: the exact likelihood of every label of a closed set, normalized, calibrated, and open to doubt."""
 
 from __future__ import annotations
 
@@ -192,8 +192,8 @@ def annotate(
         if method == "generate":
             parsed = _generate(model, some, chosen, context=context, seed=seed)
             return pa.table({"best": [p.label or UNASSIGNED for p in parsed], "text": [p.text for p in parsed]})
-        beliefs = label_probabilities(model, some, labels=chosen, views=views, context=context)
-        flat = pa.array(beliefs.probability_nk.reshape(-1), pa.float64())
+        probabilities = label_probabilities(model, some, labels=chosen, views=views, context=context)
+        flat = pa.array(probabilities.probability_nk.reshape(-1), pa.float64())
         return pa.table({"probability": pa.FixedSizeListArray.from_arrays(flat, len(chosen))})
 
     record: dict[str, Any] = {"labels": list(chosen), "method": method, "overlap": str(overlap)}
@@ -207,8 +207,8 @@ def annotate(
             result.obs[f"{KEY}_text"] = _spread(table["text"].to_pylist(), with_genes, len(sentences))
         else:
             flat = table["probability"].combine_chunks().flatten().to_numpy()
-            beliefs = LabelProbabilities(labels=chosen, probability_nk=flat.reshape(-1, len(chosen)))
-            best = _write_beliefs(result, beliefs, with_genes, threshold=cut, top_k=top_k)
+            probabilities = LabelProbabilities(labels=chosen, probability_nk=flat.reshape(-1, len(chosen)))
+            best = _write_probabilities(result, probabilities, with_genes, threshold=cut, top_k=top_k)
             record |= {"threshold": cut, "temperature": model.spec.calibration.temperature}
         record |= _write_ontology(result, best, chosen)
         add_record(result, "annotation", record)
@@ -244,20 +244,26 @@ def _check_labels(labels: Sequence[str], *, escape: bool) -> None:
         )
 
 
-def _write_beliefs(
-    result: AnnData, beliefs: LabelProbabilities, rows: NDArray[np.intp], *, threshold: float, top_k: int
+def _write_probabilities(
+    result: AnnData, probabilities: LabelProbabilities, rows: NDArray[np.intp], *, threshold: float, top_k: int
 ) -> NDArray[np.object_]:
     """Write what is believed of the cells `rows`, and that nothing is of the others; return the assigned labels."""
     n = result.n_obs
-    assigned = _spread(np.where(beliefs.confidence >= threshold, beliefs.best, UNASSIGNED), rows, n, UNASSIGNED)
-    best = _spread(beliefs.best, rows, n, UNASSIGNED)
-    confidence, probability_nk = np.full(n, np.nan), np.full((n, len(beliefs.labels)), np.nan)
-    confidence[rows], probability_nk[rows] = beliefs.confidence, beliefs.probability_nk
-    result.obs[KEY] = pd.Categorical(assigned, categories=_categories(beliefs.labels, assigned))
-    result.obs[f"{KEY}_best"] = pd.Categorical(best, categories=_categories(beliefs.labels, best))
+    assigned = _spread(
+        np.where(probabilities.confidence >= threshold, probabilities.best, UNASSIGNED), rows, n, UNASSIGNED
+    )
+    best = _spread(probabilities.best, rows, n, UNASSIGNED)
+    confidence, probability_nk = np.full(n, np.nan), np.full((n, len(probabilities.labels)), np.nan)
+    confidence[rows], probability_nk[rows] = probabilities.confidence, probabilities.probability_nk
+    result.obs[KEY] = pd.Categorical(assigned, categories=_categories(probabilities.labels, assigned))
+    result.obs[f"{KEY}_best"] = pd.Categorical(best, categories=_categories(probabilities.labels, best))
     result.obs[f"{KEY}_confidence"] = confidence
-    result.obs[f"{KEY}_top"] = _spread(beliefs.top(top_k), rows, n)
-    names = list(beliefs.labels) if all(map(is_key, beliefs.labels)) else list(map(as_key, beliefs.labels))
+    result.obs[f"{KEY}_top"] = _spread(probabilities.top(top_k), rows, n)
+    names = (
+        list(probabilities.labels)
+        if all(map(is_key, probabilities.labels))
+        else list(map(as_key, probabilities.labels))
+    )
     result.obsm["cytoglot_probabilities"] = pd.DataFrame(probability_nk, index=result.obs_names, columns=names)
     return assigned
 

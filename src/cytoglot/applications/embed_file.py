@@ -1,7 +1,7 @@
 """A file of cells of any size → their vectors in a file, in chunks, through kills and full disks.
 
 Each finished chunk is kept in a hidden folder beside the output, so that the same command after a kill goes on where it
-stopped and ends with the same bytes. One chunk of cells is in memory, and the next is read, ranked and tokenised while
+stopped and ends with the same bytes. One chunk of cells is in memory, and the next is read, ranked and tokenized while
 the model computes.
 
 Axes: n cells, d embedding dimensions.

@@ -69,7 +69,7 @@ def expected_expression(
     if n_lengths < 1 or not 0 < interval < 1:
         raise InputError(f"need n_lengths of at least 1 and an interval in (0, 1), found {n_lengths} and {interval}")
     lengths = _lengths(model, cell_type, n_lengths, seed=seed) if n_genes is None else np.array([n_genes])
-    prompts, formats = model.writing_prompts(cell_type, lengths, context=context)
+    prompts, formats = model.generation_prompts(cell_type, lengths, context=context)
     values_prw = _values(model, lengths)
     used = model.spec.calibration.generation_temperature if temperature is None else temperature
     ranks = answer_ranks(

@@ -14,7 +14,7 @@ from scipy.sparse import csr_matrix, vstack
 from cytoglot.applications.reconstruction_plots import PlotPoints
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
-from cytoglot.data.normalize import log_normalised
+from cytoglot.data.normalize import log_normalize
 from cytoglot.data.readers.read import CellStream
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
@@ -154,7 +154,7 @@ class Passes:
                 yield csr_matrix(counts)[chosen], self._ids[rows][chosen]
 
     def _log(self, counts: csr_matrix) -> csr_matrix:
-        return log_normalised(counts, self._stream.state, base=10.0)
+        return log_normalize(counts, self._stream.state, base=10.0)
 
     def _detection_rates(self) -> NDArray[np.float32]:
         n_detected_g = np.zeros(len(self._stream.vocabulary))

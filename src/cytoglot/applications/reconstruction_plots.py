@@ -120,20 +120,20 @@ def _draw_curves(ax: Any, sample: PlotPoints, curves: Mapping[CurveKind, RankCur
     ranks = np.unique(np.geomspace(1, max(int(sample.ranks.max(initial=1)), 2), 400).astype(np.int64))
     middle = np.full(len(ranks), np.median(sample.n_expressed) if sample.n_expressed.size else 1)
     genes = np.zeros(len(ranks), dtype=np.int64)
-    for kind, (colour, style) in _DRAWN.items():
+    for kind, (color, style) in _DRAWN.items():
         if kind in curves:
             label = _TITLES[kind]
-            ax.plot(ranks, curves[kind].predict(ranks, genes, middle), color=colour, linestyle=style, label=label)
+            ax.plot(ranks, curves[kind].predict(ranks, genes, middle), color=color, linestyle=style, label=label)
     by_length: tuple[CurveKind, ...] = ("isotonic_length", "cubic_length")
     known = [kind for kind in by_length if kind in curves]
     if not known or not sample.n_expressed.size:
         return
     kind = known[0]
-    for share, colour in zip((10, 50, 90), _LENGTH_COLOURS, strict=True):
+    for share, color in zip((10, 50, 90), _LENGTH_COLOURS, strict=True):
         length = int(np.percentile(sample.n_expressed, share))
         reached = ranks[ranks <= length]
         value = curves[kind].predict(reached, genes[: len(reached)], np.full(len(reached), length))
-        ax.plot(reached, value, color=colour, label=f"{_TITLES[kind]}: {length:,} genes")
+        ax.plot(reached, value, color=color, label=f"{_TITLES[kind]}: {length:,} genes")
 
 
 def _density(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.cell_model.task_scores import AskedRecord, gene_ids_of
+from cytoglot.cell_model.task_scores import EvalRecord, gene_ids_of
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.metrics.text import token_f1
 from cytoglot.tasks.multicell import cell_lines
@@ -29,7 +29,7 @@ class ConstantAnswer:
     ranked_genes: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     """number of genes → the genes to list"""
 
-    def answer(self, asked: AskedRecord) -> str:
+    def answer(self, asked: EvalRecord) -> str:
         """Return the answer, with as many genes and cells as the truth has."""
         if self.kind in {"label", "text"}:
             return self.text
@@ -41,7 +41,7 @@ class ConstantAnswer:
 
 def fit_constant_answer(
     kind: AnswerKind,
-    training: Sequence[AskedRecord],
+    training: Sequence[EvalRecord],
     *,
     lengths: Sequence[int],
     vocabulary: GeneVocabulary,

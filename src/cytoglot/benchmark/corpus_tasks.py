@@ -25,10 +25,10 @@ from cytoglot.benchmark.constant_answer import fit_constant_answer
 from cytoglot.benchmark.results import ResultRow, as_dicts
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.task_answers import ModelAnswers
-from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, statistics
+from cytoglot.cell_model.task_scores import EvalRecord, EvalTask, statistics
 from cytoglot.config import Settings
 from cytoglot.corpus.format.folder import Corpus, open_corpus
-from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
+from cytoglot.corpus.read.examples import CorpusExamples, available_tasks
 from cytoglot.data.schema import GROUP_FIELDS, group_values
 from cytoglot.errors import InputError, VocabularyMismatchError, nearest_names
 from cytoglot.manifest import Manifest
@@ -193,7 +193,7 @@ class _Work:
         self._compare(asked, answers, constants, order)
         self.answers.append(_answer_table(asked, answers, constants))
 
-    def _ask(self, task: Task[Any, Any]) -> tuple[AskedTask, list[AskedRecord]]:
+    def _ask(self, task: Task[Any, Any]) -> tuple[EvalTask, list[EvalRecord]]:
         """Return what is asked of held-out records, and the same of training records."""
         settings, vocabulary = self.settings, self.corpus.vocabulary
         if task.name not in self.model.spec.tasks:
@@ -217,7 +217,7 @@ class _Work:
                 f"{task.name}: {len(held_out) - len(records)} of {len(held_out)} records do not fit the context"
             )
         records = records[: self._n_records(task, records)]
-        return AskedTask(task=task, vocabulary=vocabulary, records=tuple(records), labels=labels), fitted
+        return EvalTask(task=task, vocabulary=vocabulary, records=tuple(records), labels=labels), fitted
 
     def _sample(self, task: Task[Any, Any], part: Any, n: int) -> list[TaskInstance]:
         """Return what the task asks of a seeded sample of the part: all that is known is told, in one wording."""
@@ -235,7 +235,7 @@ class _Work:
 
     @cached_property
     def _askable(self) -> Mapping[str, tuple[str, ...]]:
-        return {part: askable_tasks(self.corpus, part) for part in ("train", self.settings.part)}
+        return {part: available_tasks(self.corpus, part) for part in ("train", self.settings.part)}
 
     def _labels(self, task: Task[Any, Any], training: Sequence[TaskInstance]) -> tuple[str, ...]:
         """Return the answers that occur in the training part, most frequent first."""
@@ -276,14 +276,14 @@ class _Work:
             what = f"a single answer in the {self.settings.part} part"
             raise _NotShown(f"{what}, for {len(held_out)} records: {shortened(asked.pop(), 60)!r}")
 
-    def _n_records(self, task: Task[Any, Any], records: Sequence[AskedRecord]) -> int:
+    def _n_records(self, task: Task[Any, Any], records: Sequence[EvalRecord]) -> int:
         """Return how many records the budget of tokens allows; they are in random order."""
         if task.closed_answer:
             return len(records)
         mean = float(np.mean(self.answerer.n_tokens(task, [one.truth for one in records])))
         return max(self.settings.min_records, int(self.settings.answer_tokens / mean))
 
-    def _budgets(self, asked: AskedTask, training: Sequence[AskedRecord], constants: Sequence[str]) -> list[int]:
+    def _budgets(self, asked: EvalTask, training: Sequence[EvalRecord], constants: Sequence[str]) -> list[int]:
         """Return the most tokens of each free answer, from what training answers and the prompt tell of its length."""
         lengths = self.answerer.n_tokens(asked.task, constants)
         if asked.kind == "genes":  # the constant answer has as many genes as the prompt asks for
@@ -292,7 +292,7 @@ class _Work:
         return [max(n, usual) for n in lengths]
 
     def _compare(
-        self, asked: AskedTask, answers: Sequence[str], constants: Sequence[str], order: NDArray[np.int64] | None
+        self, asked: EvalTask, answers: Sequence[str], constants: Sequence[str], order: NDArray[np.int64] | None
     ) -> None:
         unit, groups = _unit(asked)
         options: dict[str, Any] = {"groups": groups, "unit": unit, "seed": self.seed, "n_resamples": 1000}
@@ -368,7 +368,7 @@ def _meet(corpus: Corpus, model: CellModel) -> list[str]:
     return messages
 
 
-def _unit(asked: AskedTask) -> tuple[str, NDArray[np.object_] | None]:
+def _unit(asked: EvalTask) -> tuple[str, NDArray[np.object_] | None]:
     """Donors or batches where there are at least five and all are known, else the records themselves."""
     metadata = pd.DataFrame([dict(one.record.metadata) for one in asked.records])
     columns = {field: group_values(metadata, field) for field in GROUP_FIELDS if field in metadata}
@@ -394,7 +394,7 @@ def _line(task: str, metric: str, rows: Mapping[tuple[str, str], ResultRow]) -> 
     )
 
 
-def _answer_table(asked: AskedTask, answers: Sequence[str], constants: Sequence[str]) -> pd.DataFrame:
+def _answer_table(asked: EvalTask, answers: Sequence[str], constants: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "task": asked.task.name,

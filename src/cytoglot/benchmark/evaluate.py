@@ -32,7 +32,7 @@ from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.read import read
-from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs, unlike_in_spelling
+from cytoglot.data.schema import GROUP_FIELDS, group_values, recognize_obs, unlike_in_spelling
 from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.splits.content import content_of_cells
 from cytoglot.data.splits.leakage import leakage_report
@@ -188,7 +188,7 @@ def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None, new_c
 
 def _unit(obs: pd.DataFrame) -> tuple[str, NDArray[np.object_] | None]:
     """Donors or batches where there are at least five among the test cells, else cells."""
-    fields = recognise_obs(obs)
+    fields = recognize_obs(obs)
     columns = {fields[name]: group_values(obs, fields[name]).to_numpy() for name in GROUP_FIELDS if name in fields}
     return resampling_unit(columns)
 
@@ -239,9 +239,9 @@ class _Work:
         held = self.held_out
         predictions = []
         with self._timed("annotation by scoring"):
-            beliefs = label_probabilities(self.model, self.sentences[held.test])
+            probabilities = label_probabilities(self.model, self.sentences[held.test])
             predictions.append(
-                Prediction(method="cytoglot", labels=beliefs.labels, probability_nk=beliefs.probability_nk)
+                Prediction(method="cytoglot", labels=probabilities.labels, probability_nk=probabilities.probability_nk)
             )
         with self._timed("embedding"):
             self.embedding_nd = self.model.embeddings(self.sentences)
@@ -331,9 +331,9 @@ class _Work:
             overwrite=True,
         )
         sentences, _ = control.sentences(held.adata[held.test], gene_options=AS_NAMED)
-        beliefs = label_probabilities(control, sentences)
+        probabilities = label_probabilities(control, sentences)
         return Prediction(
-            method="control: shuffled labels", labels=beliefs.labels, probability_nk=beliefs.probability_nk
+            method="control: shuffled labels", labels=probabilities.labels, probability_nk=probabilities.probability_nk
         )
 
     def _annotation_rows(self, predictions: list[Prediction]) -> None:

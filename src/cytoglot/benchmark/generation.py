@@ -115,7 +115,7 @@ def _type_sets(
         cell_type=name,
         held_out=held_out,
         sets={
-            "cytoglot": model.write_ids(
+            "cytoglot": model.generate_ids(
                 name, lengths, temperature=model.spec.calibration.generation_temperature, seed=seed
             ),
             "type_profile_draw": [ids.astype(np.int64) for ids in profile.draw(name, lengths, rng)],
@@ -151,7 +151,7 @@ class _Space:
     def agreement(self, words: Words, name: str, *, are_training_cells: bool = False) -> float:
         """Return the share of sentences whose nearest training cells are mostly of the type.
 
-        A training cell is looked up among the others: neither itself nor a cell of the same sentence is its neighbour.
+        A training cell is looked up among the others: neither itself nor a cell of the same sentence is its neighbor.
         """
         return knn_type_agreement(
             self._train,

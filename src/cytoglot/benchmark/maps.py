@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
-from cytoglot.data.normalize import log_normalised
+from cytoglot.data.normalize import log_normalize
 from cytoglot.data.readers.read import matrix_state_of
 from cytoglot.extras import require
 
@@ -33,7 +33,7 @@ def two_maps(
     """Return cell_id, truth and two pairs of coordinates for the cells of `rows` (at most 3,000 of them, drawn)."""
     if len(rows) > MAX_CELLS:
         rows = np.sort(np.random.default_rng([seed, 7]).choice(rows, MAX_CELLS, replace=False))
-    log_ng = log_normalised(csr_matrix(adata.X), matrix_state_of(adata))[rows]
+    log_ng = log_normalize(csr_matrix(adata.X), matrix_state_of(adata))[rows]
     n_components = max(2, min(_N_COMPONENTS, min(log_ng.shape) - 1))
     pca_nd = TruncatedSVD(n_components=n_components, random_state=seed).fit_transform(log_ng)
     ours, theirs = _umap(embedding_nd[rows], seed), _umap(pca_nd, seed)

@@ -25,7 +25,7 @@ def linear_probe(
 ) -> tuple[tuple[str, ...], NDArray[np.float64]]:
     """Return the labels and p(label | embedding) of the test cells, shape (n_test, k).
 
-    Standardised logistic regression fitted on training cells; its strength is the one with the highest validation
+    Standardized logistic regression fitted on training cells; its strength is the one with the highest validation
     accuracy (the stronger of equals; 0.1 without validation cells).
     """
     scaler = StandardScaler().fit(embedding_nd[train])

@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 
 from cytoglot.benchmark.results import ResultRow
 from cytoglot.cell_model.load import CellModel
-from cytoglot.data.normalize import log_normalised
+from cytoglot.data.normalize import log_normalize
 from cytoglot.data.readers.read import matrix_state_of
 from cytoglot.metrics.uncertainty import bootstrap_function
 from cytoglot.sentence.cell_sentence import CellSentences
@@ -66,7 +66,7 @@ def _r2_row(
 
 def _log_over_vocabulary(model: CellModel, adata: AnnData) -> csr_matrix:
     """Return log10(1 + counts per 10,000) in the order of the model's genes; genes that the data lack are 0."""
-    log_ng = log_normalised(csr_matrix(adata.X), matrix_state_of(adata), base=10.0)
+    log_ng = log_normalize(csr_matrix(adata.X), matrix_state_of(adata), base=10.0)
     columns = adata.var_names.get_indexer(list(model.spec.vocabulary.symbols))
     placed = csr_matrix(
         (np.ones((columns >= 0).sum(), dtype=np.float32), (columns[columns >= 0], np.flatnonzero(columns >= 0))),

@@ -27,7 +27,7 @@ class CellPrompt:
 
     @cached_property
     def gene_spans(self) -> NDArray[np.int64]:
-        """Characters (first, behind the last) of each gene of the sentence, in its order, shape (n_genes, 2).
+        """Characters (first, after the last) of each gene of the sentence, in its order, shape (n_genes, 2).
 
         Raises
         ------
@@ -52,6 +52,6 @@ class CellPrompt:
 
     @property
     def sentence_span(self) -> tuple[int, int]:
-        """Characters (first, behind the last) of the cell sentence; equal where it is empty."""
+        """Characters (first, after the last) of the cell sentence; equal where it is empty."""
         spans = self.gene_spans
         return (int(spans[0, 0]), int(spans[-1, 1])) if len(spans) else (0, 0)

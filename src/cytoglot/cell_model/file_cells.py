@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.data.relations import Relation
-from cytoglot.data.schema import recognise_obs, tidy_values
+from cytoglot.data.schema import recognize_obs, tidy_values
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.record_source import Draws
@@ -25,7 +25,7 @@ class FileCells:
     Parameters
     ----------
     obs
-        Columns of recognised names are the metadata; `cell_group`, if it is there, says which neighbours are a group.
+        Columns of recognized names are the metadata; `cell_group`, if it is there, says which neighbors are a group.
     metadata
         What is known of every cell.
     """
@@ -40,7 +40,7 @@ class FileCells:
     ) -> None:
         self._sentences, self._relations, self._known = sentences, relations, dict(metadata or {})
         self._cell_ids = [str(cell_id) for cell_id in sentences.cell_ids]
-        self._columns = {name: tidy_values(name, obs[column]) for name, column in recognise_obs(obs).items()}
+        self._columns = {name: tidy_values(name, obs[column]) for name, column in recognize_obs(obs).items()}
         codes = pd.factorize(obs[GROUP_COLUMN])[0] if GROUP_COLUMN in obs else np.full(len(obs), -1)
         self.group: NDArray[np.integer] = codes
         """(n,) number of the cell group, −1 for none"""

@@ -88,12 +88,12 @@ class CellModel:
     lm: LanguageModel
     spec: CellModelSpec
     folder: Path | None = None
-    reworded: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
+    templates_of_tasks: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
     """task → the same in other wordings, such as those that a released checkpoint was trained with"""
 
     def task(self, name: str) -> Task[Any, Any]:
         """Return a task in the wordings of this model."""
-        return self.reworded.get(name) or tasks[name]
+        return self.templates_of_tasks.get(name) or tasks[name]
 
     def with_templates(self, source: str | Path) -> CellModel:
         """Return the model with prompts of its own for annotation and, where the source has them, for generation.
@@ -107,8 +107,8 @@ class CellModel:
         names = ["cell_type_annotation"]
         if Path(source).suffix not in {".json", ".toml"}:
             names.append("cell_generation")
-        reworded = {name: tasks[name].with_templates(templates_for(name, source)) for name in names}
-        return replace(self, reworded={**self.reworded, **reworded})
+        changed = {name: tasks[name].with_templates(templates_for(name, source)) for name in names}
+        return replace(self, templates_of_tasks={**self.templates_of_tasks, **changed})
 
     def truncate(self, sentences: CellSentences) -> CellSentences:
         """Return the sentences at the length that the model writes: as in training, and as its context has room for."""
@@ -116,7 +116,7 @@ class CellModel:
         return sentences.truncate(min(limits)) if limits else sentences
 
     def _words_in_context(self) -> int | None:
-        """Return how many words of any kind fit behind the prompt of any type (at least 1); None without a limit."""
+        """Return how many words of any kind fit after the prompt of any type (at least 1); None without a limit."""
         words, context = self.spec.vocabulary.symbols, self.lm.context_length
         if context is None:
             return None
@@ -222,7 +222,7 @@ class CellModel:
     ) -> list[TaskInstance]:
         """Return what a task asks of the records of `adata`, whatever they are made of: cells, groups, related cells.
 
-        What `obs` knows of the cells under recognised names is told; cell groups are the cells of one value of
+        What `obs` knows of the cells under recognized names is told; cell groups are the cells of one value of
         `obs["cell_group"]`, relations as in `cytoglot.data.relations.read_relations`. A record that the task cannot ask
         without its answer is left out only if it has no content: labels are not needed.
 
@@ -316,7 +316,7 @@ class CellModel:
         context: Mapping[str, str] | None = None,
         template: int | str | None = None,
     ) -> NDArray[np.float64]:
-        """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalised over the labels."""
+        """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalized over the labels."""
         annotation = self.task("cell_type_annotation")
         assert isinstance(annotation, LabelAnswer)
         answers = annotation.label_completions(self.spec.labels if labels is None else labels)
@@ -343,7 +343,7 @@ class CellModel:
 
         The number of a cell, counted from `first`, is the key of its noise, so a cell does not depend on others.
         """
-        prompts, formats = self.writing_prompts(cell_type, lengths, context=context)
+        prompts, formats = self.generation_prompts(cell_type, lengths, context=context)
         answers = generate_answers(
             self.lm,
             prompts,
@@ -355,7 +355,7 @@ class CellModel:
         )
         return [text for (text, *_) in answers]
 
-    def writing_prompts(
+    def generation_prompts(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, context: Mapping[str, str] | None = None
     ) -> tuple[list[str], list[DistinctWords]]:
         """Return the prompt for a new cell sentence of each length, and the format of its answer."""
@@ -369,7 +369,7 @@ class CellModel:
             [DistinctWords(words=words, min_words=int(length), max_words=int(length)) for length in lengths],
         )
 
-    def write_ids(
+    def generate_ids(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, temperature: float, seed: int = 0
     ) -> list[NDArray[np.int64]]:
         """Return the gene ids of one new sentence per length, highest first."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText
-from cytoglot.cell_model.task_scores import AskedRecord, AskedTask, parts_of
+from cytoglot.cell_model.task_scores import EvalRecord, EvalTask, parts_of
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.generate import generate_answers
@@ -37,7 +37,7 @@ class ModelAnswers:
     vocabulary: GeneVocabulary
     """the genes that answers are made of"""
 
-    def answers(self, asked: AskedTask, budgets: Sequence[int]) -> list[str]:
+    def answers(self, asked: EvalTask, budgets: Sequence[int]) -> list[str]:
         """Return the model's answer to each record of the task, without what frames it.
 
         Parameters
@@ -56,7 +56,7 @@ class ModelAnswers:
             return self._write_cells(asked)
         return self._write_freely(asked.prompts, budgets)
 
-    def fitted(self, instance: TaskInstance, labels: Iterable[str] = ()) -> AskedRecord | None:
+    def fitted(self, instance: TaskInstance, labels: Iterable[str] = ()) -> EvalRecord | None:
         """Ask about as many genes as the context has room for beside the answer, or any of the `labels`.
 
         None if there is no room even with one gene of each cell, or nothing is left to ask.
@@ -68,13 +68,13 @@ class ModelAnswers:
         )
         return None if found is None else found[1]
 
-    def _asked(self, instance: TaskInstance, longest_label: int) -> tuple[AskedRecord | None, int]:
+    def _asked(self, instance: TaskInstance, longest_label: int) -> tuple[EvalRecord | None, int]:
         """Return what is asked, None if nothing of the answer is known in this vocabulary; and the tokens it takes."""
         example, truth = instance.example(), instance.answer()
         parts = parts_of(instance.task, truth, self.vocabulary)
         if not parts or not all(part.strip() for part in parts):
             return None, 0
-        asked = AskedRecord(record=instance.record, prompt=example.prompt, truth=truth, parts=parts)
+        asked = EvalRecord(record=instance.record, prompt=example.prompt, truth=truth, parts=parts)
         ids, n_prompt = encode_pair(self.lm.tokenizer, example.prompt, example.completion)
         words = self._words(instance.task, asked.n_genes)
         n_words = 0 if words is None else constrain(words, self.lm.tokenizer).enough_tokens(words.max_words)
@@ -98,7 +98,7 @@ class ModelAnswers:
         answers = generate_answers(self.lm, prompts, formats, temperature=0.0, seed=0, batch_size=batch_size)
         return [text for (text, *_) in answers]
 
-    def _write_cells(self, asked: AskedTask) -> list[str]:
+    def _write_cells(self, asked: EvalTask) -> list[str]:
         """Write the cells of a group one after another, each under constraint and as long as the true one.
 
         Greedy text without a constraint goes round in circles after some genes. What was written stands before the next

@@ -34,13 +34,13 @@ _NO_GENE = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedRecord:
+class EvalRecord:
     """One record as a task asks about it, with the true answer."""
 
     record: Record
     prompt: str
     truth: str
-    """without the space before it and the full stop behind it"""
+    """without the space before it and the full stop after it"""
     parts: tuple[str, ...]
     """the truth as it is compared"""
 
@@ -51,13 +51,13 @@ class AskedRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedTask:
+class EvalTask:
     """What one task asks, and what is needed to answer and to judge it."""
 
     task: Task[Any, Any]
     vocabulary: GeneVocabulary
     """the genes that answers are made of"""
-    records: tuple[AskedRecord, ...]
+    records: tuple[EvalRecord, ...]
     labels: tuple[str, ...] = ()
     """what a closed task chooses from: the answers that occur in training, most frequent first"""
 
@@ -71,7 +71,7 @@ class AskedTask:
         """The prompt of each record."""
         return [asked.prompt for asked in self.records]
 
-    def with_truths_of(self, order: NDArray[np.integer]) -> AskedTask:
+    def with_truths_of(self, order: NDArray[np.integer]) -> EvalTask:
         """Return the same prompts with the true answers of other records: i gets that of `order[i]`."""
         others = [self.records[i] for i in order]
         swapped = (replace(a, truth=o.truth, parts=o.parts) for a, o in zip(self.records, others, strict=True))
@@ -99,7 +99,7 @@ def gene_ids_of(part: str) -> NDArray[np.int64]:
     return np.array([int(word[1:]) for word in part.split() if word != _NO_GENE], dtype=np.int64)
 
 
-def statistics(asked: AskedTask, answers: Sequence[str]) -> dict[str, AdditiveStatistic]:
+def statistics(asked: EvalTask, answers: Sequence[str]) -> dict[str, AdditiveStatistic]:
     """Return metric → its additive form over the records: `exact_match`, `token_f1` and what the task names.
 
     Of several cells, overlap and F1 are means over the cells; a missing cell counts 0, and for F1 a surplus one does
@@ -115,7 +115,7 @@ def statistics(asked: AskedTask, answers: Sequence[str]) -> dict[str, AdditiveSt
     return result
 
 
-def scores_of(asked: AskedTask, answers: Sequence[str]) -> dict[str, float]:
+def scores_of(asked: EvalTask, answers: Sequence[str]) -> dict[str, float]:
     """Return every metric of the task that answers alone decide; NaN where one is undefined on all records."""
     found = {name: statistic.value for name, statistic in statistics(asked, answers).items()}
     written = [gene_ids_of(part).tolist() for a in answers for part in parts_of(asked.task, a, asked.vocabulary)[:1]

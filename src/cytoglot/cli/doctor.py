@@ -51,7 +51,7 @@ _FORBIDS = {
     "trl": "kind: grpo in a recipe",
     "vllm": "grpo.vllm colocate or server, and --backend vllm",
     "deepspeed": "deepspeed in a recipe",
-    "bitsandbytes": "lora.quantise",
+    "bitsandbytes": "lora.quantize",
 }
 
 

@@ -1,4 +1,4 @@
-"""scale: a ladder of models and the power law through it."""
+"""scale: a sweep of models and the power law through it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def scale_command(
-    recipe: Annotated[Path, typer.Argument(help="YAML file of the ladder, such as recipes/scaling.yaml.")],
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the sweep, such as recipes/scaling.yaml.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")
@@ -32,15 +32,15 @@ def scale_command(
     """Train models of several sizes on several amounts of data, and fit how the held-out loss falls."""
     from cytoglot.config import load_recipe
     from cytoglot.report.scaling_figure import write_scaling_figure
-    from cytoglot.training.scaling.sweep import ScaleRecipe, run_ladder, runs_of
+    from cytoglot.training.scaling.sweep import ScaleRecipe, grid, run_sweep
 
     quiet_for_json(as_json=json)
     chosen = load_recipe(ScaleRecipe, recipe, settings or [])
     if dry_run:
-        runs = [{"run": run.name} for run in runs_of(chosen)]
+        runs = [{"run": run.name} for run in grid(chosen)]
         show({"runs": runs, "steps": len(runs) * chosen.train.optim.steps, "dry_run": True}, as_json=json)
         return
-    result = run_ladder(chosen, out=output, device=device, threads=threads, seed=seed)
+    result = run_sweep(chosen, out=output, device=device, threads=threads, seed=seed)
     folder = output or Path(str(chosen.output))
     figure = write_scaling_figure(folder)
     runs = result["runs"] if json else [_shown(row) for row in result["runs"]]

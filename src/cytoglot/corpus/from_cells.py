@@ -21,10 +21,10 @@ from cytoglot.corpus.format.folder import Corpus, Part, write_corpus
 from cytoglot.corpus.format.shard_file import FIXED_COLUMNS, CellBlock, make_block
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import Flavor, select_hvg
-from cytoglot.data.normalize import log_normalised
+from cytoglot.data.normalize import log_normalize
 from cytoglot.data.qc import QcSettings, quality_control
 from cytoglot.data.readers.read import matrix_state_of
-from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
+from cytoglot.data.schema import GROUP_FIELDS, group_values, recognize_obs
 from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.splits.content import content_of_cells
 from cytoglot.data.splits.split import Split
@@ -142,7 +142,7 @@ def corpus_of_cells(
         )
         # Depth is the whole cell's, so genes outside of the sentence vocabulary still count towards it.
         matrix_ng = csr_matrix(adata.X)[learned]
-        log_ng = log_normalised(matrix_ng, matrix_state_of(adata), target_sum=1e4, base=10.0)[:, columns]
+        log_ng = log_normalize(matrix_ng, matrix_state_of(adata), target_sum=1e4, base=10.0)[:, columns]
         log_ng.sort_indices()
         curve = fit_rank_curve(DEFAULT_CURVE, sentences[learned], log_ng, seed=split.seed).to_dict()
     n_genes = len(sentences.vocabulary)
@@ -203,6 +203,6 @@ def _share_of(rows: NDArray[np.intp], share: float, seed: int) -> NDArray[np.int
 
 def _groups(adata: AnnData) -> dict[str, NDArray[np.object_]]:
     """Return donor, batch and study of each cell where the file names them: what intervals are resampled by."""
-    fields = recognise_obs(adata.obs)
+    fields = recognize_obs(adata.obs)
     columns = {name: group_values(adata.obs, fields[name]) for name in GROUP_FIELDS if name in fields}
     return {name: values.where(values.notna(), None).to_numpy(dtype=object) for name, values in columns.items()}

@@ -84,7 +84,7 @@ def audit(
     """Look at a data set as a model would, and report each finding with its fix.
 
     Checked are the matrix (which one `read` takes, and its state), gene names (namespace, species, duplicates,
-    renamed symbols, spreadsheet dates), empty and odd cells, identical cells, the columns of `obs` (recognised fields,
+    renamed symbols, spreadsheet dates), empty and odd cells, identical cells, the columns of `obs` (recognized fields,
     label counts, donors per label, what a split would go by) and the length of the cell sentences in tokens. Nothing is
     changed. The matrix is read once in chunks, so a file may be larger than memory. Faults of the data become findings,
     not errors.
@@ -94,7 +94,7 @@ def audit(
     source
         A file or folder that `read` takes, the name of a data set, or an AnnData.
     label
-        The column of cell types; recognised by name when not given (`schema.OBS_FIELDS`).
+        The column of cell types; recognized by name when not given (`schema.OBS_FIELDS`).
     layer
         The matrix to look at, as in `read`.
     gene_options

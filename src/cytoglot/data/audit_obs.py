@@ -9,7 +9,7 @@ import pandas as pd
 
 from cytoglot.data.finding import Finding
 from cytoglot.data.knowledge.ontology import map_labels
-from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognise_obs
+from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognize_obs
 from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 
@@ -21,15 +21,15 @@ _ORGANISMS = {"homo sapiens": "human", "human": "human", "mus musculus": "mouse"
 
 def audit_columns(obs: pd.DataFrame, *, label: str | None, species: str | None, facts: dict[str, Any]) -> list[Finding]:
     """Return the findings about `obs`; numbers go into `facts`."""
-    fields = recognise_obs(obs)
+    fields = recognize_obs(obs)
     facts["obs_fields"] = fields
     told = ", ".join(f"{name} ({column!r})" if name != column else name for name, column in fields.items())
-    findings = [Finding("ok" if fields else "note", "obs columns", f"recognised: {told or 'none'}")]
+    findings = [Finding("ok" if fields else "note", "obs columns", f"recognized: {told or 'none'}")]
     findings += _audit_organism(obs, fields, species)
     column = label or fields.get("cell_type")
     if column is None:
         fix = "pass label= (--label) with the column of cell types; without labels cells can be encoded and embedded"
-        findings.append(Finding("note", "labels", "no column of cell types was recognised", fix))
+        findings.append(Finding("note", "labels", "no column of cell types was recognized", fix))
         return findings
     try:
         values = labels(obs, column)

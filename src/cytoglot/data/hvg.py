@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from cytoglot import extras
-from cytoglot.data.normalize import MatrixState, log_normalised, matrix_state
+from cytoglot.data.normalize import MatrixState, log_normalize, matrix_state
 from cytoglot.data.plain_matrix import is_sparse
 from cytoglot.data.schema import labels
 from cytoglot.errors import InputError, MissingExtraError, UnknownNameError
@@ -49,7 +49,7 @@ def select_hvg(
         the cells are never chosen, so fewer may come back.
     flavor
         "pearson_residuals" and "seurat_v3" model integer counts; with other values "seurat" is used, with a warning.
-        "seurat" and "cell_ranger" look at the dispersion of values normalised to 10⁴ and natural log1p, which they get
+        "seurat" and "cell_ranger" look at the dispersion of values normalized to 10⁴ and natural log1p, which they get
         whatever X holds. The default is the best of those that need nothing beyond scanpy: logistic regression on 500
         genes reaches 0.89 accuracy on pbmc3k with it, 0.83 with "cell_ranger" and 0.78 with "seurat" (2,000 genes:
         0.91, 0.86, 0.89); on two other sets the three differ by less than 2.5 points. "seurat_v3" needs scikit-misc,
@@ -144,7 +144,7 @@ def _prepare(adata: AnnData, state: MatrixState, flavor: Flavor, batch_key: str 
     """
     import anndata
 
-    matrix = adata.X if flavor in COUNT_FLAVORS else log_normalised(adata.X, state, base=math.e)
+    matrix = adata.X if flavor in COUNT_FLAVORS else log_normalize(adata.X, state, base=math.e)
     obs = pd.DataFrame(index=adata.obs_names.astype(str))
     if batch_key is not None:
         obs[batch_key] = pd.Categorical(labels(adata.obs, batch_key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cytoglot.data.schema import GROUP_FIELDS, labels, recognise_obs
+from cytoglot.data.schema import GROUP_FIELDS, labels, recognize_obs
 from cytoglot.hashing import cell_hashes
 from cytoglot.manifest import fingerprint_bytes, fingerprint_texts
 
@@ -42,5 +42,5 @@ def fingerprint_cells(adata: AnnData, columns: Iterable[str]) -> dict[str, str]:
 
 def group_columns(adata: AnnData) -> list[str]:
     """Return the columns of donors, batches and data sets, among which a split or a resampling chooses."""
-    found = recognise_obs(adata.obs)
+    found = recognize_obs(adata.obs)
     return [found[field] for field in GROUP_FIELDS if field in found]

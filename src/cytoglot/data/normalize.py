@@ -1,4 +1,4 @@
-"""In what state a matrix is, decided by test; and from counts or logs to log-normalised values.
+"""In what state a matrix is, decided by test; and from counts or logs to log-normalized values.
 
 Axes: n cells, g genes. Matrices are cells × genes.
 """
@@ -68,7 +68,7 @@ def matrix_state(matrix: Any, *, cell_names: Names | None = None, gene_names: Na
     Sparse (any format) or dense, any integer, float or boolean type; not changed and not copied. Signs, NaN and whole
     numbers are tested on every value. The scale of values that are not whole is tested on up to 400 cells, evenly
     spaced: the base (e, 10 or 2) is the one for which b**x − 1 sums to the same total in every cell (within 0.1 %, for
-    99 % of the cells), or, as genes may have been chosen after normalising, is a whole multiple of one unit per cell
+    99 % of the cells), or, as genes may have been chosen after normalizing, is a whole multiple of one unit per cell
     (at least 80 % of the distinct values; a wrong base reaches about 10 %). A matrix of zeros, or without cells, counts
     as counts.
 
@@ -132,7 +132,7 @@ def normalize_log(matrix_ng: Any, *, target_sum: float = 1e4, base: float = 10.0
     return _log_scaled(csr, factor, base)
 
 
-def log_normalised(
+def log_normalize(
     matrix: Any, state: MatrixState, *, target_sum: float = 1e4, base: float = math.e
 ) -> sparse.csr_matrix:
     """Return log_base(1 + x) with cells of sum `target_sum`, from counts, linear values or log1p, as a new CSR float32.
@@ -223,7 +223,7 @@ def _scale(matrix: Any) -> tuple[float | None, float | None, str]:
         return found[0], found[1], ""
     base_found, is_multiple = _multiples_of_a_unit(cells, bases)
     if not is_multiple:
-        return None, None, "neither counts nor log1p of normalised counts" if largest < 50 else ""
+        return None, None, "neither counts nor log1p of normalized counts" if largest < 50 else ""
     return base_found, None, "multiples of a unit in each cell" if base_found is None else "target sum not to be told"
 
 

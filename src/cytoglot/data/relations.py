@@ -1,4 +1,4 @@
-"""Which other cells a cell is related to: the control of a treated cell, the neighbours of a cell in a tissue.
+"""Which other cells a cell is related to: the control of a treated cell, the neighbors of a cell in a tissue.
 
 Axes: n cells, m pairs.
 """

@@ -78,10 +78,10 @@ NOT_A_GROUP: frozenset[str] = UNLABELED | {"doublet", "doublets", "multiplet", "
 COMMON_NAMES: Mapping[str, str] = {"homo sapiens": "human", "mus musculus": "mouse"}
 
 
-def recognise_obs(obs: pd.DataFrame) -> dict[str, str]:
+def recognize_obs(obs: pd.DataFrame) -> dict[str, str]:
     """Return canonical field → column of `obs`, for the fields that are there.
 
-    Columns are recognised by name alone: case, dots, dashes and spaces do not matter. Where several columns mean the
+    Columns are recognized by name alone: case, dots, dashes and spaces do not matter. Where several columns mean the
     same field the first synonym of `OBS_FIELDS` wins. Columns not known are left out.
     """
     by_name: dict[str, str] = {}

@@ -181,7 +181,7 @@ def nearest_labels(
     ----------
     identities
         What each reference and what each query is, such as hashes of the content of cells. A reference that is the
-        query is not among its neighbours: it would be there at distance 0, with the right label. None where queries
+        query is not among its neighbors: it would be there at distance 0, with the right label. None where queries
         are no references. A query that all references equal has the label None.
 
     Raises
@@ -203,16 +203,16 @@ def nearest_labels(
         kinds_q = pd.Index(kinds).get_indexer(pd.Index(query_identities))
     copies_of_kind = np.bincount(kinds_n)
     n_copies = int(copies_of_kind[kinds_q[kinds_q >= 0]].max(initial=0))
-    neighbours = NearestNeighbors(n_neighbors=min(k + n_copies, len(reference))).fit(reference)
-    nearest = neighbours.kneighbors(query, return_distance=False)
+    neighbors = NearestNeighbors(n_neighbors=min(k + n_copies, len(reference))).fit(reference)
+    nearest = neighbors.kneighbors(query, return_distance=False)
     is_itself = kinds_n[nearest] == kinds_q[:, None]
     others_first = np.argsort(is_itself, axis=1, kind="stable")[:, :k]  # still from the nearest on
     nearest, is_itself = (np.take_along_axis(each, others_first, axis=1) for each in (nearest, is_itself))
     codes, names = pd.factorize(labels_n)
     code_nk = np.where(is_itself, -1, codes[nearest])
     votes_nl = (code_nk[:, :, None] == np.arange(len(names))).sum(axis=1)
-    votes_of_neighbour_nk = np.where(is_itself, -1, np.take_along_axis(votes_nl, code_nk, axis=1))
-    winner = votes_of_neighbour_nk.argmax(axis=1)  # neighbours are sorted: the first of the best is the nearest
+    votes_of_neighbor_nk = np.where(is_itself, -1, np.take_along_axis(votes_nl, code_nk, axis=1))
+    winner = votes_of_neighbor_nk.argmax(axis=1)  # neighbors are sorted: the first of the best is the nearest
     return np.array([*names, None], dtype=object)[code_nk[np.arange(len(code_nk)), winner]]
 
 

@@ -1,6 +1,6 @@
 """Power laws of loss against model size and amount of data.
 
-Axes: r runs of a ladder, u units that were held out (cells, donors), b resamples.
+Axes: r runs of a sweep, u units that were held out (cells, donors), b resamples.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _objective(parameters: Floats, x_ra: Floats, log_loss_r: Floats) -> tuple[fl
     gradient[0] = slope_r @ share_rk[:, 0]
     gradient[1::2] = slope_r @ share_rk[:, 1:]
     gradient[2::2] = slope_r @ (share_rk[:, 1:] * x_ra)
-    scale = 1 / _HUBER**2  # the optimiser's tolerances are for objectives near 1
+    scale = 1 / _HUBER**2  # the optimizer's tolerances are for objectives near 1
     return float(value * scale), gradient * scale
 
 
@@ -147,7 +147,7 @@ def _flat(law: PowerLaw, varies: NDArray[np.bool_]) -> Floats:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LadderFit:
+class SweepFit:
     """A law with its uncertainty."""
 
     law: PowerLaw
@@ -168,8 +168,8 @@ def fit_ladder(
     seed_r: Sequence[int] | None = None,
     n_resamples: int = 200,
     seed: int = 0,
-) -> LadderFit:
-    """Fit the law of a ladder's runs, with intervals by resampling what was held out.
+) -> SweepFit:
+    """Fit the law of a sweep's runs, with intervals by resampling what was held out.
 
     Parameters
     ----------
@@ -189,17 +189,17 @@ def fit_ladder(
         raise ValueError(f"expected losses of shape {(len(n_r), len(weight_u))}, found {loss_ru.shape}")
     law = fit_power_law(n_r, d_r, loss_ru.sum(axis=1) / weight_u.sum())
     rng = np.random.default_rng(seed)
-    twins = _twins(n_r, d_r, seed_r)
+    replicates = _twins(n_r, d_r, seed_r)
     replicates = []
     for _ in range(n_resamples):
         units = rng.integers(len(weight_u), size=len(weight_u))
-        runs = np.array([rng.choice(same) for same in twins for _ in same])
+        runs = np.array([rng.choice(same) for same in replicates for _ in same])
         loss = loss_ru[runs][:, units].sum(axis=1) / weight_u[units].sum()
         replicates.append(fit_power_law(n_r[runs], d_r[runs], loss, start=law))
     left_out = [_without(fit_power_law, run, n_r, d_r, loss_ru.sum(axis=1) / weight_u.sum()) for run in range(len(n_r))]
     predicted = np.log(law(n_r, d_r))
     observed = np.log(loss_ru.sum(axis=1) / weight_u.sum())
-    return LadderFit(
+    return SweepFit(
         law=law,
         intervals=_spread(replicates, lambda values: np.nanquantile(values, [0.025, 0.975])),
         leave_one_out=_spread(

@@ -30,9 +30,9 @@ def stacked_bars(rows: Sequence[tuple[str, Mapping[Part, int]]], *, width: float
     with canvas(width, 0.9 + 0.25 * room) as (figure, (ax,)):
         sums = [sum(parts.values()) for _, parts in rows]
         left = np.zeros(len(rows))
-        for part, colour in _PARTS:
+        for part, color in _PARTS:
             widths = np.array([parts.get(part, 0) for _, parts in rows], float)
-            ax.barh(range(len(rows)), widths, left=left, color=colour, height=0.7, label=part)
+            ax.barh(range(len(rows)), widths, left=left, color=color, height=0.7, label=part)
             left += widths
         most = max([*sums, 1])
         for y, n in enumerate(sums):
@@ -47,10 +47,10 @@ def stacked_bars(rows: Sequence[tuple[str, Mapping[Part, int]]], *, width: float
 def genes_per_cell(numbers: Binned) -> str:
     """Share of the cells of each part by their number of ranked genes."""
     with canvas(8.4, 3.4) as (figure, (ax,)):
-        for part, colour in _PARTS:
+        for part, color in _PARTS:
             counts = np.array(numbers.counts[part], float)
             if counts.sum():
-                ax.stairs(100 * counts / counts.sum(), numbers.edges, color=colour, lw=1.8, label=part)
+                ax.stairs(100 * counts / counts.sum(), numbers.edges, color=color, lw=1.8, label=part)
         _log_axis(ax, numbers.edges)
         ax.set(xlabel="ranked genes of a cell (log scale)", ylabel="% of the part's cells")
         ax.grid(color=GRID)
@@ -63,9 +63,9 @@ def group_sizes(sizes: Mapping[Part, Mapping[int, int]]) -> str:
     last = max((n for counts in sizes.values() for n in counts), default=1)
     with canvas(4.8, 2.9) as (figure, (ax,)):
         bottom = np.zeros(last + 1)
-        for part, colour in _PARTS:
+        for part, color in _PARTS:
             counts = np.array([sizes.get(part, {}).get(n, 0) for n in range(last + 1)], float)
-            ax.bar(range(last + 1), counts, bottom=bottom, color=colour, width=0.8, label=part)
+            ax.bar(range(last + 1), counts, bottom=bottom, color=color, width=0.8, label=part)
             bottom += counts
         ax.set(xlim=(0.3, last + 0.7), xlabel="cells in a group", ylabel="cell groups")
         _whole(ax.xaxis, 10)
@@ -76,15 +76,15 @@ def group_sizes(sizes: Mapping[Part, Mapping[int, int]]) -> str:
 
 
 def cells_per_donor(numbers: Binned) -> str:
-    """Donors by the number of their cells; one whose cells are in several parts has a colour of its own."""
+    """Donors by the number of their cells; one whose cells are in several parts has a color of its own."""
     with canvas(4.8, 2.9) as (figure, (ax,)):
-        edges, colours = np.array(numbers.edges), {str(part): colour for part, colour in _PARTS}
+        edges, colors = np.array(numbers.edges), {str(part): color for part, color in _PARTS}
         bottom = np.zeros(len(edges) - 1)
         for where, counts in numbers.counts.items():
             if sum(counts):
-                colour = colours.get(where, _SEVERAL_PARTS)
+                color = colors.get(where, _SEVERAL_PARTS)
                 widths = 0.94 * np.diff(edges)
-                ax.bar(edges[:-1], counts, widths, bottom=bottom, align="edge", color=colour, label=where)
+                ax.bar(edges[:-1], counts, widths, bottom=bottom, align="edge", color=color, label=where)
                 bottom += counts
         _log_axis(ax, numbers.edges)
         ax.set(xlabel="cells of a donor (log scale)", ylabel="donors")
@@ -100,12 +100,12 @@ def cut_off(rows: Sequence[TokenNumbers]) -> str:
     ways = sorted({row.tokens_per_gene for row in rows})
     with canvas(4.8, 2.9) as (figure, (ax,)):
         width = 0.8 / max(len(ways), 1)
-        for i, (way, colour) in enumerate(zip(ways, _WAYS, strict=False)):
+        for i, (way, color) in enumerate(zip(ways, _WAYS, strict=False)):
             shares = {row.context: 100 * row.share_of_cells_cut for row in rows if row.tokens_per_gene == way}
             places = np.arange(len(contexts)) + (i - (len(ways) - 1) / 2) * width
             heights = [shares[context] for context in contexts]
             label = f"{way:g} token{'s' if way != 1 else ''} a gene"
-            ax.bar(places, heights, width=0.92 * width, color=colour, label=label)
+            ax.bar(places, heights, width=0.92 * width, color=color, label=label)
             for x, height in zip(places, heights, strict=True):
                 text = f"{height:.0f}" if height >= 10 or height == 0 else f"{height:.1f}"
                 ax.text(x, height + 1.5, text, ha="center", fontsize=8, color=INK)
@@ -129,12 +129,12 @@ def task_balance(lines: Sequence[TaskLine]) -> str:
             else:
                 ax.text(1, y, "nothing to ask", va="center", fontsize=8, color=MUTED)
         # A larger marker below a smaller one, so that parts with the same number are all seen.
-        for (part, colour), size in zip(_PARTS, (84, 46, 20), strict=True):
+        for (part, color), size in zip(_PARTS, (84, 46, 20), strict=True):
             places = [y for y, line in enumerate(ordered) if line.records.get(part)]
             ax.scatter(
                 [ordered[y].records[part] for y in places],
                 places,
-                color=colour,
+                color=color,
                 s=size,
                 label=part,
                 zorder=2,

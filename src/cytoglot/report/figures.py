@@ -54,16 +54,16 @@ def svg_text(figure: Figure) -> str:
 
 
 def training_curve(rows: list[dict[str, Any]]) -> str:
-    """Loss of training and validation examples against optimiser steps."""
+    """Loss of training and validation examples against optimizer steps."""
     table = pd.DataFrame(rows, columns=["step", "train_loss", "validation_loss"])
     with canvas(6.4, 3.4) as (figure, (ax,)):
-        for column, colour, label in (
+        for column, color, label in (
             ("train_loss", MUTED, "training examples"),
             ("validation_loss", ACCENT, "validation cells, label only"),
         ):
             known = table.dropna(subset=[column])
             marker = "o" if column == "validation_loss" else None
-            ax.plot(known["step"], known[column].astype(float), color=colour, label=label, lw=1.8, marker=marker, ms=4)
+            ax.plot(known["step"], known[column].astype(float), color=color, label=label, lw=1.8, marker=marker, ms=4)
         ax.set(xlabel="step", ylabel="loss per example (nats, log scale)", yscale="log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default writes powers as mathematics
         ax.grid(color=GRID)
@@ -84,8 +84,8 @@ def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
         ax.set_yticks(range(n), labels)
         ax.set(xlabel="predicted", ylabel="truth")
         for i, j in zip(*np.nonzero(counts_kk), strict=True):
-            colour = "white" if share_kk[i, j] > 0.6 else INK
-            ax.text(j, i, f"{int(counts_kk[i, j])}", ha="center", va="center", fontsize=8, color=colour)
+            color = "white" if share_kk[i, j] > 0.6 else INK
+            ax.text(j, i, f"{int(counts_kk[i, j])}", ha="center", va="center", fontsize=8, color=color)
         return svg_text(figure)
 
 
@@ -102,7 +102,7 @@ def calibration(bins: list[dict[str, float]]) -> str:
 
 
 def two_maps(table: pd.DataFrame) -> str:
-    """UMAP of the model's embeddings beside UMAP of a PCA, coloured by the true type."""
+    """UMAP of the model's embeddings beside UMAP of a PCA, colored by the true type."""
     names = sorted(table["truth"].unique())
     with canvas(9.6, 4.6, n_axes=2) as (figure, axes):
         for ax, (x, y, title) in zip(
@@ -112,7 +112,7 @@ def two_maps(table: pd.DataFrame) -> str:
         ):
             for i, name in enumerate(names):
                 cells = table[table["truth"] == name]
-                ax.scatter(cells[x], cells[y], s=_dot(len(table)), color=_colour(i), label=name, linewidths=0)
+                ax.scatter(cells[x], cells[y], s=_dot(len(table)), color=_color(i), label=name, linewidths=0)
             _bare(ax, title)
         _legend_below(figure, axes[0], len(names))
         return svg_text(figure)
@@ -146,8 +146,8 @@ def generated_cells(points: list[dict[str, Any]]) -> str:
         for i, name in enumerate(names):
             cells = table[table["cell_type"] == name]
             real, new = cells[cells["method"] == "held_out_cells"], cells[cells["method"] == "cytoglot"]
-            ax.scatter(real["x"], real["y"], s=14, color=_colour(i), alpha=0.45, linewidths=0, label=name)
-            ax.scatter(new["x"], new["y"], s=22, color=_colour(i), marker="x", linewidths=1.1)
+            ax.scatter(real["x"], real["y"], s=14, color=_color(i), alpha=0.45, linewidths=0, label=name)
+            ax.scatter(new["x"], new["y"], s=22, color=_color(i), marker="x", linewidths=1.1)
         ax.set(xlabel="component 1", ylabel="component 2")
         ax.grid(color=GRID)
         _legend_below(figure, ax, len(names))
@@ -171,7 +171,7 @@ def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
         return svg_text(figure)
 
 
-def _colour(i: int) -> str:
+def _color(i: int) -> str:
     return PALETTE[i % len(PALETTE)]
 
 

@@ -1,4 +1,4 @@
-"""The figure of a ladder of models: loss and accuracy against size and amount of data, with the fitted power law."""
+"""The figure of a sweep of models: loss and accuracy against size and amount of data, with the fitted power law."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _LINES = {"full": "-", "lora": "--"}
 
 
 def write_scaling_figure(folder: str | Path) -> Path:
-    """Draw `scaling.json` of a ladder's folder as `scaling.svg` beside it; return its path.
+    """Draw `scaling.json` of a sweep's folder as `scaling.svg` beside it; return its path.
 
     Raises
     ------
     InputError
-        The folder holds no finished ladder.
+        The folder holds no finished sweep.
     """
     source = Path(folder) / "scaling.json"
     if not source.is_file():
@@ -76,7 +76,7 @@ def _in_order_of_size(table: pd.DataFrame) -> list[str]:
 
 
 def _curves(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, values: Sequence[Any], label: str) -> None:
-    """Draw each run with its interval, one colour for each value of `by`, one marker for each mode."""
+    """Draw each run with its interval, one color for each value of `by`, one marker for each mode."""
     modes = list(dict.fromkeys(table["mode"]))
     for i, value in enumerate(values):
         for mode in modes:
@@ -84,7 +84,7 @@ def _curves(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, values: Sequ
             bounds = np.abs(rows[[f"{y}_low", f"{y}_high"]].astype(float).to_numpy() - rows[[y]].to_numpy()).T
             name = label.format(value) + (f", {mode}" if len(modes) > 1 else "")
             ax.errorbar(
-                rows[x], rows[y], yerr=np.nan_to_num(bounds), color=_colour(i), marker=_MARKERS[mode], ms=5, lw=0.9,
+                rows[x], rows[y], yerr=np.nan_to_num(bounds), color=_color(i), marker=_MARKERS[mode], ms=5, lw=0.9,
                 ls="" if y == "loss_per_word" else _LINES[mode], capsize=2, label=name,
             )  # fmt: skip
 
@@ -101,10 +101,10 @@ def _law(
     n, d = (_span(table[name]) for name in ("parameters_without_vectors", "cells"))
     for i, share in enumerate(shares):
         cells = float(table.loc[table["share"] == share, "cells"].mean())
-        by_size.plot(n, _predict(law, n, np.full_like(n, cells)), color=_colour(i), lw=1.2, ls=_LINES[mode])
+        by_size.plot(n, _predict(law, n, np.full_like(n, cells)), color=_color(i), lw=1.2, ls=_LINES[mode])
     for i, size in enumerate(sizes):
         parameters = float(table.loc[table["size"] == size, "parameters_without_vectors"].mean())
-        by_data.plot(d, _predict(law, np.full_like(d, parameters), d), color=_colour(i), lw=1.2, ls=_LINES[mode])
+        by_data.plot(d, _predict(law, np.full_like(d, parameters), d), color=_color(i), lw=1.2, ls=_LINES[mode])
 
 
 def _span(values: pd.Series) -> np.ndarray:
@@ -131,5 +131,5 @@ def _formula(result: Mapping[str, Any], axis: str) -> str:
     return "\n".join(lines)
 
 
-def _colour(i: int) -> str:
+def _color(i: int) -> str:
     return (ACCENT, *PALETTE[1:])[i % len(PALETTE)]

@@ -1,6 +1,6 @@
 """Cells → cell sentences: the expressed genes of each cell from highest to lowest.
 
-Ranking counts equals ranking normalised log values, so nothing is normalised and nothing dense is made. Unlike the
+Ranking counts equals ranking normalized log values, so nothing is normalized and nothing dense is made. Unlike the
 original :cite:p:`levine2024cell2sentence`, which shuffles ties with a global seed so that a sentence depends on the
 cell's row, every tie rule here depends on the cell alone.
 """
@@ -62,7 +62,7 @@ def encode(
     Parameters
     ----------
     source
-        Counts or log-normalised values, with the same result (scaled ones are refused): the matrix is found by the
+        Counts or log-normalized values, with the same result (scaled ones are refused): the matrix is found by the
         order of `cytoglot.read`. A file is read chunk by chunk; nothing is changed in an AnnData.
     genes
         Make sentences of these genes alone, in this vocabulary order (HVGs, or the vocabulary of a model). Genes that
@@ -118,7 +118,7 @@ def encode_matrix(
     Parameters
     ----------
     matrix
-        (n, g) scipy sparse, dense or dask, of any integer, float or boolean type; counts or log-normalised. Columns of
+        (n, g) scipy sparse, dense or dask, of any integer, float or boolean type; counts or log-normalized. Columns of
         a sparse row may be in any order, repeated ones are summed, stored zeros count as zeros.
     cell_ids
         (n,) names; None numbers the rows, which with ties="random" makes a sentence depend on its row.

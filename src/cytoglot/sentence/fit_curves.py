@@ -152,7 +152,7 @@ def _fit_isotonic(kind: CurveKind, sums: RankSums) -> IsotonicCurve:
 
 
 def _length_groups(sums: RankSums, n_groups: int) -> list[NDArray[np.int64]]:
-    """Return the bins of each group: neighbours, of about equal numbers of pairs and at least `_MIN_PAIRS`."""
+    """Return the bins of each group: neighbors, of about equal numbers of pairs and at least `_MIN_PAIRS`."""
     n_b = sums.n_br.sum(axis=1)
     n_groups = max(1, min(n_groups, int(n_b.sum() // _MIN_PAIRS)))
     middle_b = (np.cumsum(n_b) - n_b / 2) / n_b.sum()

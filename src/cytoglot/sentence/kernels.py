@@ -1,10 +1,10 @@
-"""Compiled loops that put the genes of a cell in order. Nothing here is dense and nothing is normalised.
+"""Compiled loops that put the genes of a cell in order. Nothing here is dense and nothing is normalized.
 
 Expression arrives as unsigned integers of the same order ("keys"): counts as they are, floats by their bits, which for
 positive floats rise with the value. One road serves every type and every tie rule:
 
 1. one pass over a row finds its smallest and largest key, the bits that differ, and whether the columns rise;
-2. where only `top_genes` are wanted, a bisection over the keys (a vectorised count each) finds a threshold that a
+2. where only `top_genes` are wanted, a bisection over the keys (a vectorized count each) finds a threshold that a
    few more genes than wanted reach, and only those go on;
 3. a stable radix sort, least significant digit first: by tie (skipped where the columns are in tie order already), then
    by key. Bits that do not differ cost nothing, so counts below a few thousand, even stored as floats, take one pass.

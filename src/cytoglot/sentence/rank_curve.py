@@ -1,7 +1,7 @@
 """Fit rank curves on training cells, judge them on others, keep them as JSON.
 
 `expression` below is a CSR matrix of log10(1 + counts per 10,000) with one row per sentence and one column per gene of
-their vocabulary; for sentences of selected genes, take the columns after normalising by all genes.
+their vocabulary; for sentences of selected genes, take the columns after normalizing by all genes.
 """
 
 from __future__ import annotations

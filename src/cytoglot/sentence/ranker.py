@@ -231,7 +231,7 @@ def refuse_bad_values(block: sp.csr_matrix, cell_ids: Sequence[str], column_name
     row = int(np.searchsorted(block.indptr, places[0], side="right")) - 1
     raise InputError(
         f"expression must be finite and at least 0, found {block.data[places[0]]} in cell {cell_ids[row]!r}, gene "
-        f"{column_names[block.indices[places[0]]]!r}; pass counts or log-normalised values, for example layer='counts'"
+        f"{column_names[block.indices[places[0]]]!r}; pass counts or log-normalized values, for example layer='counts'"
     )
 
 

@@ -48,7 +48,7 @@ def group_fields(record: CellGroup) -> dict[str, Field]:
 
 @dataclass(frozen=True)
 class C2sStyle(FieldStyle):
-    """Genes in capitals, organisms in Latin, and an answer right behind its prompt."""
+    """Genes in capitals, organisms in Latin, and an answer right after its prompt."""
 
     answer_prefix: str = ""
     name: str = "cell2sentence"

@@ -71,7 +71,7 @@ class Cells(Protocol):
 
     @property
     def group(self) -> NDArray[np.integer]:
-        """(n,) number of the cell group, −1 for none; the cells of a group are neighbours."""
+        """(n,) number of the cell group, −1 for none; the cells of a group are neighbors."""
         ...
 
     @property

@@ -81,7 +81,7 @@ Field = str | Segments | Sequence[str]
 
 
 def join(fields: Iterable[Field]) -> Segments:
-    """Return fields one behind the other; neighbouring texts become one, and nothing stands for no genes."""
+    """Return fields one after the other; neighboring texts become one, and nothing stands for no genes."""
     pieces: list[Any] = []
     text = ""
     for field in fields:

@@ -1,7 +1,7 @@
 """Prompt templates: several ways to put one question, read from TOML, checked when read, chosen by a stable hash.
 
-Two rules keep every text of a task tokenised alike. A prompt never ends in white space and a completion starts with
-one space, so that prompt + completion has one tokenisation. Every gene is preceded by a space, in prompts and in
+Two rules keep every text of a task tokenized alike. A prompt never ends in white space and a completion starts with
+one space, so that prompt + completion has one tokenization. Every gene is preceded by a space, in prompts and in
 completions, because tokenizers with one token per gene know a gene only with that space.
 """
 
@@ -36,7 +36,7 @@ class Template:
     name: str
     text: str
     held_out: bool = False
-    """kept out of training, so that a test can tell understanding from recognising the wording"""
+    """kept out of training, so that a test can tell understanding from recognizing the wording"""
 
     def render(self, fields: Mapping[str, Field]) -> Segments:
         """Return the text with its fields filled; a field that is not in `fields` is a KeyError."""
@@ -131,18 +131,18 @@ class TemplateSet:
         return fingerprint_texts(texts if self.style.is_ours else [*texts, self.style.name, self.style.answer_prefix])
 
     def completion(self, fields: Mapping[str, Field]) -> Segments:
-        """Return the answer as it stands behind a prompt, such as `" CD4 T."`."""
+        """Return the answer as it stands after a prompt, such as `" CD4 T."`."""
         return self._completion.render(fields)
 
     def bare(self, completion: str) -> str:
         """Return a completion without what the wording puts around it: a space, a full stop."""
-        before, behind = self._frame
-        return completion.removeprefix(before).removesuffix(behind)
+        before, after = self._frame
+        return completion.removeprefix(before).removesuffix(after)
 
     def framed(self, answer: str) -> str:
         """Return an answer as a completion, as training shows it; undoes `bare`."""
-        before, behind = self._frame
-        return before + answer + behind
+        before, after = self._frame
+        return before + answer + after
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
@@ -300,7 +300,7 @@ def _check_template(template: Template, templates: TemplateSet) -> None:
         ):
             raise InputError(
                 f"{where}: {{{name}}} must stand after a space and before a full stop, a space or a line break, "
-                "so that every gene is tokenised as a word of its own"
+                "so that every gene is tokenized as a word of its own"
             )
         if name.endswith(LINES_ENDING) and (
             (before and before[-1] != "\n") or (after and after[0] not in f"{TERMINATOR}\n")

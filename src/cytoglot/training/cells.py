@@ -22,7 +22,7 @@ from cytoglot.corpus.format.folder import Corpus, Part
 from cytoglot.corpus.format.shard_file import concat_blocks
 from cytoglot.corpus.from_cells import LABELLED, UNLABELLED, CellOptions, corpus_of_cells
 from cytoglot.corpus.read.epoch_plan import checked_sources
-from cytoglot.corpus.read.examples import askable_tasks
+from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.records import read_row_group, row_groups
 from cytoglot.data.genes.options import AS_NAMED
 from cytoglot.data.knowledge.ontology import map_labels
@@ -235,7 +235,7 @@ def shares_of(corpus: Corpus, recipe: TrainRecipe) -> dict[str, float]:
     InputError
         A task can ask nothing of the training part.
     """
-    askable = askable_tasks(corpus, "train")
+    askable = available_tasks(corpus, "train")
     if "tasks" not in recipe.model_fields_set and recipe.kind != "grpo":
         return dict.fromkeys(askable, 1.0)
     shares = default_shares(recipe)

@@ -64,27 +64,35 @@ class LoraRecipe(Settings):
     """names of the layers that get one; all-linear: every linear layer but the output layer"""
     train_vectors: bool = False
     """train the token vectors and the output layer in full besides, as new words need"""
-    quantise: Literal["none", "8bit", "4bit"] = "none"
+    quantize: Literal["none", "8bit", "4bit"] = "none"
     """hold the frozen weights in 8 or 4 bits (QLoRA; needs a GPU and bitsandbytes)"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _former_names(cls, values: Any) -> Any:
+        """Read the recipes that are kept in models of earlier versions."""
+        if isinstance(values, dict) and "quantise" in values:
+            return {"quantize" if name == "quantise" else name: value for name, value in values.items()}
+        return values
 
 
 class GrpoRecipe(Settings):
-    """Alignment by group-relative policy optimisation :cite:p:`shao2024deepseekmath`; only for `kind: grpo`."""
+    """Alignment by group-relative policy optimization :cite:p:`shao2024deepseekmath`; only for `kind: grpo`."""
 
     rewards: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """reward → its settings, such as overlap: {weight: 1.0}; docs/grpo.md lists them"""
     group_size: int = Field(default=8, ge=2)
     """answers written to each prompt and compared with each other"""
     prompts_per_step: int = Field(default=4, gt=0)
-    """prompts of an optimiser step, over all devices"""
+    """prompts of an optimizer step, over all devices"""
     kl: float = Field(default=0.02, ge=0)
     """weight of the divergence from the model that training starts from; 0 keeps no reference"""
     updates: int = Field(default=1, gt=0)
-    """optimiser steps on the answers of a step; from the second on they are of an older model, which `clip` bounds"""
+    """optimizer steps on the answers of a step; from the second on they are of an older model, which `clip` bounds"""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """how far the ratio of new to old probabilities counts"""
     loss: Literal["grpo", "dr_grpo", "bnpo", "dapo"] = "dr_grpo"
-    """how token losses are averaged; dr_grpo does not favour long wrong answers"""
+    """how token losses are averaged; dr_grpo does not favor long wrong answers"""
     scale_rewards: Literal["group", "batch", "none"] = "none"
     """what advantages are divided by the standard deviation of"""
     temperature: float = Field(default=1.0, gt=0)
@@ -100,7 +108,7 @@ class GrpoRecipe(Settings):
     held_out_prompts: int = Field(default=32, gt=0)
     """prompts of validation cells on which rewards and diversity are watched"""
     held_out_samples: int = Field(default=4, ge=2)
-    """answers to each of them at every look"""
+    """answers to each of them at every evaluation"""
     max_overlap_gain: float = Field(default=0.15, gt=0)
     """training stops being called healthy when answers to one prompt share so much more than before it, and more than
     real cells of one type do"""
@@ -167,14 +175,14 @@ DEFAULT_TASKS = {"cell_type_annotation": 0.5, "cell_generation": 0.45, "uncondit
 
 
 class OptimRecipe(Settings):
-    """Optimiser, schedule and loss."""
+    """Optimizer, schedule and loss."""
 
     steps: int = Field(default=400, gt=0)
-    """optimiser steps"""
+    """optimizer steps"""
     batch_size: int = Field(default=32, gt=0)
     """rows of a batch and device: of one example each, or of several where they are packed"""
     gradient_accumulation: int = Field(default=1, gt=0)
-    """batches of an optimiser step; the loss is that of all their examples together"""
+    """batches of an optimizer step; the loss is that of all their examples together"""
     gradient_checkpointing: bool = False
     """compute activations twice instead of keeping them: a third slower, a fraction of the memory"""
     packing: Literal["auto", "on", "off"] = "auto"
@@ -209,11 +217,11 @@ class OptimRecipe(Settings):
     bf16: bool | None = None
     """mixed precision; None: where a GPU has it"""
     evaluate_every: int = Field(default=100, gt=0)
-    """steps between two looks at the validation cells, each with a checkpoint"""
+    """steps between two evaluations on the validation cells, each with a checkpoint"""
     stop_on: str = "loss"
-    """what the looks compare: loss, or a task's metric on validation cells, such as cell_type_annotation.macro_f1"""
+    """what evaluations compare: loss, or a task's metric on validation cells, such as cell_type_annotation.macro_f1"""
     patience: int | None = Field(default=3, gt=0)
-    """looks without a gain before training stops; None trains all steps"""
+    """evaluations without a gain before training stops; None trains all steps"""
 
 
 class TrainRecipe(Settings):
@@ -236,7 +244,7 @@ class TrainRecipe(Settings):
     model: ModelRecipe = ModelRecipe()
     """the language model"""
     tasks: dict[str, float] = Field(default=DEFAULT_TASKS)
-    """shares of the tasks among the examples (they are normalised); a task that is not named has none. A corpus is
+    """shares of the tasks among the examples (they are normalized); a task that is not named has none. A corpus is
     learned with equal shares of all tasks that it can ask, unless they are named"""
     sources: dict[str, float] = Field(default_factory=dict)
     """of a corpus: source → how often its cells are visited in a pass, 0.5 for every second cell; 1 where not named"""
@@ -296,14 +304,14 @@ class TrainRecipe(Settings):
         if self.kind != "grpo" and self.grpo != GrpoRecipe():
             raise ValueError(f"grpo says how rewards are followed, but kind is {self.kind}: set kind: grpo")
         if self.kind == "grpo":
-            self._fit_for_alignment()
+            self._check_grpo()
         if self.fsdp is not None and self.deepspeed is not None:
             raise ValueError("fsdp and deepspeed are two ways to the same end; name one of them")
         if self.lora is not None and self.model.base is None:
             raise ValueError("lora adapts a trained model: set model.base to a folder or a name on the hub")
         return self
 
-    def _fit_for_alignment(self) -> None:
+    def _check_grpo(self) -> None:
         """Refuse settings that would be passed over without a word."""
         unfit = {
             "fsdp": self.fsdp is not None,

@@ -14,7 +14,7 @@ from cytoglot.benchmark.baselines import BASELINES, Baseline
 from cytoglot.benchmark.baselines.base import choose, validation_part
 from cytoglot.benchmark.baselines.logistic_regression import LogisticRegressionBaseline
 from cytoglot.benchmark.baselines.majority import Majority
-from cytoglot.benchmark.baselines.nearest_neighbours import NearestNeighbours
+from cytoglot.benchmark.baselines.nearest_neighbors import NearestNeighbors
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
 
@@ -95,14 +95,14 @@ def test_labels_must_be_given_for_every_cell(make: type[Baseline]) -> None:
         make().fit(TRAIN, [float("nan"), *TRAIN_LABELS[1:]])
 
 
-@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbours])
+@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbors])
 def test_query_cells_without_a_training_gene_are_refused(make: type[Baseline]) -> None:
     name = CELLS.var_names[-1]
     with pytest.raises(VocabularyMismatchError, match=f"1 of the 120 genes .* not in these cells, such as '{name}'"):
         fitted(make).predict_proba(TEST[:, :-1])
 
 
-@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbours])
+@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbors])
 def test_methods_that_look_at_genes_beat_the_majority_and_lose_to_chance_on_shuffled_labels(
     make: type[Baseline],
 ) -> None:
@@ -127,7 +127,7 @@ def test_logistic_regression_is_that_of_scikit_learn_on_ln_cp10k() -> None:
     ours = LogisticRegressionBaseline(strengths=(0.1,), max_iter=2000)
     ours.fit(TRAIN, TRAIN_LABELS, VALIDATION, VALIDATION_LABELS)
     x, query = ln_cp10k(TRAIN), ln_cp10k(TEST)
-    if ours.chosen["standardised"]:
+    if ours.chosen["standardized"]:
         deviation = x.toarray().std(axis=0)
         scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6)
         x, query = x.multiply(scale).tocsr(), query.multiply(scale).tocsr()
@@ -143,8 +143,8 @@ def test_every_step_of_the_path_is_kept_as_it_was_fitted() -> None:
     assert np.abs(weak[-1].coef_).max() < np.abs(strong[-1].coef_).max() / 5
 
 
-def test_nearest_neighbours_are_those_of_scikit_learn_on_components() -> None:
-    ours = fitted(NearestNeighbours)
+def test_nearest_neighbors_are_those_of_scikit_learn_on_components() -> None:
+    ours = fitted(NearestNeighbors)
     x, query = ln_cp10k(TRAIN).toarray(), ln_cp10k(TEST).toarray()
     pca = PCA(50, svd_solver="full").fit(x)
     theirs = KNeighborsClassifier(int(ours.chosen["k"])).fit(pca.transform(x), TRAIN_LABELS.astype(str))
@@ -158,9 +158,9 @@ def test_what_is_chosen_follows_the_validation_cells() -> None:
     x = csr_matrix(rng.poisson(5, (60, 30)))
     adata = AnnData(x.astype(np.float32))
     labels = np.array(["a"] * 45 + ["b"] * 15, dtype=object)
-    own = NearestNeighbours(n_neighbours=(30, 1)).fit(adata, labels, adata, labels)  # one's own nearest is oneself
+    own = NearestNeighbors(n_neighbors=(30, 1)).fit(adata, labels, adata, labels)  # one's own nearest is oneself
     assert own.chosen["k"] == 1
-    most = NearestNeighbours(n_neighbours=(1, 30)).fit(adata, labels, adata[:45], labels[:45])
+    most = NearestNeighbors(n_neighbors=(1, 30)).fit(adata, labels, adata[:45], labels[:45])
     assert most.chosen["k"] == 1
 
 
@@ -188,6 +188,6 @@ def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(InputError, match=r"needs at least two labels, found only 'a'"):
         LogisticRegressionBaseline().fit(TRAIN[:4], ["a"] * 4)
     with pytest.raises(InputError, match=r"at least 3 cells and 3 genes, found \(2, 120\)"):
-        NearestNeighbours().fit(TRAIN[:2], ["a", "b"])
+        NearestNeighbors().fit(TRAIN[:2], ["a", "b"])
     with pytest.raises(UnknownNameError, match=r"unknown baseline 'logistic'; did you mean 'logistic_regression'"):
         BASELINES["logistic"]

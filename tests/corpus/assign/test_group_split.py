@@ -103,7 +103,7 @@ def test_two_donors_train_and_test_and_validation_cells_come_from_training() -> 
     decision = decide_splits(count({"a": columns}), SplitRecipe(), 0)
     part = parts(decision, "a", columns)
     assert sorted(decision.units.values()) == ["test", "train"]
-    assert decision.carved == ("a",)
+    assert decision.validation_from_train == ("a",)
     assert any("validation cells are drawn from the training donors" in w for w in decision.warnings)
     np.testing.assert_allclose(shares(part), [0.5 * 8 / 9, 0.5 / 9, 0.5], atol=0.01)
     tested = {str(d) for d in np.asarray(columns["donor_id"])[part == 2]}

@@ -54,7 +54,7 @@ class Found:
 def looked_up(
     index: list[set[int]], others: list[set[int]], *, threshold: float = 0.9, asked: list[bool] | None = None
 ) -> Found:
-    """Look the sets up among others, whose places follow theirs."""
+    """BlockVisitor the sets up among others, whose places follow theirs."""
     orders, q = random_orders(N_GENES), len(index)
     places = np.arange(q + len(others), dtype=np.uint64)
     n_found, best, place = np.zeros(q, np.int64), np.zeros(q), np.zeros(q, np.uint64)
@@ -151,7 +151,7 @@ def test_nearly_all_pairs_at_the_threshold_are_found_and_never_twice() -> None:
     assert abs(sum(found.n) / n - expected) < 4 * np.sqrt(expected * (1 - expected) / n)
 
 
-def test_a_cell_is_not_its_own_neighbour_and_cells_not_asked_about_stay_as_they_were() -> None:
+def test_a_cell_is_not_its_own_neighbor_and_cells_not_asked_about_stay_as_they_were() -> None:
     sets, sizes = as_sets([set(range(30)), set(range(30)), set(range(100, 130))])
     places = np.array([5, 6, 7], np.uint64)
     n_found, best, place = np.zeros(3, np.int64), np.zeros(3), np.zeros(3, np.uint64)

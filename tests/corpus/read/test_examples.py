@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cytoglot.corpus.format.folder import Corpus
-from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks, sample_examples
+from cytoglot.corpus.read.examples import CorpusExamples, available_tasks, sample_examples
 from cytoglot.corpus.read.mixture import TaskMixture, vary_metadata
 from cytoglot.corpus.read.records import RecordReader, source_of_cells
 from cytoglot.errors import InputError, UnknownNameError
@@ -173,7 +173,7 @@ def test_random_examples_are_of_other_records_and_seeded(small_corpus: Corpus) -
 
 
 def test_random_examples_of_every_task_that_the_corpus_can_ask(small_corpus: Corpus) -> None:
-    possible = askable_tasks(small_corpus)
+    possible = available_tasks(small_corpus)
     assert {"cell_type_annotation", "multicell_generation", "interpretation"} <= set(possible)
     for name in possible:
         assert {found.task for found in sample_examples(small_corpus, "train", 3, task=name)} == {name}

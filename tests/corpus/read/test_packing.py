@@ -21,7 +21,7 @@ def test_best_fit_by_hand() -> None:
     # 6 opens a row; 5 opens one; 4 goes to the 6, which it fills; 3 to the 5; 2 fills that one.
     assert best_fit([3, 5, 2, 6, 4], 10) == [[3, 4], [1, 0, 2]]
     assert best_fit([], 10) == []
-    # The fuller row wins: 2 would also fit behind the 5.
+    # The fuller row wins: 2 would also fit after the 5.
     assert best_fit([5, 6, 4, 2], 8) == [[1, 3], [0], [2]]
 
 
@@ -109,7 +109,7 @@ def test_packing_wastes_little() -> None:
     assert 1 - lengths.sum() / (2048 * len(packed.rows)) < 0.02
 
 
-def test_buckets_hold_neighbours_in_length() -> None:
+def test_buckets_hold_neighbors_in_length() -> None:
     lengths = [5, 1, 9, 2, 8, 3, 7]
     assert bucket(lengths, batch_size=3) == [[1, 3], [5, 0], [6, 4, 2]]  # 7 in batches of at most 3: sizes 2, 2, 3
     assert bucket(lengths, batch_tokens=10) == [[1, 3, 5], [0], [6], [4], [2]]  # 3 × 3, then 2 × 7 is too much

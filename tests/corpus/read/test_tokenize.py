@@ -154,11 +154,11 @@ def test_what_no_table_holds_is_read_as_the_whole_text(kind: str) -> None:
     ):  # fmt: skip
         text = join(pieces)
         ((ids, _),) = tokenizer.encode_pairs([text], [join([" ", *pieces])])
-        assert ids.tolist() == [*encode([text.text])[0], *behind(encode, " " + text.text)], text.text
+        assert ids.tolist() == [*encode([text.text])[0], *after(encode, " " + text.text)], text.text
 
 
-def behind(encode: Callable[[list[str]], list[list[int]]], text: str) -> list[int]:
-    """Return the ids of a text that goes on behind another one, whatever the tokenizer puts at the start of a text."""
+def after(encode: Callable[[list[str]], list[list[int]]], text: str) -> list[int]:
+    """Return the ids of a text that goes on after another one, whatever the tokenizer puts at the start of a text."""
     before = encode(["b"])[0]
     whole = encode(["b" + text])[0]
     assert whole[: len(before)] == before

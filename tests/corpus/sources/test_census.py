@@ -80,7 +80,7 @@ def read(source: CorpusSource, first: int, last: int, chunk: int = 50) -> np.nda
     return sparse.vstack(list(source.blocks(first, last, chunk))).toarray()
 
 
-def test_primary_cells_come_in_order_over_harmonised_genes(opened: Callable[..., CorpusSource]) -> None:
+def test_primary_cells_come_in_order_over_harmonized_genes(opened: Callable[..., CorpusSource]) -> None:
     primary = cells().obs["is_primary_data"].to_numpy()
     with opened() as source:
         assert source.symbols == ("CD3E", "RACK1", "CD8A", "MS4A1", "NKG7", "LYZ")
@@ -171,7 +171,7 @@ def test_a_whole_census_holds_an_experiment_for_each_organism(opened: Callable[.
         ({"census": {"value_filter": "tissu == 'lung'"}}, "cannot be read .*tissu"),
         ({"census": {"value_filter": "tissue_general = 1"}}, "cannot be read .*tissue_general = 1"),
         ({"census": {"value_filter": "donor_id == 'd9'"}}, "finds no cell"),
-        ({"census": {"layer": "normalised"}}, "unknown X layer 'normalised'; known: 'raw'"),
+        ({"census": {"layer": "normalized"}}, "unknown X layer 'normalized'; known: 'raw'"),
         ({"census": {"measurement": "ATAC"}}, "unknown measurement 'ATAC'; known: 'RNA'"),
         ({"columns": {"batch": "plate"}}, "names the column 'plate'"),
         ({"organism": "mouse"}, "expected symbols of mouse genes.*look like human symbols"),

@@ -1,4 +1,4 @@
-"""Sources of a corpus: files as cells over harmonised genes, read by spans, faults named by source."""
+"""Sources of a corpus: files as cells over harmonized genes, read by spans, faults named by source."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_primary_data_and_keep_decide_together(folder: Path) -> None:
         assert source.kept(0, 5).tolist() == [False, False, False, True, False]
 
 
-def test_columns_of_the_recipe_come_before_those_recognised(folder: Path) -> None:
+def test_columns_of_the_recipe_come_before_those_recognized(folder: Path) -> None:
     with opened(folder, columns={"donor_id": "tissue"}) as source:
         assert source.metadata(0, 2)["donor_id"].tolist() == ["lung", "lung"]
 

@@ -16,7 +16,7 @@ from cytoglot.data.genes.harmonize import (
     HgncTable,
     check_namespace,
     check_overlap,
-    harmonise,
+    harmonize,
     namespace_of,
     read_gene_list,
     read_hgnc,
@@ -69,12 +69,12 @@ def hgnc(tmp_path: Path) -> HgncTable:
     ],
 )
 def test_human_names_become_approved_symbols(hgnc: HgncTable, names: list[str], symbols: list[str]) -> None:
-    assert list(harmonise(names, hgnc=hgnc).symbols) == symbols
+    assert list(harmonize(names, hgnc=hgnc).symbols) == symbols
 
 
 def test_the_report_counts_every_kind_and_gives_examples(hgnc: HgncTable) -> None:
     names = ["RACK1", "GNB2L1", "IL8", "BSF2", "HLA.A", "ENSG00000163623", "ENSG00000999999", "STRA13", "XYZ"]
-    report = harmonise([*names, "NRP", "NAP1L1"], hgnc=hgnc).report
+    report = harmonize([*names, "NRP", "NAP1L1"], hgnc=hgnc).report
     assert (report.n_columns, report.n_approved) == (11, 2)
     assert (report.previous.n, report.previous.examples) == (2, ("GNB2L1 → RACK1", "IL8 → CXCL8"))
     assert report.merged.examples == ("GNB2L1 → RACK1",)
@@ -85,14 +85,14 @@ def test_the_report_counts_every_kind_and_gives_examples(hgnc: HgncTable) -> Non
     assert report.kept_ensembl.examples == ("ENSG00000999999",)
     assert report.unknown.examples == ("STRA13", "XYZ")
     assert "2 previous symbol(s) replaced by the approved (GNB2L1 → RACK1, IL8 → CXCL8)" in report.messages()
-    assert harmonise(["RACK1"], hgnc=hgnc).report.messages() == []
+    assert harmonize(["RACK1"], hgnc=hgnc).report.messages() == []
 
 
 NAMES = ["GNB2L1", "RACK1", "IL8", "CXCL8", "BSF2", "IL6", "HLA.A", "DEC1", "XYZ", "SEPT2"]
 
 
 @given(st.lists(st.sampled_from(NAMES), max_size=12))
-def test_harmonised_names_stay_as_they_are(names: list[str]) -> None:
+def test_harmonized_names_stay_as_they_are(names: list[str]) -> None:
     table = HgncTable(
         approved=frozenset({"RACK1", "CXCL8", "IL6", "HLA-A", "DELEC1"}),
         previous={"GNB2L1": "RACK1", "IL8": "CXCL8", "DEC1": "DELEC1"},
@@ -100,40 +100,40 @@ def test_harmonised_names_stay_as_they_are(names: list[str]) -> None:
         ensembl={},
     )
     for known in (table, BUILT_IN):
-        once = harmonise(names, hgnc=known).symbols
+        once = harmonize(names, hgnc=known).symbols
         assert len(once) == len(names)
-        assert harmonise([str(s) for s in once], hgnc=known).symbols == once
+        assert harmonize([str(s) for s in once], hgnc=known).symbols == once
 
 
 def test_the_order_of_the_columns_does_not_matter(hgnc: HgncTable) -> None:
     names = ["GNB2L1", "BSF2", "HSF", "IL8", "CXCL8", "STRA13", "NRP"]
-    forward = dict(zip(names, harmonise(names, hgnc=hgnc).symbols, strict=True))
-    backward = dict(zip(names[::-1], harmonise(names[::-1], hgnc=hgnc).symbols, strict=True))
+    forward = dict(zip(names, harmonize(names, hgnc=hgnc).symbols, strict=True))
+    backward = dict(zip(names[::-1], harmonize(names[::-1], hgnc=hgnc).symbols, strict=True))
     assert forward == backward
 
 
 def test_without_a_table_common_renamings_are_known() -> None:
-    found = harmonise(["SEPT2", "GNB2L1", "NOT-A-GENE"])
+    found = harmonize(["SEPT2", "GNB2L1", "NOT-A-GENE"])
     assert found.symbols == ("SEPTIN2", "RACK1", "NOT-A-GENE")
     assert found.report.unknown.n == 0  # the short list cannot tell
 
 
 def test_mouse_names_stay_or_become_human(hgnc: HgncTable, tmp_path: Path) -> None:
     names = ["Rack1", "Il6", "Cxcl1", "ENSMUSG00000025746.5"]
-    assert harmonise(names, organism="mouse", hgnc=hgnc).symbols == (*names[:3], "ENSMUSG00000025746")
+    assert harmonize(names, organism="mouse", hgnc=hgnc).symbols == (*names[:3], "ENSMUSG00000025746")
     table = tmp_path / "orthologs.tsv"
     table.write_text(
         "human_symbol\tmouse_symbol\nGNB2L1\tRack1\nIL6\tIl6\nIL6\tIl6\nCXCL1\tCxcl1\nCXCL2\tCxcl1\nA\tBb\nA\tCc\n"
     )
     orthologs = read_orthologs(table)
     assert orthologs == {"Rack1": "GNB2L1", "Il6": "IL6"}  # pairs that are one to one
-    found = harmonise(names, organism="mouse", hgnc=hgnc, orthologs=orthologs)
+    found = harmonize(names, organism="mouse", hgnc=hgnc, orthologs=orthologs)
     assert found.symbols == ("RACK1", "IL6", None, None)
     assert (found.report.orthologs.n, found.report.dropped.n) == (2, 2)
 
 
 def test_names_of_other_organisms_stay(hgnc: HgncTable) -> None:
-    assert harmonise(["GNB2L1"], organism="macaque", hgnc=hgnc).symbols == ("GNB2L1",)
+    assert harmonize(["GNB2L1"], organism="macaque", hgnc=hgnc).symbols == ("GNB2L1",)
 
 
 def numbered(form: str) -> list[str]:
@@ -239,7 +239,7 @@ def columns_of(path: Path) -> list[str]:
 def test_real_names_of_2010_become_those_of_today(data_path: Callable[[str], Path]) -> None:
     hgnc = read_hgnc(data_path("knowledge/hgnc_symbols_aliases.tsv.gz"))
     kang = columns_of(data_path("kang_ifnb_pbmc_832_fullgenes.h5ad"))
-    found = harmonise(kang, hgnc=hgnc)
+    found = harmonize(kang, hgnc=hgnc)
     today = dict(zip(kang, found.symbols, strict=True))
     assert {name: today[name] for name in ("GNB2L1", "SEPT7", "IL8", "CD3E", "SEP15")} == {
         "GNB2L1": "RACK1",
@@ -254,14 +254,14 @@ def test_real_names_of_2010_become_those_of_today(data_path: Callable[[str], Pat
         approved == found.report.n_approved + found.report.previous.n + found.report.aliases.n + found.report.dotted.n
     )
     cellbench = columns_of(data_path("cellbench_mixology_5batches.h5ad"))
-    assert harmonise(cellbench, hgnc=hgnc).report.n_approved == len(cellbench)  # was brought to HGNC already
+    assert harmonize(cellbench, hgnc=hgnc).report.n_approved == len(cellbench)  # was brought to HGNC already
 
 
 @pytest.mark.data
 def test_real_mouse_names_find_their_orthologs(data_path: Callable[[str], Path]) -> None:
     names = columns_of(data_path("paul15_myeloid_2730.h5ad"))
     orthologs = read_orthologs(data_path("knowledge/human_mouse_orthologs_mgi.tsv.gz"))
-    found = harmonise(names, organism="mouse", orthologs=orthologs)
+    found = harmonize(names, organism="mouse", orthologs=orthologs)
     assert dict(zip(names, found.symbols, strict=True))["Gata1"] == "GATA1"
     assert 0.75 < found.report.orthologs.n / len(names) < 0.9
     with pytest.raises(InputError, match="look like mouse symbols"):

@@ -241,7 +241,7 @@ class TestRefused:
         with pytest.raises(InputError, match=message):
             open_cells(cells)
 
-    def test_a_missing_file_names_its_neighbour(self, cells: AnnData, tmp_path: Path) -> None:
+    def test_a_missing_file_names_its_neighbor(self, cells: AnnData, tmp_path: Path) -> None:
         h5ad(cells, tmp_path / "pbmc3k.h5ad")
         with pytest.raises(InputError, match=r"there is no file .*pbmc3.h5ad; did you mean 'pbmc3k.h5ad'"):
             read(tmp_path / "pbmc3.h5ad")

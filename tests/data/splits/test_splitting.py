@@ -238,8 +238,8 @@ def test_a_split_that_is_none_is_refused():
         Split(train=("a", "b"), test=("b",), by="cell", seed=0, fractions=(0.5, 0, 0.5))
     with pytest.raises(InputError, match="needs at least one training cell"):
         Split(train=(), test=("b",), by="cell", seed=0, fractions=(0.5, 0, 0.5))
-    with pytest.raises(InputError, match=r"not a stored split: .*'colour'"):
-        Split.from_dict({"colour": 1})
+    with pytest.raises(InputError, match=r"not a stored split: .*'color'"):
+        Split.from_dict({"color": 1})
     with pytest.raises(InputError, match="1 of them are not in it and 1 of its cells are not among them"):
         Split(train=("a", "b"), by="cell", seed=0, fractions=(1, 0, 0)).check_complete(["a", "c"])
 

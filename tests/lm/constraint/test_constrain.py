@@ -114,7 +114,7 @@ def all_answers(constraint: AnswerConstraint) -> set[str]:
 
 
 def spelled(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
-    """Return what tokens add behind a letter."""
+    """Return what tokens add after a letter."""
     anchor = encode_completions(tokenizer, ["a"])[0].tolist()
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     return tokenizer.decode([*anchor, *tokens], **options)[len(tokenizer.decode(anchor, **options)) :]

@@ -139,10 +139,10 @@ def test_characters_of_several_bytes_are_counted_once(hub_like_lm):
     text = "Zelle: αβγ ACTB."
     (row,), (offsets,) = encode_prompts_with_offsets(hub_like_lm.tokenizer, [text])
     np.testing.assert_array_equal(row, encode_prompts(hub_like_lm.tokenizer, [text])[0])
-    ((first, behind),) = token_ranges(offsets, np.array([[11, 15]]))
-    assert hub_like_lm.tokenizer.decode(row[first:behind]) == " ACTB"
-    ((first, behind),) = token_ranges(offsets, np.array([[8, 9]]))
-    assert hub_like_lm.tokenizer.decode(row[first:behind]).strip() == "β"
+    ((first, after),) = token_ranges(offsets, np.array([[11, 15]]))
+    assert hub_like_lm.tokenizer.decode(row[first:after]) == " ACTB"
+    ((first, after),) = token_ranges(offsets, np.array([[8, 9]]))
+    assert hub_like_lm.tokenizer.decode(row[first:after]).strip() == "β"
 
 
 def test_token_ranges_by_hand():

@@ -65,8 +65,8 @@ def test_all_tokens_of_a_word_count(hub_like_lm):
     text = TEXTS[2]
     tokens = hub_like_lm.tokenizer.convert_ids_to_tokens(encode_prompts(hub_like_lm.tokenizer, [text])[0].tolist())
     ends = np.cumsum([len(token) for token in tokens])  # ASCII: a character of a token is one of the text
-    (first, behind) = _spans(text)[2]
-    within = [i for i, end in enumerate(ends) if first < end <= behind]
+    (first, after) = _spans(text)[2]
+    within = [i for i, end in enumerate(ends) if first < end <= after]
     assert len(within) > 1
     means = WordVectorMeans(lm=hub_like_lm, n_words=len(GENES))
     means.add([text], [np.array(WORDS[2])], [_spans(text)])

@@ -104,7 +104,7 @@ def test_samples_have_the_probabilities_of_the_model(lm, prompts, labels):
     options = tuple(label.strip().removesuffix(".") for label in labels)
     scores = score_answers_naive(lm, prompts[:1], [f" {option}." for option in options])[0]
     n_samples = 4000
-    # Masking renormalises token by token, so compare with sampling that does the same by hand.
+    # Masking renormalizes token by token, so compare with sampling that does the same by hand.
     answers = sample_answers(
         lm, prompts[:1], OneOf(options=options), sampling=Sampling(seed=1), n_samples=n_samples, batch_size=n_samples
     )[0]

@@ -30,13 +30,13 @@ def base(make_lm, word_tokenizer: PreTrainedTokenizerFast, request: pytest.Fixtu
 
 
 def steps(lm: LanguageModel, n: int) -> Iterator[None]:
-    """Take optimiser steps; gradients are there at each yield."""
-    optimiser = torch.optim.SGD([p for p in lm.model.parameters() if p.requires_grad], lr=0.05)
+    """Take optimizer steps; gradients are there at each yield."""
+    optimizer = torch.optim.SGD([p for p in lm.model.parameters() if p.requires_grad], lr=0.05)
     for _ in range(n):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         lm.model(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
         yield
-        optimiser.step()
+        optimizer.step()
 
 
 @pytest.mark.parametrize("base", FAMILIES, indirect=True)

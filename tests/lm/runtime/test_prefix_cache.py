@@ -35,7 +35,7 @@ def cost(rows, groups):
     for group in groups:
         n, d = len(group.members), len(group.prefix)
         n_tokens = sum(len(rows[i]) for i in group.members)
-        total += d + prefix.COST_BEHIND * (n_tokens - n * d) if d else n_tokens
+        total += d + prefix.COST_AFTER_PREFIX * (n_tokens - n * d) if d else n_tokens
     return total
 
 
@@ -99,7 +99,7 @@ def test_no_single_shared_prefix_would_cost_less(rows):
         for depth in range(1, len(first)):
             members = [i for i, row in enumerate(rows) if len(row) > depth and (row[:depth] == first[:depth]).all()]
             n_members = sum(len(rows[i]) for i in members)
-            shared = depth + prefix.COST_BEHIND * (n_members - depth * len(members))
+            shared = depth + prefix.COST_AFTER_PREFIX * (n_members - depth * len(members))
             assert found <= shared + sum(map(len, rows)) - n_members + 1e-9
 
 

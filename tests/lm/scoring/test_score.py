@@ -21,19 +21,19 @@ from cytoglot.lm.scoring.answer_tree import AnswerTree, split_answers
 from cytoglot.lm.scoring.score import score_answers, score_answers_naive, score_pairs
 
 WAYS = {
-    "llama": "pass",
-    "neox": "pass",
-    "gpt2": "pass",
-    "gemma2": "tree",
-    "gemma3": "pass",
-    "mistral": "expand",
-    "bloom": "expand",
-    "mamba": "plain",
+    "llama": "single_pass_tree",
+    "neox": "single_pass_tree",
+    "gpt2": "single_pass_tree",
+    "gemma2": "cached_tree",
+    "gemma3": "single_pass_tree",
+    "mistral": "cached_batch",
+    "bloom": "cached_batch",
+    "mamba": "full_forward",
 }
 
 
 def way_of(lm):
-    return next(iter(score._fitting_ways[lm.model].values()))
+    return next(iter(score._chosen_strategies[lm.model].values()))
 
 
 @pytest.mark.parametrize("kind", ["word_tokenizer", "byte_tokenizer"])
@@ -155,9 +155,9 @@ def test_a_family_that_ignores_the_mask_is_found_out(make_lm, word_tokenizer, pr
         return forward(**arguments)
 
     monkeypatch.setattr(lm.model, "forward", deaf)
-    monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
+    monkeypatch.setattr(score, "_chosen_strategies", type(score._chosen_strategies)())
     np.testing.assert_allclose(score_answers(lm, prompts, labels), score_answers_naive(lm, prompts, labels), atol=1e-4)
-    assert way_of(lm) == "expand"
+    assert way_of(lm) == "cached_batch"
 
 
 def test_a_family_that_goes_wrong_only_at_long_prompts_is_found_out(
@@ -172,17 +172,17 @@ def test_a_family_that_goes_wrong_only_at_long_prompts_is_found_out(
         return forward(attention_mask=None if too_long else attention_mask, **arguments)
 
     monkeypatch.setattr(lm.model, "forward", deaf_beyond_a_block)
-    monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
+    monkeypatch.setattr(score, "_chosen_strategies", type(score._chosen_strategies)())
     score_answers(lm, prompts, labels)
-    assert way_of(lm) == "pass"
+    assert way_of(lm) == "single_pass_tree"
     long = [" ".join(prompts * 9)[:n] for n in (330, 400, 500)]
     assert min(len(ids) for ids in encode_prompts(lm.tokenizer, long)) > 64
     np.testing.assert_allclose(score_answers(lm, long, labels), score_answers_naive(lm, long, labels), atol=1e-4)
-    assert list(score._fitting_ways[lm.model].values()) == ["pass", "expand"]
+    assert list(score._chosen_strategies[lm.model].values()) == ["single_pass_tree", "cached_batch"]
 
 
 def test_a_prompt_at_the_end_of_the_context_is_scored(scratch_lm, labels, monkeypatch):
-    monkeypatch.setattr(score, "_fitting_ways", type(score._fitting_ways)())
+    monkeypatch.setattr(score, "_chosen_strategies", type(score._chosen_strategies)())
     answers = encode_completions(scratch_lm.tokenizer, labels, eos=True)
     words = "B2M " * (scratch_lm.context_length - max(map(len, answers)) - 4)
     n = len(encode_prompts(scratch_lm.tokenizer, [words])[0])
@@ -204,7 +204,7 @@ def test_half_precision_agrees_with_full_within_its_rounding(make_lm, word_token
     full = make_lm("llama", word_tokenizer)
     half = LanguageModel(model=copy.deepcopy(full.model).to(torch.bfloat16), tokenizer=word_tokenizer)
     np.testing.assert_allclose(score_answers(half, prompts, labels), score_answers(full, prompts, labels), atol=0.6)
-    assert way_of(half) == "pass"
+    assert way_of(half) == "single_pass_tree"
 
 
 def test_pairs_equal_the_diagonal_of_all_answers(scratch_lm, hub_like_lm, make_lm, word_tokenizer, prompts, labels):
@@ -220,7 +220,7 @@ def test_pairs_equal_the_diagonal_of_all_answers(scratch_lm, hub_like_lm, make_l
 def test_the_mean_divides_by_the_tokens_scored(scratch_lm, prompts, labels):
     sizes = [len(ids) + 1 for ids in encode_completions(scratch_lm.tokenizer, labels)]
     total = score_answers(scratch_lm, prompts, labels)
-    np.testing.assert_allclose(score_answers(scratch_lm, prompts, labels, normalise="mean") * sizes, total)
+    np.testing.assert_allclose(score_answers(scratch_lm, prompts, labels, normalize="mean") * sizes, total)
 
 
 def test_the_prior_is_the_log_of_the_mean_probability_of_the_empty_prompts(scratch_lm, prompts, labels):

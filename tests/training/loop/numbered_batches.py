@@ -40,7 +40,7 @@ class NumberedBatches:
         self._given = 0  # examples, to all processes
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on behind the last batch that was given."""
+        """Go on after the last batch that was given."""
         n_examples = len(self._examples)  # type: ignore[arg-type]
         while self._given < n_examples:
             first = self._given + self._rank * self._batch_size

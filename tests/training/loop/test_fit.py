@@ -27,7 +27,7 @@ from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History
 from cytoglot.training.loop.fit import Run, can_pack, fit, start_model
 from cytoglot.training.loop.loss import loss_sum
-from cytoglot.training.loop.trainer import HeldOutScores, TrainingData, make_optimiser, make_schedule
+from cytoglot.training.loop.trainer import HeldOutScores, TrainingData, make_optimizer, make_schedule
 from cytoglot.training.recipe import TrainRecipe
 
 TOKENIZER = build_tokenizer(["ACTB", "B2M"], ["Cell type: B cell."], n_subwords=300)
@@ -203,15 +203,15 @@ def test_a_run_that_was_broken_off_ends_as_the_unbroken_one_to_the_last_bit(
 
 
 class Scores:
-    """Scores by number of the look; the second is best."""
+    """Scores by number of the evaluation; the second is best."""
 
     def __init__(self, values: Sequence[float], direction: str) -> None:
-        self._values, self._direction, self.looks = values, direction, 0
+        self._values, self._direction, self.evaluations = values, direction, 0
 
     def scores(self, lm: LanguageModel) -> Mapping[str, float]:
         assert not lm.model.training
-        self.looks += 1
-        return {"task.metric": self._values[self.looks - 1], "task.other": 0.5}
+        self.evaluations += 1
+        return {"task.metric": self._values[self.evaluations - 1], "task.other": 0.5}
 
     def better(self, name: str) -> str:
         assert name == "task.metric"
@@ -225,33 +225,33 @@ def test_a_held_out_score_ends_the_training_and_the_best_weights_are_kept(
     scores = Scores(values, direction)
     settings = recipe(steps=20, evaluate_every=2, patience=2, stop_on="task.metric", weight_average=0.0)
     lm, history = trained(tmp_path / "m", base, settings, held_out=scores, validates=direction == "higher")
-    looks = [row for row in history.rows if "task.metric" in row]
-    assert [row["task.metric"] for row in looks] == list(values)
-    assert [row["step"] for row in looks] == [2, 4, 6, 8]
-    assert all(row["task.other"] == 0.5 for row in looks)
+    evaluations = [row for row in history.rows if "task.metric" in row]
+    assert [row["task.metric"] for row in evaluations] == list(values)
+    assert [row["step"] for row in evaluations] == [2, 4, 6, 8]
+    assert all(row["task.other"] == 0.5 for row in evaluations)
     straight, _ = trained(
         tmp_path / "n", base, settings.model_copy(), break_at=None, held_out=Scores(values, direction)
     )
     assert torch.equal(weights(lm), weights(straight))
     best = trained_for(4, base, settings)
     assert torch.equal(weights(lm), best)
-    again, _ = trained(tmp_path / "m", base, settings, held_out=scores)  # broken off behind its last look
-    assert scores.looks == 4
+    again, _ = trained(tmp_path / "m", base, settings, held_out=scores)  # broken off after its last evaluation
+    assert scores.evaluations == 4
     assert torch.equal(weights(again), weights(lm))
 
 
 def trained_for(n_steps: int, base: PreTrainedModel, settings: TrainRecipe) -> torch.Tensor:
     """The weights after some steps of a run, by a plain loop."""
     model = copy.deepcopy(base).train()
-    optimiser = make_optimiser(model, settings.optim, from_nothing=True)
-    schedule = make_schedule(optimiser, settings.optim)
+    optimizer = make_optimizer(model, settings.optim, from_nothing=True)
+    schedule = make_schedule(optimizer, settings.optim)
     examples = NumberedBatches(Examples(n_steps * 12), partial(collate, pad_token_id=2), batch_size=12)
     for batch in examples:
         (loss_sum(model, batch) / torch.tensor(12)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optim.max_grad_norm)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -270,17 +270,17 @@ def test_only_a_score_that_is_measured_can_end_the_training(base: PreTrainedMode
 )
 def test_learning_rates(base: PreTrainedModel, schedule: str, expected: Sequence[float]) -> None:
     optim = recipe(schedule=schedule, steps=10, warmup_share=0.2, word_learning_rate_ratio=3).optim
-    optimiser = make_optimiser(copy.deepcopy(base), optim, from_nothing=True)
-    steps = make_schedule(optimiser, optim)
+    optimizer = make_optimizer(copy.deepcopy(base), optim, from_nothing=True)
+    steps = make_schedule(optimizer, optim)
     rates = []
     for _ in range(10):
-        optimiser.step()
+        optimizer.step()
         steps.step()
-        rates.append([group["lr"] / optim.learning_rate for group in optimiser.param_groups])
+        rates.append([group["lr"] / optim.learning_rate for group in optimizer.param_groups])
     found = [rates[i] for i in (0, 1, 3, 5, 7, 9)]
     for (vectors, matrices, norms), value in zip(found, expected, strict=True):
         assert (vectors, matrices, norms) == pytest.approx((3 * value, value, value), abs=1e-3)
-    assert [group["weight_decay"] for group in optimiser.param_groups] == [0, optim.weight_decay, 0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0, optim.weight_decay, 0]
 
 
 # Memory.
@@ -369,7 +369,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_take_it_up(base: PreT
 
 @pytest.fixture
 def broken_off(base: PreTrainedModel, tmp_path: Path) -> Path:
-    """A run that was broken off behind its second checkpoint."""
+    """A run that was broken off after its second checkpoint."""
     with pytest.raises(BrokenOffError):
         trained(tmp_path / "m", base, recipe(evaluate_every=2), break_at=6)
     assert sorted(p.name for p in (tmp_path / "m" / ".work").glob("*-*")) == ["checkpoint-4", "checkpoint-6"]

@@ -105,7 +105,7 @@ def test_the_deepspeed_recipe_names_a_file_that_is_there() -> None:
         ({"fsdp": {}}, "cpu", "fsdp shares weights among GPUs, found device cpu"),
         ({"deepspeed": "missing.json"}, "cuda", r"deepspeed names missing\.json, which is no file"),
         ({"fsdp": {}, "optim": OptimRecipe(stop_on="cell_type_annotation.accuracy")}, "cuda", "by the loss alone"),
-        ({"fsdp": {}, "lora": LoraRecipe(quantise="4bit"), "model": ModelRecipe(base="x")}, "cuda", "not shared"),
+        ({"fsdp": {}, "lora": LoraRecipe(quantize="4bit"), "model": ModelRecipe(base="x")}, "cuda", "not shared"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(changes: dict[str, Any], device: str, message: str) -> None:
@@ -149,10 +149,10 @@ def shared_step(rank: int, port: int, folder: str) -> None:
     for layer in lm.model.model.layers:
         fully_shard(layer)
     fully_shard(lm.model)
-    optimiser = torch.optim.SGD(lm.model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(lm.model.parameters(), lr=0.1)
     loss = loss_sum(lm.model, batch_of(lm.n_vocabulary))  # both processes have the same batch: the mean is its gradient
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     weights = whole_weights(lm.model)
     if rank == 0:
         torch.save({"loss": loss.detach(), "weights": weights}, Path(folder) / "whole.pt")
@@ -168,10 +168,10 @@ def test_shared_weights_learn_what_whole_ones_learn_and_are_put_together(tmp_pat
     torch.multiprocessing.spawn(shared_step, args=(free_port(), str(tmp_path)), nprocs=2)
     found = torch.load(tmp_path / "whole.pt", weights_only=True)
     lm = tiny_lm()
-    optimiser = torch.optim.SGD(lm.model.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(lm.model.parameters(), lr=0.1)
     loss = loss_sum(lm.model, batch_of(lm.n_vocabulary))
     loss.backward()
-    optimiser.step()
+    optimizer.step()
     torch.testing.assert_close(found["loss"], loss.detach())
     for name, value in lm.model.state_dict().items():
         torch.testing.assert_close(found["weights"][name], value, msg=name)

@@ -11,19 +11,19 @@ import pytest
 
 from cytoglot.answer_format import DistinctWords, OneOf
 from cytoglot.lm.generation.sampling import Sampling
-from cytoglot.training.rl.collapse import Diversity, DiversityWatch, diversity
-from cytoglot.training.rl.prompts import AskedPrompt
-from cytoglot.training.rl.reward_eval import HeldOutRewards, Look
-from cytoglot.training.rl.rewards import RewardContext, make_reward
+from cytoglot.training.rl.collapse import CollapseMonitor, Diversity, diversity
+from cytoglot.training.rl.prompts import EvalPrompt
+from cytoglot.training.rl.reward_eval import RewardEval, ValidationRewards
+from cytoglot.training.rl.rewards import RewardInputs, make_reward
 
 
 def _alike(between: float, repeated_words: float = 0.0) -> Diversity:
     return Diversity(between_samples=between, repeated_answers=0.0, repeated_words=repeated_words, words=10.0)
 
 
-def _watch(before: float, real: float = math.nan, on_collapse: str = "stop") -> DiversityWatch:
+def _watch(before: float, real: float = math.nan, on_collapse: str = "stop") -> CollapseMonitor:
     stop = "stop" if on_collapse == "stop" else "warn"
-    return DiversityWatch(before=_alike(before), max_overlap_gain=0.15, on_collapse=stop, real=real)
+    return CollapseMonitor(before=_alike(before), max_overlap_gain=0.15, on_collapse=stop, real=real)
 
 
 def test_the_collapse_of_the_prototype_is_seen() -> None:
@@ -88,19 +88,19 @@ def test_diversity_by_hand(
     assert Diversity.from_row(json.loads(json.dumps(found.as_row()))).as_row() == found.as_row()
 
 
-def _held_out(groups: Sequence[str] = ("",) * 6) -> HeldOutRewards:
+def _held_out(groups: Sequence[str] = ("",) * 6) -> ValidationRewards:
     genes = ("A", "B", "C", "D")
     form = DistinctWords(words=genes, min_words=2, max_words=2)
     asked = [
-        AskedPrompt(
+        EvalPrompt(
             prompt="p", task="t", answer="A B", answer_format=form, cell_type="T", num_genes=2, key=str(i), group=group
         )
         for i, group in enumerate(groups)
     ]
-    asked.append(AskedPrompt(prompt="q", task="label", answer="T", answer_format=OneOf(options=("T",)), key="l"))
-    context = RewardContext(genes=genes, labels=("T",))
+    asked.append(EvalPrompt(prompt="q", task="label", answer="T", answer_format=OneOf(options=("T",)), key="l"))
+    context = RewardInputs(genes=genes, labels=("T",))
     sampling = Sampling(seed=0)
-    return HeldOutRewards(
+    return ValidationRewards(
         asked,
         make_reward({"overlap": {"weight": 2.0}}, context),
         context,
@@ -112,11 +112,11 @@ def _held_out(groups: Sequence[str] = ("",) * 6) -> HeldOutRewards:
     )
 
 
-def _look(held_out: HeldOutRewards, completions: Sequence[str], step: int = 0) -> Look:
+def _look(held_out: ValidationRewards, completions: Sequence[str], step: int = 0) -> RewardEval:
     """The look at given answers, two to each prompt."""
     alike, overlap = held_out._compare(list(completions))
     rewards = {"constrained": held_out._rate(list(completions))}
-    return Look(step=step, rewards=rewards, diversity={"constrained": alike}, overlap={"constrained": overlap})
+    return RewardEval(step=step, rewards=rewards, diversity={"constrained": alike}, overlap={"constrained": overlap})
 
 
 def test_rewards_of_a_look_are_means_over_answers_and_prompts() -> None:
@@ -135,7 +135,7 @@ def test_rewards_of_a_look_are_means_over_answers_and_prompts() -> None:
     assert rows[3]["mean"] == pytest.approx(0.75)
     assert rows[3]["gain"] == rows[3]["gain_low"] == rows[3]["gain_high"] == pytest.approx(0.5)
     assert (rows[3]["prompts"], rows[3]["unit"], rows[3]["units"]) == (6, "prompt", 6)
-    again = Look.from_dict(json.loads(json.dumps(second.to_dict())))
+    again = RewardEval.from_dict(json.loads(json.dumps(second.to_dict())))
     assert again.to_dict() == second.to_dict()
     assert held_out.real_overlap() == 1.0
 
@@ -144,7 +144,7 @@ def test_donors_are_resampled_where_there_are_enough() -> None:
     """A prompt without one keeps prompts as the unit, so the label's prompt is left out here."""
     held_out = _held_out(("a", "b", "c", "d", "e", "e"))
     assert held_out._unit == "prompt"
-    held_out = HeldOutRewards(
+    held_out = ValidationRewards(
         held_out._asked[:-1],
         held_out._reward,
         held_out._context,
@@ -154,8 +154,8 @@ def test_donors_are_resampled_where_there_are_enough() -> None:
         sampling=Sampling(seed=0),
         unit="donor_id",
     )
-    look = _look(held_out, [" A B.", " A B."] * 5 + [" C D.", " C D."])
-    row = held_out.table([look])[1]
+    evaluation = _look(held_out, [" A B.", " A B."] * 5 + [" C D.", " C D."])
+    row = held_out.table([evaluation])[1]
     assert (row["unit"], row["units"], row["prompts"]) == ("donor_id", 5, 6)
     assert row["mean"] == pytest.approx(5 / 6)
     assert row["low"] < row["mean"] <= row["high"]

@@ -203,11 +203,11 @@ def test_a_killed_run_ends_as_an_unbroken_one(
     assert not (tmp_path / "killed" / SPEC_FILE).exists()
     checkpoint = tmp_path / "killed" / ".work" / "checkpoint-4"
     assert list(checkpoint.parent.glob("checkpoint-*")) == [checkpoint]
-    optimiser = (checkpoint / "optimizer.pt").read_bytes()
-    (checkpoint / "optimizer.pt").write_bytes(optimiser[:100])
+    optimizer = (checkpoint / "optimizer.pt").read_bytes()
+    (checkpoint / "optimizer.pt").write_bytes(optimizer[:100])
     with pytest.raises(InputError, match="checkpoint-4 is damaged"):
         _run(cells, tmp_path / "killed", recipe)
-    (checkpoint / "optimizer.pt").write_bytes(optimiser)
+    (checkpoint / "optimizer.pt").write_bytes(optimizer)
     resumed = _run(cells, tmp_path / "killed", recipe)
     first, second = _weights(_folder(whole)), _weights(_folder(resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -219,14 +219,14 @@ def test_a_killed_run_ends_as_an_unbroken_one(
 
 
 def _kill_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = grpo_watch.AlignmentWatch.on_log
+    log = grpo_watch.GrpoCallback.on_log
 
     def die(self: Any, args: Any, state: Any, control: Any, **options: Any) -> None:
         log(self, args, state, control, **options)
         if state.global_step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(grpo_watch.AlignmentWatch, "on_log", die)
+    monkeypatch.setattr(grpo_watch.GrpoCallback, "on_log", die)
 
 
 def _lasting(row: dict[str, Any]) -> dict[str, Any]:
@@ -381,7 +381,7 @@ def test_a_collapse_ends_the_training_with_the_weights_before_it(
     _run(cells, tmp_path / "m", recipe)
     record = _record(tmp_path / "m")
     assert record["history"][-1]["step"] == 24
-    assert record["kept_step"] == 0
+    assert record["last_good_step"] == 0
     assert any("answers to one prompt grow alike" in message for message in record["messages"])
     before, after = _weights(tiny_model_folder), _weights(tmp_path / "m")
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cytoglot.errors import InputError
-from cytoglot.training.rl.hacking_checks import ProbeReport, ProbeRow, probe_reward
-from cytoglot.training.rl.rewards import RewardContext, RewardPrompts, make_reward
-from cytoglot.training.rl.rewards.adversarial_answers import OTHER, TRUE, ProbeAnswers
+from cytoglot.training.rl.hacking_checks import HackingCheckRow, HackingReport, check_reward_hacking
+from cytoglot.training.rl.rewards import RewardInputs, RewardPrompts, make_reward
+from cytoglot.training.rl.rewards.adversarial_answers import OTHER, TRUE, AdversarialAnswers
 
 GENES = ("ACTB", "B2M", *(f"GENE{i:03d}" for i in range(118)))
 TYPES = ("B cell", "Monocyte", "NK cell")
@@ -29,9 +29,9 @@ def draw_cells(cell_type: str, n: int, rng: np.random.Generator) -> tuple[tuple[
 
 
 @pytest.fixture(scope="module")
-def context() -> RewardContext:
+def context() -> RewardInputs:
     rng = np.random.default_rng(1)
-    return RewardContext(genes=GENES, labels=TYPES, reference={name: draw_cells(name, 60, rng) for name in TYPES})
+    return RewardInputs(genes=GENES, labels=TYPES, reference={name: draw_cells(name, 60, rng) for name in TYPES})
 
 
 def prompts_of(task: str, n: int, *, seed: int = 2) -> RewardPrompts:
@@ -54,11 +54,11 @@ def prompts_of(task: str, n: int, *, seed: int = 2) -> RewardPrompts:
     )
 
 
-def probe(terms: dict[str, Any], context: RewardContext, task: str = "cell_generation", n: int = 30) -> ProbeReport:
-    return probe_reward(make_reward(terms, context), prompts_of(task, n), context)
+def probe(terms: dict[str, Any], context: RewardInputs, task: str = "cell_generation", n: int = 30) -> HackingReport:
+    return check_reward_hacking(make_reward(terms, context), prompts_of(task, n), context)
 
 
-def row_of(report: ProbeReport, answer: str) -> ProbeRow:
+def row_of(report: HackingReport, answer: str) -> HackingCheckRow:
     return next(row for row in report.rows if row.answer == answer)
 
 
@@ -78,7 +78,7 @@ def test_diversity_as_heavy_as_overlap_stops_the_mean_profile(context) -> None:
     report = probe({"overlap": {}, "diversity": {"weight": 1}}, context)
     assert not report.hackable
     assert report.message.startswith("no answer without content reaches the real ones; nearest comes ")
-    assert row_of(report, OTHER).reward.value > max(row.reward.value for row in report.rows if row.is_probe)
+    assert row_of(report, OTHER).reward.value > max(row.reward.value for row in report.rows if row.is_adversarial)
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_labels_are_judged_by_the_true_ones(context) -> None:
 
 def test_prompts_with_one_answer_only_cannot_be_told_from_a_constant(context) -> None:
     prompts = prompts_of("cell_type_annotation", 30).take(range(0, 30, 3))
-    report = probe_reward(make_reward({"label_match": {}}, context), prompts, context)
+    report = check_reward_hacking(make_reward({"label_match": {}}, context), prompts, context)
     assert report.hackable
     assert row_of(report, "a constant answer").reaches
 
 
 def test_too_few_prompts_are_no_proof(context) -> None:
     terms = {"overlap": {}, "diversity": {}}
-    report = probe_reward(make_reward(terms, context), prompts_of("cell_generation", 1), context)
+    report = check_reward_hacking(make_reward(terms, context), prompts_of("cell_generation", 1), context)
     assert report.hackable
     assert math.isnan(row_of(report, "an empty answer").behind.low)
     assert report.message.startswith("the mixture can be fooled: ")
@@ -162,8 +162,8 @@ def test_too_few_prompts_are_no_proof(context) -> None:
 def test_a_margin_asks_for_more(context) -> None:
     reward = make_reward({"overlap": {}, "diversity": {}}, context)
     prompts = prompts_of("cell_generation", 30)
-    assert not probe_reward(reward, prompts, context, margin=0.0).hackable
-    assert probe_reward(reward, prompts, context, margin=1.0).hackable
+    assert not check_reward_hacking(reward, prompts, context, margin=0.0).hackable
+    assert check_reward_hacking(reward, prompts, context, margin=1.0).hackable
 
 
 def test_tasks_are_judged_one_by_one(context) -> None:
@@ -172,7 +172,7 @@ def test_tasks_are_judged_one_by_one(context) -> None:
         prompts=cells.prompts + labels.prompts,
         columns={name: cells.columns[name] + labels.columns[name] for name in cells.columns},
     )
-    report = probe_reward(make_reward({"overlap": {}, "label_match": {"weight": 100}}, context), both, context)
+    report = check_reward_hacking(make_reward({"overlap": {}, "label_match": {"weight": 100}}, context), both, context)
     assert report.hackable
     assert {row.task for row in report.rows if row.reaches} == {"cell_generation"}
 
@@ -183,13 +183,13 @@ def test_a_task_that_no_reward_rates_is_an_error(context) -> None:
     ):
         probe({"overlap": {}}, context, "cell_type_annotation")
     with pytest.raises(InputError, match=r"probes of a reward need prompts of held-out cells, found none"):
-        probe_reward(make_reward({"overlap": {}}, context), prompts_of("cell_generation", 0), context)
+        check_reward_hacking(make_reward({"overlap": {}}, context), prompts_of("cell_generation", 0), context)
 
 
 def test_without_other_real_cells_there_is_nothing_to_compare_with() -> None:
-    bare = RewardContext(genes=GENES)
+    bare = RewardInputs(genes=GENES)
     with pytest.raises(InputError, match=r"other real cells of the same types, found none of B cell, Monocyte; give"):
-        probe_reward(make_reward({"overlap": {}}, bare), prompts_of("cell_generation", 2), bare)
+        check_reward_hacking(make_reward({"overlap": {}}, bare), prompts_of("cell_generation", 2), bare)
 
 
 def test_the_same_seed_gives_the_same_report_and_it_can_be_stored(context) -> None:
@@ -205,8 +205,8 @@ class TestAnswers:
     """What is written to a prompt."""
 
     @pytest.fixture
-    def answers(self, context) -> ProbeAnswers:
-        return ProbeAnswers(prompts_of("cell_generation", 6), context, group_size=3, max_words=None, seed=0)
+    def answers(self, context) -> AdversarialAnswers:
+        return AdversarialAnswers(prompts_of("cell_generation", 6), context, group_size=3, max_words=None, seed=0)
 
     def test_each_kind_answers_every_prompt_of_the_group(self, answers) -> None:
         assert {len(completions) for completions in answers.completions.values()} == {18}
@@ -241,7 +241,7 @@ class TestAnswers:
     def test_a_group_of_real_cells_holds_none_twice(self, context) -> None:
         few = dataclasses.replace(context, reference={"B cell": context.reference["B cell"][:2]})
         prompts = prompts_of("cell_generation", 6)  # two of each type: three other B cells, one other of the rest
-        answers = ProbeAnswers(prompts, few, group_size=8, max_words=None, seed=0)
+        answers = AdversarialAnswers(prompts, few, group_size=8, max_words=None, seed=0)
         assert answers.group_size == 3
         assert set(answers.columns["cell_type"]) == {"B cell"}
         assert all(len(set(answers.completions[OTHER][i : i + 3])) == 3 for i in (0, 3))
@@ -261,7 +261,7 @@ class TestAnswers:
             for name, cells in context.reference.items()
         }
         known = dataclasses.replace(context, reference=remembered)
-        answers = ProbeAnswers(twice, known, group_size=4, max_words=None, seed=0)
+        answers = AdversarialAnswers(twice, known, group_size=4, max_words=None, seed=0)
         assert answers.group_size == 4
         assert not set(zip(answers.columns["key"], answers.completions[TRUE], strict=True)) & set(
             zip(answers.columns["key"], answers.completions[OTHER], strict=True)
@@ -269,14 +269,16 @@ class TestAnswers:
         assert len(set(answers.completions[OTHER][:4])) == 4
 
     def test_a_prompt_is_copied_by_its_genes_where_it_shows_some(self, context) -> None:
-        shown = ProbeAnswers(prompts_of("cell_type_annotation", 2), context, group_size=1, max_words=None, seed=0)
+        shown = AdversarialAnswers(prompts_of("cell_type_annotation", 2), context, group_size=1, max_words=None, seed=0)
         copy = shown.completions["a copy of the prompt"][0]
         assert copy.removesuffix(".").split() == shown.columns["prompts"][0].split(".")[0].split()
-        hidden = ProbeAnswers(prompts_of("cell_generation", 2), context, group_size=1, max_words=None, seed=0)
+        hidden = AdversarialAnswers(prompts_of("cell_generation", 2), context, group_size=1, max_words=None, seed=0)
         assert hidden.completions["a copy of the prompt"][0] == " Write a B cell:."
 
     def test_a_task_that_hides_the_type_gets_cells_of_any(self, context) -> None:
-        answers = ProbeAnswers(prompts_of("unconditional_generation", 6), context, group_size=4, max_words=9, seed=0)
+        answers = AdversarialAnswers(
+            prompts_of("unconditional_generation", 6), context, group_size=4, max_words=9, seed=0
+        )
         profiles = {" ".join(text.split()) for text in answers.completions["the mean profile of the type"]}
         assert len(profiles) == 1
         assert len(answers.completions["random genes, as many as allowed"][0].split()) == 9

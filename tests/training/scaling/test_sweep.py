@@ -1,4 +1,4 @@
-"""A small ladder from the command's function to its figure; recipes that cannot run are refused."""
+"""A small sweep from the command's function to its figure; recipes that cannot run are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cytoglot.config import load_recipe
 from cytoglot.errors import InputError
 from cytoglot.report.scaling_figure import write_scaling_figure
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.scaling.sweep import RESULT_FILE, ScaleRecipe, run_ladder, runs_of
+from cytoglot.training.scaling.sweep import RESULT_FILE, ScaleRecipe, grid, run_sweep
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
@@ -37,7 +37,7 @@ def test_a_ladder_is_judged_on_the_same_cells_resumed_and_drawn(
     cells_file: Path, tiny_recipe: TrainRecipe, tmp_path: Path
 ) -> None:
     recipe = small(cells_file, tiny_recipe)
-    result = run_ladder(recipe, out=tmp_path / "ladder")
+    result = run_sweep(recipe, out=tmp_path / "sweep")
     rows = result["runs"]
     assert [row["size"] for row in rows] == ["narrow", "middle", "wide"]
     assert np.all(np.diff([row["parameters_without_vectors"] for row in rows]) > 0)
@@ -49,23 +49,23 @@ def test_a_ladder_is_judged_on_the_same_cells_resumed_and_drawn(
     assert {"floor", "size_exponent"} <= law["intervals"].keys()
     assert 0 < result["baselines"]["accuracy"]["most_frequent_type"] < 1
 
-    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "ladder" / "runs").rglob("model.safetensors")}
-    again = run_ladder(recipe, out=tmp_path / "ladder")
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "sweep" / "runs").rglob("model.safetensors")}
+    again = run_sweep(recipe, out=tmp_path / "sweep")
     assert again == result
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}  # finished runs are loaded
 
-    figure = write_scaling_figure(tmp_path / "ladder")
+    figure = write_scaling_figure(tmp_path / "sweep")
     text = figure.read_text(encoding="utf-8")
     assert text.startswith("<svg")
     assert "loss per word" in text
-    (tmp_path / "ladder" / RESULT_FILE).unlink()
+    (tmp_path / "sweep" / RESULT_FILE).unlink()
     with pytest.raises(InputError, match=r"holds no scaling\.json"):
-        write_scaling_figure(tmp_path / "ladder")
+        write_scaling_figure(tmp_path / "sweep")
 
 
 def test_every_combination_is_a_run(cells_file: Path, tiny_recipe: TrainRecipe) -> None:
     recipe = small(cells_file, tiny_recipe, shares=(1.0, 0.1), seeds=(0, 1))
-    names = [run.name for run in runs_of(recipe)]
+    names = [run.name for run in grid(recipe)]
     assert len(names) == len(set(names)) == 12
     assert names[0] == "narrow-full-0.1-seed0"
 
@@ -90,8 +90,8 @@ def test_ladders_that_cannot_run_are_refused(
     changes: dict[str, Any], message: str, cells_file: Path, tiny_recipe: TrainRecipe, tmp_path: Path
 ) -> None:
     with pytest.raises(ValidationError, match=message):
-        run_ladder(small(cells_file, tiny_recipe, **changes), out=tmp_path / "ladder")
-    assert not (tmp_path / "ladder").exists()
+        run_sweep(small(cells_file, tiny_recipe, **changes), out=tmp_path / "sweep")
+    assert not (tmp_path / "sweep").exists()
 
 
 @pytest.mark.parametrize(
@@ -114,11 +114,11 @@ def test_a_ladder_without_sizes_of_its_own_is_refused(
 
 def test_too_few_sizes_for_a_law_are_said(cells_file: Path, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
     sizes = {"one": {"hidden_size": 8, "n_heads": 2, "feed_forward": 8, "context_length": 128}}
-    result = run_ladder(small(cells_file, tiny_recipe, sizes=sizes), out=tmp_path / "ladder")
+    result = run_sweep(small(cells_file, tiny_recipe, sizes=sizes), out=tmp_path / "sweep")
     assert "at least three sizes or amounts" in result["power_law"]["full"]["not_fitted"]
-    write_scaling_figure(tmp_path / "ladder")
+    write_scaling_figure(tmp_path / "sweep")
 
 
 def test_the_recipe_of_the_repository_is_valid() -> None:
     recipe = load_recipe(ScaleRecipe, RECIPES / "scaling.yaml")
-    assert len(list(runs_of(recipe))) == 9
+    assert len(list(grid(recipe))) == 9

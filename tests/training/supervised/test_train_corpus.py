@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.corpus.format.folder import Corpus
-from cytoglot.corpus.read.examples import askable_tasks
+from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.loader import BatchSettings
 from cytoglot.errors import InputError
 from cytoglot.lm.model.scratch import ScratchSettings, scratch_model
@@ -92,7 +92,7 @@ def test_without_a_mixture_everything_that_can_be_asked_is_learned(small_corpus:
     settings = recipe(steps=2, evaluate_every=2).model_dump(exclude_unset=True)
     del settings["tasks"]
     model = train(small_corpus, out=tmp_path / "m", recipe=TrainRecipe.model_validate(settings), device="cpu")
-    assert model.spec.tasks == askable_tasks(small_corpus, "train")
+    assert model.spec.tasks == available_tasks(small_corpus, "train")
     assert len(model.spec.tasks) > 15
 
 

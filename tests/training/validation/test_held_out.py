@@ -57,7 +57,7 @@ def test_answers_are_compared_by_hand(
 ) -> None:
     """Every answer is the truth but for its second gene, which is the first again; labels are always type A."""
 
-    def answers(self: object, asked: module.AskedTask, budgets: object) -> list[str]:
+    def answers(self: object, asked: module.EvalTask, budgets: object) -> list[str]:
         written = []
         for one in asked.records:
             first, _, *rest = one.truth.split()

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
-from cytoglot.data.normalize import MatrixState, log_normalised, matrix_state
+from cytoglot.data.normalize import MatrixState, log_normalize, matrix_state
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.metrics.classification import accuracy, macro_f1, nll
 from cytoglot.registry import Registry
@@ -59,13 +59,13 @@ class Baseline(Protocol):
 
 BASELINES: Registry[type[Baseline]] = Registry(
     "baseline",
-    tuple(f"cytoglot.benchmark.baselines.{m}" for m in ("majority", "logistic_regression", "nearest_neighbours")),
+    tuple(f"cytoglot.benchmark.baselines.{m}" for m in ("majority", "logistic_regression", "nearest_neighbors")),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledMatrix:
-    """Log-normalised cells with the label of each."""
+    """Log-normalized cells with the label of each."""
 
     matrix_ng: csr_matrix
     labels_n: Labels
@@ -100,7 +100,7 @@ class GeneInput:
         """
         if adata.n_obs == 0:
             return csr_matrix(np.zeros((0, len(self.genes)), dtype=np.float32))
-        matrix_ng = log_normalised(adata.X, self.state, base=math.e)
+        matrix_ng = log_normalize(adata.X, self.state, base=math.e)
         if adata.var_names.equals(self.genes):
             return matrix_ng
         columns = adata.var_names.get_indexer(self.genes)

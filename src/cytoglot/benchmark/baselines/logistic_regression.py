@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on log-normalised genes: the baseline that is hard to beat.
+"""Multinomial logistic regression on log-normalized genes: the baseline that is hard to beat.
 
 Axes: n cells, g genes, l labels.
 """
@@ -43,12 +43,12 @@ class Penalty:
 
     strength: float
     """scikit-learn's C: larger is weaker"""
-    standardised: bool
+    standardized: bool
 
 
 @BASELINES.register("logistic_regression")
 class LogisticRegressionBaseline:
-    """L2-penalised softmax regression on ln(1 + counts per 10,000) of all genes.
+    """L2-penalized softmax regression on ln(1 + counts per 10,000) of all genes.
 
     Parameters
     ----------
@@ -94,9 +94,9 @@ class LogisticRegressionBaseline:
         validation = train[:0] if validation is None else validation
         fitted_on, chosen_on = validation_part(cells, self._genes.labelled(validation, validation_labels), self.seed)
         candidates = {
-            Penalty(strength=c, standardised=standardised): fitted
-            for standardised in (False, True)
-            for c, fitted in zip(self.strengths, self._path(fitted_on, standardised, self.strengths), strict=True)
+            Penalty(strength=c, standardized=standardized): fitted
+            for standardized in (False, True)
+            for c, fitted in zip(self.strengths, self._path(fitted_on, standardized, self.strengths), strict=True)
         }
 
         def predict(penalty: Penalty) -> Probabilities:
@@ -104,8 +104,8 @@ class LogisticRegressionBaseline:
 
         best = choose(list(candidates), predict, chosen_on.labels_n, self.labels)
         refit = len(fitted_on) < len(cells)
-        self._fitted = self._path(cells, best.standardised, (best.strength,))[0] if refit else candidates[best]
-        self.chosen = {"C": best.strength, "standardised": best.standardised}
+        self._fitted = self._path(cells, best.standardized, (best.strength,))[0] if refit else candidates[best]
+        self.chosen = {"C": best.strength, "standardized": best.standardized}
         return self
 
     def predict_proba(self, adata: AnnData) -> Probabilities:
@@ -117,7 +117,7 @@ class LogisticRegressionBaseline:
     def _path(
         self,
         cells: LabelledMatrix,
-        standardised: bool,  # noqa: FBT001 - one of the two things a setting says
+        standardized: bool,  # noqa: FBT001 - one of the two things a setting says
         strengths: tuple[float, ...],
     ) -> list[Pipeline]:
         """Fit from the strongest penalty to the weakest, each from where the last one ended: several times faster.
@@ -125,7 +125,7 @@ class LogisticRegressionBaseline:
         That is why the choice is no GridSearchCV, which fits every candidate from nothing, and the chosen one on the
         validation cells as well.
         """
-        scaler = StandardScaler(with_mean=False) if standardised else FunctionTransformer()
+        scaler = StandardScaler(with_mean=False) if standardized else FunctionTransformer()
         matrix_ng = scaler.fit_transform(cells.matrix_ng)
         model = LogisticRegression(max_iter=self.max_iter, warm_start=True)
         fitted = []

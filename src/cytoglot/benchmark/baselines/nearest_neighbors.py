@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@BASELINES.register("nearest_neighbours")
-class NearestNeighbours:
-    """k nearest neighbours, Euclidean, one vote each, on principal components of ln(1 + counts per 10,000).
+@BASELINES.register("nearest_neighbors")
+class NearestNeighbors:
+    """k nearest neighbors, Euclidean, one vote each, on principal components of ln(1 + counts per 10,000).
 
     Parameters
     ----------
     n_components
         At most; the components are those of the training cells alone, genes centred and not scaled.
-    n_neighbours
+    n_neighbors
         Values of k to try, the first one being taken where there is nothing to choose on.
     """
 
     def __init__(
-        self, *, seed: int = 0, n_components: int = 50, n_neighbours: tuple[int, ...] = (15, 5, 10, 30, 50)
+        self, *, seed: int = 0, n_components: int = 50, n_neighbors: tuple[int, ...] = (15, 5, 10, 30, 50)
     ) -> None:
         self.seed = seed
         self.n_components = n_components
-        self.n_neighbours = n_neighbours
+        self.n_neighbors = n_neighbors
         self.labels: tuple[str, ...] = ()
         self.chosen: Mapping[str, Choice] = {}
 
@@ -64,14 +64,14 @@ class NearestNeighbours:
         self._genes = GeneInput.of(train)
         cells = self._genes.labelled(train, train_labels)
         if min(cells.matrix_ng.shape) < 3:
-            raise InputError(f"nearest neighbours need at least 3 cells and 3 genes, found {cells.matrix_ng.shape}")
+            raise InputError(f"nearest neighbors need at least 3 cells and 3 genes, found {cells.matrix_ng.shape}")
         self.labels = label_set(cells.labels_n)
         validation = train[:0] if validation is None else validation
         fitted_on, chosen_on = validation_part(cells, self._genes.labelled(validation, validation_labels), self.seed)
-        k = self._choose(fitted_on, chosen_on) if len(chosen_on) else self.n_neighbours[0]
+        k = self._choose(fitted_on, chosen_on) if len(chosen_on) else self.n_neighbors[0]
         self._components = self._fit_components(cells)
-        self._neighbours = _voters(self._components, cells, k)
-        self.chosen = {"k": self._neighbours.n_neighbors, "n_components": int(self._components.n_components_)}
+        self._neighbors = _voters(self._components, cells, k)
+        self.chosen = {"k": self._neighbors.n_neighbors, "n_components": int(self._components.n_components_)}
         return self
 
     def predict_proba(self, adata: AnnData) -> Probabilities:
@@ -79,7 +79,7 @@ class NearestNeighbours:
         if adata.n_obs == 0:
             return np.zeros((0, len(self.labels)))
         vectors = self._components.transform(self._genes.matrix(adata))
-        return np.asarray(self._neighbours.predict_proba(vectors), dtype=np.float64)
+        return np.asarray(self._neighbors.predict_proba(vectors), dtype=np.float64)
 
     def _choose(self, fitted_on: LabelledMatrix, chosen_on: LabelledMatrix) -> int:
         components = self._fit_components(fitted_on)
@@ -88,7 +88,7 @@ class NearestNeighbours:
         def votes(k: int) -> Probabilities:
             return np.asarray(_voters(components, fitted_on, k).predict_proba(query), dtype=np.float64)
 
-        return choose(self.n_neighbours, votes, chosen_on.labels_n, self.labels)
+        return choose(self.n_neighbors, votes, chosen_on.labels_n, self.labels)
 
     def _fit_components(self, cells: LabelledMatrix) -> PCA:
         n_components = min(self.n_components, *(size - 1 for size in cells.matrix_ng.shape))

@@ -84,7 +84,7 @@ class SplitDecision:
     """source → study"""
     units: Mapping[str, Part]
     """study, a tab, and the value of the column → part"""
-    carved: tuple[str, ...] = ()
+    validation_from_train: tuple[str, ...] = ()
     """studies with too few units: their validation cells are drawn from the training units"""
     without_unit: Mapping[str, int] = field(default_factory=dict)
     """source → cells of no unit, which train"""
@@ -114,7 +114,7 @@ class SplitDecision:
                 f"source {source!r} has changed since the split was decided: {column} {new!r} is new; "
                 "build the corpus again in another folder"
             )
-        if study in self.carved:
+        if study in self.validation_from_train:
             drawn = self._drawn(keys, (self.fractions[0], self.fractions[1], 0.0))
             part = np.where(part == TRAIN, drawn, part)
         return part
@@ -173,11 +173,11 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
     """
     held_out = _held_out(counts, settings.held_out_sources)
     columns = {s: HELD_OUT if s in held_out else _column_of(counts, s, settings.by) for s in sorted(counts.n_cells)}
-    units, carved, held = _share_out(counts, columns, settings.fractions, seed)
+    units, validation_from_train, held = _share_out(counts, columns, settings.fractions, seed)
     without = {s: counts.n_cells[s] - counts.units[s][column].total() for s, column in columns.items()
                if column not in (BY_CELL, HELD_OUT)}  # fmt: skip
     without = {source: n for source, n in without.items() if n}
-    warnings = [*_warnings(columns, carved, without), *_missed(held, settings.fractions)]
+    warnings = [*_warnings(columns, validation_from_train, without), *_missed(held, settings.fractions)]
     for warning in warnings:
         logger.warning(warning)
     return SplitDecision(
@@ -187,7 +187,7 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
         columns=columns,
         studies={source: counts.study_of_source[source] for source in columns},
         units=units,
-        carved=carved,
+        validation_from_train=validation_from_train,
         without_unit=without,
         warnings=tuple(warnings),
     )
@@ -226,14 +226,14 @@ def _share_out(
             held[TRAIN] += counts.n_cells[source] - counts.units[source][column].total()
     tables = _unit_tables(counts, columns)
     units: dict[str, Part] = {}
-    carved = []
+    validation_from_train = []
     for study in sorted(tables, key=lambda study: (len(tables[study]), study)):
         tested = sorted(_units_of_held_out(counts, columns, study) & set(tables[study].index))
         free = tables[study].drop(index=tested)
         wanted = [part for part in range(len(PARTS)) if fractions[part] > 0]
         is_carved = 0 < len(free) < len(wanted) == len(PARTS)
         if is_carved:
-            carved.append(study)
+            validation_from_train.append(study)
             wanted = [TRAIN, TEST] if len(free) > 1 else [TRAIN]
         elif len(free) == 1:  # all others are held out
             wanted = [TRAIN]
@@ -243,7 +243,7 @@ def _share_out(
         held += cells + np.array([-drawn, drawn, 0.0])
         units |= {unit_name(study, unit): PARTS[TEST] for unit in tested}
         units |= {unit_name(study, unit): PARTS[part] for unit, part in zip(free.index, chosen, strict=True)}
-    return dict(sorted(units.items())), tuple(sorted(carved)), held
+    return dict(sorted(units.items())), tuple(sorted(validation_from_train)), held
 
 
 def _assign(
@@ -281,7 +281,9 @@ def _units_of_held_out(counts: UnitCounts, columns: Mapping[str, str], study: st
     }
 
 
-def _warnings(columns: Mapping[str, str], carved: Sequence[str], without: Mapping[str, int]) -> list[str]:
+def _warnings(
+    columns: Mapping[str, str], validation_from_train: Sequence[str], without: Mapping[str, int]
+) -> list[str]:
     by_cell = [source for source, column in columns.items() if column == BY_CELL]
     warnings = []
     if by_cell:
@@ -289,10 +291,10 @@ def _warnings(columns: Mapping[str, str], carved: Sequence[str], without: Mappin
             f"split by cell, because no column tells several donors, batches or data sets apart: {', '.join(by_cell)}; "
             "their test cells come from the donors that train, so scores on them are flattering"
         )
-    if carved:
+    if validation_from_train:
         warnings.append(
-            f"too few donors or batches for three parts in {', '.join(carved)}: their validation cells are drawn from "
-            "the training donors, so validation scores are flattering"
+            f"too few donors or batches for three parts in {', '.join(validation_from_train)}: their validation cells "
+            "are drawn from the training donors, so validation scores are flattering"
         )
     warnings += [
         f"source {source!r}: {n} cells without a {columns[source]} (missing, doublet or ambiguous) are training cells"

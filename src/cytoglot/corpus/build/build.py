@@ -136,7 +136,7 @@ def build_corpus(
     check_wordings(recipe.templates, base)
     if not (out / WORK).is_dir():
         check_output_folder(out, written_by="corpus build", mark=DESCRIPTION)
-    with _full_disk_is_told(out), running(engine, workers) as pool:
+    with explain_write_errors(out), running(engine, workers) as pool:
         bad = _known_bad(out) if skip_bad and not overwrite else {}
         try:
             while True:
@@ -466,7 +466,8 @@ def _summary(description: CorpusDescription, *, resumed_spans: int, resumed_shar
 
 
 @contextmanager
-def _full_disk_is_told(out: Path) -> Iterator[None]:
+def explain_write_errors(out: Path) -> Iterator[None]:
+    """Say what to do where the disk is full."""
     try:
         yield
     except OSError as error:

@@ -19,7 +19,7 @@ from cytoglot.corpus.format.folder import (
     write_table,
 )
 from cytoglot.corpus.sources.genes import GeneTables, find_file, gene_tables, ortholog_path
-from cytoglot.data.genes.harmonize import harmonise, read_orthologs
+from cytoglot.data.genes.harmonize import harmonize, read_orthologs
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.knowledge.tables import read_cell_types, read_gmt, read_markers, readable_set_name
 from cytoglot.errors import InputError
@@ -143,7 +143,7 @@ def _known(genes: Sequence[str], plan: BuildPlan, tables: GeneTables) -> tuple[s
     named: Iterable[str | None] = genes
     if plan.recipe.genes.repair and genes:
         named = (name if name in plan.vocabulary else new
-                 for name, new in zip(genes, harmonise(genes, hgnc=tables.hgnc).symbols, strict=True))  # fmt: skip
+                 for name, new in zip(genes, harmonize(genes, hgnc=tables.hgnc).symbols, strict=True))  # fmt: skip
     return tuple(dict.fromkeys(name for name in named if name is not None and name in plan.vocabulary))
 
 
@@ -165,7 +165,7 @@ def _write_orthologs(plan: BuildPlan, tables: GeneTables, out: Path) -> None:
         logger.warning("the corpus has cells of human and mouse, and no table of orthologs was found for them")
         return
     pairs = read_orthologs(path)
-    human = harmonise(list(pairs.values()), hgnc=tables.hgnc).symbols
+    human = harmonize(list(pairs.values()), hgnc=tables.hgnc).symbols
     mouse_id, human_id = (plan.vocabulary.index_of([str(name) for name in names]) for names in (pairs, human))
     both = (mouse_id >= 0) & (human_id >= 0) & (mouse_id != human_id)
     if not both.any():

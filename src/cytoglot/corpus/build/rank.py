@@ -244,7 +244,7 @@ def _curve_sample(
     sampled: NDArray[np.bool_],
     gene_of_column: NDArray[np.int32] | None,
 ) -> dict[str, NDArray[Any]]:
-    """Return log10(1 + counts per 10,000) of every ranked gene of the sampled cells, normalised by all genes."""
+    """Return log10(1 + counts per 10,000) of every ranked gene of the sampled cells, normalized by all genes."""
     log = normalize_log(block[np.flatnonzero(sampled)])
     if gene_of_column is not None:
         genes = gene_of_column[log.indices]

@@ -12,7 +12,7 @@ from cytoglot.corpus.format.folder import PARTS, CorpusDescription
 #: Values listed of a column; the description holds all.
 _LISTED = 25
 #: Columns whose values are many and say little by their names.
-_SUMMARISED = ("donor_id", "batch", "dataset_id")
+_SUMMARIZED = ("donor_id", "batch", "dataset_id")
 _TITLE = {
     "cell_type": "Cell types",
     "tissue": "Tissues",
@@ -77,7 +77,7 @@ def _column(name: str, description: CorpusDescription) -> dict[str, Any]:
         "title": _TITLE.get(name, name.replace("_", " ").capitalize()),
         "n_values": len(counts),
         "share": 100 * sum(counts.values()) / max(description.total("n_cells"), 1),
-        "numbers": sorted(counts.values()) if name in _SUMMARISED else [],
+        "numbers": sorted(counts.values()) if name in _SUMMARIZED else [],
         "listed": list(counts.items())[:_LISTED],
         "rest": list(counts.values())[_LISTED:],
     }

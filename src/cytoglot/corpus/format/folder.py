@@ -221,7 +221,7 @@ class Corpus:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
     @cached_property
-    def reworded(self) -> dict[str, Task[Any, Any]]:
+    def templates_of_tasks(self) -> dict[str, Task[Any, Any]]:
         """Tasks that are asked in other wordings than those of this package, as the recipe says."""
         return reworded_tasks(self.description.recipe.get("templates", {}), self.folder)
 

@@ -67,7 +67,7 @@ class CellBlock:
 
     @cached_property
     def group(self) -> NDArray[np.int32]:
-        """(n,) number of the cell group within the shard, −1 for none; equal numbers are neighbours."""
+        """(n,) number of the cell group within the shard, −1 for none; equal numbers are neighbors."""
         return _one_chunk(self.table["cell_group"]).to_numpy()
 
     @cached_property
@@ -195,7 +195,7 @@ def write_shard(path: str | Path, blocks: Iterable[CellBlock], schema: pa.Schema
 
     Ids are nearly random, so a dictionary and statistics would only cost time. With the bytes of a number side by side
     and zstd, the ids of whole sentences take 0.51 to 0.61 of the bytes of their text under zstd; plain ids take 0.72 to
-    0.78, Parquet's delta encoding 0.49 to 0.70. Differences between neighbours would take 0.34 to 0.47, and no other
+    0.78, Parquet's delta encoding 0.49 to 0.70. Differences between neighbors would take 0.34 to 0.47, and no other
     reader would understand them.
     """
     words = [field.name for field in schema if field.type == _WORD]

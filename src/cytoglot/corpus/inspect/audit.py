@@ -20,7 +20,7 @@ from cytoglot.corpus.inspect.gene_counts import GeneUse
 from cytoglot.corpus.inspect.label_counts import LabelCounts
 from cytoglot.corpus.inspect.lengths import Lengths
 from cytoglot.corpus.inspect.near_duplicates import MAX_CELLS, THRESHOLD, Compared, NearDuplicates, find_near_duplicates
-from cytoglot.corpus.inspect.scan import name_cells, walk
+from cytoglot.corpus.inspect.scan import name_cells, scan_corpus
 from cytoglot.corpus.inspect.task_balance import TaskBalance, TaskLine
 from cytoglot.data.finding import Finding
 from cytoglot.data.knowledge.ontology import map_labels
@@ -91,7 +91,7 @@ def audit_corpus(
     examples: int = 20,
     seed: int = 0,
 ) -> CorpusAudit:
-    """Look at a corpus as one who trains and measures on it would, and report each finding with its fix.
+    """BlockVisitor at a corpus as one who trains and measures on it would, and report each finding with its fix.
 
     Faults become findings, not errors: a damaged shard is named and left out of the other checks.
 
@@ -113,7 +113,7 @@ def audit_corpus(
     balance.see_tables()
     with tempfile.TemporaryDirectory(prefix="cytoglot_audit_") as folder:
         same = SameCells(corpus, Path(folder))
-        walk(corpus, [labels, genes, lengths, balance, same], skip=damaged, description="audit")
+        scan_corpus(corpus, [labels, genes, lengths, balance, same], skip=damaged, description="audit")
         contents, ids = same.repeated_contents(examples=examples), same.repeated_ids(examples=examples)
     near = find_near_duplicates(corpus, genes, max_cells=max_cells, examples=examples, seed=seed, skip=damaged)
     donors = _shared_groups(corpus, labels)
@@ -317,9 +317,9 @@ def _of_near(near: NearDuplicates) -> list[Finding]:
             f"reach {THRESHOLD}"
         )
     within = f"among training cells {_twin_text(expected)}" if expected and expected.n_cells else ""
-    twins = [c for c in across if c.n_twins]
-    if twins:
-        message = "; ".join([*(f"{c.part} cells in {c.among}: {_twin_text(c)}" for c in twins), within])
+    replicates = [c for c in across if c.n_twins]
+    if replicates:
+        message = "; ".join([*(f"{c.part} cells in {c.among}: {_twin_text(c)}" for c in replicates), within])
         fix = (
             "look at the examples (--json): the same id means the same cell, other ids cells that are truly alike; "
             "keep one source of a study that is there twice, and split by donor"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from cytoglot.corpus.assign.duplicates import CELLS_AT_ONCE
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
-from cytoglot.corpus.inspect.scan import ROW_BITS, SeenBlock
+from cytoglot.corpus.inspect.scan import ROW_BITS, ScannedBlock
 from cytoglot.hashing import NO_HASH, STEP, content_hashes, hash_text, hash_texts
 
 _HASH_AND_PLACE = np.dtype([("hash", np.uint64), ("place", np.uint64)])
@@ -100,7 +100,7 @@ class SameCells:
         self.n_short = 0
         """cells with too few genes to be compared"""
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         """Note the hashes of a row group."""
         contents = content_hashes(seen.block.offsets, seen.block.gene_ids)
         self.n_short += int((contents == NO_HASH).sum())

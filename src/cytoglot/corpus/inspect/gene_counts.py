@@ -8,11 +8,11 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.corpus.inspect.scan import SeenBlock
+from cytoglot.corpus.inspect.scan import ScannedBlock
 
 
 class GeneUse:
-    """A look at genes. Axes: s sources, g genes.
+    """Counts of genes. Axes: s sources, g genes.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class GeneUse:
         self.n_cells_g: NDArray[np.int64] = np.zeros(n_genes, np.int64)
         """cells with the gene in their sentences"""
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         """Note the genes of a row group."""
         codes, names = seen.codes("source")
         rows = np.array([self._row[name] for name in names], np.int64)[codes]

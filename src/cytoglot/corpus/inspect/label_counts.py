@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cytoglot.corpus.format.folder import PARTS, Part
-from cytoglot.corpus.inspect.scan import SeenBlock
+from cytoglot.corpus.inspect.scan import ScannedBlock
 
 
 @dataclass
 class LabelCounts:
-    """A look at the metadata."""
+    """Counts of the metadata."""
 
     n_cells: Counter[tuple[str, Part]] = field(default_factory=Counter)
     """(source, part) → cells"""
     values: dict[tuple[str, Part, str], Counter[str]] = field(default_factory=dict)
     """(source, part, column) → value → cells"""
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         """Count the values of a row group."""
         source_n, sources = seen.codes("source")
         for code, n in zip(*np.unique(source_n, return_counts=True), strict=True):

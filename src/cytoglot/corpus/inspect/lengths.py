@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import PARTS, Part
-from cytoglot.corpus.inspect.scan import SeenBlock
+from cytoglot.corpus.inspect.scan import ScannedBlock
 from cytoglot.data.audit import PROMPT_TOKENS
 from cytoglot.tasks.multicell import TOKENS_PER_MARK
 
@@ -23,7 +23,7 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass
 class Lengths:
-    """A look at numbers of genes and of cells.
+    """Counts of numbers of genes and of cells.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Lengths:
     group_tokens: dict[tuple[float, Part], Histogram] = field(default_factory=dict)
     """(tokens per gene, part) → histogram of the tokens of all sentences of a cell group and their marks"""
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         """Count the lengths of a row group."""
         lengths = np.diff(seen.block.offsets)
         source_n, sources = seen.codes("source")

@@ -76,7 +76,7 @@ class GeneSetIndex:
     sets, sizes
         As `leading_sets` gives them.
     places
-        (q,) where the cells stand, so that a cell is not found as its own neighbour.
+        (q,) where the cells stand, so that a cell is not found as its own neighbor.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.gene_counts import GeneUse
 from cytoglot.corpus.inspect.minhash import N_ORDERS, GeneSetIndex, chance_to_find, jaccard, leading_sets, random_orders
-from cytoglot.corpus.inspect.scan import ROW_BITS, NamedCell, SeenBlock, name_cells, walk
+from cytoglot.corpus.inspect.scan import ROW_BITS, NamedCell, ScannedBlock, name_cells, scan_corpus
 
 THRESHOLD = 0.9
 TOP_GENES = 128
@@ -111,28 +111,28 @@ def find_near_duplicates(
     seed: int = 0,
     skip: Collection[str] = (),
 ) -> NearDuplicates:
-    """Look for pairs of cells with a Jaccard index of at least `THRESHOLD`.
+    """BlockVisitor for pairs of cells with a Jaccard index of at least `THRESHOLD`.
 
     Parameters
     ----------
     genes
-        What the sources have, of a walk through the whole corpus.
+        What the sources have, of a scan_corpus through the whole corpus.
     max_cells
         Cells of each part that are looked up, a random choice.
     skip
         Files of shards to leave out.
     """
-    panels = Panels.of(corpus, genes)
+    panels = GeneUniverseGroups.of(corpus, genes)
     chosen = _ChosenCells(_choose(corpus, max_cells, seed, skip), panels)
-    walk(corpus, [chosen], skip=skip, description="near-duplicates, cells to look up")
+    scan_corpus(corpus, [chosen], skip=skip, description="near-duplicates, cells to look up")
     search = _Search(chosen, panels, random_orders(len(corpus.vocabulary), seed=seed))
     passed = [shard.file for shard in corpus.shards("test")]
-    walk(corpus, [search], skip={*skip, *passed}, description="near-duplicates, cells to compare")
+    scan_corpus(corpus, [search], skip={*skip, *passed}, description="near-duplicates, cells to compare")
     return search.result(corpus, examples=examples, likeness=_likeness(chosen, panels, seed), skip=skip)
 
 
 @dataclass(frozen=True)
-class Panels:
+class GeneUniverseGroups:
     """Which sources are compared over which genes. Axes: s sources, p panels, g genes."""
 
     sources: tuple[tuple[str, ...], ...]
@@ -144,7 +144,7 @@ class Panels:
     """panels that are compared, the first not after the second"""
 
     @classmethod
-    def of(cls, corpus: Corpus, use: GeneUse) -> Panels:
+    def of(cls, corpus: Corpus, use: GeneUse) -> GeneUniverseGroups:
         """Sort sources into panels, the largest first: a source joins the first panel of nearly the same genes."""
         infos = corpus.description.sources
         members: list[list[int]] = []
@@ -199,13 +199,13 @@ def _choose(corpus: Corpus, max_cells: int, seed: int, skip: Collection[str]) ->
 class _ChosenCells:
     """A look that keeps the ranked genes of the chosen cells. Axis: q chosen cells."""
 
-    def __init__(self, places: NDArray[np.uint64], panels: Panels) -> None:
+    def __init__(self, places: NDArray[np.uint64], panels: GeneUniverseGroups) -> None:
         self._wanted, self._panels = places, panels
         self._lengths: list[NDArray[np.int64]] = []
         self._ids: list[NDArray[np.uint32]] = []
         self._found: list[tuple[NDArray[np.uint64], NDArray[np.int8], NDArray[np.int32], list[str | None]]] = []
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         rows = np.flatnonzero(np.isin(seen.places, self._wanted, assume_unique=True))
         if not len(rows):
             return
@@ -256,7 +256,7 @@ class _Found:
 class _Search:
     """A look that compares every cell with the chosen ones."""
 
-    def __init__(self, chosen: _ChosenCells, panels: Panels, orders: NDArray[np.uint32]) -> None:
+    def __init__(self, chosen: _ChosenCells, panels: GeneUniverseGroups, orders: NDArray[np.uint32]) -> None:
         chosen.finish()
         self._chosen, self._panels, self._orders = chosen, panels, orders
         n = len(chosen.places)
@@ -279,7 +279,7 @@ class _Search:
             index = GeneSetIndex(sets[enough], sizes[enough], places, self._orders)
             self._indices[of_chosen, of_others] = cells, index
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         """Compare the cells of a row group."""
         codes, sources = seen.codes("source")
         panel = np.array([self._panels.of_source[name] for name in sources], np.int32)[codes]
@@ -336,7 +336,7 @@ class _Search:
         )
 
 
-def _likeness(chosen: _ChosenCells, panels: Panels, seed: int) -> dict[str, float]:
+def _likeness(chosen: _ChosenCells, panels: GeneUniverseGroups, seed: int) -> dict[str, float]:
     """Return how alike random cells of one type in the training part are."""
     rng = np.random.default_rng([seed, 23])
     found = []

@@ -1,4 +1,4 @@
-"""One walk through all cells of a corpus, for whoever wants to look at them: audit and statistics."""
+"""One scan_corpus through all cells of a corpus, for whoever wants to look at them: audit and statistics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROW_BITS = 32
 
 
 @dataclass(frozen=True)
-class SeenBlock:
+class ScannedBlock:
     """A row group and where it stands. Axis: n cells."""
 
     block: CellBlock
@@ -45,14 +45,16 @@ class SeenBlock:
         return codes, texts
 
 
-class Look(Protocol):
-    """Something that wants to see every cell once."""
+class BlockVisitor(Protocol):
+    """Something that wants to update every cell once."""
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         """Take note of a row group."""
 
 
-def walk(corpus: Corpus, looks: Sequence[Look], *, skip: Collection[str] = (), description: str = "cells") -> None:
+def scan_corpus(
+    corpus: Corpus, looks: Sequence[BlockVisitor], *, skip: Collection[str] = (), description: str = "cells"
+) -> None:
     """Read each row group once, in the order of the shards, and show it to all; shards named in `skip` are left out."""
     shards = [(i, shard) for i, shard in enumerate(corpus.description.shards) if shard.file not in skip]
     with progress_bar(total=sum(s.n_cells for _, s in shards), description=description, unit="cell") as bar:
@@ -60,9 +62,9 @@ def walk(corpus: Corpus, looks: Sequence[Look], *, skip: Collection[str] = (), d
             first_row = 0
             with corpus.open(shard) as file:
                 for row_group in range(file.n_row_groups):
-                    seen = SeenBlock(file.row_group(row_group), shard.part, number, first_row)
+                    seen = ScannedBlock(file.row_group(row_group), shard.part, number, first_row)
                     for look in looks:
-                        look.see(seen)
+                        look.update(seen)
                     first_row += len(seen.block)
                     bar.update(len(seen.block))
 

@@ -1,4 +1,4 @@
-"""What is in a corpus, in numbers: one walk over its shards, with one row group in memory at a time.
+"""What is in a corpus, in numbers: one scan_corpus over its shards, with one row group in memory at a time.
 
 Nothing is drawn at random and nothing is estimated: every cell, group and row of the tables is counted.
 """
@@ -16,7 +16,7 @@ from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.gene_counts import GeneUse
 from cytoglot.corpus.inspect.label_counts import LabelCounts
 from cytoglot.corpus.inspect.lengths import Histogram, Lengths, add_histograms, histogram_quantiles
-from cytoglot.corpus.inspect.scan import walk
+from cytoglot.corpus.inspect.scan import scan_corpus
 from cytoglot.corpus.inspect.task_balance import TaskBalance, TaskLine
 from cytoglot.data.audit import PROMPT_TOKENS
 
@@ -163,7 +163,7 @@ def corpus_statistics(corpus: Corpus, *, contexts: Sequence[int] = CONTEXTS) -> 
     labels, lengths, balance = LabelCounts(), Lengths(), TaskBalance(corpus)
     names = sorted({source.name for source in corpus.description.sources})
     genes = GeneUse(names, len(corpus.vocabulary))
-    walk(corpus, (labels, lengths, genes, balance), description="statistics")
+    scan_corpus(corpus, (labels, lengths, genes, balance), description="statistics")
     balance.see_tables()
     description = corpus.description
     donors = _cells_of_donors(corpus, labels)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.lengths import group_edges
-from cytoglot.corpus.inspect.scan import SeenBlock
+from cytoglot.corpus.inspect.scan import ScannedBlock
 from cytoglot.corpus.read.records import (
     BlockRecords,
     RecordReader,
@@ -30,7 +30,7 @@ from cytoglot.tasks.task import Task
 from cytoglot.tasks.task import tasks as registered_tasks
 
 _RECORDS_OF_A_KIND = 3
-"""so many records of a kind are asked for their answers, to see whether these differ"""
+"""so many records of a kind are asked for their answers, to update whether these differ"""
 _MOST_LENGTH = 4
 """from so many genes on no task asks how many there are"""
 _ENOUGH_ANSWERS = 3
@@ -78,7 +78,7 @@ class TaskBalance:
         number = {"": 0} | {text: i for i, text in enumerate(texts, start=1)}
         self._abstract = {source.name: number[source.abstract.strip()] for source in self.corpus.description.sources}
 
-    def see(self, seen: SeenBlock) -> None:
+    def update(self, seen: ScannedBlock) -> None:
         """Sort the records of a row group by their traits and ask the tasks about new kinds."""
         opened: list[BlockRecords] = []
 
@@ -136,7 +136,7 @@ class TaskBalance:
                 return f"a single answer in the {part} part: {_only(closed[part])}"
         return ""
 
-    def _see_cells(self, seen: SeenBlock, codes: dict[str, Any], records: Any) -> None:
+    def _see_cells(self, seen: ScannedBlock, codes: dict[str, Any], records: Any) -> None:
         lengths = np.diff(seen.block.offsets)
         traits = [np.minimum(lengths, _MOST_LENGTH), self._with_ortholog(seen)]
         traits += [column_codes >= 0 for column_codes, _ in codes.values()]
@@ -149,7 +149,7 @@ class TaskBalance:
                 column_codes, texts = codes[task.field]
                 self._note_labels(task, seen.part, column_codes[lengths > 0], texts)
 
-    def _see_groups(self, seen: SeenBlock, codes: dict[str, Any], records: Any) -> None:
+    def _see_groups(self, seen: ScannedBlock, codes: dict[str, Any], records: Any) -> None:
         starts, sizes = group_edges(seen.block.group)
         if not len(starts):
             return
@@ -176,7 +176,7 @@ class TaskBalance:
         groups = source_of_cells("cell_group")
         self._see_kinds("cell_group", seen.part, table, lambda i: groups.record(records(), int(starts[i]), self._draws))
 
-    def _see_related(self, seen: SeenBlock, unit: str, cells: BlockRecords) -> None:
+    def _see_related(self, seen: ScannedBlock, unit: str, cells: BlockRecords) -> None:
         """Put the tasks of a unit to each record: what related cells have in common is not known beforehand."""
         source = source_of_cells(unit)
         for row in source.rows(cells).tolist():
@@ -219,7 +219,7 @@ class TaskBalance:
         found = self._closed.setdefault((task.name, part), set())
         found.update(texts[code] for code in np.unique(codes[codes >= 0]).tolist())
 
-    def _with_ortholog(self, seen: SeenBlock) -> NDArray[np.bool_]:
+    def _with_ortholog(self, seen: ScannedBlock) -> NDArray[np.bool_]:
         """Tell as `BlockRecords.cell` does which cells have orthologs: none that is told in another species' genes."""
         orthologs = self.corpus.orthologs
         if orthologs is None:

@@ -20,7 +20,7 @@ _PIECES_PER_READER = 4
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some neighbouring cells of one row group, with the records that belong to them, and some visits to tables."""
+    """Some neighboring cells of one row group, with the records that belong to them, and some visits to tables."""
 
     number: int
     """among all pieces of the part, in the order of the shards"""

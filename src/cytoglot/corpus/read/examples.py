@@ -46,7 +46,7 @@ class CorpusExamples:
 
     def __init__(self, corpus: Corpus, part: Part = "train", *, top_genes: int | None = None, **mixture: Any) -> None:
         self._corpus, self._part, self._top_genes = corpus, part, top_genes
-        self._mixture = {"replaced": corpus.reworded, **mixture}
+        self._mixture = {"replaced": corpus.templates_of_tasks, **mixture}
 
     def sample(
         self, n: int, task: str | None = None, *, tasks: Mapping[str, float] | None = None, seed: int = 0
@@ -59,7 +59,7 @@ class CorpusExamples:
         if task is not None:
             weights: Mapping[str, float] = {task: 1.0}
         else:
-            weights = tasks or dict.fromkeys(askable_tasks(self._corpus, self._part), 1.0)
+            weights = tasks or dict.fromkeys(available_tasks(self._corpus, self._part), 1.0)
         if not weights:
             return []
         rng = np.random.default_rng([seed, 5])
@@ -130,7 +130,7 @@ def sample_examples(
     return [found.example for found in drawn]
 
 
-def askable_tasks(corpus: Corpus, part: Part = "train", *, n_cells: int = 4096) -> tuple[str, ...]:
+def available_tasks(corpus: Corpus, part: Part = "train", *, n_cells: int = 4096) -> tuple[str, ...]:
     """Return the names of all tasks that can ask something of the part, in alphabetical order.
 
     Looked at are the tables and the first `n_cells` cells, which stand in random order, with their groups; a task that

@@ -1,4 +1,4 @@
-"""A corpus as training batches: shuffled, asked about, tokenised and packed while it is read.
+"""A corpus as training batches: shuffled, asked about, tokenized and packed while it is read.
 
 Where a reader stands is three numbers: the epoch, the first piece of its window, and the rows of the window that were
 handed out. What follows depends on these and the seed alone.
@@ -15,12 +15,12 @@ import numpy as np
 
 from cytoglot.corpus.format.folder import Corpus, Part
 from cytoglot.corpus.read.epoch_plan import Piece, plan_reading
-from cytoglot.corpus.read.examples import askable_tasks
+from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.fitting import Fitter
 from cytoglot.corpus.read.mixture import TaskMixture
 from cytoglot.corpus.read.packing import Row, TokenBatch, TokenExample, bucket, lay_out, pack
 from cytoglot.corpus.read.records import RecordReader, row_groups, source_of_cells
-from cytoglot.corpus.read.sampler import Visits
+from cytoglot.corpus.read.sampler import EpochSampler
 from cytoglot.corpus.read.tokenize import GeneTokenizer
 from cytoglot.errors import InputError
 from cytoglot.sentence.augment import AugmentSettings
@@ -29,7 +29,7 @@ from cytoglot.tasks.record import Record
 from cytoglot.tasks.record_source import Draws, record_sources
 from cytoglot.tasks.task import Task
 
-_CHUNK = 1024  # examples that are tokenised and packed together
+_CHUNK = 1024  # examples that are tokenized and packed together
 _N_CHECKED, _GENES_CHECKED = 16, 32
 
 
@@ -150,10 +150,10 @@ class CorpusLoader:
         if not (0 <= rank < world and 0 <= worker < n_workers):
             raise InputError(f"expected rank and worker below {world} and {n_workers}, found {rank} and {worker}")
         settings = examples or ExampleSettings()
-        weights = tasks if tasks is not None else dict.fromkeys(askable_tasks(corpus, part), 1.0)
+        weights = tasks if tasks is not None else dict.fromkeys(available_tasks(corpus, part), 1.0)
         self._mixture = TaskMixture(
             weights,
-            replaced=corpus.reworded if replaced is None else replaced,
+            replaced=corpus.templates_of_tasks if replaced is None else replaced,
             seed=seed,
             paraphrase_share=settings.paraphrase_share,
             metadata_share=settings.metadata_share,
@@ -185,7 +185,7 @@ class CorpusLoader:
             generation_weight=settings.generation_weight,
             learn_prompts=settings.loss_on == "everything",
         )
-        self._visits = Visits(
+        self._sampler = EpochSampler(
             reader=reader,
             mixture=self._mixture,
             plan=self._plan,
@@ -258,7 +258,7 @@ class CorpusLoader:
         }
 
     def _items(self) -> Iterator[tuple[list[Row], _Position]]:
-        """Yield from the position on: one packed row, or the rows of one padded batch; and the position behind it."""
+        """Yield from the position on: one packed row, or the rows of one padded batch; and the position after it."""
         start = self._position
         first_epoch = start.epoch
         last_epoch = None if self._epochs is None else (start.epoch // self._epochs + 1) * self._epochs
@@ -299,7 +299,7 @@ class CorpusLoader:
         rng = np.random.default_rng([self._seed, 13, epoch, window[0].number])
         questions: list[TaskInstance] = []
         examples: list[TokenExample] = []
-        for asked, is_last in self._visits.chunks(window, epoch, size=size):
+        for asked, is_last in self._sampler.chunks(window, epoch, size=size):
             self._add(asked, questions, examples)
             items, left = self._pack(questions, examples, finish=is_last) if packed else (self._pad(examples), [])
             yield from (items[i] for i in rng.permutation(len(items)))

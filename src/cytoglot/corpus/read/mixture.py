@@ -60,7 +60,7 @@ class TaskMixture:
     Parameters
     ----------
     weights
-        Task → its share of all examples (they are normalised), of every unit together. Within a unit a record is asked
+        Task → its share of all examples (they are normalized), of every unit together. Within a unit a record is asked
         by one of the tasks that can ask it, with the probability of its weight among those.
     replaced
         Task → one with other templates, such as those that a released model was trained with.

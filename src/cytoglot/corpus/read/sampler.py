@@ -18,7 +18,7 @@ from cytoglot.tasks.record import Record
 from cytoglot.tasks.record_source import Draws, common_length, record_sources
 
 
-class Visits:
+class EpochSampler:
     """What is asked about the pieces of a window, in random order.
 
     Parameters
@@ -49,7 +49,7 @@ class Visits:
     def chunks(self, window: Sequence[Piece], epoch: int, *, size: int) -> Iterator[tuple[list[TaskInstance], bool]]:
         """Yield the questions of up to `size` visits at a time, and whether these are the last."""
         opened = self._open(window)
-        every = [self._visits(place, piece, opened[place], epoch) for place, piece in enumerate(window)]
+        every = [self._sampler(place, piece, opened[place], epoch) for place, piece in enumerate(window)]
         visits = np.concatenate(every)
         rng = np.random.default_rng([self._seed, 12, epoch, window[0].number])
         visits = visits[rng.permutation(len(visits))]
@@ -96,7 +96,7 @@ class Visits:
             found.append(opened[name])
         return found
 
-    def _visits(self, place: int, piece: Piece, records: BlockRecords | None, epoch: int) -> NDArray[np.int64]:
+    def _sampler(self, place: int, piece: Piece, records: BlockRecords | None, epoch: int) -> NDArray[np.int64]:
         """Return (n, 4): place of the piece in the window, number of the unit, row, and which visit to it this is."""
         found = [np.empty((0, 4), np.int64)]
 

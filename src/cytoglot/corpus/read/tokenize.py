@@ -1,6 +1,6 @@
 """Texts in segments → token ids, without showing a single gene to the tokenizer.
 
-Genes are looked up in a table of their pieces, what stands between them is tokenised once and remembered. That this
+Genes are looked up in a table of their pieces, what stands between them is tokenized once and remembered. That this
 equals the tokenizer's own reading of the whole text is checked, not assumed: a tokenizer that merges across the borders
 of words gets the whole text.
 """
@@ -36,10 +36,10 @@ _NO_WORDS = np.empty(0, np.int64)
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Text between genes, tokenised. `closing` belongs to the word of the gene before it."""
+    """Text between genes, tokenized. `closing` belongs to the word of the gene before it."""
 
     ids: NDArray[np.int32]
-    """of the whole stretch, closing included, behind an ordinary gene"""
+    """of the whole stretch, closing included, after an ordinary gene"""
     rest: NDArray[np.int32]
     """of the stretch without its closing"""
     closing: str
@@ -47,10 +47,10 @@ class _Stretch:
 
 @dataclass(slots=True)
 class _Closing:
-    """What stands directly behind a gene: a full stop, the end of a line, …."""
+    """What stands directly after a gene: a full stop, the end of a line, …."""
 
     tail: list[int]
-    """its ids behind an ordinary gene"""
+    """its ids after an ordinary gene"""
     unlike: dict[int, NDArray[np.int32] | None]
     """gene → the ids of both, if they are not those of the gene and then the tail"""
     n_genes: int
@@ -58,7 +58,7 @@ class _Closing:
 
 
 class GeneTokenizer:
-    """Tokenises prompts and answers in segments.
+    """Tokenizes prompts and answers in segments.
 
     Parameters
     ----------
@@ -69,13 +69,13 @@ class GeneTokenizer:
     opening
         Ids in front of every prompt, such as the beginning of a text.
     eos
-        Id behind every answer.
+        Id after every answer.
     remembered
         Stretches between genes that are kept; beyond it the older half is forgotten.
 
     Notes
     -----
-    Prompt and answer are tokenised apart and joined, like everywhere in the package. Where the tokenizer does not keep
+    Prompt and answer are tokenized apart and joined, like everywhere in the package. Where the tokenizer does not keep
     words apart, `why_plain` says so: then every text is given to `encode` as it is.
     """
 
@@ -100,7 +100,7 @@ class GeneTokenizer:
         self._capitals: NDArray[np.integer] | None = None
         self._same_names = vocabulary.names
         self.why_plain: str | None = None
-        """why texts are tokenised as they are, or None"""
+        """why texts are tokenized as they are, or None"""
         self._find_borders()
         if self.why_plain is None and len(vocabulary):
             self._add_words(list(vocabulary.names))
@@ -111,7 +111,7 @@ class GeneTokenizer:
     ) -> list[tuple[NDArray[np.int32], int]]:
         """Return for each prompt with its completion the ids of both, and the number that belong to the prompt.
 
-        The arrays are views of one array. Texts of all pairs are tokenised together, so many pairs at once are faster.
+        The arrays are views of one array. Texts of all pairs are tokenized together, so many pairs at once are faster.
         """
         texts = list(chain.from_iterable(zip(prompts, completions, strict=True)))
         ids_of = self._join(texts) if self.why_plain is None else self._plain(texts)
@@ -146,17 +146,17 @@ class GeneTokenizer:
         _log.info("the tokenizer gets every text as it is, which is slower: %s", reason)
 
     def _plain(self, texts: Sequence[Segments]) -> list[list[NDArray[np.int32]]]:
-        """Tokenise whole texts: prompts at even places, completions, which go on from a prompt, at odd ones."""
+        """Tokenize whole texts: prompts at even places, completions, which go on from a prompt, at odd ones."""
         whole = [self._bare(text.text) if i % 2 else text.text for i, text in enumerate(texts)]
         return [[np.array(ids, np.int32)] for ids in (self._encode(whole) if whole else [])]
 
     def _find_borders(self) -> None:
-        """Find out how this tokenizer reads a text that goes on behind another one."""
+        """Find out how this tokenizer reads a text that goes on after another one."""
         whole, begin, spaced, bare = (list(ids) for ids in self._encode(["b a", "b", " a", "a"]))
         self._strip = begin + spaced != whole and begin + bare == whole
         self._closing = _CLOSING_WORD
         if begin + (bare if self._strip else spaced) != whole:
-            self._give_up("it reads a word otherwise at the start of a text than behind another word")
+            self._give_up("it reads a word otherwise at the start of a text than after another word")
         else:
             line, first, second = (list(ids) for ids in self._encode(["b.\na", "b.\n", "a"]))
             if first + second == line:
@@ -201,7 +201,7 @@ class GeneTokenizer:
         return True
 
     def _behind(self, texts: list[str]) -> Sequence[Sequence[int]]:
-        """Tokenise texts that go on behind others."""
+        """Tokenize texts that go on after others."""
         return self._encode([self._bare(text) for text in texts])
 
     def _bare(self, text: str) -> str:
@@ -274,7 +274,7 @@ class GeneTokenizer:
         return joined
 
     def _remember(self, texts: Sequence[list[str]]) -> None:
-        """Tokenise what was not seen before, all at once."""
+        """Tokenize what was not seen before, all at once."""
         if len(self._stretches) > self._remembered:
             for old in list(self._stretches)[: self._remembered // 2]:
                 del self._stretches[old]
@@ -296,7 +296,7 @@ class GeneTokenizer:
             known[text, is_behind] = _Stretch(np.concatenate([tail, rest_ids]), rest_ids, closing)
 
     def _tail(self, closing: str) -> list[int]:
-        """Return the ids of a closing behind an ordinary gene."""
+        """Return the ids of a closing after an ordinary gene."""
         if closing == "":
             return []
         if closing not in self._closings:
@@ -306,7 +306,7 @@ class GeneTokenizer:
         return self._closings[closing].tail
 
     def _learn(self, closing: str, n: int) -> None:
-        """Read a closing behind the first n genes: its usual ids, and the genes with which it is read otherwise."""
+        """Read a closing after the first n genes: its usual ids, and the genes with which it is read otherwise."""
         found = [list(ids) for ids in self._behind([f" {name}{closing}" for name in self._words[:n]])]
         tails = [self._tail_of(gene, ids) for gene, ids in enumerate(found)]
         known = self._closings[closing]

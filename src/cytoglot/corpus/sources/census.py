@@ -101,12 +101,12 @@ class CensusSource:
         state = _usable_state(sample)
         policy: Any = "sum" if state.kind == "counts" else "first"
         genes = resolve_genes(named, gene_column=recipe.gene_column, mapping=mapping, duplicates=policy)
-        harmonised = tables.harmonised(genes.vocabulary.symbols, organism=recipe.organism)
-        self._genes: ResolvedGenes = renamed(genes, harmonised, can_sum=state.kind == "counts")
+        harmonized = tables.harmonized(genes.vocabulary.symbols, organism=recipe.organism)
+        self._genes: ResolvedGenes = renamed(genes, harmonized, can_sum=state.kind == "counts")
         self.symbols = self._genes.vocabulary.symbols
         self.is_counts = state.kind == "counts"
         what = f"read X[{self._census.layer!r}] of {self.path}: {state.description}"
-        self.messages = (what, *genes.report.messages(), *harmonised.report.messages())
+        self.messages = (what, *genes.report.messages(), *harmonized.report.messages())
 
     def _sample(self, n_columns: int) -> sparse.csr_matrix:
         """Up to 512 cells in about eight places."""
@@ -278,7 +278,7 @@ def _query(value_filter: str | None, *, is_primary: bool) -> str | None:
 
 
 def _coordinates(joinids: NDArray[np.int64]) -> Any:
-    """Neighbouring ids as a range, which is read faster than a list of points."""
+    """Neighboring ids as a range, which is read faster than a list of points."""
     if joinids.size and int(joinids[-1]) - int(joinids[0]) == joinids.size - 1:
         return slice(int(joinids[0]), int(joinids[-1]))  # SOMA's ranges hold their end
     return joinids

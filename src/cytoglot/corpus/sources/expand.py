@@ -108,7 +108,7 @@ def _found(path: str, base: Path) -> Path | None:
 def open_corpus_source(source: SourceRecipe, genes: GeneRecipe, base: str | Path) -> CorpusSource:
     """Open a source of an expanded recipe; a context manager, which closes it.
 
-    The matrix is chosen as by `cytoglot.read`, its columns are named by `harmonise`, and nothing else is read: opening
+    The matrix is chosen as by `cytoglot.read`, its columns are named by `harmonize`, and nothing else is read: opening
     a file of two million cells takes no more memory than one of a thousand.
 
     Raises

@@ -99,7 +99,7 @@ class FileSource:
 def _open_stream(
     store: CellStore, recipe: SourceRecipe, tables: GeneTables, base: Path
 ) -> tuple[CellStream, tuple[str, ...]]:
-    """The cells over harmonised genes, and what was done."""
+    """The cells over harmonized genes, and what was done."""
     mapping = None if recipe.gene_mapping is None else read_gene_mapping(find_file(recipe.gene_mapping, base))
     selection = select(
         store.candidates,
@@ -109,10 +109,10 @@ def _open_stream(
         gene_mapping=mapping,
         duplicates="sum",
     )
-    harmonised = tables.harmonised(selection.genes.vocabulary.symbols, organism=recipe.organism)
-    genes = renamed(selection.genes, harmonised, can_sum=selection.state.kind == "counts")
+    harmonized = tables.harmonized(selection.genes.vocabulary.symbols, organism=recipe.organism)
+    genes = renamed(selection.genes, harmonized, can_sum=selection.state.kind == "counts")
     rows = cell_rows(selection.candidate.matrix)
     stream = CellStream(
         obs=store.cells, rows=rows, selection=replace(selection, genes=genes), path=store.path, close=store.close
     )
-    return stream, (selection.message, *harmonised.report.messages())
+    return stream, (selection.message, *harmonized.report.messages())

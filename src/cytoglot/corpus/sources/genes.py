@@ -15,12 +15,12 @@ from cytoglot.data.datasets import knowledge_table
 from cytoglot.data.genes.columns import strip_version
 from cytoglot.data.genes.harmonize import (
     BUILT_IN,
-    Harmonised,
     HarmoniseReport,
+    Harmonized,
     HgncTable,
     check_namespace,
     check_overlap,
-    harmonise,
+    harmonize,
     read_gene_list,
     read_hgnc,
     read_orthologs,
@@ -45,7 +45,7 @@ class GeneTables:
     vocabulary: tuple[str, ...] | None
     """the given vocabulary; None: the genes of all sources"""
 
-    def harmonised(self, names: tuple[str, ...], *, organism: str) -> Harmonised:
+    def harmonized(self, names: tuple[str, ...], *, organism: str) -> Harmonized:
         """Return the names of the corpus for the names of a file, and refuse a file of another namespace.
 
         Raises
@@ -54,10 +54,10 @@ class GeneTables:
             Too few of the names are in the given vocabulary, or without one, they are plainly of another namespace.
         """
         if self.recipe.repair or (organism == "mouse" and self.orthologs is not None):
-            found = harmonise(names, organism=organism, hgnc=self.hgnc, orthologs=self.orthologs)
+            found = harmonize(names, organism=organism, hgnc=self.hgnc, orthologs=self.orthologs)
         else:
             report = HarmoniseReport(organism=organism, n_columns=len(names))
-            found = Harmonised(symbols=tuple(strip_version(name) for name in names), report=report)
+            found = Harmonized(symbols=tuple(strip_version(name) for name in names), report=report)
         kept = [symbol for symbol in found.symbols if symbol is not None]
         if not kept:
             raise InputError(
@@ -114,18 +114,18 @@ def ortholog_path(recipe: GeneRecipe, base: Path) -> Path:
     return path
 
 
-def renamed(genes: ResolvedGenes, harmonised: Harmonised, *, can_sum: bool) -> ResolvedGenes:
+def renamed(genes: ResolvedGenes, harmonized: Harmonized, *, can_sum: bool) -> ResolvedGenes:
     """Return the genes of a matrix under new names: genes that get one name become one gene.
 
     Genes are in the order of their first column, or of the column that is kept where they cannot be summed (logs):
     the one that had the name already, else the first.
     """
     old = genes.vocabulary.symbols
-    symbols = tuple(dict.fromkeys(symbol for symbol in harmonised.symbols if symbol is not None))
+    symbols = tuple(dict.fromkeys(symbol for symbol in harmonized.symbols if symbol is not None))
     number = {symbol: i for i, symbol in enumerate(symbols)}
-    new_of = np.array([-1 if symbol is None else number[symbol] for symbol in harmonised.symbols], dtype=np.int32)
+    new_of = np.array([-1 if symbol is None else number[symbol] for symbol in harmonized.symbols], dtype=np.int32)
     if not can_sum:
-        new_of = _one_each(new_of, [a == b for a, b in zip(old, harmonised.symbols, strict=True)])
+        new_of = _one_each(new_of, [a == b for a, b in zip(old, harmonized.symbols, strict=True)])
     dropped = genes.column_gene < 0
     column_gene = np.where(dropped, -1, new_of[np.where(dropped, 0, genes.column_gene)]).astype(np.int32)
     return ResolvedGenes(vocabulary=GeneVocabulary(symbols), column_gene=column_gene, report=genes.report)

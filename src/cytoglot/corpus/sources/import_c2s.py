@@ -42,7 +42,7 @@ class C2SReport:
     case_collisions: tuple[str, ...] = ()
     """words that differ from another one in case only; they stay different genes"""
     repeated_cell_names: int = 0
-    """cells whose name an earlier cell has; they get "-1", "-2", … behind it"""
+    """cells whose name an earlier cell has; they get "-1", "-2", … after it"""
     renamed_columns: tuple[str, ...] = ()
     """label columns whose names mean something else here; they get "c2s_" before them"""
     missing_labels: tuple[tuple[str, int], ...] = ()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from cytoglot.corpus.sources.recipe import SourceRecipe
-from cytoglot.data.schema import recognise_obs, tidied, value_texts
+from cytoglot.data.schema import recognize_obs, tidied, value_texts
 from cytoglot.errors import InputError, nearest_names
 
 _PRIMARY = "is_primary_data"
@@ -39,7 +39,7 @@ class CorpusSource(Protocol):
     stamp: str
     """changes whenever the file is written to, cheaper to know than the fingerprint; "" where there is none"""
     symbols: tuple[str, ...]
-    """harmonised, unique, in the order of the columns of the blocks"""
+    """harmonized, unique, in the order of the columns of the blocks"""
     messages: tuple[str, ...]
     """what was read and what was done about it"""
     is_counts: bool
@@ -139,7 +139,7 @@ class CellFields:
 def cell_fields(recipe: SourceRecipe, columns: Sequence[str], read: ReadColumn) -> CellFields:
     """Decide which column of a table is which field.
 
-    Fields are recognised by the names of the columns; `columns` of the recipe come first. `keep` names columns of the
+    Fields are recognized by the names of the columns; `columns` of the recipe come first. `keep` names columns of the
     table or canonical fields.
 
     Raises
@@ -147,7 +147,7 @@ def cell_fields(recipe: SourceRecipe, columns: Sequence[str], read: ReadColumn) 
     InputError
         The recipe names a column that the table lacks, or wants a value that a categorical column never has.
     """
-    found = recognise_obs(pd.DataFrame(columns=list(columns)))
+    found = recognize_obs(pd.DataFrame(columns=list(columns)))
     for name, column in recipe.columns.items():
         if column not in columns:
             raise InputError(_absent(f"columns: {name}", column, columns))

@@ -59,7 +59,7 @@ class SourceRecipe(Settings):
     licence: str | None = None
     """licence of the data, as stated at their source"""
     columns: dict[str, str] = Field(default_factory=dict)
-    """canonical field → column of obs, over what is recognised by name"""
+    """canonical field → column of obs, over what is recognized by name"""
     metadata: dict[str, str] = Field(default_factory=dict)
     """canonical field → value of the cells that have none of their own"""
     keep: dict[str, list[str]] = Field(default_factory=dict)

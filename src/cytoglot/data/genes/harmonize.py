@@ -110,7 +110,7 @@ class HarmoniseReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Harmonised:
+class Harmonized:
     """The name of each column, and how it was come by."""
 
     symbols: tuple[str | None, ...]
@@ -201,13 +201,13 @@ def _read_table(path: Path, *, needed: Sequence[str], wanted: Sequence[str] = ()
     return frame.assign(**{name: "" for name in wanted if name not in frame.columns})
 
 
-def harmonise(
+def harmonize(
     names: Sequence[str],
     *,
     organism: str = "human",
     hgnc: HgncTable = BUILT_IN,
     orthologs: Mapping[str, str] | None = None,
-) -> Harmonised:
+) -> Harmonized:
     """Return the name under which each column of a file goes into a vocabulary of many files.
 
     Human names, in this order: an approved symbol stays. An Ensembl id, whatever its version, becomes its symbol; one
@@ -217,7 +217,7 @@ def harmonise(
     unless that has a column (by any of these ways) or another alias claims it too. Names that stood for several
     genes, and unknown ones, stay.
 
-    Mouse names stay, or with `orthologs` (mouse → human symbol, one to one) become human names, which are harmonised
+    Mouse names stay, or with `orthologs` (mouse → human symbol, one to one) become human names, which are harmonized
     as above; a gene without ortholog becomes None. Names of other organisms stay. Ensembl ids lose their version in
     every case. Names are compared exactly.
     """
@@ -225,7 +225,7 @@ def harmonise(
     if organism == "mouse" and orthologs is not None:
         return _mouse_to_human(plain, orthologs, hgnc)
     if organism != "human":
-        return Harmonised(symbols=tuple(plain), report=HarmoniseReport(organism=organism, n_columns=len(plain)))
+        return Harmonized(symbols=tuple(plain), report=HarmoniseReport(organism=organism, n_columns=len(plain)))
     return _human(plain, hgnc)
 
 
@@ -245,7 +245,7 @@ class _Notes:
         }
 
 
-def _human(names: list[str], hgnc: HgncTable) -> Harmonised:
+def _human(names: list[str], hgnc: HgncTable) -> Harmonized:
     notes, symbols = _Notes(), list(names)
     n_approved, waiting = 0, []
     for i, name in enumerate(names):
@@ -270,7 +270,7 @@ def _human(names: list[str], hgnc: HgncTable) -> Harmonised:
         if name != symbol and columns_of[symbol] > 1:
             notes.add("merged", name, symbol)
     report = HarmoniseReport(organism="human", n_columns=len(names), n_approved=n_approved, **notes.changes())
-    return Harmonised(symbols=tuple(symbols), report=report)
+    return Harmonized(symbols=tuple(symbols), report=report)
 
 
 def _certain(name: str, hgnc: HgncTable) -> tuple[str, str] | None:
@@ -283,18 +283,18 @@ def _certain(name: str, hgnc: HgncTable) -> tuple[str, str] | None:
     return ("previous", hgnc.previous[name]) if name in hgnc.previous else None
 
 
-def _mouse_to_human(names: list[str], orthologs: Mapping[str, str], hgnc: HgncTable) -> Harmonised:
+def _mouse_to_human(names: list[str], orthologs: Mapping[str, str], hgnc: HgncTable) -> Harmonized:
     notes = _Notes()
     mapped = [orthologs.get(name) for name in names]
     for name, human in zip(names, mapped, strict=True):
         notes.add("dropped" if human is None else "orthologs", name, human or "")
     inner = _human([human for human in mapped if human is not None], hgnc)
-    harmonised = iter(inner.symbols)
-    symbols = tuple(None if human is None else next(harmonised) for human in mapped)
+    harmonized = iter(inner.symbols)
+    symbols = tuple(None if human is None else next(harmonized) for human in mapped)
     report = HarmoniseReport(
         organism="mouse", n_columns=len(names), n_approved=inner.report.n_approved, **notes.changes()
     )
-    return Harmonised(symbols=symbols, report=report)
+    return Harmonized(symbols=symbols, report=report)
 
 
 def namespace_of(names: Sequence[str]) -> str | None:
@@ -330,7 +330,7 @@ _ADVICE = (
 def check_overlap(names: Sequence[str], vocabulary: Iterable[str], *, min_overlap: float) -> float:
     """Return the share of the names that the vocabulary knows, or of the vocabulary that the names cover, if larger.
 
-    Nothing is expected of an empty vocabulary. `names` are harmonised already.
+    Nothing is expected of an empty vocabulary. `names` are harmonized already.
 
     Raises
     ------
@@ -353,7 +353,7 @@ def check_overlap(names: Sequence[str], vocabulary: Iterable[str], *, min_overla
 def check_namespace(names: Sequence[str], *, organism: str) -> None:
     """Refuse names that are plainly no symbols of the organism; for a corpus without a vocabulary to compare with.
 
-    Human and mouse alone. Names that tell nothing are let pass. `names` are harmonised already.
+    Human and mouse alone. Names that tell nothing are let pass. `names` are harmonized already.
 
     Raises
     ------

@@ -108,7 +108,7 @@ def guess_species(names: Sequence[str]) -> tuple[Species | None, str]:
         return _ENSEMBL_SPECIES.get(prefix), f"{ensembl.count(prefix)} of {len(names)} ids begin with {prefix}"
     human = sum(_HUMAN.match(name) is not None for name in names) / len(names)
     mouse = sum(_MOUSE.match(name) is not None for name in names) / len(names)
-    evidence = f"{human:.0%} of the symbols are in upper case, {mouse:.0%} capitalised"
+    evidence = f"{human:.0%} of the symbols are in upper case, {mouse:.0%} capitalized"
     if human >= 0.7 or mouse >= 0.7:
         return ("human" if human > mouse else "mouse"), evidence
     n_human, n_mouse = (sum(name.startswith(prefix) for name in names) for prefix in ("MT-", "mt-"))

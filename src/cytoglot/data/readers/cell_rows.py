@@ -78,7 +78,7 @@ class _Rows:
         raise NotImplementedError
 
     def sample(self, cells: NDArray[np.int64]) -> sparse.csr_matrix:
-        """Return those cells as CSR, reading each run of neighbours at once."""
+        """Return those cells as CSR, reading each run of neighbors at once."""
         if not cells.size:
             return sparse.csr_matrix(self.rows(0, 0))
         runs = np.split(cells, np.flatnonzero(np.diff(cells) != 1) + 1)
@@ -111,7 +111,7 @@ class MemoryRows(_Rows):
 
 
 class _BucketRows(_Rows):
-    """A matrix that is not stored by cells: neighbouring cells are made CSR together and kept for the next call."""
+    """A matrix that is not stored by cells: neighboring cells are made CSR together and kept for the next call."""
 
     _edges: NDArray[np.int64]
     """first cell of each bucket, and the number of cells"""
@@ -212,10 +212,10 @@ class DaskRows(_BucketRows):
 
 
 class SpilledRows(_BucketRows):
-    """A matrix whose values came in another order, sorted by cell into temporary files of neighbouring cells.
+    """A matrix whose values came in another order, sorted by cell into temporary files of neighboring cells.
 
     Needs 8 bytes and the value's own for each stored value on disk, in `folder` (default: the system's temporary
-    folder); memory is one bucket of about four million values, more where neighbouring cells are far above average.
+    folder); memory is one bucket of about four million values, more where neighboring cells are far above average.
     """
 
     def __init__(self, *, shape: tuple[int, int], dtype: np.dtype, n_values: int, folder: Path | None = None) -> None:

@@ -320,7 +320,7 @@ def loaded(adata: AnnData) -> AnnData:
     Raises
     ------
     InputError
-        The file behind it was closed, or cannot be read.
+        The file after it was closed, or cannot be read.
     """
     matrices = [candidate.matrix for candidate in candidates_of(adata)]
     if not adata.isbacked and all(in_memory(m) or type(m).__module__.startswith("dask") for m in matrices):

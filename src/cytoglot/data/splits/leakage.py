@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.data.schema import GROUP_FIELDS, group_values, recognise_obs
+from cytoglot.data.schema import GROUP_FIELDS, group_values, recognize_obs
 from cytoglot.data.splits.assignment import PARTS
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
@@ -37,13 +37,13 @@ def leakage_report(
     Returns
     -------
     dict
-        Plain JSON: `cells` per part, `not_in_split`, `columns` (for each recognised field: the column, its number of
+        Plain JSON: `cells` per part, `not_in_split`, `columns` (for each recognized field: the column, its number of
         values and, for each pair of parts, the values in both), `shared_groups` (the same for `schema.GROUP_FIELDS`
         alone, pairs that share something), `identical_cells` (pairs of parts → number; None without a matrix),
         `identical_examples` (at most 20 pairs of ids), `clean` (no group and no content shared).
     """
     part = split.part_of(obs.index) if part is None else part
-    columns = {field: _shared_values(obs, column, part) for field, column in recognise_obs(obs).items()}
+    columns = {field: _shared_values(obs, column, part) for field, column in recognize_obs(obs).items()}
     shared = {f: c["shared"] for f, c in columns.items() if f in GROUP_FIELDS and any(c["shared"].values())}
     identical, examples = (None, []) if matrix is None else _identical_cells(obs, part, matrix)
     return {

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognise_obs, unlike_in_spelling
+from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognize_obs, unlike_in_spelling
 from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, count_labels, deal_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
@@ -157,7 +157,7 @@ def _choose_groups(obs: pd.DataFrame, by: str, strata: pd.Series | None) -> tupl
             )
         return by, []
     warnings: list[str] = []
-    found = recognise_obs(obs)
+    found = recognize_obs(obs)
     for column in (found[field] for field in GROUP_FIELDS if field in found):
         reason = _why_not(group_values(obs, column), strata)
         if reason is None:
@@ -190,9 +190,9 @@ def _label_warnings(strata: pd.Series, part: pd.Series) -> list[str]:
     unseen = sorted(set(labelled[part == "test"]) - in_train)
     said = [f"{len(unseen)} labels of the test cells have no training cell: {', '.join(unseen[:10])}"] if unseen else []
     names = sorted(set(labelled))
-    twins = {tuple(sorted(pair)) for pair in unlike_in_spelling(names, names).items()}
-    if twins:
-        shown = "; ".join(f"{a!r} and {b!r}" for a, b in sorted(twins)[:5])
+    replicates = {tuple(sorted(pair)) for pair in unlike_in_spelling(names, names).items()}
+    if replicates:
+        shown = "; ".join(f"{a!r} and {b!r}" for a, b in sorted(replicates)[:5])
         said.append(f"labels that differ in spelling alone are kept apart: {shown}; rename one of them if they are one")
     return said
 

@@ -84,7 +84,7 @@ class CausalLm:
         answers: Sequence[str],
         *,
         terminator: bool = True,
-        normalise: Literal["sum", "mean"] = "sum",
+        normalize: Literal["sum", "mean"] = "sum",
         prior_prompts: Sequence[str] | None = None,
     ) -> NDArray[np.float64]:
         """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers).
@@ -96,7 +96,7 @@ class CausalLm:
         terminator
             Whether the text that ends an answer, and end of text, are scored with it. Without them, an answer that is
             the beginning of another is always at least as likely.
-        normalise, prior_prompts
+        normalize, prior_prompts
             As in `cytoglot.lm.scoring.score.score_answers`.
         """
         if isinstance(answers, str):
@@ -106,7 +106,7 @@ class CausalLm:
         ending = self.terminator if terminator else ""
         framed = [f"{answer if answer[:1].isspace() else ' ' + answer}{ending}" for answer in answers]
         return score_answers(
-            self.lm, prompts, framed, terminator=terminator, normalise=normalise, prior_prompts=prior_prompts
+            self.lm, prompts, framed, terminator=terminator, normalize=normalize, prior_prompts=prior_prompts
         )
 
     def embed(

@@ -1,6 +1,6 @@
 """Any server that speaks the completions interface of OpenAI: vLLM, llama.cpp, TGI, a company's gateway.
 
-A server of vLLM is recognised by its `/version` and given a grammar for each format (`structured_outputs` since 0.12,
+A server of vLLM is recognized by its `/version` and given a grammar for each format (`structured_outputs` since 0.12,
 `guided_*` before; read from the documentation of 0.22 to 0.31). What other servers write is checked here, and asked for
 again with another seed where it is not valid.
 """
@@ -81,7 +81,7 @@ class OpenAiServer(AskedModel):
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """Return log p(answer with terminator | prompt) in nats, shape (n_prompts, n_answers).
 
-        The server must be able to `echo` a prompt with log-probabilities (vLLM can). End of text behind the terminator
+        The server must be able to `echo` a prompt with log-probabilities (vLLM can). End of text after the terminator
         is not scored, since no text spells it.
 
         Raises

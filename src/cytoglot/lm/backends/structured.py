@@ -1,7 +1,7 @@
 """What backends share that cannot take our own constraint: a grammar for each format, checks, and asking again.
 
 Such a backend is asked in rounds. Its grammar (if it has one) gives words of the list in any number of repetitions;
-repeated words are dropped, and the rest is asked for behind those that were kept, among the words not used yet. So
+repeated words are dropped, and the rest is asked for after those that were kept, among the words not used yet. So
 every answer is valid, but lists of words are not distributed exactly as under our own constraint.
 """
 
@@ -253,7 +253,7 @@ def read_answer(text: str, answer_format: AnswerFormat, *, terminator: str) -> s
 def read_words(
     text: str, words: Sequence[str], *, terminator: str
 ) -> tuple[list[str], Literal["terminator", "open", "other"]]:
-    """Return the words that a completion begins with, repeats and all, and what stands behind the last of them.
+    """Return the words that a completion begins with, repeats and all, and what stands after the last of them.
 
     That is the terminator, nothing ("open"), or something that is no word ("other").
     """

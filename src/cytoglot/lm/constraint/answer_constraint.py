@@ -173,7 +173,7 @@ class AnswerConstraint(ABC):
     def read(self, token_ids_bt: Tensor) -> list[str | None]:
         """Return the answers that generated token ids spell, None where they are not a complete answer.
 
-        Tokens behind end of text are ignored.
+        Tokens after end of text are ignored.
         """
         budget_b = torch.full((len(token_ids_bt),), self.max_tokens(), device=token_ids_bt.device)
         state = self.start(budget_b)

@@ -38,7 +38,7 @@ def constrain(
     Parameters
     ----------
     answer_format
-        `DistinctWords` and `OneOf` admit the spelling that the tokenizer itself gives a word or option behind a
+        `DistinctWords` and `OneOf` admit the spelling that the tokenizer itself gives a word or option after a
         space; so an answer is what training has shown. `Number` admits any spelling in tokens. `FreeText` only has
         a length.
     terminator
@@ -122,7 +122,7 @@ def _trie(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], terminator
 
 
 def _terminator_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], terminator: str) -> list[int]:
-    """Return the tokens of the terminator as it stands behind a word, where it has no space in front."""
+    """Return the tokens of the terminator as it stands after a word, where it has no space in front."""
     if not terminator:
         return []
     for word in words[:100]:

@@ -20,7 +20,7 @@ from cytoglot.lm.constraint.answer_constraint import AllowedSymbols, AnswerConst
 from cytoglot.lm.model.tokenizer import encode_completions
 
 DECIMALS = 6
-"""Most digits behind the point; expression values, scores and doses need no more."""
+"""Most digits after the point; expression values, scores and doses need no more."""
 
 _BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _NUMBER = re.compile(r"(-?)(0|[1-9]\d*)(?:\.(\d+))?")

@@ -56,11 +56,11 @@ def embed_texts(
     ----------
     layer
         Which hidden state: 0 is the token embedding, 1 the first layer's output and so on, -1 the last, which is
-        after the final normalisation in most families. Deeper layers are not computed.
+        after the final normalization in most families. Deeper layers are not computed.
     pooling
         "mean" over the text's tokens (its opening token included), or "last": the hidden state of the last token.
     spans
-        Part of each text that is pooled, as positions (first, behind the last) of its characters: those of the cell
+        Part of each text that is pooled, as positions (first, after the last) of its characters: those of the cell
         sentence give a vector of the genes' tokens alone. The whole text is still read, up to the last token taken. A
         token belongs to a span that it has a character of. The opening token belongs to none; a text whose span has
         no token is pooled as a whole.
@@ -126,7 +126,7 @@ class TextTokens:
     rows: Sequence[NDArray[np.int64]]
     """token ids of each text"""
     ranges: Sequence[NDArray[np.int64]]
-    """(1, 2) for each text: first token, behind the last"""
+    """(1, 2) for each text: first token, after the last"""
 
 
 def read_texts(
@@ -198,7 +198,7 @@ def pooled_states(
     rows
         Token ids of each text.
     ranges
-        For each text the tokens (first, behind the last) of its parts, shape (s, 2); an empty range gives zeros.
+        For each text the tokens (first, after the last) of its parts, shape (s, 2); an empty range gives zeros.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def pooled_states(
         A row is empty or longer than the context, or there is no such layer.
     """
     layer = checked_layer(lm, layer)
-    # A causal model never looks ahead, so tokens behind the last one taken need not be read.
+    # A causal model never looks ahead, so tokens after the last one taken need not be read.
     rows = [row[: max(1, int(r.max(initial=0)))] for row, r in zip(rows, ranges, strict=True)]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     check_lengths(lm, lengths, what="text")
@@ -298,13 +298,13 @@ def checked_layer(lm: LanguageModel, layer: int) -> int:
 
 
 def token_ranges(offsets_t2: NDArray[np.int64], spans_s2: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the tokens (first, behind the last) that have a character of each span, shape (s, 2).
+    """Return the tokens (first, after the last) that have a character of each span, shape (s, 2).
 
     Equal numbers where there are none.
     """
     first = np.searchsorted(offsets_t2[:, 1], spans_s2[:, 0], side="right")
-    behind = np.searchsorted(offsets_t2[:, 0], spans_s2[:, 1], side="left")
-    return np.stack([first, np.where(spans_s2[:, 1] > spans_s2[:, 0], np.maximum(first, behind), first)], axis=1)
+    after = np.searchsorted(offsets_t2[:, 0], spans_s2[:, 1], side="left")
+    return np.stack([first, np.where(spans_s2[:, 1] > spans_s2[:, 0], np.maximum(first, after), first)], axis=1)
 
 
 def _chunks_to_read(texts: Sequence[str], batch_tokens: int) -> Iterator[NDArray[np.int64]]:
@@ -340,11 +340,11 @@ def _check_spans(texts: Sequence[str], spans: Sequence[tuple[int, int]] | None) 
         return
     if len(spans) != len(texts):
         raise InputError(f"expected one span for each of {len(texts)} texts, found {len(spans)}; pass as many of both")
-    for i, (text, (first, behind)) in enumerate(zip(texts, spans, strict=True)):
-        if not 0 <= first <= behind <= len(text):
+    for i, (text, (first, after)) in enumerate(zip(texts, spans, strict=True)):
+        if not 0 <= first <= after <= len(text):
             raise InputError(
-                f"span {i} must lie in its text of {len(text)} characters, found ({first}, {behind}); "
-                "pass positions of characters, the second behind the last"
+                f"span {i} must lie in its text of {len(text)} characters, found ({first}, {after}); "
+                "pass positions of characters, the second after the last"
             )
 
 
@@ -383,8 +383,8 @@ def _pooling_weights(rows: Sequence[NDArray[np.int64]], ranges: Sequence[NDArray
     shape = (len(rows), max((len(r) for r in ranges), default=0), max(map(len, rows)))
     weight_bst = np.zeros(shape, dtype=np.float32)
     for weight_st, range_s2 in zip(weight_bst, ranges, strict=True):
-        for weights, (first, behind) in zip(weight_st, range_s2.tolist(), strict=False):
-            weights[first:behind] = 1 / max(behind - first, 1)
+        for weights, (first, after) in zip(weight_st, range_s2.tolist(), strict=False):
+            weights[first:after] = 1 / max(after - first, 1)
     return weight_bst
 
 

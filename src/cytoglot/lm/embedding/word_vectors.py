@@ -20,7 +20,7 @@ from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts_with_
 
 
 def static_word_vectors(lm: LanguageModel, words: Sequence[str]) -> NDArray[np.float32]:
-    """Return the input vector of each word as it stands behind a space, float32 of shape (w, d).
+    """Return the input vector of each word as it stands after a space, float32 of shape (w, d).
 
     A word of several tokens has the mean of their vectors, whatever their order.
 
@@ -73,7 +73,7 @@ class WordVectorMeans:
         words
             For each text the numbers of its words, shape (s,).
         spans
-            For each text the characters (first, behind the last) of those words, shape (s, 2).
+            For each text the characters (first, after the last) of those words, shape (s, 2).
 
         Raises
         ------
@@ -85,8 +85,8 @@ class WordVectorMeans:
         for i, range_s2 in enumerate(ranges):
             without = np.flatnonzero(range_s2[:, 0] == range_s2[:, 1])
             if len(without):
-                first, behind = spans[i][without[0]]
-                raise InputError(f"expected a token for every word, found none for {texts[i][first:behind]!r}")
+                first, after = spans[i][without[0]]
+                raise InputError(f"expected a token for every word, found none for {texts[i][first:after]!r}")
         options: dict[str, Any] = {"layer": self.layer, "batch_tokens": self.batch_tokens, "tally": self.tally}
         for i, vector_sd in pooled_states(self.lm, rows, ranges, **options):
             np.add.at(self._sum_wd, words[i], vector_sd.astype(np.float64))

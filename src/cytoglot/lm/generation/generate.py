@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
 
 
-class StepWatch(Protocol):
+class StepObserver(Protocol):
     """What looks on while answers are written; `answer_ranks` collects next-word probabilities so."""
 
     def start(self, answers: Sequence[tuple[int, int]], constraint: AnswerConstraint) -> None:
@@ -73,7 +73,7 @@ class _Request:
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """One answer to be written: to which request, which sample, and behind which prompt of the batch."""
+    """One answer to be written: to which request, which sample, and after which prompt of the batch."""
 
     request: _Request
     sample: int
@@ -119,7 +119,7 @@ def sample_answers(
     terminator: str = ".",
     keys: Sequence[str] | None = None,
     with_log_probs: bool = True,
-    watch: StepWatch | None = None,
+    observer: StepObserver | None = None,
 ) -> list[list[GeneratedAnswer]]:
     """Return `n_samples` answers for each prompt, every one complete and valid for its format.
 
@@ -140,7 +140,7 @@ def sample_answers(
         prompt's place in the list. The same prompt under the same key gives the same samples.
     with_log_probs
         False leaves the log-probabilities empty and saves their cost.
-    watch
+    observer
         Shown the logits of every step.
 
     Raises
@@ -159,7 +159,7 @@ def sample_answers(
         _check_room(lm, constraint, group)
     answers: dict[tuple[int, int], GeneratedAnswer] = {}
     answering = partial(
-        _Answering, lm, sampling=sampling, batch_size=batch_size, with_log_probs=with_log_probs, watch=watch
+        _Answering, lm, sampling=sampling, batch_size=batch_size, with_log_probs=with_log_probs, observer=observer
     )
     with lm.inference(), progress_bar(total=len(requests) * n_samples, description="generating", unit="answer") as bar:
         for constraint, group in groups:
@@ -228,7 +228,7 @@ def _check_room(lm: LanguageModel, constraint: AnswerConstraint, requests: Seque
 
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
-    """Distinct prompts, and the answers to write behind them."""
+    """Distinct prompts, and the answers to write after them."""
 
     prompt_ids: list[Ids]
     rows: list[_Row]
@@ -248,10 +248,10 @@ class _Answering:
         sampling: Sampling,
         batch_size: int,
         with_log_probs: bool,
-        watch: StepWatch | None,
+        observer: StepObserver | None,
     ) -> None:
         self.lm, self.constraint, self.sampling = lm, constraint, sampling
-        self.batch_size, self.with_log_probs, self.watch = batch_size, with_log_probs, watch
+        self.batch_size, self.with_log_probs, self.observer = batch_size, with_log_probs, observer
         self.takes_padding = _takes_padding(lm)
 
     def answers(self, requests: Sequence[_Request], n_samples: int) -> Iterator[tuple[_Row, GeneratedAnswer]]:
@@ -325,7 +325,7 @@ class _Answering:
             reading, prompts = copy.deepcopy(kept), [row.prompt for row in rows]
         reading.select(torch.tensor(prompts, device=self.lm.device))
         writer = _Writer(self.lm, self.constraint, reading, rows, self.sampling)
-        return writer.write(with_log_probs=self.with_log_probs, watch=self.watch)
+        return writer.write(with_log_probs=self.with_log_probs, observer=self.observer)
 
 
 def _batch(batch: Sequence[Sequence[_Request]], *, n_samples: int, prefix: Ids, prefix_cache: Cache | None) -> _Batch:
@@ -381,7 +381,7 @@ class _Reading:
 
 
 def _read_prompts(lm: LanguageModel, batch: _Batch, prompts: Sequence[int] | None = None) -> _Reading:
-    """Read all prompts of a batch, or some, behind their shared prefix: prefix, padding, the rest of each prompt."""
+    """Read all prompts of a batch, or some, after their shared prefix: prefix, padding, the rest of each prompt."""
     chosen = batch.prompt_ids if prompts is None else [batch.prompt_ids[prompt] for prompt in prompts]
     n_prefix = len(batch.prefix)
     lengths = np.array([len(ids) - n_prefix for ids in chosen])
@@ -412,7 +412,7 @@ def _read_prompts(lm: LanguageModel, batch: _Batch, prompts: Sequence[int] | Non
 def _forward(
     lm: LanguageModel, ids_bt: Tensor, cache: Cache | None, mask_bt: Tensor | None, positions_bt: Tensor | None
 ) -> tuple[Tensor, Cache | None]:
-    """Return the logits behind the last token of each row, and keys and values of all tokens so far, if kept."""
+    """Return the logits after the last token of each row, and keys and values of all tokens so far, if kept."""
     name = _cache_name(lm)
     options: dict[str, Any] = {} if name is None else {"use_cache": True, name: cache}
     if mask_bt is not None:
@@ -458,16 +458,16 @@ class _Writer:
         limit = self.lm.context_length
         return budget if limit is None else min(budget, limit - len(request.prompt_ids))
 
-    def write(self, *, with_log_probs: bool, watch: StepWatch | None = None) -> list[GeneratedAnswer]:
+    def write(self, *, with_log_probs: bool, observer: StepObserver | None = None) -> list[GeneratedAnswer]:
         """Return the answers in the order of the rows."""
-        if watch is not None:
-            watch.start(self.named, self.constraint)
+        if observer is not None:
+            observer.start(self.named, self.constraint)
         for _ in range(self.max_steps):
             logits_bv = self.reading.logits_bv
             symbol_b, log_prob_b = self.sampler.draw(logits_bv, self.state, with_log_probs=with_log_probs)
-            if watch is not None:
+            if observer is not None:
                 logits_bs = logits_bv if self.takes_all else logits_bv[:, self.tokens_s]
-                watch.step(self.places, logits_bs.float(), self.state.allowed(), symbol_b)
+                observer.step(self.places, logits_bs.float(), self.state.allowed(), symbol_b)
             if log_prob_b is not None:
                 self._note(log_prob_b)
             self.state.advance(symbol_b)
@@ -475,8 +475,8 @@ class _Writer:
             if len(going_on) == 0:
                 break
             self._read(self.tokens_s[symbol_b][going_on])
-        if watch is not None:
-            watch.finish()
+        if observer is not None:
+            observer.finish()
         return [answer for answer in self.answers if answer is not None]
 
     def _note(self, log_prob_b: Tensor) -> None:

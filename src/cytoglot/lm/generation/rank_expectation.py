@@ -144,7 +144,7 @@ def answer_ranks(
         batch_size=batch_size,
         terminator=terminator,
         with_log_probs=False,
-        watch=None if is_counted else _NextWords(sums, tokens_w, sampling),
+        observer=None if is_counted else _NextWords(sums, tokens_w, sampling),
     )
     if is_counted:
         index = {word: i for i, word in enumerate(words)}
@@ -254,7 +254,7 @@ class _NextWords:
     def step(self, places: Sequence[int], logits_bs: Tensor, allowed_bs: Tensor, symbol_b: Tensor) -> None:
         """See what each row might have taken, and what it took."""
         if len(self._steps) >= self._sums.chosen_prw.shape[1]:
-            return  # only what closes an answer comes behind the last rank
+            return  # only what closes an answer comes after the last rank
         symbol_w = self._symbol_w.to(logits_bs.device)
         likely_bw = next_probabilities(logits_bs, allowed_bs, self._sampling)[:, symbol_w]
         chosen_bw = (symbol_b[:, None] == symbol_w).to(likely_bw)

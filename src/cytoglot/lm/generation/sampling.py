@@ -187,7 +187,7 @@ def keep_top_p(logits_bs: Tensor, top_p: float) -> Tensor:
 def _falling(values_bs: Tensor) -> Tensor:
     if values_bs.device.type != "cpu":
         return values_bs.sort(dim=1, descending=True).values
-    # torch also sorts the places, which takes it 20 times as long as numpy's vectorised sort of the values.
+    # torch also sorts the places, which takes it 20 times as long as numpy's vectorized sort of the values.
     return torch.from_numpy(-np.sort(-values_bs.numpy(), axis=1))
 
 

@@ -29,7 +29,7 @@ from cytoglot.lm.model.sources import Adapter, check_index, checked_source, comm
 logger = logging.getLogger(__name__)
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantise = Literal["none", "8bit", "4bit"]
+Quantize = Literal["none", "8bit", "4bit"]
 
 
 def load_language_model(
@@ -39,7 +39,7 @@ def load_language_model(
     dtype: Dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
-    quantise: Quantise = "none",
+    quantize: Quantize = "none",
 ) -> LanguageModel:
     """Load a causal language model from a folder or from the Hugging Face hub, ready for inference.
 
@@ -60,7 +60,7 @@ def load_language_model(
         Branch, tag or commit on the hub.
     trust_remote_code
         Run Python code that comes with the model. Only for sources you have read.
-    quantise
+    quantize
         Hold the weights of the linear layers in 8 or 4 bits (4: NF4, computed in bfloat16). Needs an NVIDIA GPU and
         the package `bitsandbytes`; such a model can be trained with adapters only.
 
@@ -72,22 +72,22 @@ def load_language_model(
         the base of an adapter cannot be found, or the device is not there.
     """
     target = choose_device(device)
-    quantisation = _quantisation(quantise, target)
+    quantization = _quantization(quantize, target)
     source = checked_source(name_or_folder)
     commit = commit_of(source, revision)
     adapter = find_adapter(source, commit or revision)
-    if adapter is not None and quantisation is not None:
-        raise InputError(f"{source} holds an adapter, which cannot be merged into quantised weights; quantise its base")
+    if adapter is not None and quantization is not None:
+        raise InputError(f"{source} holds an adapter, which cannot be merged into quantized weights; quantize its base")
     options = {"revision": commit or revision or "main", "trust_remote_code": trust_remote_code}
     if adapter is not None:
         lm = replace(_adapted(adapter, device, dtype, trust=trust_remote_code), source=source, revision=commit)
     else:
         given: dict[str, Any] = {"dtype": _torch_dtype(dtype, target)}
-        if quantisation is not None:
-            given |= {"quantization_config": quantisation, "device_map": {"": str(target)}}
+        if quantization is not None:
+            given |= {"quantization_config": quantization, "device_map": {"": str(target)}}
         model, tokenizer = _read(name_or_folder, source, given, options)
         lm = LanguageModel(model=model, tokenizer=tokenizer, device=target, source=source, revision=commit)
-        if quantisation is None:
+        if quantization is None:
             lm.model.to(target)
     lm.model.eval()
     logger.info("loaded %s: %s parameters, %s on %s", source, f"{lm.model.num_parameters():,}", lm.model.dtype, target)
@@ -171,18 +171,18 @@ def read_configuration(
         raise InputError(_why_not(name_or_folder, error)) from error
 
 
-def _quantisation(quantise: Quantise, device: torch.device) -> BitsAndBytesConfig | None:
-    if quantise == "none":
+def _quantization(quantize: Quantize, device: torch.device) -> BitsAndBytesConfig | None:
+    if quantize == "none":
         return None
-    if quantise not in {"8bit", "4bit"}:
-        raise InputError(f"quantise must be none, 8bit or 4bit, found {quantise!r}")
+    if quantize not in {"8bit", "4bit"}:
+        raise InputError(f"quantize must be none, 8bit or 4bit, found {quantize!r}")
     if device.type != "cuda":
         raise InputError(
-            f"quantise={quantise} needs an NVIDIA GPU, found {device}; leave it out, or use such a machine"
+            f"quantize={quantize} needs an NVIDIA GPU, found {device}; leave it out, or use such a machine"
         )
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(f"quantise={quantise} needs the package bitsandbytes; run: pip install bitsandbytes")
-    if quantise == "8bit":
+        raise InputError(f"quantize={quantize} needs the package bitsandbytes; run: pip install bitsandbytes")
+    if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,

@@ -52,7 +52,7 @@ class ScratchSettings(Settings):
     word_scale: float = Field(default=1.0, gt=0)
     """Root mean square that each given word-vector dimension is brought to, over words."""
     word_constant: float = Field(default=1.0, ge=0)
-    """Squared size of a constant coordinate of all words relative to the given vectors; keeps the normalisation of
+    """Squared size of a constant coordinate of all words relative to the given vectors; keeps the normalization of
     the first layer from blowing up the short vectors of uninformative words. 0 leaves it out."""
     word_noise: float = Field(default=0.3, ge=0)
     """Standard deviation of the coordinates that the given vectors leave free, relative to word_scale."""
@@ -214,7 +214,7 @@ def _frequency(n_words: int, texts: Texts) -> torch.Tensor:
 
 
 def _pooled_size(embedding_wd: torch.Tensor, texts: Texts, columns: slice) -> float:
-    """Root mean square, over texts and the vectors' columns, of the centred means of normalised embeddings."""
+    """Root mean square, over texts and the vectors' columns, of the centred means of normalized embeddings."""
     normal_wd = embedding_wd / embedding_wd.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
     means = [normal_wd[torch.from_numpy(word_ids)].mean(dim=0) for word_ids in texts]
     mean_td = torch.stack(means) if len(means) > 1 else normal_wd

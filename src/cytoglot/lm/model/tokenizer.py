@@ -1,8 +1,8 @@
 """Text → token ids: the hybrid tokenizer of from-scratch models, and the one place that decides about special tokens.
 
 Who adds what: `encode_prompts` puts in front of a prompt what the tokenizer itself puts there when called plainly
-(`<bos>` for our own tokenizer, Gemma and Llama; nothing for GPT-NeoX and GPT-2) and never anything behind it.
-`encode_completions` adds nothing in front and, when asked, `eos` behind. Everything else in the package calls these.
+(`<bos>` for our own tokenizer, Gemma and Llama; nothing for GPT-NeoX and GPT-2) and never anything after it.
+`encode_completions` adds nothing in front and, when asked, `eos` after. Everything else in the package calls these.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def build_tokenizer(
     """Make a tokenizer in which every word, preceded by a space, is one token and all other text is byte-level BPE.
 
     The words keep their order and have consecutive ids at the end of the vocabulary (see `word_token_ids`). A word
-    is read whole only behind a space: at the start of a line it falls to byte-level pieces, as does every unknown
-    word. A full stop or other punctuation behind a word is a token of its own, even though words may hold full stops,
+    is read whole only after a space: at the start of a line it falls to byte-level pieces, as does every unknown
+    word. A full stop or other punctuation after a word is a token of its own, even though words may hold full stops,
     hyphens and so on inside (`AC093323.3`, `HLA-DRA`). Any text comes back exactly from
     `decode(encode(text), skip_special_tokens=True)`. Called plainly, the tokenizer adds `<bos>` in front, as Llama's
-    and Gemma's do, and nothing behind; special tokens spelled out in a text are read as special only by plain
+    and Gemma's do, and nothing after; special tokens spelled out in a text are read as special only by plain
     calls, not by `encode_prompts`.
 
     Parameters
@@ -78,7 +78,7 @@ def build_tokenizer(
 
 
 def word_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> NDArray[np.int64]:
-    """Return the token id of each word as it stands behind a space, shape (n_words,).
+    """Return the token id of each word as it stands after a space, shape (n_words,).
 
     Raises
     ------
@@ -96,7 +96,7 @@ def word_token_ids(tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> 
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Return the token ids of each prompt, with the tokenizer's own opening tokens in front and nothing behind.
+    """Return the token ids of each prompt, with the tokenizer's own opening tokens in front and nothing after.
 
     Special tokens spelled out in a text (a tissue named `<eos>`) are read as ordinary characters.
     """
@@ -107,7 +107,7 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
 def encode_prompts_with_offsets(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Return the token ids of `encode_prompts` and of each token the characters (first, behind the last), shape (t, 2).
+    """Return the token ids of `encode_prompts` and of each token the characters (first, after the last), shape (t, 2).
 
     The opening tokens are of no character: (0, 0).
 

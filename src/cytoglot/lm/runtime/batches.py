@@ -38,7 +38,7 @@ def length_batches(
 
 
 def pad_right(rows: Sequence[NDArray[np.int64]], fill: int, device: torch.device) -> torch.Tensor:
-    """Return the rows as one int64 tensor of shape (b, longest), short ones filled up behind with `fill`."""
+    """Return the rows as one int64 tensor of shape (b, longest), short ones filled up after with `fill`."""
     ids_bt = np.full((len(rows), max((len(row) for row in rows), default=0)), fill, dtype=np.int64)
     for padded, row in zip(ids_bt, rows, strict=True):
         padded[: len(row)] = row

@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 
 Ids = NDArray[np.int64]
 
-#: Cost of a token read behind a prefix, in tokens read from the start: attention to keys that are there already needs a
+#: Cost of a token read after a prefix, in tokens read from the start: attention to keys that are there already needs a
 #: mask, and the keys are copied for each row. Measured on a CPU with models 128 and 256 wide: 1.2 to 1.4, more only
 #: where nearly everything is shared, which pays anyway.
-COST_BEHIND = 1.5
-#: Difference of logits, in nats, up to which reading behind a prefix agrees with plain reading; half precision: 0.2.
+COST_AFTER_PREFIX = 1.5
+#: Difference of logits, in nats, up to which reading after a prefix agrees with plain reading; half precision: 0.2.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.2
 
 _sharing: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], bool]] = weakref.WeakKeyDictionary()
@@ -48,11 +48,12 @@ class PrefixGroup:
 
 
 def shared_prefixes(rows: Sequence[Ids], *, min_tokens: int = 32) -> list[PrefixGroup]:
-    """Return groups of rows to be read behind a common prefix; every row is in exactly one, in no special order.
+    """Return groups of rows to be read after a common prefix; every row is in exactly one, in no special order.
 
-    A row shares at most all tokens but its last, so that there is always something left to read behind the prefix.
-    Rows are grouped where that costs less than to read each from its start, a token behind a prefix counted
-    `COST_BEHIND`: a short instruction before long and different cells is not shared, a cell before short questions is.
+    A row shares at most all tokens but its last, so that there is always something left to read after the prefix.
+    Rows are grouped where that costs less than to read each from its start, a token after a prefix counted
+    `COST_AFTER_PREFIX`: a short instruction before long and different cells is not shared, a cell before short
+    questions is.
     What no group takes comes last, as one group with an empty prefix. Prefixes do not nest.
 
     Parameters
@@ -112,7 +113,7 @@ def expand(cache: Cache, n: int) -> Cache:
 
 
 def can_share(lm: LanguageModel, longest: int) -> bool:
-    """Return whether rows of up to `longest` tokens may be read behind a prefix with the same result.
+    """Return whether rows of up to `longest` tokens may be read after a prefix with the same result.
 
     Not where a layer's attention is limited to less than `longest`. Otherwise found out on a small example and
     remembered: families without keys and values (Mamba) cannot.
@@ -129,7 +130,7 @@ def can_share(lm: LanguageModel, longest: int) -> bool:
 
 @dataclass(eq=False)
 class _Branch:
-    """Rows, neighbours in sorted order, with the groups that save most among them."""
+    """Rows, neighbors in sorted order, with the groups that save most among them."""
 
     depth: int
     """Tokens that all rows share."""
@@ -170,10 +171,11 @@ def _common(one: Ids, other: Ids) -> int:
 def _join(depth: int, children: Sequence[_Branch], min_tokens: int) -> _Branch:
     """Return the branch over some children, which share `depth` tokens, with the groups that save most.
 
-    A child gains by joining what its rows save behind these `depth` tokens, less what its own groups save already: a
+    A child gains by joining what its rows save after these `depth` tokens, less what its own groups save already: a
     child with long prefixes of its own stays apart, since prefixes do not nest. Reading the shared prefix once costs
-    `depth` tokens, whoever joins; so the children whose gain is positive join together or not at all. Behind a prefix a
-    token costs `COST_BEHIND`: rows of n tokens gain only if depth is above (1 - 1 / COST_BEHIND) · n, a third of them.
+    `depth` tokens, whoever joins; so the children whose gain is positive join together or not at all. After a prefix a
+    token costs `COST_AFTER_PREFIX`: rows of n tokens gain only if depth is above (1 - 1 / COST_AFTER_PREFIX) · n, a
+    third of them.
     """
     rows = [row for child in children for row in child.rows]
     branch = _Branch(depth=depth, rows=rows, n_tokens=sum(child.n_tokens for child in children))
@@ -193,12 +195,12 @@ def _join(depth: int, children: Sequence[_Branch], min_tokens: int) -> _Branch:
 
 
 def _saved(depth: int, child: _Branch) -> float:
-    """Tokens saved by reading a child's rows behind a prefix of `depth` tokens that is there already."""
-    return child.n_tokens - COST_BEHIND * (child.n_tokens - depth * len(child.rows))
+    """Tokens saved by reading a child's rows after a prefix of `depth` tokens that is there already."""
+    return child.n_tokens - COST_AFTER_PREFIX * (child.n_tokens - depth * len(child.rows))
 
 
 def _agrees(lm: LanguageModel) -> bool:
-    """Read rows of unlike length behind a prefix, padded, and compare with reading each from its start."""
+    """Read rows of unlike length after a prefix, padded, and compare with reading each from its start."""
     if "past_key_values" not in inspect.signature(lm.body.forward).parameters:
         return False
     n_prefix = max(1, min(8, (lm.attention_window or 12) - 4))
@@ -212,7 +214,7 @@ def _agrees(lm: LanguageModel) -> bool:
     except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        logger.debug("%s cannot read behind a prefix: %s", type(lm.model).__name__, error)
+        logger.debug("%s cannot read after a prefix: %s", type(lm.model).__name__, error)
         return False
     found = [logits_btv[0, -1], logits_btv[1, len(second) - 1]]
     tolerance = HALF_TOLERANCE if lm.model.dtype in (torch.float16, torch.bfloat16) else TOLERANCE

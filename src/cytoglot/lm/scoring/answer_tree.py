@@ -19,7 +19,7 @@ class AnswerTree:
     """Answers merged where they begin alike; node 0 is the root, which stands for the prompt's last token.
 
     Every node has an edge to at least one next token. The last token of an answer is a node only where a longer
-    answer goes on behind it.
+    answer goes on after it.
     """
 
     token: Ids

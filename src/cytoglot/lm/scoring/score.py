@@ -4,11 +4,11 @@ The answers are merged into a tree of tokens, whose root is the prompt's last to
 prompt and its own ancestors, and positions count along the branch; each row of logits then serves every answer that
 passes through its node. What prompts share at their beginning is read once (`cytoglot.lm.runtime.prefix_cache`). Not
 all model families understand such masks, nor at every length, so the first call on a model with prompts of about this
-length compares the ways below on small examples and on a prompt as long as the longest, and takes the first that
+length compares the strategies below on small examples and on a prompt as long as the longest, and takes the first that
 agrees with plain evaluation:
 
 pass    prompts in batches, each followed by the tree, in one pass without a cache
-tree    prompts in batches; then, behind their keys and values, one pass for each part of the tree
+tree    prompts in batches; then, after their keys and values, one pass for each part of the tree
 expand  prompt by prompt; its keys and values are shown to each answer, no mask at all
 plain   every prompt with every answer from the start
 
@@ -36,19 +36,21 @@ from cytoglot.lm.runtime.halve_on_oom import in_halves
 from cytoglot.lm.runtime.prefix_cache import PrefixGroup, can_share, read_prefix, shared_prefixes
 from cytoglot.lm.scoring import strategies as answer_passes
 from cytoglot.lm.scoring.answer_tree import AnswerTree, Ids, split_answers
-from cytoglot.lm.scoring.strategies import answer_by_answer, behind_prompts, in_one_pass, pair_by_pair
+from cytoglot.lm.scoring.strategies import cached_batch, cached_tree, full_forward, single_pass_tree
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["pass", "tree", "expand", "plain"]
+ScoringStrategy = Literal["single_pass_tree", "cached_tree", "cached_batch", "full_forward"]
 
 #: Most nodes evaluated at once: attention among them grows with the square.
 MAX_NODES = 2048
-#: Difference per token, in nats, up to which a way agrees with plain evaluation; half precision rounds more.
+#: Difference per token, in nats, up to which a strategy agrees with plain evaluation; half precision rounds more.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.1
 
-_fitting_ways: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], Way]] = weakref.WeakKeyDictionary()
+_chosen_strategies: weakref.WeakKeyDictionary[PreTrainedModel, dict[tuple[str, ...], ScoringStrategy]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def score_answers(
@@ -57,13 +59,13 @@ def score_answers(
     answers: Sequence[str],
     *,
     terminator: bool | str = True,
-    normalise: Literal["sum", "mean"] = "sum",
+    normalize: Literal["sum", "mean"] = "sum",
     prior_prompts: Sequence[str] | None = None,
     batch_tokens: int | None = None,
 ) -> NDArray[np.float64]:
     """Return log p(answer | prompt) in nats for every prompt and answer, float64 of shape (n, a).
 
-    Not normalised over the answers: a softmax over the second axis does that. Equal to `score_answers_naive` within
+    Not normalized over the answers: a softmax over the second axis does that. Equal to `score_answers_naive` within
     rounding, whatever else is in the batch.
 
     Parameters
@@ -71,13 +73,13 @@ def score_answers(
     answers
         Distinct completions as the model was trained to write them, each starting with its space (`" B cell."`).
     terminator
-        True scores the end-of-text token behind each answer, a text scores that text instead, False scores nothing.
+        True scores the end-of-text token after each answer, a text scores that text instead, False scores nothing.
         Without a terminator an answer that is the beginning of another is always at least as likely.
-    normalise
+    normalize
         "mean" divides by the number of tokens scored, terminator included, for answers of very different length.
     prior_prompts
         Prompts without content. The log of the mean probability that they give to an answer is subtracted (before
-        `normalise`), which takes out the model's taste for some answers :cite:p:`zhao2021calibrate`.
+        `normalize`), which takes out the model's taste for some answers :cite:p:`zhao2021calibrate`.
     batch_tokens
         Most tokens in a batch, tree and padding included; by default what suits the device.
 
@@ -95,7 +97,7 @@ def score_answers(
             raise InputError("prior_prompts is empty; pass at least one prompt without content, or None")
         prior_pa = score_answers(lm, prior_prompts, answers, terminator=terminator, batch_tokens=batch_tokens)
         likelihood_na = likelihood_na - (np.logaddexp.reduce(prior_pa, axis=0) - np.log(len(prior_pa)))
-    if normalise == "mean":
+    if normalize == "mean":
         likelihood_na = likelihood_na / np.array([len(ids) for ids in answer_ids])
     return likelihood_na
 
@@ -126,7 +128,7 @@ def score_pairs(
         for group in _prefix_groups(lm, prompt_ids, longest):
             prefix = read_prefix(lm, group.prefix) if len(group.prefix) else None
             some, their_completions = ([rows[i] for i in group.members] for rows in (prompt_ids, completion_ids))
-            likelihood_n[group.members] = pair_by_pair(
+            likelihood_n[group.members] = full_forward(
                 lm, some, their_completions, checked_batch_tokens(lm, batch_tokens), prefix
             )
     return _checked(likelihood_n)
@@ -174,10 +176,10 @@ def _encode_checked_prompts(lm: LanguageModel, prompts: Sequence[str], answers: 
     return rows
 
 
-def _check_pairs(lm: LanguageModel, prompts: Sequence[Ids], n_behind: int | NDArray[np.int64], *, what: str) -> None:
+def _check_pairs(lm: LanguageModel, prompts: Sequence[Ids], n_after: int | NDArray[np.int64], *, what: str) -> None:
     lengths = np.array([len(row) for row in prompts], dtype=np.int64)
     check_lengths(lm, lengths, what="prompt")
-    check_lengths(lm, lengths + n_behind - 1, what=what)  # the last token is scored, not read
+    check_lengths(lm, lengths + n_after - 1, what=what)  # the last token is scored, not read
 
 
 def _score(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], batch_tokens: int) -> NDArray[np.float64]:
@@ -185,13 +187,19 @@ def _score(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], ba
         return np.empty((0, len(answers)))
     longest = max(map(len, prompts)) + max(map(len, answers))
     if longest > (lm.attention_window or longest):
-        ways: tuple[Way, ...] = ("expand",)  # a sliding layer would see too far through the tree's mask
+        strategies: tuple[ScoringStrategy, ...] = (
+            "cached_batch",
+        )  # a sliding layer would see too far through the tree's mask
     else:
-        ways = ("pass", "tree", "expand") if len(_parts(lm, answers)) == 1 else ("tree", "expand")
+        strategies = (
+            ("single_pass_tree", "cached_tree", "cached_batch")
+            if len(_parts(lm, answers)) == 1
+            else ("cached_tree", "cached_batch")
+        )
     with lm.inference():
-        way = _fitting_way(lm, prompts, answers, ways)
-        groups = [_all_alone(prompts)] if way == "plain" else _prefix_groups(lm, prompts, longest)
-        return _checked(_evaluate(lm, prompts, answers, way, batch_tokens, groups))
+        strategy = _chosen_strategy(lm, prompts, answers, strategies)
+        groups = [_all_alone(prompts)] if strategy == "full_forward" else _prefix_groups(lm, prompts, longest)
+        return _checked(_evaluate(lm, prompts, answers, strategy, batch_tokens, groups))
 
 
 def _parts(lm: LanguageModel, answers: Sequence[Ids]) -> list[Ids]:
@@ -221,7 +229,7 @@ def _evaluate(
     lm: LanguageModel,
     prompts: Sequence[Ids],
     answers: Sequence[Ids],
-    way: Way,
+    strategy: ScoringStrategy,
     batch_tokens: int,
     groups: Sequence[PrefixGroup],
 ) -> NDArray[np.float64]:
@@ -232,15 +240,19 @@ def _evaluate(
 
     def score(prefix: Cache | None, batch: Sequence[int]) -> list[NDArray[np.float64]]:
         some = [prompts[i] for i in batch]
-        if way == "pass" and len(trees) == 1:
-            return list(in_one_pass(lm, some, trees[0], prefix)[:, in_trees])
-        if way in ("pass", "tree"):
-            return list(behind_prompts(lm, some, trees, prefix)[:, in_trees])
-        if way == "expand":
-            return [answer_by_answer(lm, prompt, answers, batch_tokens, prefix) for prompt in some]
-        return [pair_by_pair(lm, [prompt] * len(answers), answers, batch_tokens) for prompt in some]
+        if strategy == "single_pass_tree" and len(trees) == 1:
+            return list(single_pass_tree(lm, some, trees[0], prefix)[:, in_trees])
+        if strategy in ("single_pass_tree", "cached_tree"):
+            return list(cached_tree(lm, some, trees, prefix)[:, in_trees])
+        if strategy == "cached_batch":
+            return [cached_batch(lm, prompt, answers, batch_tokens, prefix) for prompt in some]
+        return [full_forward(lm, [prompt] * len(answers), answers, batch_tokens) for prompt in some]
 
-    max_rows = max(1, answer_passes.MAX_LOGITS // (n_nodes * lm.n_vocabulary)) if way in ("pass", "tree") else 1
+    max_rows = (
+        max(1, answer_passes.MAX_LOGITS // (n_nodes * lm.n_vocabulary))
+        if strategy in ("single_pass_tree", "cached_tree")
+        else 1
+    )
     batching = {"max_tokens": batch_tokens, "extra": n_nodes, "max_rows": max_rows}
     likelihood_na = np.empty((len(prompts), len(answers)))
     with progress_bar(total=len(prompts), description="score", unit="prompt") as bar:
@@ -261,18 +273,20 @@ def _batches(
             yield prefix, group.members[batch]
 
 
-def _fitting_way(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], ways: tuple[Way, ...]) -> Way:
-    """Return the first of the ways that is right for this model, else "plain".
+def _chosen_strategy(
+    lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], strategies: tuple[ScoringStrategy, ...]
+) -> ScoringStrategy:
+    """Return the first of the strategies that is right for this model, else "full_forward".
 
     Found out once for each range of lengths, from a power of two to the next, and remembered: attention may go wrong
     only beyond its first block of keys.
     """
-    known = _fitting_ways.setdefault(lm.model, {})
+    known = _chosen_strategies.setdefault(lm.model, {})
     longest = max(prompts, key=len)
     attention = str(lm.model.config._attn_implementation)
-    key = (attention, str(lm.model.dtype), str(lm.device), str(len(longest).bit_length()), *ways)
+    key = (attention, str(lm.model.dtype), str(lm.device), str(len(longest).bit_length()), *strategies)
     if key not in known:
-        known[key] = _find_way(lm, longest, np.unique(np.concatenate([prompts[0], *answers])), ways)
+        known[key] = _find_strategy(lm, longest, np.unique(np.concatenate([prompts[0], *answers])), strategies)
         logger.info(
             "answers to up to %d tokens are scored by %r for %s with %s attention",
             2 ** len(longest).bit_length() - 1,
@@ -283,11 +297,13 @@ def _fitting_way(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Id
     return known[key]
 
 
-def _find_way(lm: LanguageModel, longest: Ids, tokens: Ids, ways: tuple[Way, ...]) -> Way:
-    """Compare ways with plain evaluation.
+def _find_strategy(
+    lm: LanguageModel, longest: Ids, tokens: Ids, strategies: tuple[ScoringStrategy, ...]
+) -> ScoringStrategy:
+    """Compare strategies with plain evaluation.
 
     On short prompts of unlike length with answers that begin alike, and on one prompt as long as the longest with two
-    such answers, which costs about two passes over that prompt for plain evaluation and one for each way.
+    such answers, which costs about two passes over that prompt for plain evaluation and one for each strategy.
     """
     draw = np.random.default_rng(0)
     limit = min(lm.context_length or len(longest) + 4, lm.attention_window or len(longest) + 4)
@@ -300,22 +316,22 @@ def _find_way(lm: LanguageModel, longest: Ids, tokens: Ids, ways: tuple[Way, ...
     is_half = lm.model.dtype in (torch.float16, torch.bfloat16)
     tolerance = HALF_TOLERANCE if is_half else TOLERANCE
 
-    def score(way: Way, example: tuple[list[Ids], list[Ids]]) -> NDArray[np.float64]:
-        return _evaluate(lm, *example, way, MAX_NODES, [_all_alone(example[0])])
+    def score(strategy: ScoringStrategy, example: tuple[list[Ids], list[Ids]]) -> NDArray[np.float64]:
+        return _evaluate(lm, *example, strategy, MAX_NODES, [_all_alone(example[0])])
 
-    expected = [score("plain", example) for example in examples]
-    for way in ways:
+    expected = [score("full_forward", example) for example in examples]
+    for strategy in strategies:
         try:
             differences = [
-                (np.abs(score(way, example) - plain) / [len(answer) for answer in example[1]]).max()
+                (np.abs(score(strategy, example) - plain) / [len(answer) for answer in example[1]]).max()
                 for example, plain in zip(examples, expected, strict=True)
             ]
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError) as error:
-            logger.debug("%s cannot score by %r: %s", type(lm.model).__name__, way, error)
+            logger.debug("%s cannot score by %r: %s", type(lm.model).__name__, strategy, error)
             continue
         if all(difference <= tolerance for difference in differences):  # not so where one is NaN
-            return way
-        logger.debug("%s scores wrongly by %r: off by %.2g", type(lm.model).__name__, way, max(differences))
-    return "plain"
+            return strategy
+        logger.debug("%s scores wrongly by %r: off by %.2g", type(lm.model).__name__, strategy, max(differences))
+    return "full_forward"

@@ -25,14 +25,14 @@ from cytoglot.lm.scoring.tree_attention import last_queries_masked
 
 #: Most logits held at once (256 MB in float32); larger trees are evaluated in parts, larger batches cut.
 MAX_LOGITS = 2**26
-#: Logits that are normalised at once: a copy of them in float32 is made.
+#: Logits that are normalized at once: a copy of them in float32 is made.
 _CHUNK = 2**24
 
 
-def in_one_pass(
+def single_pass_tree(
     lm: LanguageModel, prompts: Sequence[Ids], tree: AnswerTree, prefix: Cache | None = None
 ) -> NDArray[np.float64]:
-    """Return log p of each answer behind each prompt, shape (b, a); prompts and tree in a single pass.
+    """Return log p of each answer after each prompt, shape (b, a); prompts and tree in a single pass.
 
     `prefix` is what all prompts begin with, read already; the prompts hold it too.
 
@@ -59,7 +59,7 @@ def in_one_pass(
     return _answer_log_p(logits_bmv, tree)
 
 
-def behind_prompts(
+def cached_tree(
     lm: LanguageModel, prompts: Sequence[Ids], trees: Sequence[AnswerTree], prefix: Cache | None = None
 ) -> NDArray[np.float64]:
     """Return log p of the answers of all trees, in their order, shape (b, a); prompts first, then tree by tree."""
@@ -82,10 +82,10 @@ def behind_prompts(
     return np.concatenate(scores, axis=1)
 
 
-def answer_by_answer(
+def cached_batch(
     lm: LanguageModel, prompt: Ids, answers: Sequence[Ids], batch_tokens: int, prefix: Cache | None = None
 ) -> NDArray[np.float64]:
-    """Return log p of answers behind one prompt, shape (a,): its cache is shown to each; no mask is needed."""
+    """Return log p of answers after one prompt, shape (a,): its cache is shown to each; no mask is needed."""
     n_prefix = _length(prefix)
     cache = _repeated(prefix, 1) or DynamicCache(config=lm.model.config)
     rest = prompt[n_prefix:-1]
@@ -107,7 +107,7 @@ def answer_by_answer(
     return likelihood_a
 
 
-def pair_by_pair(
+def full_forward(
     lm: LanguageModel,
     prompts: Sequence[Ids],
     completions: Sequence[Ids],

@@ -14,7 +14,7 @@ class BatchSource(Protocol):
     """Batches of one process for ever or to an end, from a position that can be kept."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on behind the last batch that was given."""
+        """Go on after the last batch that was given."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, as plain JSON values."""
@@ -34,7 +34,7 @@ class ReadAhead:
         self._state = source.state_dict()
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on behind the last batch that was given."""
+        """Go on after the last batch that was given."""
         self._source.load_state_dict(self._state)
         made: queue.Queue[tuple[Batch | None, Any]] = queue.Queue(self._n_ahead)
         stopped = threading.Event()
@@ -73,7 +73,7 @@ class ReadAhead:
             thread.join()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position behind the last batch that was given."""
+        """Return the position after the last batch that was given."""
         return self._state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

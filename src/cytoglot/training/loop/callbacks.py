@@ -24,7 +24,7 @@ _START_SHARE = 0.25  # the first steps are far from where training ends and woul
 
 
 class Kept(Protocol):
-    """What a checkpoint holds beside weights and optimiser. Every process saves and restores."""
+    """What a checkpoint holds beside weights and optimizer. Every process saves and restores."""
 
     def save(self, checkpoint: Path) -> None:
         """Write into a checkpoint."""
@@ -34,9 +34,9 @@ class Kept(Protocol):
 
 
 class WeightAverage(TrainerCallback):
-    """A running average of the trained weights, the best one of the looks, and the patience that ends training.
+    """A running average of the trained weights, the best one of the evaluations, and the patience that ends training.
 
-    Looks are at the average, never at the weights of one step. With a decay of 0 the average is the weights
+    Evaluations are at the average, never at the weights of one step. With a decay of 0 the average is the weights
     themselves. Its state is saved in each checkpoint, so a resumed run ends as the unbroken one.
 
     Parameters
@@ -44,7 +44,7 @@ class WeightAverage(TrainerCallback):
     decay
         Of the average, at each step.
     patience
-        Looks without a gain that end the training; None never ends it.
+        Evaluations without a gain that end the training; None never ends it.
     stop_on
         What is compared, "loss" or the name of a score.
     higher
@@ -106,7 +106,7 @@ class WeightAverage(TrainerCallback):
         metrics: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Keep the best average; stop when it has not improved for `patience` looks."""
+        """Keep the best average; stop when it has not improved for `patience` evaluations."""
         value = self._sign * (metrics or {}).get(f"eval_{self._stop_on}", math.nan)
         if value < self._lowest:
             self._lowest, self.best_step, self._looks_without_gain = value, state.global_step, 0
@@ -119,7 +119,7 @@ class WeightAverage(TrainerCallback):
             control.should_training_stop = True
 
     def keep_best(self) -> None:
-        """Leave the best average in the model (the last one where no look was ever taken)."""
+        """Leave the best average in the model (the last one where no evaluation was ever taken)."""
         best = self._best or self._average
         if best is not None:
             self._put(best)

@@ -176,14 +176,14 @@ def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreT
         lm = LanguageModel(model=model.to(device), tokenizer=tokenizer, device=device)
     else:
         # Frozen weights may be in half precision; those that learn may not.
-        quantise = recipe.lora.quantise if recipe.lora is not None else "none"
-        half = quantise != "none" or (recipe.lora is not None and uses_bf16(recipe.optim, device))
+        quantize = recipe.lora.quantize if recipe.lora is not None else "none"
+        half = quantize != "none" or (recipe.lora is not None and uses_bf16(recipe.optim, device))
         lm = load_language_model(
             recipe.model.base,
             device=run.device,
             dtype="bfloat16" if half else "float32",
             revision=recipe.model.revision,
-            quantise=quantise,
+            quantize=quantize,
         )
     if recipe.lora is not None:
         lora = recipe.lora
@@ -279,7 +279,7 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = Fa
         if checkpoint is not None:
             logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
             trainer.restore(checkpoint)
-        if not average.is_over:  # a run may have been broken off behind its last look
+        if not average.is_over:  # a run may have been broken off after its last evaluation
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         average.keep_best()
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
@@ -364,13 +364,13 @@ def finish(
     model = None
     if is_first():
         started = time.perf_counter()
-        with _told(run):
+        with explain_write_errors(run):
             if is_adapted(lm):
                 save_adapter(lm, run.folder / ADAPTER_FOLDER)
             lm = _merged(run, lm)
         model = make_model(lm)
         told = {"history": history.rows, "messages": list(messages), **(facts or {}), **_measured(lm, held_out)}
-        with _told(run):
+        with explain_write_errors(run):
             _write(run, model, told, split)
         logger.info("wrote %s (calibration and saving took %.1f s)", run.folder, time.perf_counter() - started)
     wait_for_all()
@@ -378,8 +378,8 @@ def finish(
 
 
 def _merged(run: Run, lm: LanguageModel) -> LanguageModel:
-    """Merge the adapter; into weights that were quantised for training, it is merged as they were before."""
-    if run.recipe.lora is None or run.recipe.lora.quantise == "none":
+    """Merge the adapter; into weights that were quantized for training, it is merged as they were before."""
+    if run.recipe.lora is None or run.recipe.lora.quantize == "none":
         return merge_lora(lm)
     return load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
 
@@ -408,7 +408,7 @@ def _write(run: Run, model: CellModel, training: Mapping[str, Any], split: Split
 
 
 @contextmanager
-def _told(run: Run) -> Iterator[None]:
+def explain_write_errors(run: Run) -> Iterator[None]:
     """Say in one line that the folder cannot be written, and what to do."""
     try:
         yield

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig
 Mode = Literal["full", "lora", "qlora"]
 
 # Bytes of a parameter: float32 weight and gradient and two moments; a frozen weight in bf16; in 4 bits with its scales.
-_TRAINED, _FROZEN, _QUANTISED = 16.0, 2.0, 0.53
+_TRAINED, _FROZEN, _QUANTIZED = 16.0, 2.0, 0.53
 #: Bytes of activations that a layer keeps per token and hidden dimension in 16 bits, without attention's matrix, which
 #: the fused kernels do not keep :cite:p:`korthikanti2023activations`.
 _PER_LAYER = 34.0
@@ -97,8 +97,8 @@ def training_memory(
     elif mode == "lora":
         states = (_FROZEN * size.parameters + _TRAINED * adapters) / shards
     else:
-        quantised = _QUANTISED * (size.parameters - size.vectors) + _FROZEN * size.vectors
-        states = quantised + _TRAINED * adapters
+        quantized = _QUANTIZED * (size.parameters - size.vectors) + _FROZEN * size.vectors
+        states = quantized + _TRAINED * adapters
     # Under sharding the layer at work, and the next one on its way, are there whole.
     gathered = 0.0 if shards == 1 else 2 * _FROZEN * (size.parameters - size.vectors) / size.layers
     layer = _PER_LAYER * tokens * size.width

@@ -45,9 +45,9 @@ def check_sharding(recipe: TrainRecipe, device: torch.device) -> None:
         if recipe.optim.weight_average > 0:
             raise InputError("deepspeed holds no whole weights to average; set optim.weight_average: 0")
     if recipe.optim.stop_on != "loss":
-        raise InputError(f"{name} compares looks by the loss alone; set optim.stop_on: loss")
-    if recipe.lora is not None and recipe.lora.quantise != "none":
-        raise InputError(f"quantised weights are not shared; leave out {name}, or lora.quantise")
+        raise InputError(f"{name} compares evaluations by the loss alone; set optim.stop_on: loss")
+    if recipe.lora is not None and recipe.lora.quantize != "none":
+        raise InputError(f"quantized weights are not shared; leave out {name}, or lora.quantize")
 
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

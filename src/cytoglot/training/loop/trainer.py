@@ -48,7 +48,7 @@ _STATE_FILE = "trainer_state.json"
 
 
 class HeldOutScores(Protocol):
-    """What a model in training is asked at each look, beside the loss."""
+    """What a model in training is asked at each evaluation, beside the loss."""
 
     def scores(self, lm: LanguageModel) -> Mapping[str, float]:
         """Return name of a score → its value."""
@@ -77,7 +77,7 @@ def n_averaged(batch: Batch) -> int:
 
 
 class AnswerTrainer(Trainer):
-    """Minimises the weighted negative log-likelihood per example; validation looks at the averaged weights."""
+    """Minimizes the weighted negative log-likelihood per example; validation looks at the averaged weights."""
 
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler | None
@@ -109,7 +109,7 @@ class AnswerTrainer(Trainer):
         """Return AdamW for the weights that are trained."""
         if self.optimizer is None:
             from_nothing = self._recipe.model.base is None
-            self.optimizer = make_optimiser(model or self.model, self._recipe.optim, from_nothing=from_nothing)
+            self.optimizer = make_optimizer(model or self.model, self._recipe.optim, from_nothing=from_nothing)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -164,7 +164,7 @@ class AnswerTrainer(Trainer):
             except torch.OutOfMemoryError as error:
                 self._check_can_halve(batch, error)
             # Outside of the handler, whose traceback would keep the tensors of the failed attempt alive.
-            self._tell_halved(batch)
+            self._log_halving(batch)
             again = True
         self._step_batches.append(batch)
         self._step_losses.append(loss)
@@ -200,7 +200,7 @@ class AnswerTrainer(Trainer):
             error.add_note("gradients were being exchanged; lower optim.batch_size, raise optim.gradient_accumulation")
             raise error
 
-    def _tell_halved(self, batch: Batch) -> None:
+    def _log_halving(self, batch: Batch) -> None:
         release_memory()
         logger.warning(
             "out of memory at step %d; batches of %d examples go on in %d parts, with the same loss",
@@ -241,7 +241,7 @@ class AnswerTrainer(Trainer):
             "lower optim.learning_rate or optim.max_grad_norm and pass --overwrite"
         )
 
-    # A look.
+    # An evaluation.
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Measure the averaged weights on the validation examples: the loss, and the held-out scores if there are."""
@@ -276,7 +276,7 @@ class AnswerTrainer(Trainer):
             except torch.OutOfMemoryError as error:
                 self._has_sent = False
                 self._check_can_halve(prepared, error)
-            self._tell_halved(prepared)
+            self._log_halving(prepared)
 
     # A checkpoint.
 
@@ -399,7 +399,7 @@ def is_about_files(error: Exception) -> bool:
     return isinstance(error, SafetensorError) or any(word in str(error) for word in ("iostream", "PytorchStreamWriter"))
 
 
-def make_optimiser(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool) -> torch.optim.Optimizer:
+def make_optimizer(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool) -> torch.optim.Optimizer:
     """Return AdamW for the weights that are trained.
 
     Input vectors have a learning rate of their own in a model from nothing, because they start from the data and the
@@ -418,21 +418,21 @@ def make_optimiser(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing:
     return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=on_gpu or None)
 
 
-def make_schedule(optimiser: torch.optim.Optimizer, recipe: OptimRecipe) -> torch.optim.lr_scheduler.LambdaLR:
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: OptimRecipe) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the warm-up and what follows it."""
     warmup = max(1, round(recipe.warmup_share * recipe.steps)) if recipe.warmup_share else 0
     if recipe.schedule == "constant":
-        return get_constant_schedule_with_warmup(optimiser, warmup)
+        return get_constant_schedule_with_warmup(optimizer, warmup)
     falling = get_cosine_schedule_with_warmup if recipe.schedule == "cosine" else get_linear_schedule_with_warmup
-    return falling(optimiser, warmup, recipe.steps)
+    return falling(optimizer, warmup, recipe.steps)
 
 
-def optimiser_and_schedule(
+def optimizer_and_schedule(
     model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """Return both, for a trainer that is given them."""
-    optimiser = make_optimiser(model, recipe, from_nothing=from_nothing)
-    return optimiser, make_schedule(optimiser, recipe)
+    optimizer = make_optimizer(model, recipe, from_nothing=from_nothing)
+    return optimizer, make_schedule(optimizer, recipe)
 
 
 def uses_bf16(recipe: OptimRecipe, device: torch.device) -> bool:
@@ -445,7 +445,7 @@ def uses_bf16(recipe: OptimRecipe, device: torch.device) -> bool:
 def training_arguments(
     work: Path, recipe: TrainRecipe, lm: LanguageModel, *, seed: int, validates: bool
 ) -> TrainingArguments:
-    """Return what `transformers` is to do: our steps, looks and checkpoints, our bar."""
+    """Return what `transformers` is to do: our steps, evaluations and checkpoints, our bar."""
     optim = recipe.optim
     arguments = TrainingArguments(
         output_dir=str(work),

@@ -167,10 +167,10 @@ def _settings(spec: CellModelSpec, recipe: Mapping[str, Any]) -> list[tuple[str,
 
 
 def _last_scores(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the task metrics of the last look, for folders that hold no others."""
+    """Return the task metrics of the last evaluation, for folders that hold no others."""
     tasks = [{name: v for name, v in row.items() if "/" not in name} for row in history]  # others are of rewards
-    looks = [{name: v for name, v in row.items() if "." in name and v is not None} for row in tasks]
-    return next((look for look in reversed(looks) if look), {})
+    evaluations = [{name: v for name, v in row.items() if "." in name and v is not None} for row in tasks]
+    return next((evaluation for evaluation in reversed(evaluations) if evaluation), {})
 
 
 def _rewards(training: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -178,7 +178,7 @@ def _rewards(training: Mapping[str, Any]) -> dict[str, Any] | None:
     looked = [row for row in training.get("evaluation", ()) if row.get("mean") is not None]
     if not looked:
         return None
-    kept = training.get("kept_step")
+    kept = training.get("last_good_step", training.get("kept_step"))  # as earlier versions called it
     step = looked[-1]["step"] if kept is None else kept
     rows = [
         (

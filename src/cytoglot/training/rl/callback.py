@@ -19,8 +19,8 @@ from cytoglot.errors import NotFiniteError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.progress import progress_bar
 from cytoglot.training.loop.distributed import is_first
-from cytoglot.training.rl.collapse import Diversity, DiversityWatch
-from cytoglot.training.rl.reward_eval import CONSTRAINED, HeldOutRewards, Look
+from cytoglot.training.rl.collapse import CollapseMonitor, Diversity
+from cytoglot.training.rl.reward_eval import CONSTRAINED, RewardEval, ValidationRewards
 
 logger = logging.getLogger(__name__)
 
@@ -44,32 +44,32 @@ _LOGGED = {
 """TRL's name → ours; beside these each reward has `rewards/NAME`, its `…/std` and the share `…/clipped`"""
 
 
-class AlignmentWatch(TrainerCallback):
-    """Rows of the log, looks at held-out prompts, and the end of a training that has collapsed.
+class GrpoCallback(TrainerCallback):
+    """Rows of the log, evaluations on held-out prompts, and the end of a training that has collapsed.
 
-    A look is taken every `every` steps and at the end; each one that is healthy makes a checkpoint. Where training is
-    stopped for lack of diversity, the weights of the last healthy look are what is kept.
+    The model is evaluated every `every` steps and at the end; each good evaluation makes a checkpoint. Where training
+    is stopped for lack of diversity, the weights of the last good evaluation are kept.
     """
 
     def __init__(
-        self, lm: LanguageModel, held_out: HeldOutRewards, *, every: int, max_overlap_gain: float, on_collapse: str
+        self, lm: LanguageModel, held_out: ValidationRewards, *, every: int, max_overlap_gain: float, on_collapse: str
     ) -> None:
         self._lm, self._held_out, self._every = lm, held_out, every
         self._max_overlap_gain, self._on_collapse = max_overlap_gain, on_collapse
         self.rows: list[dict[str, float | int | None]] = []
-        self.looks: list[Look] = []
+        self.evaluations: list[RewardEval] = []
         self.messages: list[str] = []
-        self.kept_step: int | None = None
+        self.last_good_step: int | None = None
         """the step whose weights are kept, where these are not the last"""
-        self._healthy: tuple[int, dict[str, torch.Tensor]] | None = None
-        self._watch: DiversityWatch | None = None
+        self._last_good: tuple[int, dict[str, torch.Tensor]] | None = None
+        self._monitor: CollapseMonitor | None = None
         self._bar: Any = None
         self._started, self._seconds_before, self._flat_steps = 0.0, 0.0, 0
 
-    def first_look(self) -> None:
-        """Look at the model before training, unless a checkpoint has told."""
-        if not self.looks:
-            self._look(0)
+    def evaluate_start(self) -> None:
+        """RewardEval at the model before training, unless a checkpoint has told."""
+        if not self.evaluations:
+            self._evaluate(0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar, at the step where a resumed run goes on."""
@@ -79,77 +79,77 @@ class AlignmentWatch(TrainerCallback):
         self._keep(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Advance the bar; look where it is time."""
+        """Advance the bar; evaluation where it is time."""
         self._bar.update(1)
         if state.global_step % self._every and state.global_step < state.max_steps:
             return
-        look = self._look(state.global_step)
-        if self._collapsed(look):
+        evaluation = self._evaluate(state.global_step)
+        if self._collapsed(evaluation):
             control.should_training_stop, control.should_save = True, False
             return
         self._keep(state.global_step)
         control.should_save = state.global_step < state.max_steps
 
-    def _look(self, step: int) -> Look:
+    def _evaluate(self, step: int) -> RewardEval:
         started = time.perf_counter()
-        look = self._held_out.look(self._lm, step)
-        self.looks.append(look)
+        evaluation = self._held_out.evaluate(self._lm, step)
+        self.evaluations.append(evaluation)
         mode = self._held_out.mode
-        alike = look.diversity[CONSTRAINED].between_samples
+        alike = evaluation.diversity[CONSTRAINED].between_samples
         logger.info(
             "step %d: held-out reward %.4f%s; answers to one prompt share %.2f (%.1f s)",
             step,
-            look.mean(mode),
-            "" if step == 0 else f" (before: {self.looks[0].mean(mode):.4f})",
+            evaluation.mean(mode),
+            "" if step == 0 else f" (before: {self.evaluations[0].mean(mode):.4f})",
             alike,
             time.perf_counter() - started,
         )
-        self._warn(look)
-        return look
+        self._warn(evaluation)
+        return evaluation
 
-    def _warn(self, look: Look) -> None:
-        if self._watch is None:
-            self._watch = self._make_watch()
+    def _warn(self, evaluation: RewardEval) -> None:
+        if self._monitor is None:
+            self._monitor = self._make_monitor()
             return
-        warning = self._watch.warning(self._seen(look))
+        warning = self._monitor.warning(self._seen(evaluation))
         if warning is not None:
-            logger.warning("step %d: %s", look.step, warning)
-            self.messages.append(f"step {look.step}: {warning}")
+            logger.warning("step %d: %s", evaluation.step, warning)
+            self.messages.append(f"step {evaluation.step}: {warning}")
 
-    def _make_watch(self) -> DiversityWatch:
-        return DiversityWatch(
-            before=self._seen(self.looks[0]),
+    def _make_monitor(self) -> CollapseMonitor:
+        return CollapseMonitor(
+            before=self._seen(self.evaluations[0]),
             max_overlap_gain=self._max_overlap_gain,
             on_collapse="stop" if self._on_collapse == "stop" else "warn",
             real=self._held_out.real_overlap(),
         )
 
-    def _seen(self, look: Look) -> Diversity:
+    def _seen(self, evaluation: RewardEval) -> Diversity:
         """Return overlaps of answers of equal length and repeats of answers as they are written in training."""
-        written = look.diversity[self._held_out.mode]
-        return replace(look.diversity[CONSTRAINED], repeated_words=written.repeated_words)
+        written = evaluation.diversity[self._held_out.mode]
+        return replace(evaluation.diversity[CONSTRAINED], repeated_words=written.repeated_words)
 
-    def _collapsed(self, look: Look) -> bool:
-        return self._watch is not None and self._watch.collapsed(self._seen(look))
+    def _collapsed(self, evaluation: RewardEval) -> bool:
+        return self._monitor is not None and self._monitor.collapsed(self._seen(evaluation))
 
     def _keep(self, step: int) -> None:
         """Keep a copy of the weights that training may have to come back to."""
         if self._on_collapse != "stop":
             return
         trained = {name: p for name, p in self._lm.model.named_parameters() if p.requires_grad}
-        self._healthy = step, {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
+        self._last_good = step, {name: p.detach().to("cpu", copy=True) for name, p in trained.items()}
 
-    def keep_healthy(self) -> None:
-        """Put the weights of the last healthy look back, if the last look was none."""
-        if self._healthy is None or not self._collapsed(self.looks[-1]):
+    def restore_last_good(self) -> None:
+        """Put the weights of the last good evaluation back, if the last evaluation was none."""
+        if self._last_good is None or not self._collapsed(self.evaluations[-1]):
             return
-        step, weights = self._healthy
+        step, weights = self._last_good
         with torch.no_grad():
             for name, parameter in self._lm.model.named_parameters():
                 if name in weights:
                     parameter.copy_(weights[name])
-        self.kept_step = step
-        message = f"training was stopped at step {self.looks[-1].step}; the weights of step {step} are kept"
+        self.last_good_step = step
+        message = f"training was stopped at step {self.evaluations[-1].step}; the weights of step {step} are kept"
         logger.warning("%s", message)
         self.messages.append(message)
 
@@ -198,13 +198,13 @@ class AlignmentWatch(TrainerCallback):
             self.messages.append(f"in {self._flat_steps} steps no group of answers had any spread of rewards")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write rows and looks into the checkpoint."""
+        """Write rows and evaluations into the checkpoint."""
         if not is_first():
             return
         # The trainer has written all else by now.
         value = {
             "rows": self.rows,
-            "looks": [look.to_dict() for look in self.looks],
+            "evaluations": [evaluation.to_dict() for evaluation in self.evaluations],
             "messages": self.messages,
             "flat_steps": self._flat_steps,
             "seconds": self._seconds_before + time.perf_counter() - self._started,
@@ -215,9 +215,9 @@ class AlignmentWatch(TrainerCallback):
         """Read what `on_save` wrote."""
         value = json.loads((checkpoint / _HISTORY).read_text(encoding="utf-8"))
         self.rows, self.messages = value["rows"], value["messages"]
-        self.looks = [Look.from_dict(look) for look in value["looks"]]
+        self.evaluations = [RewardEval.from_dict(evaluation) for evaluation in value["evaluations"]]
         self._seconds_before, self._flat_steps = value["seconds"], value["flat_steps"]
-        self._watch = self._make_watch()
+        self._monitor = self._make_monitor()
 
 
 def _part_name(name: str) -> str:
@@ -225,7 +225,7 @@ def _part_name(name: str) -> str:
     return name.removesuffix("/mean")
 
 
-def last_look(work: Path) -> Path | None:
+def last_checkpoint(work: Path) -> Path | None:
     """Return the newest checkpoint that was written whole."""
     found = [path for path in work.glob("checkpoint-*") if (path / _HISTORY).is_file()]
     return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

@@ -64,7 +64,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiversityWatch:
+class CollapseMonitor:
     """Compares with what was written before training."""
 
     before: Diversity

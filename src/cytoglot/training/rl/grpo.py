@@ -1,6 +1,6 @@
 """Align a trained model with rewards: one call from a model folder and cells to another model folder.
 
-Group-relative policy optimisation :cite:p:`shao2024deepseekmath`: several answers are written to each prompt, and each
+Group-relative policy optimization :cite:p:`shao2024deepseekmath`: several answers are written to each prompt, and each
 is made more or less likely by how its reward compares with that of the others. Rewards are tested for answers that
 would cheat them before anything is trained, and watched on held-out prompts of validation cells while it is.
 
@@ -40,20 +40,20 @@ from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.callbacks import History
 from cytoglot.training.loop.distributed import from_first, n_processes
 from cytoglot.training.loop.fit import Run, begin, check_trackers, finish, open_run
-from cytoglot.training.loop.trainer import optimiser_and_schedule, uses_bf16
+from cytoglot.training.loop.trainer import optimizer_and_schedule, uses_bf16
 from cytoglot.training.recipe import GrpoRecipe, TrainRecipe
-from cytoglot.training.rl.callback import AlignmentWatch, last_look
-from cytoglot.training.rl.hacking_checks import probe_reward
+from cytoglot.training.rl.callback import GrpoCallback, last_checkpoint
+from cytoglot.training.rl.hacking_checks import check_reward_hacking
 from cytoglot.training.rl.prompts import (
-    AskedPrompt,
+    EvalPrompt,
     PromptSource,
     held_out_prompts,
     plan_prompts,
     reward_prompts,
     source_of_corpus,
 )
-from cytoglot.training.rl.reward_eval import HeldOutRewards
-from cytoglot.training.rl.rewards import MixedReward, RewardContext, make_reward
+from cytoglot.training.rl.reward_eval import ValidationRewards
+from cytoglot.training.rl.rewards import MixedReward, RewardInputs, make_reward
 from cytoglot.training.rl.trainer import CellGrpoTrainer, FormatConstraints
 from cytoglot.training.validation.calibrate import calibrate_model
 
@@ -169,10 +169,10 @@ def _check_recipe(recipe: TrainRecipe) -> None:
         )
     if grpo.vllm == "server" and grpo.vllm_server is None:
         raise InputError("grpo.vllm is server; set grpo.vllm_server to its address, such as http://node1:8000")
-    if recipe.lora is not None and (recipe.lora.train_vectors or recipe.lora.quantise != "none"):
+    if recipe.lora is not None and (recipe.lora.train_vectors or recipe.lora.quantize != "none"):
         raise InputError(
             "alignment trains adapters of weights in full precision, and no token vectors; leave out "
-            "lora.train_vectors and lora.quantise"
+            "lora.train_vectors and lora.quantize"
         )
     if recipe.optim.steps % grpo.updates:
         raise InputError(
@@ -200,7 +200,7 @@ def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
     plan = plan_prompts(setup.prompts, lm, n=_n_prompts(recipe), seed=run.seed)
     held_out = held_out_prompts(setup.prompts, lm, n=grpo.held_out_prompts)
     max_tokens = _room(lm, [*plan, *held_out], grpo)
-    context = _reward_context(setup, plan, grpo)
+    context = _reward_inputs(setup, plan, grpo)
     reward = make_reward(grpo.rewards, context)
     messages = [*setup.cells.messages, *_check_rewards(reward, plan)]
     if grpo.top_p < 1:
@@ -210,7 +210,7 @@ def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
         )
         logger.warning("%s", messages[-1])
     probes = _probe(reward, setup.prompts, lm, context, grpo, max_tokens=max_tokens)
-    watched = HeldOutRewards(
+    watched = ValidationRewards(
         held_out,
         reward,
         context,
@@ -222,7 +222,7 @@ def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
     )
     lm = _with_adapter(lm, recipe, seed=run.seed)
     check_trackers(recipe)
-    arguments = alignment_arguments(run, lm, reward, max_tokens=max_tokens)
+    arguments = grpo_arguments(run, lm, reward, max_tokens=max_tokens)
     open_run(run, overwrite=overwrite)
     watch = _fit(lm, plan, reward, watched, run, arguments)
     history = History()
@@ -235,10 +235,10 @@ def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
         split=setup.cells.split,
         messages=[*messages, *watch.messages],
         facts={
-            "evaluation": watched.table(watch.looks, seed=run.seed),
+            "evaluation": watched.table(watch.evaluations, seed=run.seed),
             "diversity": _diversity_rows(watch, watched),
             "probes": probes,
-            "kept_step": watch.kept_step,
+            "last_good_step": watch.last_good_step,
         },
     )
 
@@ -250,8 +250,8 @@ def _with_adapter(lm: LanguageModel, recipe: TrainRecipe, *, seed: int) -> Langu
     return add_lora(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)
 
 
-def _room(lm: LanguageModel, asked: Sequence[AskedPrompt], grpo: GrpoRecipe) -> int:
-    """Return the most tokens of an answer: as the recipe says, or what the context leaves behind the longest prompt."""
+def _room(lm: LanguageModel, asked: Sequence[EvalPrompt], grpo: GrpoRecipe) -> int:
+    """Return the most tokens of an answer: as the recipe says, or what the context leaves after the longest prompt."""
     longest = max(len(ids) for ids in encode_prompts(lm.tokenizer, [one.prompt for one in asked]))
     room = grpo.max_answer_tokens if lm.context_length is None else lm.context_length - longest
     limit = min(grpo.max_answer_tokens, room)
@@ -270,12 +270,12 @@ def _room(lm: LanguageModel, asked: Sequence[AskedPrompt], grpo: GrpoRecipe) -> 
     return limit
 
 
-def _reward_context(setup: GrpoSetup, plan: Sequence[AskedPrompt], grpo: GrpoRecipe) -> RewardContext:
+def _reward_inputs(setup: GrpoSetup, plan: Sequence[EvalPrompt], grpo: GrpoRecipe) -> RewardInputs:
     source = setup.prompts
     labels = tuple(dict.fromkeys(label for some in source.labels.values() for label in some))
     labels = labels or tuple(source.reference)
     measures = any("embedding" in str(settings.get("reward", name)) for name, settings in grpo.rewards.items())
-    return RewardContext(
+    return RewardInputs(
         genes=source.vocabulary.symbols,
         labels=labels,
         label_ids=map_labels(list(labels)).ids if labels else {},
@@ -293,7 +293,7 @@ def _frozen_copy(lm: LanguageModel) -> LanguageModel:
     return replace(lm, model=model)
 
 
-def _check_rewards(reward: MixedReward, plan: Sequence[AskedPrompt]) -> list[str]:
+def _check_rewards(reward: MixedReward, plan: Sequence[EvalPrompt]) -> list[str]:
     """Refuse tasks of whose answers no reward says anything, even of the true ones.
 
     A reward that compares the answers to one prompt is given the true answer twice.
@@ -319,7 +319,7 @@ def _probe(
     reward: MixedReward,
     source: PromptSource,
     lm: LanguageModel,
-    context: RewardContext,
+    context: RewardInputs,
     grpo: GrpoRecipe,
     *,
     max_tokens: int,
@@ -328,7 +328,7 @@ def _probe(
     if grpo.probes == "off":
         return []
     asked = [one for task in source.shares for one in source.asked(lm, task, "validation", _PROBED)]
-    report = probe_reward(
+    report = check_reward_hacking(
         reward, reward_prompts(asked), context, group_size=grpo.group_size, max_words=max(4, max_tokens)
     )
     if report.hackable and grpo.probes == "refuse":
@@ -351,18 +351,16 @@ def _plain(value: Any) -> Any:
 
 def _fit(
     lm: LanguageModel,
-    plan: Sequence[AskedPrompt],
+    plan: Sequence[EvalPrompt],
     reward: MixedReward,
-    watched: HeldOutRewards,
+    watched: ValidationRewards,
     run: Run,
     arguments: GRPOConfig,
-) -> AlignmentWatch:
+) -> GrpoCallback:
     """Train, from the last whole checkpoint if there is one."""
     recipe, grpo = run.recipe, run.recipe.grpo
     every = -(-recipe.optim.evaluate_every // grpo.updates) * grpo.updates  # answers do not outlive a checkpoint
-    watch = AlignmentWatch(
-        lm, watched, every=every, max_overlap_gain=grpo.max_overlap_gain, on_collapse=grpo.on_collapse
-    )
+    watch = GrpoCallback(lm, watched, every=every, max_overlap_gain=grpo.max_overlap_gain, on_collapse=grpo.on_collapse)
     trainer = CellGrpoTrainer(
         lm,
         plan,
@@ -371,25 +369,25 @@ def _fit(
         constrained=grpo.constrained,
         kl=grpo.kl,
         terminator=TERMINATOR,
-        optimizers=optimiser_and_schedule(lm.model, recipe.optim, from_nothing=False),
+        optimizers=optimizer_and_schedule(lm.model, recipe.optim, from_nothing=False),
         callbacks=[watch],
     )
-    checkpoint = from_first(last_look(run.work))
+    checkpoint = from_first(last_checkpoint(run.work))
     if checkpoint is not None:
         logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
         watch.restore(checkpoint)
-    watch.first_look()
+    watch.evaluate_start()
     with own_progress_only(), warnings.catch_warnings():
         # TRL 1.16 still asks transformers 5.23 by an old name; nothing that a user could change.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    watch.keep_healthy()
+    watch.restore_last_good()
     lm.model.eval()
     return watch
 
 
-def alignment_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_tokens: int) -> GRPOConfig:
-    """Return what TRL is to do: our batches and looks, our bar, nothing printed."""
+def grpo_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_tokens: int) -> GRPOConfig:
+    """Return what TRL is to do: our batches and evaluations, our bar, nothing printed."""
     recipe, grpo, optim = run.recipe, run.recipe.grpo, run.recipe.optim
     per_device, n_batches = _batches(recipe)
     if "tensorboard" in recipe.report_to:  # else it would write into the work folder, which goes away
@@ -417,7 +415,7 @@ def alignment_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max
         vllm_server_base_url=grpo.vllm_server,
         log_completions=False,
         logging_steps=1,
-        save_strategy="no",  # the looks say when
+        save_strategy="no",  # the evaluations say when
         save_total_limit=2,
         max_grad_norm=optim.max_grad_norm,
         bf16=uses_bf16(optim, lm.device),
@@ -450,18 +448,18 @@ def _batches(recipe: TrainRecipe) -> tuple[int, int]:
     return size, local // size
 
 
-def _diversity_rows(watch: AlignmentWatch, watched: HeldOutRewards) -> list[dict[str, Any]]:
+def _diversity_rows(watch: GrpoCallback, watched: ValidationRewards) -> list[dict[str, Any]]:
     real = watched.real_overlap()
     return [
         {
-            "step": look.step,
+            "step": evaluation.step,
             "answers": mode,
             **found.as_row(),
-            "overlap_with_true_cell": None if np.isnan(look.overlap[mode]) else look.overlap[mode],
+            "overlap_with_true_cell": None if np.isnan(evaluation.overlap[mode]) else evaluation.overlap[mode],
             "between_real_cells": None if np.isnan(real) else real,
         }
-        for look in watch.looks
-        for mode, found in look.diversity.items()
+        for evaluation in watch.evaluations
+        for mode, found in evaluation.diversity.items()
     ]
 
 

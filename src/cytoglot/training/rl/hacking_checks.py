@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
-from cytoglot.training.rl.rewards.adversarial_answers import ONE_CELL, ProbeAnswers
-from cytoglot.training.rl.rewards.context import RewardContext, RewardPrompts
+from cytoglot.training.rl.rewards.adversarial_answers import ONE_CELL, AdversarialAnswers
+from cytoglot.training.rl.rewards.context import RewardInputs, RewardPrompts
 from cytoglot.training.rl.rewards.mixture import MixedReward
 from cytoglot.training.rl.rewards.reward import AnswerReward
 
@@ -23,13 +23,13 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeRow:
+class HackingCheckRow:
     """What one kind of answer earns on the prompts of one task."""
 
     task: str
     answer: str
     """which kind: "true answers", "mean profile of the type", …"""
-    is_probe: bool
+    is_adversarial: bool
     """False for real answers"""
     reward: Interval
     """mean over prompts, bootstrapped over them"""
@@ -42,10 +42,10 @@ class ProbeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProbeReport:
-    """What `probe_reward` found."""
+class HackingReport:
+    """What `check_reward_hacking` found."""
 
-    rows: tuple[ProbeRow, ...]
+    rows: tuple[HackingCheckRow, ...]
     """by task, real answers first, then probes by falling reward"""
     hackable: bool
     message: str
@@ -67,16 +67,16 @@ class ProbeReport:
         return asdict(self)
 
 
-def probe_reward(
+def check_reward_hacking(
     reward: MixedReward,
     prompts: RewardPrompts,
-    context: RewardContext,
+    context: RewardInputs,
     *,
     margin: float = 0.0,
     group_size: int = 4,
     max_words: int | None = None,
     seed: int = 0,
-) -> ProbeReport:
+) -> HackingReport:
     """Rate answers without content beside real ones, and tell whether the mixture can be fooled.
 
     Every kind of answer is given `group_size` times to each prompt, as a model would that has learned to write it. A
@@ -101,19 +101,19 @@ def probe_reward(
     """
     if not len(prompts):
         raise InputError("probes of a reward need prompts of held-out cells, found none")
-    favourites = {
-        term.name: own.favourites for term in reward.terms if isinstance(own := term.function.reward, AnswerReward)
+    favorites = {
+        term.name: own.favorites for term in reward.terms if isinstance(own := term.function.reward, AnswerReward)
     }
     rated: list[_RatedTask] = []
     for task in dict.fromkeys(prompts.columns["task"]):
         of_task = prompts.take(i for i, name in enumerate(prompts.columns["task"]) if name == task)
-        answers = ProbeAnswers(
-            of_task, context, favourites=favourites, group_size=group_size, max_words=max_words, seed=seed
+        answers = AdversarialAnswers(
+            of_task, context, favorites=favorites, group_size=group_size, max_words=max_words, seed=seed
         )
         rated.append(_RatedTask(reward, answers, task=str(task), margin=margin, seed=seed))
     rows = tuple(row for of_task in rated for row in of_task.rows())
     hackable = any(row.reaches for row in rows)
-    return ProbeReport(rows=rows, hackable=hackable, message=_message(rows, rated, hackable=hackable))
+    return HackingReport(rows=rows, hackable=hackable, message=_message(rows, rated, hackable=hackable))
 
 
 class _RatedTask:
@@ -122,7 +122,7 @@ class _RatedTask:
     def __init__(
         self,
         reward: MixedReward,
-        answers: ProbeAnswers,
+        answers: AdversarialAnswers,
         *,
         task: str,
         margin: float,
@@ -131,7 +131,7 @@ class _RatedTask:
         self.task, self._answers, self._margin, self._seed = task, answers, margin, seed
         self._weights = {term.name: term.weight for term in reward.terms}
         self._parts = {kind: self._rate(reward, completions) for kind, completions in answers.completions.items()}
-        self._memorise(reward)
+        self._memorize(reward)
         self._totals = {kind: _total(parts, self._weights) for kind, parts in self._parts.items()}
         if np.isnan(self._totals[answers.standard]).all():
             raise InputError(
@@ -139,9 +139,9 @@ class _RatedTask:
                 "(docs/grpo.md lists them), or leave the task out"
             )
 
-    def _memorise(self, reward: MixedReward) -> None:
+    def _memorize(self, reward: MixedReward) -> None:
         """Add the answer of a model that knows one cell of each type by heart: the best of a few for each type."""
-        candidates = [(texts, self._rate(reward, texts)) for texts in self._answers.memorised]
+        candidates = [(texts, self._rate(reward, texts)) for texts in self._answers.memorized]
         if not candidates:
             return
         earned_cn = np.array([_of_prompts(_total(parts, self._weights)) for _, parts in candidates])
@@ -157,12 +157,12 @@ class _RatedTask:
             text for i, c in enumerate(best_n) for text in candidates[c][0][i * n_each : (i + 1) * n_each]
         ]
 
-    def rows(self) -> list[ProbeRow]:
+    def rows(self) -> list[HackingCheckRow]:
         """Return the row of each kind of answer, real ones first, probes by falling reward."""
         rows = [self._row(kind) for kind in self._totals]
-        return sorted(rows, key=lambda row: (row.is_probe, -row.reward.value))
+        return sorted(rows, key=lambda row: (row.is_adversarial, -row.reward.value))
 
-    def explain(self, row: ProbeRow) -> str:
+    def explain(self, row: HackingCheckRow) -> str:
         """Say what a probe earns, and which rewards pay it no less than real answers: by how much more, than what."""
         real = self._row(self._answers.standard)
         gains = {name: value - (real.parts[name] or 0.0) for name, value in row.parts.items() if value is not None}
@@ -173,21 +173,21 @@ class _RatedTask:
             f"{_interval(real.reward)}, let through by {by or 'too few prompts to tell'}"
         )
 
-    def _row(self, kind: str) -> ProbeRow:
+    def _row(self, kind: str) -> HackingCheckRow:
         behind = self._behind(kind)
-        is_probe = kind not in self._answers.real
+        is_adversarial = kind not in self._answers.real
         parts = {
             name: None if np.isnan(values).all() else float(np.nanmean(values)) * self._weights[name]
             for name, values in self._parts[kind].items()
         }
-        return ProbeRow(
+        return HackingCheckRow(
             task=self.task,
             answer=kind,
-            is_probe=is_probe,
+            is_adversarial=is_adversarial,
             reward=_mean(_of_prompts(self._totals[kind]), self._seed),
             behind=behind,
             parts=parts,
-            reaches=is_probe and not behind.low > self._margin,
+            reaches=is_adversarial and not behind.low > self._margin,
         )
 
     def _behind(self, kind: str) -> Interval:
@@ -221,9 +221,9 @@ def _mean(values_n: Floats, seed: int) -> Interval:
     return bootstrap(statistic, unit="prompt", n_resamples=1000, seed=seed)
 
 
-def _message(rows: Sequence[ProbeRow], rated: Sequence[_RatedTask], *, hackable: bool) -> str:
+def _message(rows: Sequence[HackingCheckRow], rated: Sequence[_RatedTask], *, hackable: bool) -> str:
     if not hackable:
-        nearest = min((row for row in rows if row.is_probe), key=lambda row: row.behind.low)
+        nearest = min((row for row in rows if row.is_adversarial), key=lambda row: row.behind.low)
         return (
             f"no answer without content reaches the real ones; nearest comes {nearest.answer} on {nearest.task}, "
             f"{_interval(nearest.behind)} behind"

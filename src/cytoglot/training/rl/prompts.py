@@ -14,7 +14,7 @@ import numpy as np
 from cytoglot.answer_format import AnswerFormat, FreeText, OneOf
 from cytoglot.cell_model.task_answers import ModelAnswers
 from cytoglot.corpus.format.folder import Part
-from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
+from cytoglot.corpus.read.examples import CorpusExamples, available_tasks
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.schema import GROUP_FIELDS
 from cytoglot.errors import InputError
@@ -37,7 +37,7 @@ _REFERENCE_CELLS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedPrompt:
+class EvalPrompt:
     """One prompt and what is known of its answer."""
 
     prompt: str
@@ -59,7 +59,7 @@ class AskedPrompt:
         return {name: getattr(self, name) for name in ("task", "answer", "cell_type", "num_genes", "key")}
 
 
-def reward_prompts(asked: Sequence[AskedPrompt]) -> RewardPrompts:
+def reward_prompts(asked: Sequence[EvalPrompt]) -> RewardPrompts:
     """Return prompts as rewards take them."""
     rows = [one.columns for one in asked]
     names = ("task", "answer", "cell_type", "num_genes", "key")
@@ -86,7 +86,7 @@ class PromptSource:
     reference: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     """cell type → sentences of training cells"""
 
-    def asked(self, lm: LanguageModel, task: str, part: Part, n: int) -> Iterator[AskedPrompt]:
+    def asked(self, lm: LanguageModel, task: str, part: Part, n: int) -> Iterator[EvalPrompt]:
         """Yield up to `n` prompts of a task that fit the model's context with their true answer."""
         answers, found = ModelAnswers(lm, self.vocabulary), 0
         for question in self.questions.get((task, part), ()):
@@ -97,7 +97,7 @@ class PromptSource:
                 found += 1
                 yield one
 
-    def _ask(self, answers: ModelAnswers, question: TaskInstance) -> AskedPrompt | None:
+    def _ask(self, answers: ModelAnswers, question: TaskInstance) -> EvalPrompt | None:
         name, record = question.task.name, question.record
         labels = self.labels.get(name, ())
         kind = question.task.answer_kind
@@ -110,7 +110,7 @@ class PromptSource:
             answer_format = question.task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
         elif kind == "label":
             answer_format = OneOf(options=labels)
-        return AskedPrompt(
+        return EvalPrompt(
             prompt=fitted.prompt,
             task=name,
             answer=fitted.truth,
@@ -135,7 +135,7 @@ def source_of_corpus(
     corpus, top_genes, questions = cells.corpus, recipe.sentence.top_genes, {}
     wanted: dict[Part, int] = {"train": min(n_training, _POOL), "validation": recipe.grpo.held_out_prompts}
     for name in cells.shares:
-        task = corpus.reworded.get(name, registered_tasks[name])
+        task = corpus.templates_of_tasks.get(name, registered_tasks[name])
         for part, n in wanted.items():
             there = corpus.shards(part) or not record_sources[task.unit].is_of_cells
             drawn = CorpusExamples(corpus, part, top_genes=top_genes, metadata_share=1.0)
@@ -151,7 +151,7 @@ def source_of_corpus(
         {name: np.array([r.metadata.get(name) for r in asked], dtype=object) for name in GROUP_FIELDS}
     )
     reference = CorpusExamples(corpus, "train", top_genes=top_genes)
-    is_typed = "cell_generation" in askable_tasks(corpus, "train")
+    is_typed = "cell_generation" in available_tasks(corpus, "train")
     typed = reference.sample(_POOL, "cell_generation", seed=seed) if is_typed else []
     return PromptSource(
         vocabulary=corpus.vocabulary,
@@ -196,7 +196,7 @@ def _reference(records: Iterable[Record], n_each: int) -> dict[str, tuple[tuple[
     return {label: tuple(sentences) for label, sentences in sorted(found.items())}
 
 
-def plan_prompts(source: PromptSource, lm: LanguageModel, *, n: int, seed: int) -> list[AskedPrompt]:
+def plan_prompts(source: PromptSource, lm: LanguageModel, *, n: int, seed: int) -> list[EvalPrompt]:
     """Return the `n` training prompts of a run in their order; tasks by their shares, each prompt once in a pass.
 
     Raises
@@ -208,7 +208,7 @@ def plan_prompts(source: PromptSource, lm: LanguageModel, *, n: int, seed: int) 
     names = list(source.shares)
     shares = np.array([source.shares[name] for name in names])
     task = rng.choice(len(names), size=n, p=shares / shares.sum())
-    plan: list[AskedPrompt | None] = [None] * n
+    plan: list[EvalPrompt | None] = [None] * n
     for number, name in enumerate(names):
         places = np.flatnonzero(task == number)
         pool = list(source.asked(lm, name, "train", min(len(places), _POOL)))
@@ -223,7 +223,7 @@ def plan_prompts(source: PromptSource, lm: LanguageModel, *, n: int, seed: int) 
     return [one for one in plan if one is not None]
 
 
-def held_out_prompts(source: PromptSource, lm: LanguageModel, *, n: int) -> list[AskedPrompt]:
+def held_out_prompts(source: PromptSource, lm: LanguageModel, *, n: int) -> list[EvalPrompt]:
     """Return about `n` prompts of validation records, tasks by their shares but at least one each.
 
     Raises

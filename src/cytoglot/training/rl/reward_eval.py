@@ -1,7 +1,7 @@
 """What rewards say of a model's answers to held-out prompts, before, during and after alignment.
 
-The answers of a look are drawn with the same noise at every look. Where a number of words is asked for, they are
-written under constraint too, with exactly that many: a reward that rises with the length of free answers does not rise
+The answers are drawn with the same noise at every evaluation. Where a number of words is asked for, they are written
+under constraint too, with exactly that many: a reward that rises with the length of free answers does not rise
 there. Axes: p prompts.
 """
 
@@ -22,8 +22,8 @@ from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.metrics.generation import gene_overlap, pairwise_overlap
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference
 from cytoglot.training.rl.collapse import Diversity, diversity
-from cytoglot.training.rl.prompts import AskedPrompt, reward_prompts
-from cytoglot.training.rl.rewards.context import RewardContext, read_answers
+from cytoglot.training.rl.prompts import EvalPrompt, reward_prompts
+from cytoglot.training.rl.rewards.context import RewardInputs, read_answers
 from cytoglot.training.rl.rewards.mixture import MixedReward
 
 TOTAL = "reward"
@@ -33,7 +33,7 @@ _MIN_GROUPS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class RewardEval:
     """One look at a model. Means over the answers to a prompt, NaN where a reward says nothing of them."""
 
     step: int
@@ -60,7 +60,7 @@ class Look:
         }
 
     @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Look:
+    def from_dict(cls, value: Mapping[str, Any]) -> RewardEval:
         """Read what `to_dict` wrote."""
         return cls(
             step=value["step"],
@@ -70,7 +70,7 @@ class Look:
         )
 
 
-class HeldOutRewards:
+class ValidationRewards:
     """Held-out prompts with the rewards of a model's answers.
 
     Parameters
@@ -87,9 +87,9 @@ class HeldOutRewards:
 
     def __init__(
         self,
-        asked: Sequence[AskedPrompt],
+        asked: Sequence[EvalPrompt],
         reward: MixedReward,
-        context: RewardContext,
+        context: RewardInputs,
         *,
         constrained: bool,
         n_samples: int,
@@ -110,14 +110,14 @@ class HeldOutRewards:
     def __len__(self) -> int:
         return len(self._asked)
 
-    def look(self, lm: LanguageModel, step: int) -> Look:
+    def evaluate(self, lm: LanguageModel, step: int) -> RewardEval:
         """Write answers and rate them."""
         rewards, alike, overlap = {}, {}, {}
         for mode in self.modes:
             completions = self._write(lm, mode)
             rewards[mode] = self._rate(completions)
             alike[mode], overlap[mode] = self._compare(completions)
-        return Look(step=step, rewards=rewards, diversity=alike, overlap=overlap)
+        return RewardEval(step=step, rewards=rewards, diversity=alike, overlap=overlap)
 
     def real_overlap(self) -> float:
         """Return how alike true sentences of one type are among the held-out prompts; NaN where none has two.
@@ -165,21 +165,26 @@ class HeldOutRewards:
         overlap = [gene_overlap(one.words, one.true.split()) for some in sentences for one in some]
         return diversity([[one.words for one in some] for some in sentences]), _mean(overlap)
 
-    def table(self, looks: Sequence[Look], *, seed: int = 0) -> list[dict[str, Any]]:
-        """Return a row for each look, way of writing and reward, with bootstrap intervals.
+    def table(self, evaluations: Sequence[RewardEval], *, seed: int = 0) -> list[dict[str, Any]]:
+        """Return a row for each evaluation, way of writing and reward, with bootstrap intervals.
 
         `gain` is the difference from the first look on the same prompts, resampled together; its interval without 0
         says that the reward has moved on held-out prompts. Bounds are None where fewer than two units are known.
         """
         return [
-            {"step": look.step, "answers": mode, "reward": name, **self._row(looks[0], look, mode, name, seed)}
-            for look in looks
+            {
+                "step": evaluation.step,
+                "answers": mode,
+                "reward": name,
+                **self._row(evaluations[0], evaluation, mode, name, seed),
+            }
+            for evaluation in evaluations
             for mode in self.modes
-            for name in look.rewards[mode]
+            for name in evaluation.rewards[mode]
         ]
 
-    def _row(self, first: Look, look: Look, mode: str, name: str, seed: int) -> dict[str, Any]:
-        now_p, before_p = look.rewards[mode][name], first.rewards[mode][name]
+    def _row(self, first: RewardEval, evaluation: RewardEval, mode: str, name: str, seed: int) -> dict[str, Any]:
+        now_p, before_p = evaluation.rewards[mode][name], first.rewards[mode][name]
         known_p = ~np.isnan(now_p) & ~np.isnan(before_p)
         groups = None if self._groups is None else self._groups[known_p]
         settings: dict[str, Any] = {"groups": groups, "unit": self._unit, "seed": seed}

@@ -35,7 +35,7 @@ from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.training.loop.trainer import is_about_files, readable_checkpoint
-from cytoglot.training.rl.prompts import AskedPrompt
+from cytoglot.training.rl.prompts import EvalPrompt
 from cytoglot.training.rl.rewards.mixture import RewardTerm
 
 NUMBER = "number"
@@ -198,7 +198,7 @@ class CellGrpoTrainer(GRPOTrainer):
     def __init__(
         self,
         lm: LanguageModel,
-        prompts: Sequence[AskedPrompt],
+        prompts: Sequence[EvalPrompt],
         *,
         args: Any,
         reward_terms: Sequence[RewardTerm],

@@ -1,6 +1,6 @@
-"""A ladder of models: sizes × amounts of data × full weights or adapters, judged on the same held-out cells.
+"""A sweep of models: sizes × amounts of data × full weights or adapters, judged on the same held-out cells.
 
-Each run is an ordinary model folder under `runs/`, so a killed ladder goes on where it stopped.
+Each run is an ordinary model folder under `runs/`, so a killed sweep goes on where it stopped.
 
 Axes: r runs, u held-out cells.
 """
@@ -35,7 +35,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.model.scratch import ScratchSettings
 from cytoglot.lm.scoring.score import score_pairs
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
-from cytoglot.metrics.scaling import LadderFit, fit_ladder
+from cytoglot.metrics.scaling import SweepFit, fit_ladder
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
 from cytoglot.training.recipe import LoraRecipe, ModelRecipe, TrainRecipe
 from cytoglot.training.run import train
@@ -50,18 +50,18 @@ Mode = Literal["full", "lora"]
 
 
 class Pretraining(Settings):
-    """What the models of every size learn before the ladder's own cells."""
+    """What the models of every size learn before the sweep's own cells."""
 
     source: str
     """a file of cells or the name of a data set"""
     label: str
     """its column of cell types"""
     train: TrainRecipe = TrainRecipe()
-    """how; the size is that of the ladder"""
+    """how; the size is that of the sweep"""
 
 
 class ScaleRecipe(Settings):
-    """A ladder."""
+    """A sweep."""
 
     source: str
     """a file of cells or the name of a data set"""
@@ -80,7 +80,7 @@ class ScaleRecipe(Settings):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(0,), min_length=1)
     """each run is made once with each"""
     pretrain: Pretraining | None = None
-    """train a base of every size first; the ladder then adapts it"""
+    """train a base of every size first; the sweep then adapts it"""
     train: TrainRecipe = TrainRecipe()
     """how each run learns"""
     lora: LoraRecipe = LoraRecipe()
@@ -100,7 +100,7 @@ class ScaleRecipe(Settings):
         if without and self.train.model.base is not None:
             raise ValueError(f"train.model.base would stand for the sizes {', '.join(without)}; give them a base each")
         if self.train.kind == "grpo":
-            raise ValueError("a ladder is of kind pretrain or sft, found train.kind grpo")
+            raise ValueError("a sweep is of kind pretrain or sft, found train.kind grpo")
         return self
 
     @model_validator(mode="after")
@@ -124,7 +124,7 @@ class ScaleRecipe(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepRun:
-    """One place of the ladder."""
+    """One place of the sweep."""
 
     size: str
     mode: Mode
@@ -169,7 +169,7 @@ class TestCells:
     unit: str
 
 
-def run_ladder(
+def run_sweep(
     recipe: ScaleRecipe | str | Path,
     *,
     out: str | Path | None = None,
@@ -178,12 +178,12 @@ def run_ladder(
     threads: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train and judge every run, fit the power law, and write `scaling.json`; return its content.
+    """Train and evaluate_run every run, fit the power law, and write `scaling.json`; return its content.
 
     Parameters
     ----------
     out
-        Folder of the ladder; finished runs in it are loaded, not repeated.
+        Folder of the sweep; finished runs in it are loaded, not repeated.
     seed
         Of the division of the cells, the choice of held-out cells and the resampling; each run has its own besides.
 
@@ -196,13 +196,13 @@ def run_ladder(
     if out is None and settings.output is None:
         raise InputError("expected a folder to write, found none; pass -o, or set output in the recipe")
     folder = Path(out if out is not None else str(settings.output))
-    check_output_folder(folder, written_by="scale", mark="ladder.json")
+    check_output_folder(folder, written_by="scale", mark="sweep.json")
     adata = read(resolve_source(settings.source))
     split = split_cells(adata.obs, by=settings.split_by, label=settings.label, seed=seed)
-    held_out = choose_held_out(adata, split, settings, seed=seed)
-    write_json(folder / "ladder.json", {"recipe": settings.model_dump(mode="json"), "seed": seed})
+    held_out = choose_test_cells(adata, split, settings, seed=seed)
+    write_json(folder / "sweep.json", {"recipe": settings.model_dump(mode="json"), "seed": seed})
     results = []
-    for run in runs_of(settings):
+    for run in grid(settings):
         logger.info("run %s", run.name)
         model = train(
             adata,
@@ -214,13 +214,13 @@ def run_ladder(
             device=device,
             threads=threads,
         )
-        results.append(judge(model, run, held_out))
+        results.append(evaluate_run(model, run, held_out))
     result = summary(results, held_out, settings, seed=seed)
     write_json(folder / RESULT_FILE, result)
     return result
 
 
-def runs_of(recipe: ScaleRecipe) -> Iterator[SweepRun]:
+def grid(recipe: ScaleRecipe) -> Iterator[SweepRun]:
     """Yield the runs, smallest shares first, so that a first picture is there early."""
     for share in sorted(recipe.shares):
         for size in recipe.sizes:
@@ -261,7 +261,7 @@ def _pretrained(size: str, recipe: ScaleRecipe, folder: Path, *, device: str, th
     return out
 
 
-def choose_held_out(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: int) -> TestCells:
+def choose_test_cells(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: int) -> TestCells:
     """Draw labelled test cells, at most `held_out_cells`, in the order of the file."""
     labels = read_labels(adata.obs, recipe.label)
     rows = np.flatnonzero(split.mask(adata.obs_names, "test") & labels.notna().to_numpy())
@@ -277,7 +277,7 @@ def choose_held_out(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: 
     )
 
 
-def judge(model: CellModel, run: SweepRun, held_out: TestCells) -> RunResult:
+def evaluate_run(model: CellModel, run: SweepRun, held_out: TestCells) -> RunResult:
     """Measure a run on the held-out cells: how likely it finds their sentences, and how it annotates them."""
     sentences, _ = model.sentences(held_out.adata)
     examples, task = [], model.task("cell_generation")
@@ -353,7 +353,7 @@ def _words(results: Sequence[RunResult]) -> NDArray[np.float64]:
     return first.words_u
 
 
-def _fit(results: Sequence[RunResult], held_out: TestCells, words_u: NDArray[np.float64], *, seed: int) -> LadderFit:
+def _fit(results: Sequence[RunResult], held_out: TestCells, words_u: NDArray[np.float64], *, seed: int) -> SweepFit:
     loss_ru = np.stack([result.loss_u for result in results])
     weight_u = words_u
     if held_out.groups_u is not None:
@@ -370,7 +370,7 @@ def _fit(results: Sequence[RunResult], held_out: TestCells, words_u: NDArray[np.
     )
 
 
-def _law(fit: LadderFit) -> dict[str, Any]:
+def _law(fit: SweepFit) -> dict[str, Any]:
     return {
         **fit.law.to_dict(),
         "intervals": {name: list(bounds) for name, bounds in fit.intervals.items()},

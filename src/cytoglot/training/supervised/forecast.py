@@ -115,7 +115,7 @@ def _trained(size: ModelSize, recipe: TrainRecipe) -> int:
 def _memory(size: ModelSize, recipe: TrainRecipe, batch_tokens: int, learned_share: float) -> float:
     """Return bytes: those of `training_memory`, and what our averages of the weights and a reference take besides."""
     optim, lora = recipe.optim, recipe.lora
-    mode: Mode = "full" if lora is None else "lora" if lora.quantise == "none" else "qlora"
+    mode: Mode = "full" if lora is None else "lora" if lora.quantize == "none" else "qlora"
     needed = training_memory(
         size,
         mode=mode,

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cytoglot.cell_model.load import CellModel
 from cytoglot.corpus.format.folder import Part
-from cytoglot.corpus.read.examples import askable_tasks
+from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.loader import BatchSettings, ExampleSettings
 from cytoglot.lm.model.language_model import LanguageModel, set_threads
 from cytoglot.lm.model.scratch import scratch_model
@@ -108,7 +108,7 @@ def validation_batches(
     lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, *, seed: int, packed: bool
 ) -> list[Batch]:
     """Return some examples of the validation part, as they are and in the terse wording, of what it can be asked."""
-    askable = set(askable_tasks(cells.corpus, "validation"))
+    askable = set(available_tasks(cells.corpus, "validation"))
     weights = {name: share for name, share in cells.validation_weights.items() if name in askable}
     batches: list[Batch] = []
     if not weights:

@@ -134,7 +134,7 @@ def generation_temperature(
 
 def _diversity(model: CellModel, name: str, real: list[NDArray[np.int64]], temperature: float, seed: int) -> float:
     lengths = np.array([len(words) for words in real])
-    return pairwise_diversity(model.write_ids(name, lengths, temperature=temperature, seed=seed))
+    return pairwise_diversity(model.generate_ids(name, lengths, temperature=temperature, seed=seed))
 
 
 def _cells_by_type(

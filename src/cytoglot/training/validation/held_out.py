@@ -15,9 +15,9 @@ import numpy as np
 from scipy.special import softmax
 
 from cytoglot.cell_model.task_answers import ModelAnswers, framed
-from cytoglot.cell_model.task_scores import AskedTask, scores_of
+from cytoglot.cell_model.task_scores import EvalTask, scores_of
 from cytoglot.corpus.format.folder import Corpus
-from cytoglot.corpus.read.examples import CorpusExamples, askable_tasks
+from cytoglot.corpus.read.examples import CorpusExamples, available_tasks
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.lm.model.language_model import LanguageModel
@@ -96,7 +96,7 @@ class HeldOutTasks:
             fitted = fitted[: max(_FEWEST, int(np.searchsorted(n_tokens, _ANSWER_TOKENS, side="right")))]
         if not fitted:
             return {}
-        asked = AskedTask(task=task, vocabulary=self.vocabulary, records=tuple(fitted), labels=labels)
+        asked = EvalTask(task=task, vocabulary=self.vocabulary, records=tuple(fitted), labels=labels)
         if task.closed_answer:
             return _label_scores(lm, asked)
         # A free answer has room for the longest of the true ones: how long its own should be is not told.
@@ -110,7 +110,7 @@ class HeldOutTasks:
 def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: TrainRecipe, seed: int) -> HeldOutTasks:
     """Return what the tasks of `shares` ask of the validation part of a corpus: some records, the same for a seed."""
     wanted = _Wanted(recipe, shares)
-    askable = set(askable_tasks(corpus, "validation")) if corpus.shards("validation") else set()
+    askable = set(available_tasks(corpus, "validation")) if corpus.shards("validation") else set()
     sampled = CorpusExamples(
         corpus, "validation", top_genes=recipe.sentence.top_genes, metadata_share=1.0, paraphrase_share=0.0
     )
@@ -121,7 +121,7 @@ def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: Trai
             continue
         records = [found.record for found in sampled.sample(wanted.n_records(task.name), task.name, seed=seed)]
         if records:
-            asked = corpus.reworded.get(task.name, task)
+            asked = corpus.templates_of_tasks.get(task.name, task)
             questions[task.name] = tuple(TaskInstance(asked, r, asked.short_template(r), seed=seed) for r in records)
             if isinstance(asked, LabelAnswer):
                 labels[task.name] = _labels_of(corpus, asked)
@@ -146,7 +146,7 @@ def _labels_of(corpus: Corpus, task: LabelAnswer[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(task.templates.bare(answer) for answer in task.label_completions(values)))
 
 
-def _label_scores(lm: LanguageModel, asked: AskedTask) -> dict[str, float]:
+def _label_scores(lm: LanguageModel, asked: EvalTask) -> dict[str, float]:
     """Return the metrics of a closed answer; a true answer that training did not have is missed with probability 0."""
     likelihood_nk = score_answers(lm, asked.prompts, framed(asked.task, asked.labels))
     probability_nk = softmax(likelihood_nk, axis=1)

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from cytoglot.training.rl.rewards import RewardContext, make_reward
+from cytoglot.training.rl.rewards import RewardInputs, make_reward
 
 Rate = Callable[..., list[float | None]]
 
 
 @pytest.fixture
-def context() -> RewardContext:
-    return RewardContext(
+def context() -> RewardInputs:
+    return RewardInputs(
         genes=tuple("ABCDEFGHIJ"),
         labels=("B cell", "CD4 T cell", "CD8 T cell", "Monocyte", "Weird cell"),
         reference={
@@ -25,7 +25,7 @@ def context() -> RewardContext:
 
 
 @pytest.fixture
-def rate(context: RewardContext) -> Rate:
+def rate(context: RewardInputs) -> Rate:
     """`rate(name, completions, **settings)`; columns are those of a cell of type "B cell" with the genes A B C D."""
 
     def call(
@@ -37,7 +37,7 @@ def rate(context: RewardContext) -> Rate:
         cell_type: str = "B cell",
         num_genes: int = 4,
         prompts: Sequence[str] | None = None,
-        given: RewardContext | None = None,
+        given: RewardInputs | None = None,
         **settings: Any,
     ) -> list[float | None]:
         n = len(completions)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from cytoglot.lm.embedding.embed import embed_texts
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer
-from cytoglot.training.rl.rewards import RewardContext
+from cytoglot.training.rl.rewards import RewardInputs
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def lm() -> LanguageModel:
 
 
 @pytest.fixture
-def given(context: RewardContext, lm: LanguageModel) -> RewardContext:
+def given(context: RewardInputs, lm: LanguageModel) -> RewardInputs:
     return dataclasses.replace(context, lm=lm)
 
 

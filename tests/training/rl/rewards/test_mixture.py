@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cytoglot.errors import InputError
 from cytoglot.protocols import Reward
-from cytoglot.training.rl.rewards import RewardContext, RewardPrompts, make_reward, rewards
+from cytoglot.training.rl.rewards import RewardInputs, RewardPrompts, make_reward, rewards
 from cytoglot.training.rl.rewards.mixture import CheckedReward
 
 OWN = "own_rewards"
@@ -198,4 +198,4 @@ class TestContract:
 
 def test_a_context_with_a_gene_twice_is_refused() -> None:
     with pytest.raises(InputError, match=r"genes of rewards must be distinct, found 2, 1 of them"):
-        RewardContext(genes=("A", "A"))
+        RewardInputs(genes=("A", "A"))

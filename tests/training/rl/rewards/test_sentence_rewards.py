@@ -7,7 +7,7 @@ import math
 import pytest
 
 from cytoglot.metrics import kendall_tau
-from cytoglot.training.rl.rewards import RewardContext, make_reward
+from cytoglot.training.rl.rewards import RewardInputs, make_reward
 
 
 def test_validity_counts_genes_length_and_the_end(rate) -> None:
@@ -25,7 +25,7 @@ def test_validity_of_a_label_and_of_free_text(rate) -> None:
 
 
 def test_a_gene_that_ends_like_an_answer_is_not_cut(rate) -> None:
-    given = RewardContext(genes=("A.", "B"))
+    given = RewardInputs(genes=("A.", "B"))
     assert rate("validity", [" B A.", " B A.."], answer="B A.", num_genes=2, given=given) == [0.5, 1]
 
 
@@ -51,7 +51,7 @@ def test_a_task_that_hides_the_type_is_judged_by_all_types(rate) -> None:
 
 
 def test_kendall_shares_the_last_rank_ranks_what_was_asked_and_ends_at_minus_one(rate) -> None:
-    given = RewardContext(genes=tuple("ABCDE"))
+    given = RewardInputs(genes=tuple("ABCDE"))
     hand = 3 / math.sqrt(7 * 9)  # "C A" against "A B C" over ABCDE
     assert rate("kendall_tau_b", [" C A."], answer="A B C", num_genes=3, given=given) == pytest.approx([hand])
     assert rate("kendall_tau_b", [" A B C D.", "", " x y z."], given=given) == pytest.approx([1, -1, -1])
@@ -75,7 +75,7 @@ def test_words_that_are_no_genes_make_no_answers_alike_or_diverse(rate) -> None:
 
 def test_overlap_and_diversity_are_greatest_for_the_true_distribution() -> None:
     """The kernel score of the group: cells are {A} or {B} with even chances, whatever mixture is written."""
-    context = RewardContext(genes=("A", "B"))
+    context = RewardInputs(genes=("A", "B"))
     reward = make_reward({"overlap": {}, "diversity": {}}, context)
 
     def score(n_a: int) -> float:

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from cytoglot.errors import InputError
 from cytoglot.metrics import match_tokens
-from cytoglot.training.rl.rewards import RewardContext
+from cytoglot.training.rl.rewards import RewardInputs
 from cytoglot.training.rl.rewards.text_encoder import load_text_encoder
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "cell", "of", "blood", "liver", "marrow")
@@ -49,9 +49,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def given(encoder: Path) -> RewardContext:
+def given(encoder: Path) -> RewardInputs:
     texts = ("a cell of blood", "a cell of liver", "a b cell", "marrow")
-    return RewardContext(genes=("A",), labels=("a b cell",), encoder=encoder, texts=texts)
+    return RewardInputs(genes=("A",), labels=("a b cell",), encoder=encoder, texts=texts)
 
 
 def vectors(encoder: Path, text: str) -> np.ndarray:
@@ -117,7 +117,7 @@ def test_faults_are_named(rate, given, encoder, tmp_path) -> None:
         load_text_encoder(tmp_path)
     with pytest.raises(InputError, match=r"layer must lie between -3 and 2 in encoder .*, found 7"):
         load_text_encoder(encoder, layer=7)
-    bare = RewardContext(genes=("A",), encoder=encoder)
+    bare = RewardInputs(genes=("A",), encoder=encoder)
     with pytest.raises(InputError, match=r"reward 'text_similarity': idf counts words in the true answers"):
         rate("text_similarity", [" a."], idf=True, given=bare, **TEXT)
 
@@ -133,7 +133,7 @@ PAIRS = (("CD14+ monocyte", "classical monocyte"), ("NK cell", "natural killer c
 
 
 def test_known_values_of_a_small_encoder(rate) -> None:
-    given = RewardContext(genes=("A",), encoder=_minilm())
+    given = RewardInputs(genes=("A",), encoder=_minilm())
     for (text, true), known in zip(PAIRS, (0.649, 0.524, 0.574), strict=True):
         assert rate("text_similarity", [f" {text}."], answer=true, given=given, **TEXT) == pytest.approx(
             [known], abs=1e-3
@@ -144,7 +144,7 @@ def test_known_values_of_a_small_encoder(rate) -> None:
 def test_it_equals_the_published_package(rate, idf: bool) -> None:
     package = pytest.importorskip("bert_score")
     folder, trues = _minilm(), [true for _, true in PAIRS]
-    given = RewardContext(genes=("A",), encoder=folder, texts=tuple(trues))
+    given = RewardInputs(genes=("A",), encoder=folder, texts=tuple(trues))
     scorer = package.BERTScorer(model_type=str(folder), num_layers=6, idf=idf, idf_sents=trues, device="cpu")
     theirs = scorer.score([text for text, _ in PAIRS], trues)[2].tolist()
     ours = [

@@ -1,6 +1,6 @@
 """What a model is rewarded for: one file per reward, found by the registry; `make_reward` mixes them."""
 
-from cytoglot.training.rl.rewards.context import Answer, RewardContext, RewardPrompts
+from cytoglot.training.rl.rewards.context import Answer, RewardInputs, RewardPrompts
 from cytoglot.training.rl.rewards.mixture import MixedReward, RewardTerm, make_reward
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, register_reward, rewards
 
@@ -8,7 +8,7 @@ __all__ = [
     "Answer",
     "AnswerReward",
     "MixedReward",
-    "RewardContext",
+    "RewardInputs",
     "RewardPrompts",
     "RewardSettings",
     "RewardTerm",

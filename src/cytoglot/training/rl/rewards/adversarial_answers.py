@@ -11,7 +11,7 @@ import numpy as np
 
 from cytoglot.errors import InputError
 from cytoglot.tasks.task import tasks
-from cytoglot.training.rl.rewards.context import RewardContext, RewardPrompts, told_types
+from cytoglot.training.rl.rewards.context import RewardInputs, RewardPrompts, known_types
 
 TRUE = "true answers"
 OTHER = "other real cells of the type"
@@ -24,13 +24,13 @@ _HOUSEKEEPING = tuple(
     """.split()  # noqa: SIM905 - one quoted gene a line would fill a page
 )
 _NONE: Mapping[str, Callable[[str], tuple[str, ...]]] = MappingProxyType({})
-_MEMORISED = 5
+_MEMORIZED = 5
 """training cells of a type that are tried as an answer to all of its prompts"""
 _N_WORDS = 10
 """genes of a probe where no sentence was asked for"""
 
 
-class ProbeAnswers:
+class AdversarialAnswers:
     """`completions`: kind of answer → completions, `group_size` to each prompt, in the order of `columns`.
 
     Where other real cells are the standard, prompts of types that have fewer than a group of them are left out.
@@ -39,34 +39,34 @@ class ProbeAnswers:
     ----------
     prompts
         Prompts of one task.
-    favourites
+    favorites
         Reward → genes of a cell type that please it alone; each makes a probe that writes them first.
     """
 
     def __init__(
         self,
         prompts: RewardPrompts,
-        context: RewardContext,
+        context: RewardInputs,
         *,
-        favourites: Mapping[str, Callable[[str], tuple[str, ...]]] = _NONE,
+        favorites: Mapping[str, Callable[[str], tuple[str, ...]]] = _NONE,
         group_size: int,
         max_words: int | None,
         seed: int,
     ) -> None:
         self._context, self.group_size = context, group_size
         self._max_words, self._rng = max_words, np.random.default_rng([seed, 8])
-        self._favourites = favourites
+        self._favorites = favorites
         task = tasks[str(prompts.columns["task"][0])]
         # The true answer is one draw among many cells of the type.
         self._is_draw = task.answer_kind == "genes" and not task.identifies_record
         self._prompts = prompts = self._with_other_cells(prompts) if self._is_draw else prompts
         self._asked = [int(n or 0) for n in prompts.columns["num_genes"]]
-        self.types = told_types(prompts.columns)
+        self.types = known_types(prompts.columns)
         self._by_name = {gene.upper(): gene for gene in reversed(context.genes)}
         repeated = prompts.take(i for i in range(len(prompts)) for _ in range(self.group_size))
         self.columns: dict[str, list[Any]] = repeated.as_columns()
         self.completions: dict[str, list[str]] = self._write()
-        self.memorised = self._memorised() if self._is_draw else []
+        self.memorized = self._memorized() if self._is_draw else []
         """candidates for `ONE_CELL`: the same training cell for all prompts of a type"""
         self.standard = OTHER if self._is_draw else TRUE
         self.real = frozenset({TRUE, OTHER})
@@ -82,7 +82,7 @@ class ProbeAnswers:
             "one gene repeated": lambda i: " ".join([self._usual(1)[0]] * self._n_words(i)),
             "an empty answer": lambda i: "",
         }
-        for name, genes_of in self._favourites.items():
+        for name, genes_of in self._favorites.items():
             if any(map(genes_of, set(self.types))) and any(self._asked):
                 writers[f"genes that please {name}"] = lambda i, of=genes_of: self._sentence(  # type: ignore[misc]
                     [*of(self.types[i]), *self._profile(i)], i
@@ -97,11 +97,11 @@ class ProbeAnswers:
         written["random genes, as many as allowed"] = self._drawn(lambda i: self._max_words or 4 * self._n_words(i))
         return written
 
-    def _memorised(self) -> list[list[str]]:
+    def _memorized(self) -> list[list[str]]:
         cells = {name: [c for c in self._context.profiles.cells(name) if c] for name in set(self.types)}
         if not all(cells.values()):
             return []
-        places = (np.arange(_MEMORISED) + 0.5) / _MEMORISED
+        places = (np.arange(_MEMORIZED) + 0.5) / _MEMORIZED
         return [
             self._each(lambda i, at=at: self._cut(" ".join(_at(cells[self.types[i]], at)), i))  # type: ignore[misc]
             for at in places
@@ -164,12 +164,12 @@ class ProbeAnswers:
     def _with_other_cells(self, prompts: RewardPrompts) -> RewardPrompts:
         """Return the prompts whose type has other real cells enough for a group, which is made smaller if none has.
 
-        No cell may stand twice in a group: real answers would look less diverse than they are.
+        No cell may stand twice in a group: real answers would evaluation less diverse than they are.
         """
         n_others = [len(held_out) + len(training) for held_out, training in self._others_of(prompts)]
         self.group_size = min(self.group_size, max(n_others))
         if self.group_size < 1:
-            types = ", ".join(sorted(set(told_types(prompts.columns))))
+            types = ", ".join(sorted(set(known_types(prompts.columns))))
             raise InputError(
                 f"probes of {prompts.columns['task'][0]!r} compare with other real cells of the same types, found none "
                 f"of {types}; give the context sentences of training cells"
@@ -190,7 +190,7 @@ class ProbeAnswers:
         The prompt's own cell is in neither, nor is a cell of equal genes: the true answer must not be compared with
         itself. One cell that several prompts ask about is there once.
         """
-        types = told_types(prompts.columns)
+        types = known_types(prompts.columns)
         answers = [tuple(str(answer).split()) for answer in prompts.columns["answer"]]
         held_out: defaultdict[str, dict[tuple[str, ...], None]] = defaultdict(dict)
         for name, answer in zip(types, answers, strict=True):

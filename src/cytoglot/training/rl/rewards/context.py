@@ -26,7 +26,7 @@ _NO_IDS: Mapping[str, str | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardContext:
+class RewardInputs:
     """What rewards are made from; only training cells may be in it."""
 
     genes: tuple[str, ...]
@@ -56,7 +56,7 @@ class RewardContext:
 
     @cached_property
     def gene_set(self) -> frozenset[str]:
-        """The vocabulary for look-ups."""
+        """The vocabulary for evaluation-ups."""
         return frozenset(self.genes)
 
     @cached_property
@@ -128,7 +128,7 @@ class Answer:
 
 
 def read_answers(
-    completions: Sequence[str], columns: Mapping[str, Sequence[Any]], context: RewardContext
+    completions: Sequence[str], columns: Mapping[str, Sequence[Any]], context: RewardInputs
 ) -> list[Answer]:
     """Return each completion with what is known of its prompt; never raises on any text.
 
@@ -139,7 +139,7 @@ def read_answers(
     """
     _check_columns(completions, columns)
     prompts = columns.get("prompts") or [""] * len(completions)
-    types, answers = told_types(columns), []
+    types, answers = known_types(columns), []
     for i, completion in enumerate(completions):
         text, ended = _without_terminator(completion, context)
         answers.append(
@@ -158,7 +158,7 @@ def read_answers(
     return answers
 
 
-def told_types(columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def known_types(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     """Return each prompt's cell type, empty where it is unknown or the answer cannot be judged by it.
 
     That is where the prompt tells neither the type nor which record is meant.
@@ -185,7 +185,7 @@ def _check_columns(completions: Sequence[str], columns: Mapping[str, Sequence[An
         raise InputError(f"completions must be texts, found {type(odd).__name__}; chat messages are not rated")
 
 
-def _without_terminator(completion: str, context: RewardContext) -> tuple[str, bool]:
+def _without_terminator(completion: str, context: RewardInputs) -> tuple[str, bool]:
     text = completion.strip()
     if not context.terminator:
         return text, True

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from cytoglot.errors import InputError
-from cytoglot.training.rl.rewards.context import Answer, RewardContext
+from cytoglot.training.rl.rewards.context import Answer, RewardInputs
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, register_reward
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class EmbeddingDistanceSettings(RewardSettings):
     """Of `embedding_distance`."""
 
     target: Literal["typical", "centre"] = "typical"
-    """typical: as far from the centroid as the type's cells usually are; centre: the nearer the better, which favours
+    """typical: as far from the centroid as the type's cells usually are; centre: the nearer the better, which favors
     the average cell"""
     width: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     """distance, in units of the type's spread, that divides the reward by e"""
@@ -56,7 +56,7 @@ class EmbeddingDistance(AnswerReward[EmbeddingDistanceSettings]):
     name = "embedding_distance"
     settings_type = EmbeddingDistanceSettings
 
-    def __init__(self, settings: EmbeddingDistanceSettings, context: RewardContext) -> None:
+    def __init__(self, settings: EmbeddingDistanceSettings, context: RewardInputs) -> None:
         super().__init__(settings, context)
         if context.lm is None:
             raise InputError("it needs a language model for its vectors, found none; give the context an lm")
@@ -114,7 +114,7 @@ def _text_that_fits(lm: LanguageModel, sentence: Sequence[str]) -> str:
     limit = lm.context_length
     sentence = sentence[:limit]  # a gene has one token at least
     while True:
-        text = " " + " ".join(sentence)  # behind a space, as genes are in training
+        text = " " + " ".join(sentence)  # after a space, as genes are in training
         n_tokens = len(encode_prompts(lm.tokenizer, [text])[0])
         if limit is None or n_tokens <= limit or len(sentence) <= 1:
             return text

@@ -16,7 +16,7 @@ class KendallTauB(AnswerReward[OverlapSettings]):
 
     Between −1 and 1. Only as many words as were asked for are ranked, so further words gain nothing. Where τ-b is
     undefined (no gene was written) the reward is −1: as a metric that counts 0, which would be more than a wrong try.
-    Like `overlap`, it favours the average cell.
+    Like `overlap`, it favors the average cell.
     """
 
     name = "kendall_tau_b"

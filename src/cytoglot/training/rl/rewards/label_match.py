@@ -9,7 +9,7 @@ from pydantic import Field
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.knowledge.ontology_graph import package_ontology, read_ontology
 from cytoglot.tasks.answers import parse_label
-from cytoglot.training.rl.rewards.context import Answer, RewardContext
+from cytoglot.training.rl.rewards.context import Answer, RewardInputs
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, is_label, register_reward
 
 
@@ -34,7 +34,7 @@ class LabelMatch(AnswerReward[LabelMatchSettings]):
     name = "label_match"
     settings_type = LabelMatchSettings
 
-    def __init__(self, settings: LabelMatchSettings, context: RewardContext) -> None:
+    def __init__(self, settings: LabelMatchSettings, context: RewardInputs) -> None:
         super().__init__(settings, context)
         if settings.ontology is not None:
             self._ontology = read_ontology(settings.ontology)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.protocols import Reward
-from cytoglot.training.rl.rewards.context import RewardContext
+from cytoglot.training.rl.rewards.context import RewardInputs
 from cytoglot.training.rl.rewards.own_function import load_own
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, rewards
 
@@ -122,7 +122,7 @@ class MixedReward:
         return self.total(parts)
 
 
-def make_reward(terms: Mapping[str, Mapping[str, Any]], context: RewardContext) -> MixedReward:
+def make_reward(terms: Mapping[str, Mapping[str, Any]], context: RewardInputs) -> MixedReward:
     """Return the mixture that a recipe describes.
 
     Parameters
@@ -144,7 +144,7 @@ def make_reward(terms: Mapping[str, Mapping[str, Any]], context: RewardContext) 
     return MixedReward([_make_term(name, dict(settings or {}), context) for name, settings in terms.items()])
 
 
-def _make_term(name: str, settings: dict[str, Any], context: RewardContext) -> RewardTerm:
+def _make_term(name: str, settings: dict[str, Any], context: RewardInputs) -> RewardTerm:
     kind = str(settings.pop("reward", name))
     found: Any = load_own(kind) if ":" in kind else rewards[kind]
     if isinstance(found, type) and issubclass(found, AnswerReward):

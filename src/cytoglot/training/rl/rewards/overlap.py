@@ -22,7 +22,7 @@ class Overlap(AnswerReward[OverlapSettings]):
     """|distinct written ∩ reference| / max(asked, written), the reference cut to the number of words asked for.
 
     Between 0 and 1. Words that are no genes, and repeats, count among the written, so neither a short nor a long answer
-    gains. Alone it favours the average cell: the mean profile of a type overlaps more with its cells than they do with
+    gains. Alone it favors the average cell: the mean profile of a type overlaps more with its cells than they do with
     each other.
     """
 

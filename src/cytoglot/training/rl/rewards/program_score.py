@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.knowledge.tables import read_gmt, read_markers
 from cytoglot.errors import InputError, UnknownNameError
-from cytoglot.training.rl.rewards.context import Answer, RewardContext
+from cytoglot.training.rl.rewards.context import Answer, RewardInputs
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, register_reward
 
 Genes = tuple[str, ...]
@@ -66,7 +66,7 @@ class ProgramScore(AnswerReward[ProgramScoreSettings]):
     low = -1.0
     settings_type = ProgramScoreSettings
 
-    def __init__(self, settings: ProgramScoreSettings, context: RewardContext) -> None:
+    def __init__(self, settings: ProgramScoreSettings, context: RewardInputs) -> None:
         super().__init__(settings, context)
         programs = self._read_programs()
         known = {
@@ -87,7 +87,7 @@ class ProgramScore(AnswerReward[ProgramScoreSettings]):
         score = _mean_weight(genes, weight) - _mean_weight(controls, weight)
         return score if self.settings.direction == "up" else -score
 
-    def favourites(self, cell_type: str) -> Genes:
+    def favorites(self, cell_type: str) -> Genes:
         """Return the genes of the program, or of the controls if the program is to be low."""
         program = "" if "" in self.programs else cell_type
         return (self.programs if self.settings.direction == "up" else self.controls).get(program, ())

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from cytoglot.config import Settings
 from cytoglot.registry import Registry
 from cytoglot.tasks.task import tasks
-from cytoglot.training.rl.rewards.context import Answer, RewardContext, read_answers
+from cytoglot.training.rl.rewards.context import Answer, RewardInputs, read_answers
 
 
 class RewardSettings(Settings):
@@ -53,7 +53,7 @@ class AnswerReward(ABC, Generic[S]):
     """every value lies between `low` and `high`"""
     settings_type: ClassVar[type[RewardSettings]] = RewardSettings
 
-    def __init__(self, settings: S, context: RewardContext) -> None:
+    def __init__(self, settings: S, context: RewardInputs) -> None:
         self.settings, self.context = settings, context
 
     def __call__(self, completions: list[str], **columns: Any) -> list[float | None]:
@@ -64,7 +64,7 @@ class AnswerReward(ABC, Generic[S]):
         """Return the reward of each answer; overridden where answers are rated together."""
         return [self.rate(answer) for answer in answers]
 
-    def favourites(self, cell_type: str) -> tuple[str, ...]:
+    def favorites(self, cell_type: str) -> tuple[str, ...]:
         """Return genes that please this reward alone, for a probe that writes them first; by default none."""
         return ()
 

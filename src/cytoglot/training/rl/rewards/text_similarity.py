@@ -10,7 +10,7 @@ from pydantic import Field
 
 from cytoglot.errors import InputError
 from cytoglot.metrics.token_matching import match_tokens
-from cytoglot.training.rl.rewards.context import Answer, RewardContext
+from cytoglot.training.rl.rewards.context import Answer, RewardInputs
 from cytoglot.training.rl.rewards.reward import AnswerReward, RewardSettings, is_label, register_reward
 from cytoglot.training.rl.rewards.text_encoder import TextTokens, load_text_encoder
 
@@ -46,7 +46,7 @@ class TextSimilarity(AnswerReward[TextSimilaritySettings]):
     low = -1.0
     settings_type = TextSimilaritySettings
 
-    def __init__(self, settings: TextSimilaritySettings, context: RewardContext) -> None:
+    def __init__(self, settings: TextSimilaritySettings, context: RewardInputs) -> None:
         super().__init__(settings, context)
         source = settings.encoder or context.encoder
         if source is None:
