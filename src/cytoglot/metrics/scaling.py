@@ -189,19 +189,19 @@ def fit_ladder(
         raise ValueError(f"expected losses of shape {(len(n_r), len(weight_u))}, found {loss_ru.shape}")
     law = fit_power_law(n_r, d_r, loss_ru.sum(axis=1) / weight_u.sum())
     rng = np.random.default_rng(seed)
-    replicates = _twins(n_r, d_r, seed_r)
-    replicates = []
+    replicates = _replicates(n_r, d_r, seed_r)
+    fits = []
     for _ in range(n_resamples):
         units = rng.integers(len(weight_u), size=len(weight_u))
         runs = np.array([rng.choice(same) for same in replicates for _ in same])
         loss = loss_ru[runs][:, units].sum(axis=1) / weight_u[units].sum()
-        replicates.append(fit_power_law(n_r[runs], d_r[runs], loss, start=law))
+        fits.append(fit_power_law(n_r[runs], d_r[runs], loss, start=law))
     left_out = [_without(fit_power_law, run, n_r, d_r, loss_ru.sum(axis=1) / weight_u.sum()) for run in range(len(n_r))]
     predicted = np.log(law(n_r, d_r))
     observed = np.log(loss_ru.sum(axis=1) / weight_u.sum())
     return SweepFit(
         law=law,
-        intervals=_spread(replicates, lambda values: np.nanquantile(values, [0.025, 0.975])),
+        intervals=_spread(fits, lambda values: np.nanquantile(values, [0.025, 0.975])),
         leave_one_out=_spread(
             [one for one in left_out if one is not None], lambda values: np.array([values.min(), values.max()])
         ),
@@ -209,7 +209,7 @@ def fit_ladder(
     )
 
 
-def _twins(n_r: Floats, d_r: Floats, seed_r: Sequence[int] | None) -> list[NDArray[np.int64]]:
+def _replicates(n_r: Floats, d_r: Floats, seed_r: Sequence[int] | None) -> list[NDArray[np.int64]]:
     """Return the runs of each size and amount; one run each where there are no seeds."""
     if seed_r is None:
         return [np.array([run]) for run in range(len(n_r))]

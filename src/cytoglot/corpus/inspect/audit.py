@@ -91,7 +91,7 @@ def audit_corpus(
     examples: int = 20,
     seed: int = 0,
 ) -> CorpusAudit:
-    """BlockVisitor at a corpus as one who trains and measures on it would, and report each finding with its fix.
+    """Check a corpus as one who trains and measures on it would, and report each finding with its fix.
 
     Faults become findings, not errors: a damaged shard is named and left out of the other checks.
 
@@ -317,9 +317,9 @@ def _of_near(near: NearDuplicates) -> list[Finding]:
             f"reach {THRESHOLD}"
         )
     within = f"among training cells {_twin_text(expected)}" if expected and expected.n_cells else ""
-    replicates = [c for c in across if c.n_twins]
-    if replicates:
-        message = "; ".join([*(f"{c.part} cells in {c.among}: {_twin_text(c)}" for c in replicates), within])
+    repeated = [c for c in across if c.n_twins]
+    if repeated:
+        message = "; ".join([*(f"{c.part} cells in {c.among}: {_twin_text(c)}" for c in repeated), within])
         fix = (
             "look at the examples (--json): the same id means the same cell, other ids cells that are truly alike; "
             "keep one source of a study that is there twice, and split by donor"

@@ -111,12 +111,12 @@ def find_near_duplicates(
     seed: int = 0,
     skip: Collection[str] = (),
 ) -> NearDuplicates:
-    """BlockVisitor for pairs of cells with a Jaccard index of at least `THRESHOLD`.
+    """Find pairs of cells with a Jaccard index of at least `THRESHOLD`.
 
     Parameters
     ----------
     genes
-        What the sources have, of a scan_corpus through the whole corpus.
+        What the sources have, of a scan of the whole corpus.
     max_cells
         Cells of each part that are looked up, a random choice.
     skip

@@ -1,4 +1,4 @@
-"""One scan_corpus through all cells of a corpus, for whoever wants to look at them: audit and statistics."""
+"""One pass over all cells of a corpus, for audit and statistics."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ class ScannedBlock:
 
 
 class BlockVisitor(Protocol):
-    """Something that wants to update every cell once."""
+    """Something that counts or compares all cells, block by block."""
 
     def update(self, seen: ScannedBlock) -> None:
         """Take note of a row group."""
 
 
 def scan_corpus(
-    corpus: Corpus, looks: Sequence[BlockVisitor], *, skip: Collection[str] = (), description: str = "cells"
+    corpus: Corpus, visitors: Sequence[BlockVisitor], *, skip: Collection[str] = (), description: str = "cells"
 ) -> None:
     """Read each row group once, in the order of the shards, and show it to all; shards named in `skip` are left out."""
     shards = [(i, shard) for i, shard in enumerate(corpus.description.shards) if shard.file not in skip]
@@ -63,8 +63,8 @@ def scan_corpus(
             with corpus.open(shard) as file:
                 for row_group in range(file.n_row_groups):
                     seen = ScannedBlock(file.row_group(row_group), shard.part, number, first_row)
-                    for look in looks:
-                        look.update(seen)
+                    for visitor in visitors:
+                        visitor.update(seen)
                     first_row += len(seen.block)
                     bar.update(len(seen.block))
 

@@ -1,4 +1,4 @@
-"""What is in a corpus, in numbers: one scan_corpus over its shards, with one row group in memory at a time.
+"""What is in a corpus, in numbers: one pass over its shards, with one row group in memory at a time.
 
 Nothing is drawn at random and nothing is estimated: every cell, group and row of the tables is counted.
 """

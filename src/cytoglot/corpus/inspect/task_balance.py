@@ -30,7 +30,7 @@ from cytoglot.tasks.task import Task
 from cytoglot.tasks.task import tasks as registered_tasks
 
 _RECORDS_OF_A_KIND = 3
-"""so many records of a kind are asked for their answers, to update whether these differ"""
+"""so many records of a kind are asked for their answers, to see whether these differ"""
 _MOST_LENGTH = 4
 """from so many genes on no task asks how many there are"""
 _ENOUGH_ANSWERS = 3

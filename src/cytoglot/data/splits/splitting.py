@@ -190,9 +190,9 @@ def _label_warnings(strata: pd.Series, part: pd.Series) -> list[str]:
     unseen = sorted(set(labelled[part == "test"]) - in_train)
     said = [f"{len(unseen)} labels of the test cells have no training cell: {', '.join(unseen[:10])}"] if unseen else []
     names = sorted(set(labelled))
-    replicates = {tuple(sorted(pair)) for pair in unlike_in_spelling(names, names).items()}
-    if replicates:
-        shown = "; ".join(f"{a!r} and {b!r}" for a, b in sorted(replicates)[:5])
+    alike = {tuple(sorted(pair)) for pair in unlike_in_spelling(names, names).items()}
+    if alike:
+        shown = "; ".join(f"{a!r} and {b!r}" for a, b in sorted(alike)[:5])
         said.append(f"labels that differ in spelling alone are kept apart: {shown}; rename one of them if they are one")
     return said
 

@@ -178,7 +178,7 @@ def run_sweep(
     threads: int | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Train and evaluate_run every run, fit the power law, and write `scaling.json`; return its content.
+    """Train and evaluate every run, fit the power law, and write `scaling.json`; return its content.
 
     Parameters
     ----------
@@ -196,11 +196,11 @@ def run_sweep(
     if out is None and settings.output is None:
         raise InputError("expected a folder to write, found none; pass -o, or set output in the recipe")
     folder = Path(out if out is not None else str(settings.output))
-    check_output_folder(folder, written_by="scale", mark="sweep.json")
+    check_output_folder(folder, written_by="scale", mark="ladder.json")
     adata = read(resolve_source(settings.source))
     split = split_cells(adata.obs, by=settings.split_by, label=settings.label, seed=seed)
     held_out = choose_test_cells(adata, split, settings, seed=seed)
-    write_json(folder / "sweep.json", {"recipe": settings.model_dump(mode="json"), "seed": seed})
+    write_json(folder / "ladder.json", {"recipe": settings.model_dump(mode="json"), "seed": seed})
     results = []
     for run in grid(settings):
         logger.info("run %s", run.name)
