@@ -146,7 +146,9 @@ def test_7_an_empty_cell_is_an_empty_sentence_and_is_counted(tiny_model: CellMod
     with_empty.X = sparse.csr_matrix(matrix)
     assert cg.encode(with_empty).n_empty == 1
     annotated = cg.annotate(with_empty, tiny_model)
-    assert np.isfinite(annotated.obs["cytoglot_cell_type_confidence"]).all()
+    assert np.isfinite(annotated.obs["cytoglot_cell_type_confidence"]).tolist() == [True, False, True]
+    assert annotated.obs["cytoglot_cell_type"].iloc[1] == "unassigned"
+    assert annotated.uns["cytoglot"]["annotation"]["cells_without_genes"] == 1
 
 
 # 4.2 Inference

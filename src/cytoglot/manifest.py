@@ -95,7 +95,7 @@ def fingerprint_file(path: str | Path) -> str:
     )
 
 
-_BLOCK = 1 << 23
+_BLOCK = 1 << 20
 
 
 def _block_digest(block: tuple[Path, int]) -> bytes:

@@ -166,7 +166,7 @@ def test_a_generator_that_does_not_say_what_it_is_is_never_gone_on_with(tmp_path
     prompts, output = Prompts(ids=("a", "b"), texts=("x", "y")), tmp_path / "answers.parquet"
     answer_prompts(prompts, Echo(), output, answer_format=FreeText())
     first = output.read_bytes()
-    with pytest.raises(InputError, match=r"Echo has no settings\(\) that say what decides its answers"):
+    with pytest.raises(InputError, match=r"Echo has no settings\(\) that say what decides answers"):
         answer_prompts(prompts, Echo(), output, answer_format=FreeText())
     assert output.read_bytes() == first
     answer_prompts(prompts, Echo(), output, answer_format=FreeText(), overwrite=True)

@@ -352,7 +352,9 @@ def test_text_without_a_language(refuse: Callable[..., str], tmp_path: Path) -> 
     assert "pass --model or --curves" in refuse("decode", text, "-o", "{out}.h5ad")
     assert "cells.txt does not exist" in refuse("decode", text, "--model", "{model}", "-o", "{out}.h5ad")
     text.write_bytes(b"\xff\xfe\x00")
-    assert "is not UTF-8 text" in refuse("decode", text, "--model", "{model}", "-o", "{out}.h5ad")
+    assert "cannot be read as UTF-16-LE; save it as UTF-8 text" in refuse(
+        "decode", text, "--model", "{model}", "-o", "{out}.h5ad"
+    )
     text.write_text("GENE1\n")
     assert "holds no rank_curves.json" in refuse("decode", text, "--curves", tmp_path, "-o", "{out}.h5ad")
     line = refuse("decode", text, "--curves", tmp_path, "--model", "{model}", "-o", "{out}.h5ad")

@@ -166,7 +166,7 @@ def test_repeated_cell_ids_are_an_error():
 def test_names_from_a_spreadsheet_are_shown_with_what_they_were():
     report = audit(cells(genes=["2-Sep", "1-Mar", *GENES[:6]]))
     finding = found(report, "gene names", "warning")[0]
-    assert "2-Sep (SEPTIN2), 1-Mar (MARCHF1 or MTARC1)" in finding.message
+    assert "1-Mar (MARCHF1 or MTARC1), 2-Sep (SEPTIN2)" in finding.message
     assert report.facts["mangled_names"] == {"2-Sep": ["SEPTIN2"], "1-Mar": ["MARCHF1", "MTARC1"]}
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from cytoglot.cell_model.load import load_cell_model
 from cytoglot.cell_model.spec import load_split
 from cytoglot.corpus.format.folder import PARTS, open_corpus
-from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.encode import encode
+from cytoglot.sentence.parquet import read_sentences, write_sentences
 
 Command = Callable[..., Any]
 
@@ -182,5 +182,5 @@ def test_a_checkpoint_without_training(command: Command, pair: Pair, models: tup
 
 
 def test_stored_sentences_keep_the_rule_they_were_made_with(pair: Pair, tmp_path: Path) -> None:
-    encode(anndata.read_h5ad(pair.straight), ties="order").to_parquet(tmp_path / "old.parquet")
-    assert CellSentences.from_parquet(tmp_path / "old.parquet").settings.ties == "order"
+    write_sentences(encode(anndata.read_h5ad(pair.straight), ties="order"), tmp_path / "old.parquet")
+    assert read_sentences(tmp_path / "old.parquet").settings.ties == "order"

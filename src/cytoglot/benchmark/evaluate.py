@@ -26,7 +26,7 @@ from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
 from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
-from cytoglot.cell_model.load import CellModel, load_cell_model
+from cytoglot.cell_model.load import CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
@@ -42,6 +42,7 @@ from cytoglot.errors import InputError
 from cytoglot.manifest import Manifest
 from cytoglot.metrics.classification import calibration_bins, confusion, per_class
 from cytoglot.metrics.uncertainty import resampling_unit
+from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.run import train
 
@@ -135,8 +136,10 @@ def evaluate(
     model = load_cell_model(model, device=device) if isinstance(model, (str, Path)) else model
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
+    # First, since cells with other genes would seem to be cells with other values.
+    sentences, overlap = model.sentences(adata, gene_options=AS_NAMED)
     held_out = held_out_cells(adata, model, label=label, new_cells=new_cells)
-    work = _Work(model=model, held_out=held_out, settings=settings, seed=seed)
+    work = _Work(model=model, held_out=held_out, settings=settings, sentences=sentences, overlap=overlap, seed=seed)
     folder = Path(out)
     with atomic_path(folder) as partial:
         partial.mkdir()
@@ -208,12 +211,21 @@ def _unknown_labels(truth: NDArray[np.object_], unknown: Sequence[str], known: S
 class _Work:
     """One evaluation, step by step; each step writes its own file."""
 
-    def __init__(self, *, model: CellModel, held_out: HeldOut, settings: EvaluateSettings, seed: int) -> None:
+    def __init__(
+        self,
+        *,
+        model: CellModel,
+        held_out: HeldOut,
+        settings: EvaluateSettings,
+        sentences: CellSentences,
+        overlap: VocabularyOverlap,
+        seed: int,
+    ) -> None:
+        self.sentences, self.overlap = sentences, overlap
         self.model, self.held_out, self.settings, self.seed = model, held_out, settings, seed
         self.rows: list[ResultRow] = []
         self.messages: list[str] = list(held_out.matched.messages)
         self.timings: dict[str, float] = {}
-        self.sentences, self.overlap = model.sentences(held_out.adata, gene_options=AS_NAMED)
         self.truth = held_out.labels[held_out.test]
         self.unknown_labels = sorted(set(self.truth) - set(model.spec.labels))
         if self.unknown_labels:

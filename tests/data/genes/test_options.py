@@ -51,7 +51,7 @@ def test_a_header_changes_no_gene_and_an_empty_name_drops_one(tmp_path: Path) ->
         ("a\tA\nb\tB\textra\n", r"line 2: expected two columns .* found 3"),
         ("a\tA\n\n\tB\n", "line 3: expected a name in the first column, found none"),
         ("a\tA\na\tB\n", "line 2: 'a' is mapped to 'A' and to 'B'; keep one of the lines"),
-        (b"\x89HDF\r\n\x1a\n\xff\xfe", "is not a text file in UTF-8"),
+        (b"\x89HDF\r\n\x1a\n\xff\xfe", "cannot be read as UTF-8; save it as UTF-8 text"),
     ],
 )
 def test_a_file_that_is_no_mapping(tmp_path: Path, content: str | bytes, message: str) -> None:

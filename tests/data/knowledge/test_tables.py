@@ -41,7 +41,7 @@ def test_missing_and_damaged_tables_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.gmt does not exist"):
         read_gmt(tmp_path / "none.gmt")
     (tmp_path / "cut.gmt.gz").write_bytes(gzip.compress(b"A\tx\tG1\n")[:-9])
-    with pytest.raises(InputError, match=r"cut.gmt.gz cannot be read"):
+    with pytest.raises(InputError, match=r"cut.gmt.gz is damaged gzip"):
         read_gmt(tmp_path / "cut.gmt.gz")
     (tmp_path / "terms.tsv").write_text("id\tlabel\nCL:1\tcell\n")
     with pytest.raises(InputError, match=r"lacks the columns \['definition', 'synonyms'\]; found: id, label"):

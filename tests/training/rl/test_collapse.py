@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,7 +138,13 @@ def test_rewards_of_a_look_are_means_over_answers_and_prompts() -> None:
     assert (rows[3]["prompts"], rows[3]["unit"], rows[3]["units"]) == (6, "prompt", 6)
     again = RewardEval.from_dict(json.loads(json.dumps(second.to_dict())))
     assert again.to_dict() == second.to_dict()
-    assert held_out.real_overlap() == 1.0
+    assert np.isnan(held_out.real_overlap())  # one cell that six prompts ask about is not compared with itself
+
+
+def test_real_sentences_of_a_type_are_compared_with_each_other() -> None:
+    held_out = _held_out()
+    held_out._asked = (replace(held_out._asked[0], answer="A C"), *held_out._asked[1:])
+    assert held_out.real_overlap() == pytest.approx(0.5)  # A B and A C share one of two words
 
 
 def test_donors_are_resampled_where_there_are_enough() -> None:

@@ -67,8 +67,8 @@ class BatchSettings:
     batch_tokens: int | None = None
     """instead of `batch_size`, for rows of one example: tokens of a batch at most, padding included"""
     bucket_examples: int | None = None
-    """for rows of one example: how many are sorted by length together, by default 32 batches of them or more; fewer pad
-    more, and a batch is less of one kind of cells"""
+    """for rows of one example: so many are sorted together, by the genes that their cells have before a view drops some;
+    by default 32 batches of them or more, by their tokens. The first pads more, and a batch is less of one kind"""
     fill: bool = True
     """gaps at the end of packed rows are filled with examples that lose genes, about one in each row"""
     pad_id: int = 0
@@ -299,13 +299,19 @@ class CorpusLoader:
         rng = np.random.default_rng([self._seed, 13, epoch, window[0].number])
         questions: list[TaskInstance] = []
         examples: list[TokenExample] = []
-        for asked, is_last in self._sampler.chunks(window, epoch, size=size):
-            self._add(asked, questions, examples)
-            items, left = self._pack(questions, examples, finish=is_last) if packed else (self._pad(examples), [])
+        for asked, n_genes, is_last in self._sampler.chunks(window, epoch, size=size):
+            fits = self._add(asked, questions, examples)
+            if packed:
+                items, left = self._pack(questions, examples, finish=is_last)
+            else:
+                items, left = self._pad(examples, [n for n, fit in zip(n_genes, fits, strict=True) if fit]), []
             yield from (items[i] for i in rng.permutation(len(items)))
             questions, examples = [questions[i] for i in left], [examples[i] for i in left]
 
-    def _add(self, asked: list[TaskInstance], questions: list[TaskInstance], examples: list[TokenExample]) -> None:
+    def _add(
+        self, asked: list[TaskInstance], questions: list[TaskInstance], examples: list[TokenExample]
+    ) -> list[bool]:
+        """Add what fits the context; return for each question whether it does."""
         made = self._fitter.tokens(asked, [self._batches.context] * len(asked))
         for question, example in zip(asked, made, strict=True):
             if example is None:
@@ -314,6 +320,7 @@ class CorpusLoader:
                 self.asked[question.task.name] += 1
                 questions.append(question)
                 examples.append(example)
+        return [example is not None for example in made]
 
     def _pack(
         self, questions: list[TaskInstance], examples: list[TokenExample], *, finish: bool
@@ -325,8 +332,9 @@ class CorpusLoader:
         packed = pack(examples, self._batches.context, shorten=fill, finish=finish)
         return [[row] for row in packed.rows], packed.waiting
 
-    def _pad(self, examples: list[TokenExample]) -> list[list[Row]]:
-        lengths = [len(example) for example in examples]
+    def _pad(self, examples: list[TokenExample], n_genes: list[int]) -> list[list[Row]]:
+        # Batches of one length in tokens would each hold views of one kind (much is dropped, or nothing) and one task.
+        lengths = [len(example) for example in examples] if self._batches.bucket_examples is None else n_genes
         found = bucket(lengths, batch_size=self._batches.batch_size, batch_tokens=self._batches.batch_tokens)
         return [[[examples[i]] for i in places] for places in found]
 

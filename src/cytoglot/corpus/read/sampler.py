@@ -46,16 +46,30 @@ class EpochSampler:
         self._seed, self._top_genes, self._context = seed, top_genes, context
         self._skipped = skipped
 
-    def chunks(self, window: Sequence[Piece], epoch: int, *, size: int) -> Iterator[tuple[list[TaskInstance], bool]]:
-        """Yield the questions of up to `size` visits at a time, and whether these are the last."""
+    def chunks(
+        self, window: Sequence[Piece], epoch: int, *, size: int
+    ) -> Iterator[tuple[list[TaskInstance], list[int], bool]]:
+        """Yield the questions of up to `size` visits at a time, the genes of each, and whether these are the last.
+
+        The genes are those that the record itself has, before a random view drops some.
+        """
         opened = self._open(window)
         every = [self._sampler(place, piece, opened[place], epoch) for place, piece in enumerate(window)]
         visits = np.concatenate(every)
         rng = np.random.default_rng([self._seed, 12, epoch, window[0].number])
         visits = visits[rng.permutation(len(visits))]
         for begin in range(0, len(visits), size):
-            asked = [self._question(visit, opened, epoch) for visit in visits[begin : begin + size].tolist()]
-            yield [question for question in asked if question is not None], begin + size >= len(visits)
+            some = visits[begin : begin + size].tolist()
+            asked = [(self._question(visit, opened, epoch), self._n_genes(visit, opened)) for visit in some]
+            known = [(question, n_genes) for question, n_genes in asked if question is not None]
+            yield [q for q, _ in known], [n for _, n in known], begin + size >= len(visits)
+
+    def _n_genes(self, visit: Sequence[int], opened: Sequence[BlockRecords | None]) -> int:
+        unit, cells = self._units[visit[1]], opened[visit[0]]
+        limit = self._top_genes or self._context
+        if unit in self._tables or cells is None:
+            return min(sum(self._tables[unit][visit[2]].lengths()), limit)
+        return sum(min(length, limit) for length in source_of_cells(unit).lengths(cells, visit[2]))
 
     def _question(
         self, visit: tuple[int, int, int, int], opened: Sequence[BlockRecords | None], epoch: int
