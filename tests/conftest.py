@@ -160,7 +160,7 @@ def write_small_corpus(cells: AnnData, folder: Path) -> Corpus:
 
 @pytest.fixture(scope="session")
 def tiny_recipe() -> TrainRecipe:
-    """One small layer, a hundred steps: trains in seconds."""
+    """One small layer, 160 steps: trains in seconds."""
     from cytoglot.lm.model.scratch import ScratchSettings
     from cytoglot.training.recipe import ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
 
@@ -169,7 +169,7 @@ def tiny_recipe() -> TrainRecipe:
         sentence=SentenceRecipe(top_genes=40, hvg=None),
         model=ModelRecipe(scratch=scratch, word_vector_rank=16),
         optim=OptimRecipe(
-            steps=100,
+            steps=160,
             batch_size=16,
             learning_rate=1e-2,
             weight_average=0.8,

@@ -44,7 +44,8 @@ def test_every_part_learns_the_base_does_not_and_merging_changes_nothing(base: L
     before = {name: value.clone() for name, value in base.model.named_parameters()}
     plain = base.model(input_ids=IDS).logits.detach()
     lm = add_lora(base, rank=4, alpha=8, dropout=0.0, seed=1)
-    assert torch.equal(lm.model(input_ids=IDS).logits, plain)  # B is zero
+    # B is zero; with gradients some kernels of other families round otherwise.
+    torch.testing.assert_close(lm.model(input_ids=IDS).logits, plain, rtol=0, atol=1e-5)
     for _ in steps(lm, 2):
         gradients = {name: p.grad for name, p in lm.model.named_parameters() if p.requires_grad}
     assert {name.split(".")[-3] for name in gradients} == {"lora_A", "lora_B"}

@@ -67,7 +67,7 @@ class BatchSettings:
     batch_tokens: int | None = None
     """instead of `batch_size`, for rows of one example: tokens of a batch at most, padding included"""
     bucket_examples: int | None = None
-    """for rows of one example: so many are sorted together, by the genes that their cells have before a view drops some;
+    """for rows of one example: so many are sorted together, by the genes of their cells before a view drops some;
     by default 32 batches of them or more, by their tokens. The first pads more, and a batch is less of one kind"""
     fill: bool = True
     """gaps at the end of packed rows are filled with examples that lose genes, about one in each row"""

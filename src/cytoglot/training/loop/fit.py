@@ -38,7 +38,15 @@ from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, join_processes, wait_for_all
 from cytoglot.training.loop.loss import check_apart
-from cytoglot.training.loop.run_folder import WORK, check_folder, is_finished, last_checkpoint, make_readable, open_work
+from cytoglot.training.loop.run_folder import (
+    WORK,
+    check_folder,
+    is_finished,
+    last_checkpoint,
+    make_readable,
+    open_work,
+    step_of,
+)
 from cytoglot.training.loop.sharded import check_sharding, whole_model, whole_weights
 from cytoglot.training.loop.trainer import AnswerTrainer, HeldOutScores, TrainingData, training_arguments, uses_bf16
 from cytoglot.training.recipe import OptimRecipe, TrainRecipe
@@ -279,7 +287,9 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = Fa
         if checkpoint is not None:
             logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
             trainer.restore(checkpoint)
-        if not average.is_over:  # a run may have been broken off after its last evaluation
+        # A run may have been broken off after its last step, and a corpus always has another batch to go on with.
+        is_done = average.is_over or (checkpoint is not None and step_of(checkpoint) >= optim.steps)
+        if not is_done:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         average.keep_best()
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:

@@ -87,16 +87,17 @@ def open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
 def last_checkpoint(work: Path) -> Path | None:
     """Return the newest checkpoint of ours that was written whole."""
     found = [path for path in work.glob("checkpoint-*") if (path / MARK_FILE).is_file()]
-    return max(found, key=_step, default=None)
+    return max(found, key=step_of, default=None)
 
 
 def discard_old_checkpoints(work: Path, *, n_kept: int) -> None:
     """Keep the newest checkpoints only."""
-    for checkpoint in sorted(work.glob("checkpoint-*"), key=_step)[:-n_kept]:
+    for checkpoint in sorted(work.glob("checkpoint-*"), key=step_of)[:-n_kept]:
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def _step(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """Return the optimizer steps that a checkpoint has behind it."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
