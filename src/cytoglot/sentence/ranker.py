@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -271,6 +272,7 @@ def _writeable(values: NDArray[Any]) -> NDArray[Any]:
     return np.require(values, requirements=["C", "W"])
 
 
+@lru_cache(maxsize=16)  # a file is ranked in many blocks, over one vocabulary
 def _ranks_by_symbol(vocabulary: GeneVocabulary) -> NDArray[np.uint32]:
     """Return the place of each gene among tied ones by the hash of its symbol.
 
