@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cytoglot.tasks.answers import LabelAnswer
+from cytoglot.tasks.answers import parse_label as parse_label  # where it was before other tasks read labels too
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import NO_GENES, register_task
