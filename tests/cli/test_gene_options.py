@@ -234,6 +234,7 @@ def test_a_model_reads_cells_by_another_name(
     assert column.var_names[0] == "code000"  # the file is kept as it was
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_by_another_column(
     command: Command, coded: Path, cells: AnnData, tiny_cli: list[str], tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def test_what_cannot_be_fitted_is_refused(n: list[float], d: list[float], loss: 
         fit_power_law(np.array(n, float), np.array(d, float), np.array(loss, float))
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_and_shrink_with_the_held_out_units() -> None:
     n, d = sweep()
     rng = np.random.default_rng(0)
@@ -76,6 +77,7 @@ def test_intervals_cover_the_truth_and_shrink_with_the_held_out_units() -> None:
     assert low <= 0.4 <= high
 
 
+@pytest.mark.slow
 def test_seeds_of_one_place_are_drawn_from() -> None:
     n, d = sweep()
     n2, d2, seeds = np.tile(n, 2), np.tile(d, 2), [0] * len(n) + [1] * len(n)

@@ -89,6 +89,7 @@ def test_a_folder_that_cannot_be_written_is_named(
         train(cells, label="cell_type", out=tmp_path / "m", recipe=tiny_recipe, device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["weights", "spec"])
 def test_a_disk_that_is_full_at_the_end_leaves_an_unfinished_run_that_the_same_call_ends(
     cells: AnnData,

@@ -47,6 +47,7 @@ def hub_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_the_long_samples_keep_their_answers(
     hub_folder: Path, cells: AnnData, tiny_recipe: TrainRecipe, tmp_path: Path
 ) -> None:

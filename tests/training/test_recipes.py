@@ -107,6 +107,7 @@ def test_the_rate_of_reinforcement_learning_follows_the_base(tmp_path: Path) -> 
 _KINDS = ("pretrain", "lora", "qlora", "c2s")
 
 
+@pytest.mark.slow
 def test_adapters_learn_on_what_was_pretrained(small_corpus: Corpus, cells: AnnData, tmp_path: Path) -> None:
     """The two recipes for a laptop, one after the other, cut short."""
     short = ["optim.steps=2", "optim.evaluate_every=2", "model.scratch.hidden_size=16", "model.word_vectors=random"]

@@ -148,6 +148,7 @@ def test_a_base_of_other_genes_is_refused_before_training(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_other_genes_are_learned_where_the_recipe_allows(
     tiny_model_folder: Path, tiny_recipe: TrainRecipe, cells: AnnData, tmp_path: Path
 ) -> None:

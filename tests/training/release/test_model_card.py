@@ -56,7 +56,7 @@ def test_the_card_tells_the_facts_of_the_folder(folder: Path, tiny_model: CellMo
         assert f"| {label} | {n} |" in text
     assert "| cell_type_annotation | 50.0 % |" in text
     assert "`{num_genes} genes: {cell_sentence}. Cell type:`" in text
-    assert "| optim.steps | 100 |" in text
+    assert "| optim.steps | 160 |" in text
     assert f"temperature became {spec.calibration.temperature:.3g}" in text
     assert "the 40 highest genes of a cell" in text
     assert "not for diagnosis or any other clinical use" in text

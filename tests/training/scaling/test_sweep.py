@@ -33,6 +33,7 @@ def small(source: Path, tiny_recipe: TrainRecipe, **changes: Any) -> ScaleRecipe
     return ScaleRecipe.model_validate({**values, **changes})
 
 
+@pytest.mark.slow
 def test_a_ladder_is_judged_on_the_same_cells_resumed_and_drawn(
     cells_file: Path, tiny_recipe: TrainRecipe, tmp_path: Path
 ) -> None:

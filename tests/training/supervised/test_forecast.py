@@ -30,7 +30,7 @@ def forecast_training(source: AnnData | Corpus, recipe: TrainRecipe) -> dict[str
 
 def test_a_file_and_a_model_from_nothing(cells: AnnData, tiny_recipe: TrainRecipe, tiny_model: CellModel) -> None:
     found = forecast_training(cells, tiny_recipe)
-    assert (found["steps"], found["examples"]) == (100, 1600)
+    assert (found["steps"], found["examples"]) == (160, 2560)
     assert found["cells"] == sum(tiny_model.spec.label_counts)  # of training
     assert found["tokens"] == pytest.approx(1600 * found["tokens_per_example"], abs=100)
     history = json.loads((Path(str(tiny_model.folder)) / "training.json").read_text())["history"]

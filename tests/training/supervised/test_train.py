@@ -43,6 +43,7 @@ def test_a_trained_model_knows_the_types_of_held_out_donors(trained: CellModel, 
     assert _test_accuracy(trained, cells) > 0.9
 
 
+@pytest.mark.slow
 def test_shuffled_labels_leave_it_at_chance(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
     recipe = tiny_recipe.model_copy(update={"control": "shuffled_labels"})
     control = train(cells, label="cell_type", out=tmp_path / "m", recipe=recipe, seed=3, device="cpu")

@@ -62,6 +62,7 @@ def test_it_has_learned_the_types_of_held_out_cells(trained: CellModel, small_co
     assert right > 0.7  # a third by chance
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_weights(
     trained: CellModel, small_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +113,7 @@ def test_what_a_corpus_cannot_do_is_refused_before_anything_is_written(
     assert not (tmp_path / "m").exists()
 
 
+@pytest.mark.slow
 def test_the_command_trains_on_a_corpus_and_refuses_options_of_files(
     small_corpus: Corpus, tmp_path: Path, command: Callable[..., object]
 ) -> None:
