@@ -71,8 +71,9 @@ def check_the_whole_way(name: str, adata: AnnData, folder: Path, *, reward: str,
     from cytoglot.cell_model.task_answers import ModelAnswers
     from cytoglot.cell_model.task_scores import EvalTask, scores_of
     from cytoglot.lm.model.scratch import ScratchSettings
+    from cytoglot.training.cells import training_cells
+    from cytoglot.training.job import make_job
     from cytoglot.training.recipe import GrpoRecipe, ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
-    from cytoglot.training.rl.grpo import train_grpo
     from cytoglot.training.rl.prompts import plan_prompts, reward_prompts, source_of_corpus
     from cytoglot.training.rl.rewards import RewardInputs, make_reward
     from cytoglot.training.run import train
@@ -122,8 +123,10 @@ def check_the_whole_way(name: str, adata: AnnData, folder: Path, *, reward: str,
         optim=OptimRecipe(steps=1, learning_rate=1e-4, evaluate_every=1),
         grpo=GrpoRecipe(**grpo),
     )
-    prompts = plan_prompts(source_of_corpus(corpus, align, n_training=8, seed=1), model.lm, n=8, seed=1)
+    job = make_job(corpus, recipe=align, out=folder / "aligned", seed=3, device="cpu")
+    with training_cells(job, corpus) as known:
+        prompts = plan_prompts(source_of_corpus(known, align, n_training=8, seed=1), model.lm, n=8, seed=1)
     columns = reward_prompts(prompts).as_columns()
     rated = make_reward({reward: {"weight": 1.0}}, RewardInputs(genes=model.spec.vocabulary.symbols, labels=labels))
     assert rated([f" {answer}." for answer in columns["answer"]], **columns) == [1.0] * 8
-    return train_grpo(corpus, out=folder / "aligned", recipe=align, seed=3, device="cpu")
+    return train(corpus, out=folder / "aligned", recipe=align, seed=3, device="cpu")
