@@ -288,6 +288,6 @@ def test_the_same_command_after_a_kill_ends_with_the_same_bytes(h5ad: Path, tmp_
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert not out.exists()
     summary = encode_file(h5ad, out, chunk_cells=10, text=True)
-    assert summary.resumed_cells >= 30
+    assert summary.resumed_cells >= 20  # the part behind is written in the background
     assert out.read_bytes() == (tmp_path / "expected.parquet").read_bytes()
     assert left_over(tmp_path) == ["expected.parquet", "s.parquet"]
