@@ -1,6 +1,6 @@
 """One process of an alignment, for tests: trains, and writes what it saw into a file of its own.
 
-    torchrun --nproc_per_node 2 tests/train/process_of_grpo.py SETTINGS.json
+    torchrun --nproc_per_node 2 tests/training/process_of_grpo.py SETTINGS.json
 
 The settings: source, out, recipe, seen (a folder for what each process tells).
 """

@@ -1,6 +1,6 @@
 """One process of a training run, for tests: trains, and writes what it saw of the others into a file of its own.
 
-    torchrun --nproc_per_node 2 tests/train/process_of_run.py SETTINGS.json
+    torchrun --nproc_per_node 2 tests/training/process_of_run.py SETTINGS.json
 
 The settings: source, out, recipe, seen (a folder for what each process tells), stop_at (a step at which the last
 process kills itself, or null).

@@ -90,7 +90,7 @@ def test_memory_by_hand() -> None:
 def test_the_table_of_the_page_is_that_of_the_arithmetic() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "cluster.md").read_text(encoding="utf-8")
     shown = page[page.index("<!-- memory: begin -->\n") + 23 : page.index("<!-- memory: end -->")]
-    assert shown == memory_table(), "run: python tests/train/test_memory.py, and paste what it prints"
+    assert shown == memory_table(), "run: python tests/training/loop/test_memory.py, and paste what it prints"
 
 
 def test_numbers_that_are_none_are_refused() -> None:

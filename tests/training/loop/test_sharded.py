@@ -163,7 +163,7 @@ def shared_step(rank: int, port: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_shared_weights_learn_what_whole_ones_learn_and_are_put_together(tmp_path: Path) -> None:
-    from tests.train.test_distributed import free_port
+    from tests.training.test_distributed import free_port
 
     torch.multiprocessing.spawn(shared_step, args=(free_port(), str(tmp_path)), nprocs=2)
     found = torch.load(tmp_path / "whole.pt", weights_only=True)
