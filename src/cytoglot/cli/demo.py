@@ -45,7 +45,7 @@ def run_demo(
     logger.info("2/5 training a language model of its cells")
     model = train(adata, label=LABEL, out=output / "model", seed=seed, device=device, threads=threads)
     logger.info("3/5 annotating, embedding and generating")
-    annotated = embed(annotate(adata, model), model, copy=False, escape_labels=True)
+    annotated = embed(annotate(adata, model, escape_labels=True), model, copy=False)
     write_h5ad(annotated, output / "annotated.h5ad")
     write_h5ad(generate(model, model.spec.labels[0], n=10, seed=seed), output / "generated.h5ad")
     logger.info("4/5 judging it on held-out cells, beside baselines and a model of shuffled labels")
