@@ -32,7 +32,8 @@ def test_a_file_and_a_model_from_nothing(cells: AnnData, tiny_recipe: TrainRecip
     found = forecast_training(cells, tiny_recipe)
     assert (found["steps"], found["examples"]) == (160, 2560)
     assert found["cells"] == sum(tiny_model.spec.label_counts)  # of training
-    assert found["tokens"] == pytest.approx(2560 * found["tokens_per_example"], abs=100)
+    # The tokens of one example are rounded to a tenth: half of that times the examples may differ.
+    assert found["tokens"] == pytest.approx(2560 * found["tokens_per_example"], abs=0.05 * 2560)
     history = json.loads((Path(str(tiny_model.folder)) / "training.json").read_text())["history"]
     # Views of training drop genes, which the forecast does not.
     assert history[-1]["tokens"] == pytest.approx(found["tokens"], rel=0.35)
