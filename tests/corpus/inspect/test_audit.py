@@ -136,7 +136,6 @@ def test_a_donor_outside_of_the_part_that_the_split_gave_it_is_an_error(written:
 def test_identical_cells_are_counted_across_parts_and_within(
     written: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr(same_cells.HashFiles.__init__, "__kwdefaults__", {"at_once": at_once})
     monkeypatch.setattr(same_cells.SameCells.__init__, "__kwdefaults__", {"at_once": at_once})
     cells = clean_cells()
     for row in (0, 1):

@@ -56,12 +56,12 @@ def drop_duplicates(plan: BuildPlan, work: Path) -> dict[str, int]:
     folder = work / DUPLICATES
     if not (folder / _FOUND).is_file():
         files = [spill_of(work, number).folder / f"{HASHES}.npy" for number in range(len(plan.spans))]
-        found = find_duplicates(files, plan.span_sources, cells_at_once=_CELLS_AT_ONCE)
+        rows_of_span, counts = find_duplicates(files, plan.span_sources, cells_at_once=_CELLS_AT_ONCE)
         with atomic_path(folder) as partial:
             partial.mkdir()
-            for span, rows in found.rows_of_span.items():
+            for span, rows in rows_of_span.items():
                 write_array(partial / f"{span:06d}.npy", rows)
-            pairs = [[dropped, kept, n] for (dropped, kept), n in found.counts.items()]
+            pairs = [[dropped, kept, n] for (dropped, kept), n in counts.items()]
             (partial / _FOUND).write_text(json.dumps(pairs), encoding="utf-8")
     dropped: dict[str, int] = {}
     for source, _, n in json.loads((folder / _FOUND).read_text(encoding="utf-8")):

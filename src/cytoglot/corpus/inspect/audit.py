@@ -114,7 +114,7 @@ def audit_corpus(
     with tempfile.TemporaryDirectory(prefix="cytoglot_audit_") as folder:
         same = SameCells(corpus, Path(folder))
         scan_corpus(corpus, [labels, genes, lengths, balance, same], skip=damaged, description="audit")
-        contents, ids = same.repeated_contents(examples=examples), same.repeated_ids(examples=examples)
+        contents, ids = (same.repeated(what, examples=examples) for what in ("contents", "ids"))
     near = find_near_duplicates(corpus, genes, max_cells=max_cells, examples=examples, seed=seed, skip=damaged)
     donors = _shared_groups(corpus, labels)
     ontology = _ontology(labels)
