@@ -7,10 +7,9 @@ what comes back from a span are counts, never cells.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from cytoglot.atomic import write_json
 from cytoglot.corpus.assign.cell_keys import cell_keys
@@ -122,37 +122,11 @@ class Decisions:
     curve_share: float
     """share of the training cells whose expression is kept for the rank curve"""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "source_caps": self.source_caps.to_dict(),
-            "label_caps": self.label_caps.to_dict(),
-            "splits": self.splits.to_dict(),
-            "values": {name: list(values) for name, values in self.values.items()},
-            "known": {name: list(values) for name, values in self.known.items()},
-            "shards_of_part": list(self.shards_of_part),
-            "curve_share": self.curve_share,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Decisions:
-        """Read what `to_dict` wrote."""
-        first, second, third = value["shards_of_part"]
-        return cls(
-            source_caps=CellCaps.from_dict(value["source_caps"]),
-            label_caps=CellCaps.from_dict(value["label_caps"]),
-            splits=SplitDecision.from_dict(value["splits"]),
-            values={name: tuple(values) for name, values in value["values"].items()},
-            known={name: tuple(values) for name, values in value["known"].items()},
-            shards_of_part=(first, second, third),
-            curve_share=value["curve_share"],
-        )
-
 
 @lru_cache(maxsize=2)
 def load_decisions(work: str, _key: str) -> Decisions:
     """Return the decisions that lie in a folder; `_key` is that of the plan."""
-    return Decisions.from_dict(json.loads((Path(work) / DECISIONS).read_text(encoding="utf-8")))
+    return TypeAdapter(Decisions).validate_json((Path(work) / DECISIONS).read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,18 +154,16 @@ def wanted_cells(
         ("above max_cells of the source", source_caps, _SOURCE),
         ("above the cap", label_caps, plan.recipe.caps.per),
     ):
-        labels = _labels(frame, column, source.name, rows)
+        labels = None
+        if column == _SOURCE:
+            labels = _constant(source.name, len(rows))
+        elif column in frame.columns:
+            labels = frame[column].array.take(rows)
         if caps is not None and labels is not None:
             stays = caps.keep(labels, keys)
             rows, keys, removed[reason] = rows[stays], keys[stays], int((~stays).sum())
     metadata = {str(name): frame[name].array.take(rows) for name in frame.columns}
     return SpanCells(rows=rows, keys=keys, metadata=metadata, removed={r: n for r, n in removed.items() if n})
-
-
-def _labels(frame: pd.DataFrame, column: str, source: str, rows: NDArray[np.int64]) -> pd.Categorical | None:
-    if column == _SOURCE:
-        return _constant(source, len(rows))
-    return frame[column].array.take(rows) if column in frame.columns else None
 
 
 def _constant(text: str, n_cells: int) -> pd.Categorical:
@@ -230,40 +202,43 @@ def decide(plan: BuildPlan, work: Path, over_spans: SpanMap) -> Decisions:
     def look(function: Callable[[SpanTask], Any]) -> Iterator[Any]:
         return over_spans(function, "count")
 
-    source_caps = _source_caps(plan, look)
+    source_caps = CellCaps(purpose="max_cells")
+    most = {source.name: source.recipe.max_cells for source in plan.sources}
+    if any(most.values()):
+        of_sources = CapCounts(purpose="max_cells")
+        for seen in look(_count_sources):
+            of_sources.merge(seen)
+        wanted = {name: min(n, most[name] or n) for name, n in of_sources.cells.items()}
+        source_caps = _limits(look, of_sources, wanted, column=_SOURCE, source_caps=None)
     counts = _Counts()
     for found in look(partial(_count, source_caps=source_caps)):
         counts.merge(found)
     if not sum(counts.units.n_cells.values()):
         raise InputError("no cell is left to build from; expected keep and primary_only to leave some, found none")
-    label_caps = _label_caps(plan, look, counts.caps, source_caps)
-    decisions = _decided(plan, counts, source_caps, label_caps)
-    write_json(work / DECISIONS, decisions.to_dict())
-    return decisions
+    labelled = counts.caps.cells
+    targets = cap_targets(labelled, plan.recipe.caps)
+    label_caps = _limits(look, counts.caps, targets, column=plan.recipe.caps.per, source_caps=source_caps)
 
-
-def _decided(plan: BuildPlan, counts: _Counts, source_caps: CellCaps, label_caps: CellCaps) -> Decisions:
     splits = decide_splits(counts.units, plan.recipe.split, plan.seed)
     values: dict[str, set[str]] = {}
     for columns in counts.values.values():
-        for column, found in columns.items():
-            values.setdefault(column, set()).update(found)
-    labelled = counts.caps.cells
-    targets = cap_targets(labelled, plan.recipe.caps)
-    n_left = counts.caps.n_unlabelled + sum(targets.values())
-    ids = _ids_of_parts(plan, counts.units, splits) * (
-        n_left / max(counts.caps.n_unlabelled + sum(labelled.values()), 1)
-    )
-    shards = [max(1, n_shards(round(n), plan.recipe.shard_ids)) for n in ids]
-    return Decisions(
+        for column, texts in columns.items():
+            values.setdefault(column, set()).update(texts)
+    n_unlabelled = counts.caps.n_unlabelled
+    share_left = (n_unlabelled + sum(targets.values())) / max(n_unlabelled + sum(labelled.values()), 1)
+    ids = _ids_of_parts(plan, counts.units, splits) * share_left
+    first, second, third = (max(1, n_shards(round(n), plan.recipe.shard_ids)) for n in ids)
+    decisions = Decisions(
         source_caps=source_caps,
         label_caps=label_caps,
         splits=splits,
         values={name: tuple(sorted(values[name])) for name in canonical_columns(set(values))},
-        known={source: tuple(canonical_columns(set(found))) for source, found in sorted(counts.values.items())},
-        shards_of_part=(shards[0], shards[1], shards[2]),
+        known={source: tuple(canonical_columns(set(names))) for source, names in sorted(counts.values.items())},
+        shards_of_part=(first, second, third),
         curve_share=min(1.0, CURVE_IDS / max(float(ids[0]), 1.0)),
     )
+    write_json(work / DECISIONS, asdict(decisions))
+    return decisions
 
 
 def _ids_of_parts(plan: BuildPlan, units: UnitCounts, splits: SplitDecision) -> NDArray[np.float64]:
@@ -282,27 +257,6 @@ def _ids_of_parts(plan: BuildPlan, units: UnitCounts, splits: SplitDecision) -> 
             cells[0] += n_cells - cells.sum()
         ids += cells * plan.ids_per_cell(source)
     return ids
-
-
-def _source_caps(plan: BuildPlan, look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]]) -> CellCaps:
-    limits = {source.name: source.recipe.max_cells for source in plan.sources}
-    if not any(limits.values()):
-        return CellCaps(purpose="max_cells")
-    counts = CapCounts(purpose="max_cells")
-    for found in look(_count_sources):
-        counts.merge(found)
-    targets = {name: min(n, limits[name] or n) for name, n in counts.cells.items()}
-    return _limits(look, counts, targets, column=_SOURCE, source_caps=None)
-
-
-def _label_caps(
-    plan: BuildPlan,
-    look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]],
-    counts: CapCounts,
-    source_caps: CellCaps,
-) -> CellCaps:
-    targets = cap_targets(counts.cells, plan.recipe.caps)
-    return _limits(look, counts, targets, column=plan.recipe.caps.per, source_caps=source_caps)
 
 
 def _limits(

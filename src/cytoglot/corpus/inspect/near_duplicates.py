@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
-from cytoglot.corpus.inspect.gene_counts import GeneUse
 from cytoglot.corpus.inspect.minhash import N_ORDERS, GeneSetIndex, chance_to_find, jaccard, leading_sets, random_orders
 from cytoglot.corpus.inspect.scan import ROW_BITS, NamedCell, ScannedBlock, name_cells, scan_corpus
 
@@ -104,7 +103,7 @@ class NearDuplicates:
 
 def find_near_duplicates(
     corpus: Corpus,
-    genes: GeneUse,
+    used_sg: NDArray[np.bool_],
     *,
     max_cells: int = MAX_CELLS,
     examples: int = 20,
@@ -115,14 +114,14 @@ def find_near_duplicates(
 
     Parameters
     ----------
-    genes
-        What the sources have, of a scan of the whole corpus.
+    used_sg
+        The genes that each source has in the sentence of any cell, as `CorpusCounts` finds them.
     max_cells
         Cells of each part that are looked up, a random choice.
     skip
         Files of shards to leave out.
     """
-    panels = GeneUniverseGroups.of(corpus, genes)
+    panels = GeneUniverseGroups.of(corpus, used_sg)
     chosen = _ChosenCells(_choose(corpus, max_cells, seed, skip), panels)
     scan_corpus(corpus, [chosen], skip=skip, description="near-duplicates, cells to look up")
     search = _Search(chosen, panels, random_orders(len(corpus.vocabulary), seed=seed))
@@ -144,13 +143,13 @@ class GeneUniverseGroups:
     """panels that are compared, the first not after the second"""
 
     @classmethod
-    def of(cls, corpus: Corpus, use: GeneUse) -> GeneUniverseGroups:
+    def of(cls, corpus: Corpus, used_sg: NDArray[np.bool_]) -> GeneUniverseGroups:
         """Sort sources into panels, the largest first: a source joins the first panel of nearly the same genes."""
         infos = corpus.description.sources
         members: list[list[int]] = []
         genes: list[NDArray[np.bool_]] = []
         for i in sorted(range(len(infos)), key=lambda i: (-infos[i].n_kept, infos[i].name)):
-            own = use.used_sg[i]
+            own = used_sg[i]
             for number, panel in enumerate(genes):
                 if (own & panel).sum() >= max(_SAME_PANEL * (own | panel).sum(), 1):
                     members[number].append(i)
@@ -159,7 +158,7 @@ class GeneUniverseGroups:
             else:
                 members.append([i])
                 genes.append(own)
-        genes_pg = np.array(genes).reshape(len(genes), use.used_sg.shape[1])
+        genes_pg = np.array(genes).reshape(len(genes), used_sg.shape[1])
         weight = [sum(infos[i].n_kept for i in panel) for panel in members]
         apart = [(a, b) for a, b in combinations(range(len(members)), 2) if (genes_pg[a] & genes_pg[b]).sum()
                  >= _MIN_SHARED]  # fmt: skip

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
-from cytoglot.corpus.inspect.lengths import group_edges
-from cytoglot.corpus.inspect.scan import ScannedBlock
+from cytoglot.corpus.inspect.scan import ScannedBlock, group_edges
 from cytoglot.corpus.read.records import (
     BlockRecords,
     RecordReader,
