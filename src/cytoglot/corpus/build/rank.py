@@ -92,15 +92,20 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
     """Rank the wanted cells, and leave out those of too few genes."""
     span = plan.spans[task.number]
     planned = plan.sources[span.source]
-    ranker = _ranker(plan, source, task.work)
+    gene_of_column = _gene_of_column(plan, source)
+    ranker = Ranker(
+        plan.vocabulary,
+        plan.settings,
+        tie_rates=np.load(Path(task.work) / TIE_RATES) if plan.settings.needs_tie_rates else None,
+        gene_of_column=gene_of_column,
+        column_names=source.symbols,
+    )
     part = decisions.splits.part_of(source.name, cells.metadata, cells.keys)
     names = source.cell_ids(span.first, span.last)[cells.rows]
-    sampled = _sampled(planned, cells, part, decisions.curve_share)
-    ids, lengths, n_expressed = (
-        GrowingArray(gene_id_dtype(len(plan.vocabulary))),
-        [np.zeros(0, np.int64)],
-        [np.zeros(0, np.int32)],
-    )
+    # The rank curve is fitted on some training cells of sources with counts.
+    sampled = (part == 0) & (uniform(salted(cells.keys, "rank curve")) < decisions.curve_share) & planned.is_counts
+    ids = GrowingArray(gene_id_dtype(len(plan.vocabulary)))
+    lengths, n_expressed = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     samples: list[dict[str, NDArray[Any]]] = []
     for chosen, block in _blocks(source, planned, span.first, span.last, cells.rows):
         ranked = ranker.rank(block, names[chosen])
@@ -110,7 +115,7 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
         for_curve = sampled[chosen] & (ranked.n_expressed >= plan.recipe.cells.min_genes)
         if for_curve.any():
             sentences = _sentences(plan, names[chosen], ranked.lengths, ranked.gene_ids, ranked.n_expressed)
-            samples.append(_curve_sample(sentences, block, for_curve, _gene_of_column(plan, source)))
+            samples.append(_curve_sample(sentences, block, for_curve, gene_of_column))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
     expressed = np.concatenate(n_expressed)
     enough = expressed >= plan.recipe.cells.min_genes
@@ -128,16 +133,14 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
         part=part[stays],
         metadata={name: column.take(stays) for name, column in cells.metadata.items()},
         removed={**cells.removed, "too few genes": len(enough) - len(stays)},
-        curve=_joined(samples),
+        curve={name: np.concatenate([sample[name] for sample in samples]) for name in _CURVE if samples},
     )
 
 
 def _write(spill: Spill, plan: BuildPlan, decisions: Decisions, ranked: _Ranked) -> dict[str, Any]:
     codes = codes_of(ranked.metadata, decisions.values)
-    groups, within = (
-        plan.recipe.groups,
-        grouping_fields(plan.recipe.groups.within, decisions.known.get(ranked.source, ())),
-    )
+    groups = plan.recipe.groups
+    within = grouping_fields(groups.within, decisions.known.get(ranked.source, ()))
     group = form_groups(
         ranked.keys,
         ranked.part,
@@ -208,19 +211,6 @@ def _blocks(
             yield slice(int(here[0]), int(here[1])), block if len(wanted) == n_cells else block[wanted]
 
 
-def _ranker(plan: BuildPlan, source: CorpusSource, work: str) -> Ranker:
-    settings, rates = plan.settings, None
-    if settings.needs_tie_rates:
-        rates = np.load(Path(work) / TIE_RATES)
-    return Ranker(
-        plan.vocabulary,
-        settings,
-        tie_rates=rates,
-        gene_of_column=_gene_of_column(plan, source),
-        column_names=source.symbols,
-    )
-
-
 def _gene_of_column(plan: BuildPlan, source: CorpusSource) -> NDArray[np.int32] | None:
     """Return the gene of each column, −1 for none; None where columns are genes."""
     return _gene_ids_of(plan.vocabulary, source.symbols)
@@ -229,13 +219,6 @@ def _gene_of_column(plan: BuildPlan, source: CorpusSource) -> NDArray[np.int32] 
 @functools.lru_cache(maxsize=2)
 def _gene_ids_of(vocabulary: Any, symbols: tuple[str, ...]) -> NDArray[np.int32] | None:
     return None if vocabulary.symbols == symbols else vocabulary.index_of(symbols)
-
-
-def _sampled(planned: PlannedSource, cells: SpanCells, part: NDArray[np.int8], share: float) -> NDArray[np.bool_]:
-    """Return (n,) whose expression is kept for the rank curve: some training cells of sources with counts."""
-    if not planned.is_counts:
-        return np.zeros(len(part), bool)
-    return (part == 0) & (uniform(salted(cells.keys, "rank curve")) < share)
 
 
 def _curve_sample(
@@ -267,10 +250,6 @@ def curve_cells(spill: Spill, plan: BuildPlan, number: int) -> tuple[CellSentenc
     log = sp.csr_matrix((expression, ids.astype(np.int32), sentences.offsets), shape=(len(names), len(plan.vocabulary)))
     log.sort_indices()
     return sentences, log
-
-
-def _joined(samples: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate([sample[name] for sample in samples]) for name in _CURVE} if samples else {}
 
 
 def _sentences(

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
+from cytoglot.corpus.format.shard_file import CellBlock, concat_blocks, make_block
 from cytoglot.corpus.inspect.minhash import N_ORDERS, GeneSetIndex, chance_to_find, jaccard, leading_sets, random_orders
 from cytoglot.corpus.inspect.scan import ROW_BITS, NamedCell, ScannedBlock, name_cells, scan_corpus
 
@@ -71,10 +73,6 @@ class NearDuplicates:
     n_exact: int
     """pairs that were compared gene by gene"""
 
-    def between(self, part: Part, among: Part) -> Compared | None:
-        """Return what came of looking up cells of a part in another."""
-        return next((c for c in self.compared if (c.part, c.among) == (part, among)), None)
-
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         rows = [{**vars(c), "share": round(c.share, 6)} for c in self.compared]
@@ -122,8 +120,19 @@ def find_near_duplicates(
         Files of shards to leave out.
     """
     panels = GeneUniverseGroups.of(corpus, used_sg)
-    chosen = _ChosenCells(_choose(corpus, max_cells, seed, skip), panels)
+    places = []
+    for part in PARTS:
+        shards = [(i, s) for i, s in enumerate(corpus.description.shards) if s.part == part and s.file not in skip]
+        ends = np.cumsum([shard.n_cells for _, shard in shards]) if shards else np.zeros(1, np.int64)
+        rng = np.random.default_rng([seed, 22, PARTS.index(part)])
+        rows = np.sort(rng.choice(ends[-1], size=min(int(ends[-1]), max_cells), replace=False, shuffle=False))
+        number = np.searchsorted(ends, rows, side="right")
+        shard_of = np.array([i for i, _ in shards] or [0], np.uint64)
+        row_of = (rows - np.concatenate([[0], ends[:-1]])[number]).astype(np.uint64)
+        places.append((shard_of[number] << np.uint64(ROW_BITS)) + row_of)
+    chosen = _ChosenCells(np.sort(np.concatenate(places)))
     scan_corpus(corpus, [chosen], skip=skip, description="near-duplicates, cells to look up")
+    chosen.finish(corpus, panels)
     search = _Search(chosen, panels, random_orders(len(corpus.vocabulary), seed=seed))
     passed = [shard.file for shard in corpus.shards("test")]
     scan_corpus(corpus, [search], skip={*skip, *passed}, description="near-duplicates, cells to compare")
@@ -179,64 +188,36 @@ class GeneUniverseGroups:
         return (min(a, b), max(a, b)) in self.pairs
 
 
-def _choose(corpus: Corpus, max_cells: int, seed: int, skip: Collection[str]) -> NDArray[np.uint64]:
-    """Return the places of up to `max_cells` cells of each part, rising."""
-    chosen = []
-    for part in PARTS:
-        shards = [(i, s) for i, s in enumerate(corpus.description.shards) if s.part == part and s.file not in skip]
-        ends = np.cumsum([shard.n_cells for _, shard in shards]) if shards else np.zeros(1, np.int64)
-        n = int(ends[-1])
-        rng = np.random.default_rng([seed, 22, PARTS.index(part)])
-        rows = np.sort(rng.choice(n, size=min(n, max_cells), replace=False, shuffle=False))
-        number = np.searchsorted(ends, rows, side="right")
-        first = np.concatenate([[0], ends[:-1]])
-        shard_of = np.array([i for i, _ in shards] or [0], np.uint64)
-        chosen.append((shard_of[number] << np.uint64(ROW_BITS)) + (rows - first[number]).astype(np.uint64))
-    return np.sort(np.concatenate(chosen))
-
-
 class _ChosenCells:
-    """A look that keeps the ranked genes of the chosen cells. Axis: q chosen cells."""
+    """A visitor that keeps the chosen cells. Axis: q of them, in the order of the corpus."""
 
-    def __init__(self, places: NDArray[np.uint64], panels: GeneUniverseGroups) -> None:
-        self._wanted, self._panels = places, panels
-        self._lengths: list[NDArray[np.int64]] = []
-        self._ids: list[NDArray[np.uint32]] = []
-        self._found: list[tuple[NDArray[np.uint64], NDArray[np.int8], NDArray[np.int32], list[str | None]]] = []
+    def __init__(self, places: NDArray[np.uint64]) -> None:
+        self.places = places
+        self._blocks: list[CellBlock] = []
 
     def update(self, seen: ScannedBlock) -> None:
-        rows = np.flatnonzero(np.isin(seen.places, self._wanted, assume_unique=True))
-        if not len(rows):
-            return
-        block = seen.block
-        self._lengths.append(np.diff(block.offsets)[rows])
-        self._ids += [block.ids(row).astype(np.uint32) for row in rows.tolist()]
-        codes, sources = seen.codes("source")
-        panel = np.array([self._panels.of_source[name] for name in sources], np.int32)[codes[rows]]
-        part = np.full(len(rows), PARTS.index(seen.part), np.int8)
-        types: list[str | None] = [None] * len(rows)
-        if "cell_type" in block.metadata_columns:
-            type_codes, texts = seen.codes("cell_type")
-            types = [texts[code] if code >= 0 else None for code in type_codes[rows].tolist()]
-        self._found.append((seen.places[rows], part, panel, types))
+        """Keep those of a row group."""
+        rows = np.flatnonzero(np.isin(seen.places, self.places, assume_unique=True))
+        if len(rows):
+            self._blocks.append(seen.block.take(rows))
 
-    def finish(self) -> None:
+    def finish(self, corpus: Corpus, panels: GeneUniverseGroups) -> None:
         """Put the pieces together."""
-        nothing = np.zeros(0, np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(np.concatenate([nothing, *self._lengths]))]).astype(np.int64)
-        self.gene_ids = np.concatenate([np.zeros(0, np.uint32), *self._ids])
-        self.places = np.concatenate([np.zeros(0, np.uint64), *(f[0] for f in self._found)])
-        self.part = np.concatenate([np.zeros(0, np.int8), *(f[1] for f in self._found)])
-        self.panel = np.concatenate([np.zeros(0, np.int32), *(f[2] for f in self._found)])
-        self.cell_type = np.array([name for f in self._found for name in f[3]], dtype=object)
-        self._ids, self._lengths, self._found = [], [], []
+        nothing = {"cell_ids": [], "source": [], "metadata": {}, "offsets": np.zeros(1), "gene_ids": np.zeros(0)}
+        self.block = concat_blocks(self._blocks or [make_block(n_genes=len(corpus.vocabulary), **nothing)])
+        part_of_shard = np.array([PARTS.index(shard.part) for shard in corpus.description.shards], np.int8)
+        self.part = part_of_shard[(self.places >> np.uint64(ROW_BITS)).astype(np.int64)]
+        codes, sources = self.block.values("source")
+        self.panel = np.array([panels.of_source[name] for name in sources], np.int32)[codes]
+        self.cell_type = np.full(len(self.places), None, object)
+        if "cell_type" in self.block.metadata_columns:
+            texts = self.block.table["cell_type"].cast(pa.string()).to_pylist()
+            self.cell_type[:] = [text if text and text.strip() else None for text in texts]
 
     def sets(self, cells: NDArray[np.int64], genes: NDArray[np.bool_]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the leading sets of some chosen cells."""
-        lengths = np.diff(self.offsets)[cells]
-        ids = [self.gene_ids[self.offsets[cell] : self.offsets[cell + 1]] for cell in cells.tolist()]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return leading_sets(offsets, np.concatenate([self.gene_ids[:0], *ids]), genes, n_genes=TOP_GENES)
+        some = self.block.take(cells)
+        return leading_sets(some.offsets, some.gene_ids, genes, n_genes=TOP_GENES)
 
 
 @dataclass
@@ -247,36 +228,27 @@ class _Found:
     best: NDArray[np.float64]
     place: NDArray[np.uint64]
 
-    @classmethod
-    def nothing(cls, n: int) -> _Found:
-        return cls(np.zeros(n, np.int64), np.zeros(n), np.zeros(n, np.uint64))
-
 
 class _Search:
     """A look that compares every cell with the chosen ones."""
 
     def __init__(self, chosen: _ChosenCells, panels: GeneUniverseGroups, orders: NDArray[np.uint32]) -> None:
-        chosen.finish()
-        self._chosen, self._panels, self._orders = chosen, panels, orders
+        self._chosen, self._panels = chosen, panels
         n = len(chosen.places)
-        self._found = {part: _Found.nothing(n) for part in _ASKED_OF}
+        self._found = {part: _Found(np.zeros(n, np.int64), np.zeros(n), np.zeros(n, np.uint64)) for part in _ASKED_OF}
         self._can_be_compared = np.zeros(n, bool)
         self._n_exact = 0
         self._indices: dict[tuple[int, int], tuple[NDArray[np.int64], GeneSetIndex]] = {}
-        for a in np.unique(chosen.panel).tolist():
-            for b in range(len(panels.sources)):
-                if panels.are_compared(a, b):
-                    self._add_index(a, b)
-
-    def _add_index(self, of_chosen: int, of_others: int) -> None:
-        cells = np.flatnonzero(self._chosen.panel == of_chosen)
-        sets, sizes = self._chosen.sets(cells, self._panels.shared(of_chosen, of_others))
-        enough = sizes >= MIN_GENES
-        self._can_be_compared[cells[enough]] = True
-        if enough.any():
-            cells, places = cells[enough], self._chosen.places[cells[enough]]
-            index = GeneSetIndex(sets[enough], sizes[enough], places, self._orders)
-            self._indices[of_chosen, of_others] = cells, index
+        for of_chosen, of_others in product(np.unique(chosen.panel).tolist(), range(len(panels.sources))):
+            if panels.are_compared(of_chosen, of_others):
+                cells = np.flatnonzero(chosen.panel == of_chosen)
+                sets, sizes = chosen.sets(cells, panels.shared(of_chosen, of_others))
+                enough = sizes >= MIN_GENES
+                self._can_be_compared[cells[enough]] = True
+                if enough.any():
+                    cells = cells[enough]
+                    index = GeneSetIndex(sets[enough], sizes[enough], chosen.places[cells], orders)
+                    self._indices[of_chosen, of_others] = cells, index
 
     def update(self, seen: ScannedBlock) -> None:
         """Compare the cells of a row group."""

@@ -87,11 +87,29 @@ class TaskBalance:
             return opened[0]
 
         codes = {column: seen.codes(column) for column in seen.block.metadata_columns}
-        self._see_cells(seen, codes, records)
+        lengths = np.diff(seen.block.offsets)
+        traits = [np.minimum(lengths, _MOST_LENGTH), self._with_ortholog(seen)]
+        traits += [column_codes >= 0 for column_codes, _ in codes.values()]
+        table = np.column_stack([np.asarray(trait, np.int32) for trait in traits])
+        every_cell = source_of_cells("cell")
+        self._see_kinds("cell", seen.part, table, lambda row: every_cell.record(records(), row, self._draws))
+        for task in self._tasks.values():
+            if task.unit == "cell" and _has_labels(task) and task.field in codes:
+                column_codes, texts = codes[task.field]
+                self._note_labels(task, seen.part, column_codes[lengths > 0], texts)
         self._see_groups(seen, codes, records)
         for unit in units_of_cells():
-            if source_of_cells(unit).relation in seen.block.relations:
-                self._see_related(seen, unit, records())
+            # What related cells have in common is not known beforehand, so each record is asked.
+            source = source_of_cells(unit)
+            rows = source.rows(records()).tolist() if source.relation in seen.block.relations else ()
+            for row in rows:
+                record = source.record(records(), row, self._draws)
+                for name in self._askable(record, unit):
+                    self._n_records[name, seen.part] += 1
+                    self._note_answer(name, record)
+                    if _has_labels(self._tasks[name]):
+                        answer = self._tasks[name].templates.bare(self._tasks[name].completion(record))
+                        self._closed.setdefault((name, seen.part), set()).add(answer)
 
     def see_tables(self) -> None:
         """Put the tasks about gene sets and cell types to each row."""
@@ -104,20 +122,21 @@ class TaskBalance:
 
     def lines(self) -> list[TaskLine]:
         """Return a line for each task, in alphabetical order."""
-        return [self._line(task) for _, task in sorted(self._tasks.items())]
-
-    def _line(self, task: Task[Any, Any]) -> TaskLine:
-        records = {part: self._n_records[task.name, part] for part in PARTS}
-        closed = {part: self._closed.get((task.name, part), set()) for part in PARTS} if _has_labels(task) else None
-        answers = None if closed is None else {part: len(found) for part, found in closed.items()}
-        possible = set().union(*closed.values()) if closed else self._answers.get(task.name, set())
-        return TaskLine(
-            task=task.name,
-            unit=task.unit,
-            records=records,
-            answers=answers,
-            not_shown=self._why_not(task, records, possible, closed or {}),
-        )
+        lines = []
+        for name, task in sorted(self._tasks.items()):
+            records = {part: self._n_records[name, part] for part in PARTS}
+            closed = {part: self._closed.get((name, part), set()) for part in PARTS} if _has_labels(task) else {}
+            possible = set().union(*closed.values()) if closed else self._answers.get(name, set())
+            lines.append(
+                TaskLine(
+                    task=name,
+                    unit=task.unit,
+                    records=records,
+                    answers={part: len(found) for part, found in closed.items()} if closed else None,
+                    not_shown=self._why_not(task, records, possible, closed),
+                )
+            )
+        return lines
 
     def _why_not(
         self, task: Task[Any, Any], records: dict[Part, int], possible: set[str], closed: dict[Part, set[str]]
@@ -135,25 +154,12 @@ class TaskBalance:
                 return f"a single answer in the {part} part: {_only(closed[part])}"
         return ""
 
-    def _see_cells(self, seen: ScannedBlock, codes: dict[str, Any], records: Any) -> None:
-        lengths = np.diff(seen.block.offsets)
-        traits = [np.minimum(lengths, _MOST_LENGTH), self._with_ortholog(seen)]
-        traits += [column_codes >= 0 for column_codes, _ in codes.values()]
-        table = np.column_stack([np.asarray(trait, np.int32) for trait in traits])
-        self._see_kinds(
-            "cell", seen.part, table, lambda row: source_of_cells("cell").record(records(), row, self._draws)
-        )
-        for task in self._tasks.values():
-            if task.unit == "cell" and _has_labels(task) and task.field in codes:
-                column_codes, texts = codes[task.field]
-                self._note_labels(task, seen.part, column_codes[lengths > 0], texts)
-
     def _see_groups(self, seen: ScannedBlock, codes: dict[str, Any], records: Any) -> None:
         starts, sizes = group_edges(seen.block.group)
         if not len(starts):
             return
-        rows = np.repeat(starts, sizes) + _place_in_group(sizes)
-        ends = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        ends = np.concatenate([[0], np.cumsum(sizes)[:-1]])  # where each group begins among the rows of all groups
+        rows = np.repeat(starts - ends, sizes) + np.arange(sizes.sum())
         lengths = np.diff(seen.block.offsets)[rows]
         source_n, sources = seen.codes("source")
         same_source = np.maximum.reduceat(source_n[rows], ends) == np.minimum.reduceat(source_n[rows], ends)
@@ -174,18 +180,6 @@ class TaskBalance:
         table = np.column_stack([np.asarray(trait, np.int64) for trait in traits])
         groups = source_of_cells("cell_group")
         self._see_kinds("cell_group", seen.part, table, lambda i: groups.record(records(), int(starts[i]), self._draws))
-
-    def _see_related(self, seen: ScannedBlock, unit: str, cells: BlockRecords) -> None:
-        """Put the tasks of a unit to each record: what related cells have in common is not known beforehand."""
-        source = source_of_cells(unit)
-        for row in source.rows(cells).tolist():
-            record = source.record(cells, row, self._draws)
-            for name in self._askable(record, unit):
-                self._n_records[name, seen.part] += 1
-                self._note_answer(name, record)
-                if _has_labels(self._tasks[name]):
-                    answer = self._tasks[name].templates.bare(self._tasks[name].completion(record))
-                    self._closed.setdefault((name, seen.part), set()).add(answer)
 
     def _see_kinds(self, unit: str, part: Part, traits: NDArray[np.integer], record_of: Any) -> None:
         kinds, first, number, counts = np.unique(
@@ -240,8 +234,3 @@ def _has_labels(task: Task[Any, Any]) -> bool:
 def _only(answers: set[str]) -> str:
     (answer,) = answers
     return repr(answer if len(answer) <= 60 else answer[:57] + "…")
-
-
-def _place_in_group(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)

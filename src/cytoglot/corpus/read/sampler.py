@@ -59,28 +59,22 @@ class EpochSampler:
         rng = np.random.default_rng([self._seed, 12, epoch, window[0].number])
         visits = visits[rng.permutation(len(visits))]
         for begin in range(0, len(visits), size):
-            some = visits[begin : begin + size].tolist()
-            asked = [(self._question(visit, opened, epoch), self._n_genes(visit, opened)) for visit in some]
-            known = [(question, n_genes) for question, n_genes in asked if question is not None]
-            yield [q for q, _ in known], [n for _, n in known], begin + size >= len(visits)
-
-    def _n_genes(self, visit: Sequence[int], opened: Sequence[BlockRecords | None]) -> int:
-        unit, cells = self._units[visit[1]], opened[visit[0]]
-        limit = self._top_genes or self._context
-        if unit in self._tables or cells is None:
-            return min(sum(self._tables[unit][visit[2]].lengths()), limit)
-        return sum(min(length, limit) for length in source_of_cells(unit).lengths(cells, visit[2]))
-
-    def _question(
-        self, visit: tuple[int, int, int, int], opened: Sequence[BlockRecords | None], epoch: int
-    ) -> TaskInstance | None:
-        place, unit_number, row, time = visit
-        unit = self._units[unit_number]
-        record, draws = self._record(unit, opened[place], row, time, epoch)
-        instance = self._mixture.ask(record, unit, draws)
-        if instance is None:
-            self._skipped[f"no task can ask about this {record_sources[unit].words}"] += 1
-        return instance
+            asked: list[TaskInstance] = []
+            n_genes: list[int] = []
+            for place, number, row, time in visits[begin : begin + size].tolist():
+                unit, cells = self._units[number], opened[place]
+                record, draws = self._record(unit, cells, row, time, epoch)
+                instance = self._mixture.ask(record, unit, draws)
+                if instance is None:
+                    self._skipped[f"no task can ask about this {record_sources[unit].words}"] += 1
+                    continue
+                asked.append(instance)
+                limit = self._top_genes or self._context
+                if unit in self._tables or cells is None:
+                    n_genes.append(min(sum(self._tables[unit][row].lengths()), limit))
+                else:
+                    n_genes.append(sum(min(length, limit) for length in source_of_cells(unit).lengths(cells, row)))
+            yield asked, n_genes, begin + size >= len(visits)
 
     def _record(self, unit: str, cells: BlockRecords | None, row: int, time: int, epoch: int) -> tuple[Record, Draws]:
         top_genes, context = self._top_genes, self._context
@@ -123,33 +117,21 @@ class EpochSampler:
                 break
             rows = source_of_cells(unit).rows(records)
             rows = rows[(rows >= piece.first) & (rows < piece.last)]
-            add(unit, *_repeated(rows, self._counts(unit, rate, rows, records, epoch)))
+            weights, counts = self._plan.sources, np.ones(len(rows), np.int64)
+            if rate != 1 or any(weight != 1 for weight in weights.values()):
+                rates = np.array([rate * weights.get(records.sources[row] or "", 1.0) for row in rows.tolist()])
+                counts = np.floor(rates).astype(np.int64)
+                for i in np.flatnonzero(rates > counts).tolist():  # fractions are settled by a hash
+                    draws = records.draws(int(rows[i]), unit, epoch=epoch)
+                    counts[i] += draws.happens(rates[i] - counts[i], "one visit more")
+            times = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            add(unit, np.repeat(rows, counts), times)
         for unit, (first, last) in piece.tables.items():
             visit = np.arange(first, last)
             size = len(self._tables[unit])
             listed = [int(_shuffled(self._seed, epoch, unit, v // size, size)[v % size]) for v in visit.tolist()]
             add(unit, np.array(listed, np.int64), visit // size)
         return np.concatenate(found)
-
-    def _counts(
-        self, unit: str, rate: float, rows: NDArray[np.int64], cells: BlockRecords, epoch: int
-    ) -> NDArray[np.int64]:
-        """Return how often each record is visited; fractions are settled by a hash."""
-        weights = self._plan.sources
-        if rate == 1 and all(weight == 1 for weight in weights.values()):
-            return np.ones(len(rows), np.int64)
-        rates = np.array([rate * weights.get(cells.sources[row] or "", 1.0) for row in rows.tolist()])
-        counts = np.floor(rates).astype(np.int64)
-        for i in np.flatnonzero(rates > counts).tolist():
-            counts[i] += cells.draws(int(rows[i]), unit, epoch=epoch).happens(rates[i] - counts[i], "one visit more")
-        return counts
-
-
-def _repeated(rows: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each row as often as its count says, and which time it is."""
-    ends = np.cumsum(counts)
-    times = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    return np.repeat(rows, counts), times
 
 
 @lru_cache(maxsize=64)
