@@ -132,7 +132,15 @@ def load_c2s_templates(task: str, folder: str | Path | None = None) -> TemplateS
         The package is not installed, it has no prompts of the task, or its file is not as expected.
     """
     name = _form(task).file
-    place = _package_folder() if folder is None else Path(folder)
+    place = Path(folder or "")
+    if folder is None:
+        found = importlib.util.find_spec(PACKAGE)  # not imported, which takes seconds
+        if found is None or not found.submodule_search_locations:
+            raise InputError(
+                f"the prompts of {PACKAGE} are read from that package, which is not installed; install it, or pass a "
+                "folder with its JSON files"
+            )
+        place = Path(next(iter(found.submodule_search_locations)))
     path = next((p for p in (place / name, place / "prompts" / name) if p.is_file()), None)
     if path is None:
         raise InputError(
@@ -150,7 +158,18 @@ def read_c2s_templates(path: str | Path, task: str) -> TemplateSet:
         The file is missing, is not such JSON, or a text names an unknown field; with file, text and known fields.
     """
     form, path = _form(task), Path(path)
-    prompts, answers = _read_texts(path)
+    if not path.is_file():
+        raise InputError(f"templates {path} do not exist; pass the path of a JSON file")
+    try:
+        values = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"templates {path} are not valid JSON: {error}") from error
+    found = values if isinstance(values, dict) else {}
+    prompts, answers = _texts(found.get("model_input")), _texts(found.get("response"))
+    if not prompts or len(answers) != 1:
+        raise InputError(
+            f'templates {path}: expected {{"model_input": [a prompt, …], "response": [one answer]}}, all of them texts'
+        )
     try:
         templates = TemplateSet(
             name=task,
@@ -204,33 +223,6 @@ def _form(task: str) -> _Form:
             f"{PACKAGE} has no prompts of {task!r}, only of {', '.join(_FORMS)}; pass a TOML file of your own"
         )
     return _FORMS[task]
-
-
-def _package_folder() -> Path:
-    # looked up without importing it, which takes seconds
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise InputError(
-            f"the prompts of {PACKAGE} are read from that package, which is not installed; install it, or pass a "
-            "folder with its JSON files"
-        )
-    return Path(next(iter(found.submodule_search_locations)))
-
-
-def _read_texts(path: Path) -> tuple[list[str], list[str]]:
-    if not path.is_file():
-        raise InputError(f"templates {path} do not exist; pass the path of a JSON file")
-    try:
-        values = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"templates {path} are not valid JSON: {error}") from error
-    found = values if isinstance(values, dict) else {}
-    prompts, answers = _texts(found.get("model_input")), _texts(found.get("response"))
-    if not prompts or len(answers) != 1:
-        raise InputError(
-            f'templates {path}: expected {{"model_input": [a prompt, …], "response": [one answer]}}, all of them texts'
-        )
-    return prompts, answers
 
 
 def _texts(values: object) -> list[str]:

@@ -101,9 +101,17 @@ class TemplateSet:
     """how fields are written; wordings of another style are kept to the letter, exempt from the rules for ours"""
 
     def __post_init__(self) -> None:
-        if self.style.is_ours:
-            _check_answer(self)
-        _check_names(self)
+        answer, names = self.answer, [t.name for t in self.templates]
+        if self.style.is_ours and (not answer.endswith(TERMINATOR) or answer != answer.strip()):
+            raise InputError(
+                f"the answer of {self.name} must end in {TERMINATOR!r} and have no white space around it, "
+                f"found {answer!r}; the leading space is added by the task"
+            )
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise InputError(f"templates of {self.name} need distinct names, found more than once: {twice}")
+        if all(t.held_out for t in self.templates):
+            raise InputError(f"{self.name} needs at least one template that is not held out, found none")
         for template in self.templates:
             _check_template(template, self)
 
@@ -261,24 +269,6 @@ def _check_keys(values: Mapping[str, object], *, required: set[str], optional: s
             + (f" and perhaps {sorted(optional)}" if optional else "")
             + f"; missing {sorted(missing)}, unknown {sorted(unknown)}"
         )
-
-
-def _check_answer(templates: TemplateSet) -> None:
-    answer = templates.answer
-    if not answer.endswith(TERMINATOR) or answer != answer.strip():
-        raise InputError(
-            f"the answer of {templates.name} must end in {TERMINATOR!r} and have no white space around it, "
-            f"found {answer!r}; the leading space is added by the task"
-        )
-
-
-def _check_names(templates: TemplateSet) -> None:
-    names = [t.name for t in templates.templates]
-    if len(set(names)) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise InputError(f"templates of {templates.name} need distinct names, found more than once: {twice}")
-    if all(t.held_out for t in templates.templates):
-        raise InputError(f"{templates.name} needs at least one template that is not held out, found none")
 
 
 def _check_template(template: Template, templates: TemplateSet) -> None:
