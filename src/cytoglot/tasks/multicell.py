@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic
 from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
 from cytoglot.sentence.parse import ParsedSentence, parse_genes
-from cytoglot.tasks.answers import LabelAnswer, ParsedLabel
+from cytoglot.tasks.answers import LabelAnswer, ParsedLabel, vocabulary_of
 from cytoglot.tasks.record import CellGroup
 from cytoglot.tasks.segments import Field, Segments, join
 from cytoglot.tasks.task import (
@@ -147,9 +147,7 @@ class GroupGeneration(GroupTask[tuple[ParsedSentence, ...]]):
 
         A cell whose number was skipped, or without genes, has no genes here. `space` must hold the vocabulary.
         """
-        if space.vocabulary is None:
-            raise InputError(f"task {self.name!r} needs the gene vocabulary that its answers are made of, found none")
-        return parse_cells(answer, space.vocabulary)
+        return parse_cells(answer, vocabulary_of(space, task=self.name))
 
 
 @register_task

@@ -51,8 +51,8 @@ from cytoglot.corpus.format.folder import (
 )
 from cytoglot.corpus.format.templates import FOLDER as WORDINGS
 from cytoglot.corpus.format.templates import check_wordings, copy_wordings
+from cytoglot.corpus.sources.expand import close_sources
 from cytoglot.corpus.sources.genes import find_file
-from cytoglot.corpus.sources.open_cache import close_sources
 from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe, load_corpus_recipe
 from cytoglot.engines import Engine, Workers, running
 from cytoglot.errors import InputError
@@ -139,7 +139,12 @@ def build_corpus(
     if not (out / WORK).is_dir():
         check_output_folder(out, written_by="corpus build", mark=DESCRIPTION)
     with explain_write_errors(out), running(engine, workers) as pool:
-        bad = _known_bad(out) if skip_bad and not overwrite else {}
+        bad: dict[str, str] = {}
+        if skip_bad and not overwrite:  # what an earlier run found to be unreadable is not tried again
+            if (out / DESCRIPTION).is_file():
+                bad = dict(_read_json(out / DESCRIPTION).get("skipped", {}))
+            elif (out / WORK / _BAD).is_file():
+                bad = _read_json(out / WORK / _BAD)
         try:
             summary = None
             while summary is None:
@@ -407,13 +412,6 @@ def _give_up(out: Path) -> None:
     _delete(work)
     if not any(out.iterdir()):
         out.rmdir()
-
-
-def _known_bad(out: Path) -> dict[str, str]:
-    """Return the sources that an earlier run found to be unreadable, and why."""
-    if (out / DESCRIPTION).is_file():
-        return dict(_read_json(out / DESCRIPTION).get("skipped", {}))
-    return _read_json(out / WORK / _BAD) if (out / WORK / _BAD).is_file() else {}
 
 
 def _read_json(path: Path) -> Any:

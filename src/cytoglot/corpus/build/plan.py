@@ -22,9 +22,8 @@ from pydantic import TypeAdapter
 
 from cytoglot.atomic import write_json
 from cytoglot.corpus.format.folder import FORMAT_VERSION
-from cytoglot.corpus.sources.expand import CorpusSource, expand
+from cytoglot.corpus.sources.expand import CorpusSource, expand, opened_source
 from cytoglot.corpus.sources.genes import find_file, gene_tables
-from cytoglot.corpus.sources.open_cache import opened_source
 from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.schema import OBS_FIELDS

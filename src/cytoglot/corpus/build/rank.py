@@ -52,7 +52,29 @@ def rank_span(task: SpanTask) -> dict[str, Any]:
     source, decisions = plan.opened(span.source), load_decisions(task.work, task.key)
     cells = wanted_cells(plan, source, span, source_caps=decisions.source_caps, label_caps=decisions.label_caps)
     ranked = _rank(plan, source, task, cells, decisions)
-    return _write(spill, plan, decisions, ranked) | {"resumed": 0}
+    codes, groups = codes_of(ranked.metadata, decisions.values), plan.recipe.groups
+    within = grouping_fields(groups.within, decisions.known.get(source.name, ()))
+    group = form_groups(
+        ranked.keys,
+        ranked.part,
+        [codes[name] for name in within],
+        min_cells=groups.min_cells,
+        max_cells=groups.max_cells,
+    )
+    first_of_part = np.concatenate([[0], np.cumsum(decisions.shards_of_part)])
+    shard = shard_of(ranked.keys, group, ranked.part, decisions.shards_of_part)
+    pieces = _pieces(plan, decisions, ranked, codes, group, first_of_part[ranked.part] + shard)
+    arrays = dict(ranked.curve)
+    if plan.recipe.cells.duplicates == "drop":
+        arrays[HASHES] = sort_hashes(content_hashes(ranked.offsets, ranked.gene_ids))
+    counts = {
+        "source": source.name,
+        "cells": len(ranked.keys),
+        "ids": len(ranked.gene_ids),
+        "removed": {reason: n for reason, n in ranked.removed.items() if n},
+    }
+    spill.write(pieces, int(first_of_part[-1]), arrays=arrays, counts=counts)
+    return counts | {"resumed": 0}
 
 
 def count_detections(task: SpanTask) -> tuple[int, NDArray[np.int64]]:
@@ -76,7 +98,6 @@ def count_detections(task: SpanTask) -> tuple[int, NDArray[np.int64]]:
 class _Ranked:
     """The cells of a span that stay."""
 
-    source: str
     cell_ids: pa.Array
     offsets: NDArray[np.int64]
     gene_ids: NDArray[Any]
@@ -124,7 +145,6 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
     if len(stays) < len(enough):
         offsets, gene_ids = gather_cells(offsets, gene_ids, stays)
     return _Ranked(
-        source=source.name,
         cell_ids=pa.array(names[stays], pa.string()),
         offsets=offsets,
         gene_ids=gene_ids,
@@ -135,35 +155,6 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
         removed={**cells.removed, "too few genes": len(enough) - len(stays)},
         curve={name: np.concatenate([sample[name] for sample in samples]) for name in _CURVE if samples},
     )
-
-
-def _write(spill: Spill, plan: BuildPlan, decisions: Decisions, ranked: _Ranked) -> dict[str, Any]:
-    codes = codes_of(ranked.metadata, decisions.values)
-    groups = plan.recipe.groups
-    within = grouping_fields(groups.within, decisions.known.get(ranked.source, ()))
-    group = form_groups(
-        ranked.keys,
-        ranked.part,
-        [codes[name] for name in within],
-        min_cells=groups.min_cells,
-        max_cells=groups.max_cells,
-    )
-    first_of_part = np.concatenate([[0], np.cumsum(decisions.shards_of_part)])
-    shard = shard_of(ranked.keys, group, ranked.part, decisions.shards_of_part)
-    destination = first_of_part[ranked.part] + shard
-    hashes = content_hashes(ranked.offsets, ranked.gene_ids)
-    counts = {
-        "source": ranked.source,
-        "cells": len(ranked.keys),
-        "ids": len(ranked.gene_ids),
-        "removed": {reason: n for reason, n in ranked.removed.items() if n},
-    }
-    arrays = dict(ranked.curve)
-    if plan.recipe.cells.duplicates == "drop":
-        arrays[HASHES] = sort_hashes(hashes)
-    pieces = _pieces(plan, decisions, ranked, codes, group, destination)
-    spill.write(pieces, int(first_of_part[-1]), arrays=arrays, counts=counts)
-    return counts
 
 
 def _pieces(

@@ -16,9 +16,8 @@ from typing import Any, Literal
 from cytoglot.corpus.assign.group_split import BY_CELL, HELD_OUT, unit_name
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.counts import CONTEXTS, CorpusCounts, count_corpus
-from cytoglot.corpus.inspect.exact_duplicates import PART_PAIRS, Repeats, SameCells
-from cytoglot.corpus.inspect.near_duplicates import MAX_CELLS, THRESHOLD, Compared, NearDuplicates, find_near_duplicates
-from cytoglot.corpus.inspect.scan import name_cells
+from cytoglot.corpus.inspect.exact_duplicates import PART_PAIRS, SameCells
+from cytoglot.corpus.inspect.near_duplicates import MAX_CELLS, THRESHOLD, find_near_duplicates
 from cytoglot.data.finding import Finding
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.schema import GROUP_FIELDS, NOT_A_GROUP
@@ -129,8 +128,8 @@ def audit_corpus(
     findings = [
         shards,
         *of_groups,
-        *_check_repeats(contents, **_SAME_CONTENT),
-        *_check_repeats(ids, **_SAME_ID),
+        *_check_repeats(contents, _SAME_CONTENT),
+        *_check_repeats(ids, _SAME_ID),
         *_check_near(near),
         *of_labels,
         *of_ontology,
@@ -142,9 +141,9 @@ def audit_corpus(
     numbers = {
         "damaged_shards": damaged,
         "donors": groups,
-        "identical_cells": _repeat_numbers(corpus, contents) | {"cells_too_short_to_compare": same.n_short},
-        "cell_ids": _repeat_numbers(corpus, ids) | {"cells_with_a_number_for_an_id": same.n_without_id},
-        "near_duplicates": near.to_dict(),
+        "identical_cells": contents | {"cells_too_short_to_compare": same.n_short},
+        "cell_ids": ids | {"cells_with_a_number_for_an_id": same.n_without_id},
+        "near_duplicates": near,
         "labels": counts.coverage(corpus.description.metadata_columns),
         "labels_of_parts": labels,
         "ontology": ontology,
@@ -274,58 +273,50 @@ _SAME_ID = {
 }
 
 
-def _check_repeats(
-    found: Repeats, *, check: str, none: str, across: str, across_fix: str, within: str, within_only: str,
-    within_fix: str,
-) -> list[Finding]:  # fmt: skip
+def _check_repeats(found: Mapping[str, Any], words: Mapping[str, str]) -> list[Finding]:
     apart, together = (
-        ", ".join(f"{n:,} {name}" for name, n in numbers.items() if n) for numbers in (found.across, found.within)
+        ", ".join(f"{n:,} {name}" for name, n in found[which].items() if n) for which in ("across", "within")
     )
     findings = []
     if apart:
-        findings.append(Finding("warning", check, f"{across}: {apart}", across_fix))
+        findings.append(Finding("warning", words["check"], f"{words['across']}: {apart}", words["across_fix"]))
     if together:
-        findings.append(Finding("note", check, f"{within}: {together}{'' if apart else within_only}", within_fix))
-    return findings or [Finding("ok", check, none)]
+        message = f"{words['within']}: {together}{'' if apart else words['within_only']}"
+        findings.append(Finding("note", words["check"], message, words["within_fix"]))
+    return findings or [Finding("ok", words["check"], words["none"])]
 
 
-def _repeat_numbers(corpus: Corpus, found: Repeats) -> dict[str, Any]:
-    cells = name_cells(corpus, [place for pair in found.examples for place in pair])
-    examples = [{"cell": vars(cells[a]), "other": vars(cells[b])} for a, b in found.examples]
-    return {"across": dict(found.across), "within": dict(found.within), "examples": examples}
-
-
-def _check_near(near: NearDuplicates) -> list[Finding]:
-    def twins(compared: Compared) -> str:
-        of = "" if compared.n_cells == compared.n_of else f" looked up of {compared.n_of:,}"
-        return f"{compared.n_twins:,} of {compared.n_cells:,}{of} ({compared.share:.1%}, {compared.n_pairs:,} pairs)"
+def _check_near(near: Mapping[str, Any]) -> list[Finding]:
+    def twins(row: Mapping[str, Any]) -> str:
+        of = "" if row["n_cells"] == row["n_of"] else f" looked up of {row['n_of']:,}"
+        return f"{row['n_twins']:,} of {row['n_cells']:,}{of} ({row['share']:.1%}, {row['n_pairs']:,} pairs)"
 
     check = "near-duplicates"
-    across = [c for c in near.compared if c.part != c.among and c.n_cells]
-    expected = next((c for c in near.compared if c.part == c.among == "train"), None)
+    looked_up = [row for row in near["compared"] if row["n_cells"]]
+    repeated = [row for row in looked_up if row["part"] != row["among"] and row["n_twins"]]
+    expected = next((row for row in looked_up if row["part"] == row["among"]), None)
+    within = "" if expected is None else f"among training cells {twins(expected)}"
     alike = ""
-    if near.likeness:
+    if likeness := near["likeness_within_cell_types"]:
         alike = (
-            f"; two random cells of one type have a Jaccard index of {near.likeness['median']:.2f} in the middle, "
-            f"{near.likeness['q99']:.2f} in the most similar 1 %, and {near.likeness['above']:.2%} of such pairs "
+            f"; two random cells of one type have a Jaccard index of {likeness['median']:.2f} in the middle, "
+            f"{likeness['q99']:.2f} in the most similar 1 %, and {likeness['above']:.2%} of such pairs "
             f"reach {THRESHOLD}"
         )
-    within = f"among training cells {twins(expected)}" if expected and expected.n_cells else ""
-    repeated = [c for c in across if c.n_twins]
     if repeated:
-        message = "; ".join([*(f"{c.part} cells in {c.among}: {twins(c)}" for c in repeated), within])
+        message = "; ".join([*(f"{row['part']} cells in {row['among']}: {twins(row)}" for row in repeated), within])
         fix = (
             "look at the examples (--json): the same id means the same cell, other ids cells that are truly alike; "
             "keep one source of a study that is there twice, and split by donor"
         )
         findings = [Finding("warning", check, message + alike, fix)]
-    elif expected is not None and expected.n_twins:
+    elif expected is not None and expected["n_twins"]:
         fix = "none needed, or keep one source of a study that is there twice, so that its cells count once"
         findings = [Finding("note", check, f"none across parts; {within}{alike}", fix)]
     else:
         findings = [Finding("ok", check, f"none across parts or among training cells{alike}")]
-    if near.apart:
-        shown = _listing(f"{' '.join(a[:2])} and {' '.join(b[:2])}" for a, b in near.apart)
+    if near["not_compared"]:
+        shown = _listing(f"{' '.join(a[:2])} and {' '.join(b[:2])}" for a, b in near["not_compared"])
         findings.append(Finding("note", check, f"not compared, for want of shared genes: {shown}"))
     return findings
 

@@ -5,10 +5,9 @@ How cells that are only nearly the same are found is in `near_duplicates`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -16,22 +15,10 @@ from numpy.typing import NDArray
 
 from cytoglot.corpus.assign.duplicates import CELLS_AT_ONCE, Table, repeated_hashes, sort_hashes
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
-from cytoglot.corpus.inspect.scan import ROW_BITS, ScannedBlock
+from cytoglot.corpus.inspect.scan import ROW_BITS, ScannedBlock, name_cells
 from cytoglot.hashing import NO_HASH, STEP, content_hashes, hash_text, hash_texts
 
 PART_PAIRS: tuple[tuple[Part, Part], ...] = (("train", "validation"), ("train", "test"), ("validation", "test"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Repeats:
-    """Cells that are there more than once."""
-
-    across: Mapping[str, int]
-    """"train/test" → cells of the second part that are in the first, too"""
-    within: Mapping[Part, int]
-    """cells of a part beyond the first of their kind in it"""
-    examples: tuple[tuple[int, int], ...]
-    """some pairs of places, those across parts first"""
 
 
 class SameCells:
@@ -42,6 +29,7 @@ class SameCells:
     """
 
     def __init__(self, corpus: Corpus, folder: Path, *, at_once: int = CELLS_AT_ONCE) -> None:
+        self._corpus = corpus
         self._folder = folder if corpus.description.total("n_cells") > at_once else None
         self._at_once = at_once
         self._tables: dict[str, list[Table]] = {"contents": [], "ids": []}
@@ -73,11 +61,12 @@ class SameCells:
                 table = path
             self._tables[what].append(table)
 
-    def repeated(self, what: Literal["contents", "ids"], *, examples: int = 20) -> Repeats:
-        """Return the cells with the ranked genes of another cell, or with the id of another cell of their study.
+    def repeated(self, what: Literal["contents", "ids"], *, examples: int = 20) -> dict[str, Any]:
+        """Count the cells with the ranked genes of another cell, or with the id of another cell of their study.
 
-        A pair of parts counts each cell of the second whose hash is in the first; within a part the first cell of a
-        hash is not paired with itself.
+        Returned are plain JSON values: `across`, for "train/test" the cells of the second part that are in the first,
+        too; `within`, the cells of a part beyond the first of their kind in it; and some pairs as `examples`, those
+        across parts first.
         """
         firsts = np.array(self._first, np.uint64)
         within = dict.fromkeys(PARTS, 0)
@@ -101,11 +90,13 @@ class SameCells:
                     within[a] += len(pairs)
                 else:
                     across[a, b] += len(pairs)
-        return Repeats(
-            across={f"{a}/{b}": n for (a, b), n in across.items()},
-            within=within,
-            examples=tuple([*shown[True], *shown[False]][:examples]),
-        )
+        pairs_shown = [*shown[True], *shown[False]][:examples]
+        cells = name_cells(self._corpus, [place for pair in pairs_shown for place in pair])
+        return {
+            "across": {f"{a}/{b}": n for (a, b), n in across.items()},
+            "within": within,
+            "examples": [{"cell": vars(cells[a]), "other": vars(cells[b])} for a, b in pairs_shown],
+        }
 
 
 def hash_ids(ids: pa.StringArray, salts: NDArray[np.uint64] | Sequence[int]) -> NDArray[np.uint64]:

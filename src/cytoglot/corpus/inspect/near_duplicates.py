@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.format.shard_file import CellBlock, concat_blocks, make_block
 from cytoglot.corpus.inspect.minhash import N_ORDERS, GeneSetIndex, chance_to_find, jaccard, leading_sets, random_orders
-from cytoglot.corpus.inspect.scan import ROW_BITS, NamedCell, ScannedBlock, name_cells, scan_corpus
+from cytoglot.corpus.inspect.scan import ROW_BITS, ScannedBlock, name_cells, scan_corpus
 
 THRESHOLD = 0.9
 TOP_GENES = 128
@@ -36,69 +36,6 @@ _ASKED_OF: Mapping[Part, tuple[Part, ...]] = {"train": ("train", "validation", "
 """part that is gone through → parts whose cells are looked up in it"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """Cells of one part looked up in another."""
-
-    part: Part
-    among: Part
-    n_cells: int
-    """cells looked up"""
-    n_of: int
-    """cells that the part has"""
-    n_twins: int
-    """cells looked up that have at least one near-duplicate there"""
-    n_pairs: int
-
-    @property
-    def share(self) -> float:
-        """Share of the cells looked up that have a near-duplicate."""
-        return self.n_twins / self.n_cells if self.n_cells else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NearDuplicates:
-    """What was found."""
-
-    compared: tuple[Compared, ...]
-    examples: tuple[tuple[NamedCell, NamedCell, float], ...]
-    """pairs with their Jaccard index, across parts first and the most similar first"""
-    likeness: Mapping[str, float]
-    """Jaccard index of random pairs of cells of one type in the training part: `pairs`, `median`, `q99`, `max`,
-    `above` (share of pairs above the threshold); empty without cell types"""
-    panels: tuple[tuple[tuple[str, ...], int], ...]
-    """sources that are compared over the same genes, and how many these are"""
-    apart: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-    """panels that share too few genes, or are too many, to be compared with each other"""
-    n_exact: int
-    """pairs that were compared gene by gene"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        rows = [{**vars(c), "share": round(c.share, 6)} for c in self.compared]
-        examples = [
-            {
-                "part": a.part, "source": a.source, "cell_id": a.cell_id,
-                "other_part": b.part, "other_source": b.source, "other_cell_id": b.cell_id,
-                "jaccard": round(similarity, 4), "same_id": a.cell_id == b.cell_id,
-            }
-            for a, b, similarity in self.examples
-        ]  # fmt: skip
-        return {
-            "threshold": THRESHOLD,
-            "top_genes": TOP_GENES,
-            "min_genes": MIN_GENES,
-            "orders": N_ORDERS,
-            "chance_to_find": round(chance_to_find(THRESHOLD), 4),
-            "compared": rows,
-            "likeness_within_cell_types": dict(self.likeness),
-            "examples": examples,
-            "panels": [{"sources": list(sources), "genes": n} for sources, n in self.panels],
-            "not_compared": [[list(a), list(b)] for a, b in self.apart],
-            "compared_gene_by_gene": self.n_exact,
-        }
-
-
 def find_near_duplicates(
     corpus: Corpus,
     used_sg: NDArray[np.bool_],
@@ -107,8 +44,14 @@ def find_near_duplicates(
     examples: int = 20,
     seed: int = 0,
     skip: Collection[str] = (),
-) -> NearDuplicates:
-    """Find pairs of cells with a Jaccard index of at least `THRESHOLD`.
+) -> dict[str, Any]:
+    """Find pairs of cells with a Jaccard index of at least `THRESHOLD`; return plain JSON values.
+
+    Of them `compared` has a row for each part and the part in which its cells were looked up: `n_of` cells of which
+    `n_cells` were, `n_twins` that have a near-duplicate there, their `share`, and `n_pairs`. `examples`: pairs, across
+    parts first, then the most similar; `panels` are sources that are compared over the same genes, `not_compared` those
+    that share too few, or are too many. `likeness_within_cell_types` is the Jaccard index of random pairs of cells of
+    one type in the training part (`above`: the share above the threshold); empty without cell types.
 
     Parameters
     ----------
@@ -136,7 +79,8 @@ def find_near_duplicates(
     search = _Search(chosen, panels, random_orders(len(corpus.vocabulary), seed=seed))
     passed = [shard.file for shard in corpus.shards("test")]
     scan_corpus(corpus, [search], skip={*skip, *passed}, description="near-duplicates, cells to compare")
-    return search.result(corpus, examples=examples, likeness=_likeness(chosen, panels, seed), skip=skip)
+    found = search.result(corpus, examples=examples, skip=skip)
+    return found | {"likeness_within_cell_types": _likeness(chosen, panels, seed)}
 
 
 @dataclass(frozen=True)
@@ -271,9 +215,7 @@ class _Search:
             )  # fmt: skip
             found.n[cells], found.best[cells], found.place[cells] = n, best, place
 
-    def result(
-        self, corpus: Corpus, *, examples: int, likeness: Mapping[str, float], skip: Collection[str]
-    ) -> NearDuplicates:
+    def result(self, corpus: Corpus, *, examples: int, skip: Collection[str]) -> dict[str, Any]:
         """Sum up."""
         part_q, compared = self._chosen.part, []
         pairs: list[tuple[bool, float, int, int]] = []
@@ -281,30 +223,46 @@ class _Search:
             found = self._found[among]
             for part in parts:
                 of_part = (part_q == PARTS.index(part)) & self._can_be_compared
-                n_of = sum(shard.n_cells for shard in corpus.shards(part) if shard.file not in skip)
+                n_cells, n_twins = int(of_part.sum()), int((found.n[of_part] > 0).sum())
                 compared.append(
-                    Compared(
-                        part=part, among=among, n_cells=int(of_part.sum()), n_of=n_of,
-                        n_twins=int((found.n[of_part] > 0).sum()), n_pairs=int(found.n[of_part].sum()),
-                    )
-                )  # fmt: skip
+                    {
+                        "part": part,
+                        "among": among,
+                        "n_cells": n_cells,
+                        "n_of": sum(shard.n_cells for shard in corpus.shards(part) if shard.file not in skip),
+                        "n_twins": n_twins,
+                        "n_pairs": int(found.n[of_part].sum()),
+                        "share": round(n_twins / max(n_cells, 1), 6),
+                    }
+                )
                 for q in np.flatnonzero(of_part & (found.n > 0)).tolist():
                     own, other = int(self._chosen.places[q]), int(found.place[q])
                     pairs.append((part == among, -float(found.best[q]), own, other))
         shown = sorted(pairs)[:examples]
         cells = name_cells(corpus, [place for *_, a, b in shown for place in (a, b)])
-        n_panels = range(len(self._panels.sources))
-        names = self._panels.sources
-        return NearDuplicates(
-            compared=tuple(compared),
-            examples=tuple((cells[a], cells[b], -minus) for _, minus, a, b in shown),
-            likeness=likeness,
-            panels=tuple((names[i], int(self._panels.genes_pg[i].sum())) for i in n_panels),
-            apart=tuple(
-                (names[a], names[b]) for a, b in combinations(n_panels, 2) if not self._panels.are_compared(a, b)
-            ),
-            n_exact=self._n_exact,
-        )
+        names, panels = self._panels.sources, range(len(self._panels.sources))
+        return {
+            "threshold": THRESHOLD,
+            "top_genes": TOP_GENES,
+            "min_genes": MIN_GENES,
+            "orders": N_ORDERS,
+            "chance_to_find": round(chance_to_find(THRESHOLD), 4),
+            "compared": compared,
+            "likeness_within_cell_types": {},
+            "examples": [
+                vars(cells[a])
+                | {f"other_{name}": value for name, value in vars(cells[b]).items()}
+                | {"jaccard": round(-minus, 4), "same_id": cells[a].cell_id == cells[b].cell_id}
+                for _, minus, a, b in shown
+            ],
+            "panels": [{"sources": list(names[i]), "genes": int(self._panels.genes_pg[i].sum())} for i in panels],
+            "not_compared": [
+                [list(names[a]), list(names[b])]
+                for a, b in combinations(panels, 2)
+                if not self._panels.are_compared(a, b)
+            ],
+            "compared_gene_by_gene": self._n_exact,
+        }
 
 
 def _likeness(chosen: _ChosenCells, panels: GeneUniverseGroups, seed: int) -> dict[str, float]:

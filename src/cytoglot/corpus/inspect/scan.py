@@ -73,9 +73,9 @@ def scan_corpus(
 class NamedCell:
     """A cell as a person would point at it."""
 
+    part: Part
     source: str
     cell_id: str
-    part: Part
 
 
 def name_cells(corpus: Corpus, places: Collection[int]) -> dict[int, NamedCell]:

@@ -52,19 +52,13 @@ class TaskLine:
 
 
 @dataclass
-class _Kind:
-    """Records with the same traits."""
-
-    tasks: tuple[str, ...]
-    n_looked_at: int = 0
-
-
-@dataclass
 class TaskBalance:
     """A look at what can be asked."""
 
     corpus: Corpus
-    _kinds: dict[tuple[Any, ...], _Kind] = field(default_factory=dict)
+    _tasks_of_kind: dict[tuple[Any, ...], list[str]] = field(default_factory=dict)
+    """traits that records share → the tasks that can ask them"""
+    _n_looked_at: Counter[tuple[Any, ...]] = field(default_factory=Counter)
     _n_records: Counter[tuple[str, Part]] = field(default_factory=Counter)
     _answers: dict[str, set[str]] = field(default_factory=dict)
     _closed: dict[tuple[str, Part], set[str]] = field(default_factory=dict)
@@ -187,17 +181,17 @@ class TaskBalance:
         )
         for i, (trait, row, n) in enumerate(zip(kinds.tolist(), first.tolist(), counts.tolist(), strict=True)):
             key = (unit, *trait)
-            if key not in self._kinds:
-                self._kinds[key] = _Kind(tuple(self._askable(record_of(row), unit)))
-            kind = self._kinds[key]
-            for name in kind.tasks:
+            if key not in self._tasks_of_kind:
+                self._tasks_of_kind[key] = self._askable(record_of(row), unit)
+            names = self._tasks_of_kind[key]
+            for name in names:
                 self._n_records[name, part] += n
-            if kind.n_looked_at < _RECORDS_OF_A_KIND and kind.tasks:
-                rows = np.flatnonzero(number.ravel() == i)[: _RECORDS_OF_A_KIND - kind.n_looked_at]
-                kind.n_looked_at += len(rows)
+            if self._n_looked_at[key] < _RECORDS_OF_A_KIND and names:
+                rows = np.flatnonzero(number.ravel() == i)[: _RECORDS_OF_A_KIND - self._n_looked_at[key]]
+                self._n_looked_at[key] += len(rows)
                 for one in rows.tolist():
                     record = record_of(one)
-                    for name in kind.tasks:
+                    for name in names:
                         self._note_answer(name, record)
 
     def _askable(self, record: Record, unit: str) -> list[str]:

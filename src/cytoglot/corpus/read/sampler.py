@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,33 +19,24 @@ from cytoglot.tasks.record import Record
 from cytoglot.tasks.record_source import Draws, common_length, record_sources
 
 
+@dataclass(kw_only=True)
 class EpochSampler:
-    """What is asked about the pieces of a window, in random order.
+    """What is asked about the pieces of a window, in random order."""
 
-    Parameters
-    ----------
-    top_genes, context
-        Sentences have no more genes than `top_genes`, or than could fit `context` tokens.
-    skipped
-        Counts the records that no task can ask.
-    """
+    reader: RecordReader
+    mixture: TaskMixture
+    plan: ReadingPlan
+    tables: Mapping[str, list[Any]]
+    """unit → the rows of its table"""
+    seed: int
+    top_genes: int | None
+    """sentences have no more genes than this, or than could fit `context` tokens"""
+    context: int
+    skipped: Counter[str]
+    """counts the records that no task can ask"""
 
-    def __init__(
-        self,
-        *,
-        reader: RecordReader,
-        mixture: TaskMixture,
-        plan: ReadingPlan,
-        tables: Mapping[str, list[Any]],
-        seed: int,
-        top_genes: int | None,
-        context: int,
-        skipped: Counter[str],
-    ) -> None:
-        self._reader, self._mixture, self._plan, self._tables = reader, mixture, plan, tables
-        self._units = [*plan.rates, *tables]
-        self._seed, self._top_genes, self._context = seed, top_genes, context
-        self._skipped = skipped
+    def __post_init__(self) -> None:
+        self._units = [*self.plan.rates, *self.tables]
 
     def chunks(
         self, window: Sequence[Piece], epoch: int, *, size: int
@@ -56,7 +48,7 @@ class EpochSampler:
         opened = self._open(window)
         every = [self._sampler(place, piece, opened[place], epoch) for place, piece in enumerate(window)]
         visits = np.concatenate(every)
-        rng = np.random.default_rng([self._seed, 12, epoch, window[0].number])
+        rng = np.random.default_rng([self.seed, 12, epoch, window[0].number])
         visits = visits[rng.permutation(len(visits))]
         for begin in range(0, len(visits), size):
             asked: list[TaskInstance] = []
@@ -64,23 +56,23 @@ class EpochSampler:
             for place, number, row, time in visits[begin : begin + size].tolist():
                 unit, cells = self._units[number], opened[place]
                 record, draws = self._record(unit, cells, row, time, epoch)
-                instance = self._mixture.ask(record, unit, draws)
+                instance = self.mixture.ask(record, unit, draws)
                 if instance is None:
-                    self._skipped[f"no task can ask about this {record_sources[unit].words}"] += 1
+                    self.skipped[f"no task can ask about this {record_sources[unit].words}"] += 1
                     continue
                 asked.append(instance)
-                limit = self._top_genes or self._context
-                if unit in self._tables or cells is None:
-                    n_genes.append(min(sum(self._tables[unit][row].lengths()), limit))
+                limit = self.top_genes or self.context
+                if unit in self.tables or cells is None:
+                    n_genes.append(min(sum(self.tables[unit][row].lengths()), limit))
                 else:
                     n_genes.append(sum(min(length, limit) for length in source_of_cells(unit).lengths(cells, row)))
             yield asked, n_genes, begin + size >= len(visits)
 
     def _record(self, unit: str, cells: BlockRecords | None, row: int, time: int, epoch: int) -> tuple[Record, Draws]:
-        top_genes, context = self._top_genes, self._context
-        if unit in self._tables:
-            listed = self._tables[unit][row]
-            draws = Draws(self._seed, epoch, time, unit, listed.key)
+        top_genes, context = self.top_genes, self.context
+        if unit in self.tables:
+            listed = self.tables[unit][row]
+            draws = Draws(self.seed, epoch, time, unit, listed.key)
             return listed.with_variant(draws("variant")).truncate(top_genes or context), draws
         assert cells is not None
         source, draws = source_of_cells(unit), cells.draws(row, unit, epoch=epoch, visit=time)
@@ -100,7 +92,7 @@ class EpochSampler:
                 continue
             name = piece.row_group.shard.file, piece.row_group.number
             if name not in opened:
-                opened[name] = self._reader.read(piece.row_group)
+                opened[name] = self.reader.read(piece.row_group)
             found.append(opened[name])
         return found
 
@@ -112,12 +104,12 @@ class EpochSampler:
             n = len(rows)
             found.append(np.column_stack([np.full(n, place), np.full(n, self._units.index(unit)), rows, times]))
 
-        for unit, rate in self._plan.rates.items():
+        for unit, rate in self.plan.rates.items():
             if records is None:
                 break
             rows = source_of_cells(unit).rows(records)
             rows = rows[(rows >= piece.first) & (rows < piece.last)]
-            weights, counts = self._plan.sources, np.ones(len(rows), np.int64)
+            weights, counts = self.plan.sources, np.ones(len(rows), np.int64)
             if rate != 1 or any(weight != 1 for weight in weights.values()):
                 rates = np.array([rate * weights.get(records.sources[row] or "", 1.0) for row in rows.tolist()])
                 counts = np.floor(rates).astype(np.int64)
@@ -128,8 +120,8 @@ class EpochSampler:
             add(unit, np.repeat(rows, counts), times)
         for unit, (first, last) in piece.tables.items():
             visit = np.arange(first, last)
-            size = len(self._tables[unit])
-            listed = [int(_shuffled(self._seed, epoch, unit, v // size, size)[v % size]) for v in visit.tolist()]
+            size = len(self.tables[unit])
+            listed = [int(_shuffled(self.seed, epoch, unit, v // size, size)[v % size]) for v in visit.tolist()]
             add(unit, np.array(listed, np.int64), visit // size)
         return np.concatenate(found)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 from pathlib import Path
 
 from cytoglot.corpus.sources.file import FileSource
@@ -12,7 +13,7 @@ from cytoglot.data.datasets import find_dataset, known_datasets
 from cytoglot.data.readers.tenx import find_mtx_files
 from cytoglot.errors import InputError, nearest_names
 
-__all__ = ["CorpusSource", "expand", "open_corpus_source", "path_of"]
+__all__ = ["CorpusSource", "close_sources", "expand", "open_corpus_source", "opened_source", "path_of"]
 
 _ENDINGS = (".h5ad", ".h5", ".hdf5")
 _ZARR = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
@@ -120,3 +121,30 @@ def open_corpus_source(source: SourceRecipe, genes: GeneRecipe, base: str | Path
         source = source.model_copy(update={"columns": {**source.columns, "cell_type": entry.labels_from}})
     with naming(source.label):
         return FileSource(source, path=path, tables=tables, base=base)
+
+
+_open: dict[str, CorpusSource] = {}
+"""the source that this process has open: the next thing asked of a source is mostly asked of the same one"""
+
+
+def opened_source(source: SourceRecipe, genes: GeneRecipe, base: str | Path) -> CorpusSource:
+    """Return a source, open; the one that was open before is closed.
+
+    Raises
+    ------
+    InputError
+        It cannot be opened.
+    """
+    which = repr((source, genes, str(base)))
+    if which not in _open:
+        close_sources()
+        _open[which] = open_corpus_source(source, genes, base)
+        # Processes of a pool leave without the interpreter's own farewell, and temporary files would stay.
+        multiprocessing.util.Finalize(None, close_sources, exitpriority=10)
+    return _open[which]
+
+
+def close_sources() -> None:
+    """Close what is open."""
+    while _open:
+        _open.popitem()[1].close()
