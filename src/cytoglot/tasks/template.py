@@ -209,7 +209,13 @@ def load_templates(source: str | Path) -> TemplateSet:
         The file is missing, is not TOML, lacks a key, has an unknown one, or a template breaks a rule: an unknown
         field, white space at its end, genes that are not preceded by a space, fewer than one training template.
     """
-    text = _read_text(source)
+    places = resources.files("cytoglot.tasks") / "templates"
+    folders = [places, *(place for place in places.iterdir() if place.is_dir())]
+    packaged = [folder / f"{source}.toml" for folder in folders] if str(source).isidentifier() else []
+    found = next((file for file in packaged if file.is_file()), None)
+    if found is None and not Path(source).is_file():
+        raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")
+    text = read_text(Path(source)) if found is None else found.read_text(encoding="utf-8")
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -246,19 +252,6 @@ def check_same_fields(templates: TemplateSet, shipped: TemplateSet, *, where: st
     named, wanted = (Template(name="answer", text=t.answer).fields for t in (templates, shipped))
     if named != wanted:
         raise InputError(f"{where}: expected the field {sorted(wanted)} in the answer, found {sorted(named)}")
-
-
-def _read_text(source: str | Path) -> str:
-    if isinstance(source, str) and source.isidentifier():
-        places = resources.files("cytoglot.tasks") / "templates"
-        for folder in (places, *(place for place in places.iterdir() if place.is_dir())):
-            packaged = folder / f"{source}.toml"
-            if packaged.is_file():
-                return packaged.read_text(encoding="utf-8")
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")
-    return read_text(path)
 
 
 def _check_keys(values: Mapping[str, object], *, required: set[str], optional: set[str], where: str) -> None:

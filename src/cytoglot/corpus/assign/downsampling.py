@@ -10,6 +10,7 @@ Cells without a label are never capped. Labels come as `CorpusSource.metadata` g
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -88,13 +89,12 @@ class CapLimits:
         self.purpose = counts.purpose
         self.bin_of_label: dict[str, int] = {}
         self.rest_of_label: dict[str, int] = {}  # cells to keep within that bin, at least one
-        self.keys_of_label: dict[str, list[NDArray[np.uint64]]] = {}
+        self.keys_of_label: defaultdict[str, list[NDArray[np.uint64]]] = defaultdict(list)
         for name, target in targets.items():
             up_to = np.cumsum(counts.bins[name])
             if target < up_to[-1]:
                 self.bin_of_label[name] = int(np.searchsorted(up_to, target))
                 self.rest_of_label[name] = target - int(np.append(0, up_to)[self.bin_of_label[name]])
-                self.keys_of_label[name] = []
 
     @property
     def needed(self) -> bool:

@@ -1,13 +1,14 @@
 """What is decided from the metadata of all cells before one is ranked: caps, split, and values of the columns.
 
-The metadata are gone through once, twice more where a cap leaves cells out and twice more where a source is limited;
-what comes back from a span are counts, never cells.
+The metadata are gone through once, once more where a cap leaves cells out and twice more where a source has more cells
+than its limit; what comes back from a span are counts, never cells.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
@@ -23,7 +24,6 @@ from cytoglot.atomic import write_json
 from cytoglot.corpus.assign.cell_keys import cell_keys
 from cytoglot.corpus.assign.downsampling import CapCounts, CapLimits, CellCaps, cap_targets
 from cytoglot.corpus.assign.group_split import BY_CELL, HELD_OUT, SplitDecision, UnitCounts, decide_splits
-from cytoglot.corpus.assign.placement import n_shards
 from cytoglot.corpus.build.plan import BuildPlan, PlannedSource, Span, canonical_columns, load_plan
 from cytoglot.corpus.format.folder import PARTS
 from cytoglot.corpus.sources.expand import CorpusSource
@@ -177,12 +177,14 @@ class _Counts:
 
     units: UnitCounts = field(default_factory=UnitCounts)
     caps: CapCounts = field(default_factory=CapCounts)
+    sources: CapCounts = field(default_factory=lambda: CapCounts(purpose="max_cells"))
     values: dict[str, dict[str, set[str]]] = field(default_factory=dict)
     """source → column → values that a cell has"""
 
     def merge(self, other: _Counts) -> None:
         self.units.merge(other.units)
         self.caps.merge(other.caps)
+        self.sources.merge(other.sources)
         for source, columns in other.values.items():
             for column, found in columns.items():
                 self.values.setdefault(source, {}).setdefault(column, set()).update(found)
@@ -199,25 +201,23 @@ def decide(plan: BuildPlan, work: Path, over_spans: SpanMap) -> Decisions:
     if (work / DECISIONS).is_file():
         return load_decisions(str(work), plan.key)
 
-    def look(function: Callable[[SpanTask], Any]) -> Iterator[Any]:
-        return over_spans(function, "count")
+    def counted(source_caps: CellCaps | None) -> _Counts:
+        counts = _Counts()
+        for found in over_spans(partial(_count, source_caps=source_caps), "count"):
+            counts.merge(found)
+        return counts
 
-    source_caps = CellCaps(purpose="max_cells")
+    counts = counted(None)
     most = {source.name: source.recipe.max_cells for source in plan.sources}
-    if any(most.values()):
-        of_sources = CapCounts(purpose="max_cells")
-        for seen in look(_count_sources):
-            of_sources.merge(seen)
-        wanted = {name: min(n, most[name] or n) for name, n in of_sources.cells.items()}
-        source_caps = _limits(look, of_sources, wanted, column=_SOURCE, source_caps=None)
-    counts = _Counts()
-    for found in look(partial(_count, source_caps=source_caps)):
-        counts.merge(found)
+    wanted = {name: min(n, most[name] or n) for name, n in counts.sources.cells.items()}
+    source_caps = _limits(over_spans, counts.sources, wanted, column=_SOURCE, source_caps=None)
+    if source_caps.last_key:
+        counts = counted(source_caps)
     if not sum(counts.units.n_cells.values()):
         raise InputError("no cell is left to build from; expected keep and primary_only to leave some, found none")
     labelled = counts.caps.cells
     targets = cap_targets(labelled, plan.recipe.caps)
-    label_caps = _limits(look, counts.caps, targets, column=plan.recipe.caps.per, source_caps=source_caps)
+    label_caps = _limits(over_spans, counts.caps, targets, column=plan.recipe.caps.per, source_caps=source_caps)
 
     splits = decide_splits(counts.units, plan.recipe.split, plan.seed)
     values: dict[str, set[str]] = {}
@@ -227,7 +227,7 @@ def decide(plan: BuildPlan, work: Path, over_spans: SpanMap) -> Decisions:
     n_unlabelled = counts.caps.n_unlabelled
     share_left = (n_unlabelled + sum(targets.values())) / max(n_unlabelled + sum(labelled.values()), 1)
     ids = _ids_of_parts(plan, counts.units, splits) * share_left
-    first, second, third = (max(1, n_shards(round(n), plan.recipe.shard_ids)) for n in ids)
+    first, second, third = (max(1, math.ceil(round(n) / plan.recipe.shard_ids)) for n in ids)
     decisions = Decisions(
         source_caps=source_caps,
         label_caps=label_caps,
@@ -260,7 +260,7 @@ def _ids_of_parts(plan: BuildPlan, units: UnitCounts, splits: SplitDecision) -> 
 
 
 def _limits(
-    look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]],
+    over_spans: SpanMap,
     counts: CapCounts,
     targets: Mapping[str, int],
     *,
@@ -270,38 +270,30 @@ def _limits(
     limits = CapLimits(counts, targets)
     if limits.needed:
         empty = CapLimits(counts, targets)
-        for found in look(partial(_see_limits, empty=empty, column=column, source_caps=source_caps)):
+        see = partial(_see_limits, empty=empty, column=column, source_caps=source_caps)
+        for found in over_spans(see, "count"):
             limits.merge(found)
-    return limits.finish() if limits.needed else CellCaps(purpose=counts.purpose)
+    return limits.finish()
 
 
-def _count(task: SpanTask, source_caps: CellCaps) -> _Counts:
+def _count(task: SpanTask, source_caps: CellCaps | None) -> _Counts:
     plan, span = task.plan, task.plan.spans[task.number]
     planned = plan.sources[span.source]
     source = plan.opened(span.source)
     cells = wanted_cells(plan, source, span, source_caps=source_caps, label_caps=None)
     counts = _Counts()
     counts.units.add(planned.name, planned.recipe.study, cells.metadata, len(cells.rows))
+    counts.sources.add(_constant(planned.name, len(cells.rows)), cells.keys)
     labels = cells.metadata.get(plan.recipe.caps.per)
     if labels is None:
         counts.caps.n_unlabelled += len(cells.rows)
     else:
         counts.caps.add(labels, cells.keys)
-    counts.values[planned.name] = {name: _values(column) for name, column in cells.metadata.items() if _values(column)}
-    return counts
-
-
-def _values(column: pd.Categorical) -> set[str]:
-    used = np.unique(column.codes)
-    return set(column.categories[used[used >= 0]])
-
-
-def _count_sources(task: SpanTask) -> CapCounts:
-    plan, span = task.plan, task.plan.spans[task.number]
-    cells = wanted_cells(plan, plan.opened(span.source), span, source_caps=None, label_caps=None)
-    counts = CapCounts(purpose="max_cells")
-    name = plan.sources[span.source].name
-    counts.add(_constant(name, len(cells.rows)), cells.keys)
+    values = counts.values.setdefault(planned.name, {})
+    for name, column in cells.metadata.items():
+        used = np.unique(column.codes)
+        if used.max(initial=-1) >= 0:
+            values[name] = set(column.categories[used[used >= 0]])
     return counts
 
 

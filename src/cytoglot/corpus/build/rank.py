@@ -235,7 +235,7 @@ def curve_cells(spill: Spill, plan: BuildPlan, number: int) -> tuple[CellSentenc
     """Return the sampled cells of a span and their expression; None if there are none."""
     if not (spill.folder / f"{_CURVE[0]}.npy").is_file():
         return None
-    ids, lengths, n_expressed, expression = (spill.array(name) for name in _CURVE)
+    ids, lengths, n_expressed, expression = (np.load(spill.folder / f"{name}.npy") for name in _CURVE)
     names = np.array([f"{number} {i}" for i in range(len(lengths))], dtype=object)
     sentences = _sentences(plan, names, lengths, ids, n_expressed)
     log = sp.csr_matrix((expression, ids.astype(np.int32), sentences.offsets), shape=(len(names), len(plan.vocabulary)))

@@ -296,7 +296,15 @@ class CorpusLoader:
                     continue
                 instance, (ids, n_prompt) = found
                 self.asked[instance.task.name] += 1
-                examples.append(self._weighed(instance.task, ids, n_prompt))
+                weight, learns_all = self._examples.generation_weight, self._examples.loss_on == "everything"
+                examples.append(
+                    TokenExample(
+                        ids,
+                        n_prompt,
+                        answer_weight=1.0 if instance.task.closed_answer else weight / max(len(ids) - n_prompt, 1),
+                        prompt_weight=weight / max(n_prompt, 1) if learns_all else 0.0,
+                    )
+                )
                 lengths.append(n if shape.bucket_examples is not None else len(ids))
             if shape.packed:
                 rows, waiting = pack(examples, shape.context, finish=is_last)
@@ -311,15 +319,6 @@ class CorpusLoader:
     def _encoded(self, instances: Sequence[TaskInstance]) -> list[tuple[tuple[NDArray[np.int32], int], int]]:
         prompts, completions = zip(*(instance.segments() for instance in instances), strict=True)
         return [(pair, len(pair[0])) for pair in self._tokenizer.encode_pairs(prompts, completions)]
-
-    def _weighed(self, task: Task[Any, Any], ids: NDArray[np.int32], n_prompt: int) -> TokenExample:
-        weight = self._examples.generation_weight
-        return TokenExample(
-            ids,
-            n_prompt,
-            answer_weight=1.0 if task.closed_answer else weight / max(len(ids) - n_prompt, 1),
-            prompt_weight=weight / max(n_prompt, 1) if self._examples.loss_on == "everything" else 0.0,
-        )
 
     def _check_tokenizer(self, reader: RecordReader, tables: Mapping[str, list[Any]]) -> None:
         """Let the tokenizer compare its reading of some records of this corpus with that of the whole texts."""

@@ -283,22 +283,16 @@ class GeneTokenizer:
                 todo.append((text, is_behind, closing, rest))
         encoded = self._behind([rest for *_, rest in todo]) if todo else []
         for (text, is_behind, closing, _), ids in zip(todo, encoded, strict=True):
+            if closing and closing not in self._closings:
+                n = len(self._words) if len(self._closings) < _CLOSINGS_OF_ALL_GENES else min(len(self._words), 8)
+                found = [list(read) for read in self._behind([f" {name}{closing}" for name in self._words[:n]])]
+                tails = [self._tail_of(gene, read) for gene, read in enumerate(found)]
+                usual = list(next((tail for tail in tails if tail), ()))
+                unlike = {gene: np.array(found[gene], np.int32) for gene, tail in enumerate(tails) if tail != usual}
+                self._closings[closing] = _Closing(usual, unlike, n)
             rest_ids = np.array(ids, np.int32)
-            tail = np.array(self._tail(closing), np.int32)
+            tail = np.array(self._closings[closing].tail if closing else [], np.int32)
             known[text, is_behind] = _Stretch(np.concatenate([tail, rest_ids]), rest_ids, closing)
-
-    def _tail(self, closing: str) -> list[int]:
-        """Return the ids of a closing after an ordinary gene."""
-        if closing == "":
-            return []
-        if closing not in self._closings:
-            n = len(self._words) if len(self._closings) < _CLOSINGS_OF_ALL_GENES else min(len(self._words), 8)
-            found = [list(ids) for ids in self._behind([f" {name}{closing}" for name in self._words[:n]])]
-            tails = [self._tail_of(gene, ids) for gene, ids in enumerate(found)]
-            usual = list(next((tail for tail in tails if tail), ()))
-            unlike = {gene: np.array(found[gene], np.int32) for gene, tail in enumerate(tails) if tail != usual}
-            self._closings[closing] = _Closing(usual, unlike, n)
-        return self._closings[closing].tail
 
     def _tail_of(self, gene: int, ids: list[int]) -> list[int] | None:
         """Return what follows the pieces of a gene, None if they are not there."""
