@@ -211,7 +211,9 @@ def load_templates(source: str | Path) -> TemplateSet:
     """
     places = resources.files("cytoglot.tasks") / "templates"
     folders = [places, *(place for place in places.iterdir() if place.is_dir())]
-    packaged = [folder / f"{source}.toml" for folder in folders] if str(source).isidentifier() else []
+    packaged = (
+        [folder / f"{source}.toml" for folder in folders] if isinstance(source, str) and source.isidentifier() else []
+    )
     found = next((file for file in packaged if file.is_file()), None)
     if found is None and not Path(source).is_file():
         raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")

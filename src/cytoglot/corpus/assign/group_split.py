@@ -149,7 +149,13 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
     InputError
         A source held out is unknown, or all are held out.
     """
-    held_out, studies = _held_out(counts, settings.held_out_sources), counts.study_of_source
+    studies, names = counts.study_of_source, settings.held_out_sources
+    for name in names:
+        if name not in studies and name not in studies.values():
+            raise UnknownNameError("held-out source", name, sorted({*studies, *studies.values()}))
+    held_out = {source for source, study in studies.items() if source in names or study in names}
+    if studies and held_out == set(studies):
+        raise InputError(f"expected at least one source to train on, found all {len(studies)} held out; hold out fewer")
     columns = dict.fromkeys(sorted(counts.n_cells), BY_CELL)
     for source in columns:
         siblings = [s for s, study in studies.items() if study == studies[source]]
@@ -184,17 +190,6 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
         without_unit=without,
         warnings=tuple(warnings),
     )
-
-
-def _held_out(counts: UnitCounts, names: Sequence[str]) -> set[str]:
-    studies = counts.study_of_source
-    for name in names:
-        if name not in studies and name not in studies.values():
-            raise UnknownNameError("held-out source", name, sorted({*studies, *studies.values()}))
-    held_out = {source for source, study in studies.items() if source in names or study in names}
-    if studies and held_out == set(studies):
-        raise InputError(f"expected at least one source to train on, found all {len(studies)} held out; hold out fewer")
-    return held_out
 
 
 def _share_out(

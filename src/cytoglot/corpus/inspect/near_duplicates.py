@@ -147,8 +147,10 @@ class _ChosenCells:
 
     def finish(self, corpus: Corpus, panels: GeneUniverseGroups) -> None:
         """Put the pieces together."""
-        nothing = {"cell_ids": [], "source": [], "metadata": {}, "offsets": np.zeros(1), "gene_ids": np.zeros(0)}
-        self.block = concat_blocks(self._blocks or [make_block(n_genes=len(corpus.vocabulary), **nothing)])
+        nothing = make_block(
+            cell_ids=[], offsets=np.zeros(1, int), gene_ids=np.zeros(0, int), n_genes=1, source=[], metadata={}
+        )
+        self.block = concat_blocks(self._blocks or [nothing])
         part_of_shard = np.array([PARTS.index(shard.part) for shard in corpus.description.shards], np.int8)
         self.part = part_of_shard[(self.places >> np.uint64(ROW_BITS)).astype(np.int64)]
         codes, sources = self.block.values("source")

@@ -128,7 +128,8 @@ def read_c2s(folder: str | Path, *, delimiter: str = " ") -> C2SCells:
         names.append(batch.column(CELL_COLUMN).cast(pa.string()))
         labels.append(batch.drop_columns([CELL_COLUMN, SENTENCE_COLUMN]))
     cell_ids, n_renamed = _unique_names(pa.chunked_array(names, pa.string()).to_pylist())
-    obs, renamed_columns = pd.DataFrame(index=pd.Index(cell_ids, dtype=object)), ()
+    obs = pd.DataFrame(index=pd.Index(cell_ids, dtype=object))
+    renamed_columns: tuple[str, ...] = ()
     if labels and labels[0].column_names:
         table = pa.concat_tables(labels).replace_schema_metadata()
         renamed_columns = tuple(name for name in table.column_names if name in RESERVED)
@@ -170,21 +171,6 @@ class _WordTable:
 
 
 def _batches(folder: Path) -> Iterator[pa.Table]:
-    for file in _arrow_files(folder):
-        try:
-            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-                absent = [name for name in (CELL_COLUMN, SENTENCE_COLUMN) if name not in stream.schema.names]
-                if absent:
-                    raise InputError(f"{file} lacks the columns {absent}; found: {', '.join(stream.schema.names)}")
-                for batch in stream:
-                    table = pa.Table.from_batches([batch])
-                    for start in range(0, len(table), _ROWS_AT_ONCE):
-                        yield table.slice(start, _ROWS_AT_ONCE)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} cannot be read as an Arrow stream: {error}") from error
-
-
-def _arrow_files(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
         raise InputError(f"{folder} holds several data sets; pass one of: {', '.join(str(folder / s) for s in splits)}")
@@ -197,7 +183,18 @@ def _arrow_files(folder: Path) -> list[Path]:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise InputError(f"{folder} lacks {len(absent)} of the {len(names)} files of its state.json: {absent[:3]}")
-    return [folder / name for name in names]
+    for file in (folder / name for name in names):
+        try:
+            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+                absent = [name for name in (CELL_COLUMN, SENTENCE_COLUMN) if name not in stream.schema.names]
+                if absent:
+                    raise InputError(f"{file} lacks the columns {absent}; found: {', '.join(stream.schema.names)}")
+                for batch in stream:
+                    table = pa.Table.from_batches([batch])
+                    for start in range(0, len(table), _ROWS_AT_ONCE):
+                        yield table.slice(start, _ROWS_AT_ONCE)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file} cannot be read as an Arrow stream: {error}") from error
 
 
 def _sentences(
