@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cytoglot.errors import InputError
 from cytoglot.tasks.record import CellGroup, CellRecord, Record
@@ -72,9 +72,8 @@ class C2sStyle(FieldStyle):
         return gene.upper()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Form:
-    """What the file of a task is called, what its texts may name, and how they are written."""
+class _Form(NamedTuple):
+    """What the file of a task is called, what its texts may name, what they answer, and how they are written."""
 
     file: str
     fields: Sequence[str]
@@ -82,35 +81,26 @@ class _Form:
     style: C2sStyle = C2sStyle()
 
 
-_GROUP, _OF_GROUPS = ("num_genes", "num_cells", "organism"), C2sStyle(of_unit=group_fields)
+_CELL, _GROUP = ("num_genes", "organism"), ("num_genes", "num_cells", "organism")
+_OF_GROUPS = C2sStyle(of_unit=group_fields)
 _FORMS = {
     "cell_type_annotation": _Form(
-        file="single_cell_cell_type_prediction_prompts.json",
-        fields=("num_genes", "organism", "tissue", "cell_sentence"),
-        answer="cell_type",
+        "single_cell_cell_type_prediction_prompts.json", (*_CELL, "tissue", "cell_sentence"), "cell_type"
     ),
     "cell_generation": _Form(
-        file="single_cell_cell_type_conditional_generation_prompts.json",
-        fields=("num_genes", "organism", "tissue", "cell_type"),
-        answer="cell_sentence",
+        "single_cell_cell_type_conditional_generation_prompts.json", (*_CELL, "tissue", "cell_type"), "cell_sentence"
     ),
     "tissue_annotation": _Form(
-        file="multi_cell_tissue_prediction_prompts.json",
-        fields=(*_GROUP, "multi_cell_sentences"),
-        answer="tissue",
-        style=_OF_GROUPS,
+        "multi_cell_tissue_prediction_prompts.json", (*_GROUP, "multi_cell_sentences"), "tissue", _OF_GROUPS
     ),
     "cell_group_generation_by_tissue": _Form(
-        file="multi_cell_tissue_conditional_generation.json",
-        fields=(*_GROUP, "tissue"),
-        answer="multi_cell_sentences",
-        style=_OF_GROUPS,
+        "multi_cell_tissue_conditional_generation.json", (*_GROUP, "tissue"), "multi_cell_sentences", _OF_GROUPS
     ),
     "interpretation": _Form(
-        file="multi_cell_natural_lang_interpretation_prompts.json",
-        fields=(*_GROUP, "tissue", "multi_cell_sentences"),
-        answer="abstract",
-        style=_OF_GROUPS,
+        "multi_cell_natural_lang_interpretation_prompts.json",
+        (*_GROUP, "tissue", "multi_cell_sentences"),
+        "abstract",
+        _OF_GROUPS,
     ),
 }
 

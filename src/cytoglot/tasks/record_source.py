@@ -151,8 +151,9 @@ class TableSource(RecordSource):
 
     def record(self, row: Mapping[str, Any]) -> Record:
         """Return the record of a row."""
-        values = {name: row[name] for name in self.columns}
-        return self.kind(**{name: v if isinstance(v, str) else tuple(v) for name, v in values.items()})
+        given = {name: row[name] for name in self.columns}
+        values: dict[str, Any] = {name: v if isinstance(v, str) else tuple(v) for name, v in given.items()}
+        return self.kind(**values)
 
     def row(self, record: Any) -> dict[str, Any]:
         """Return the row of a record."""

@@ -166,22 +166,14 @@ class _ChosenCells:
         return leading_sets(some.offsets, some.gene_ids, genes, n_genes=TOP_GENES)
 
 
-@dataclass
-class _Found:
-    """The pairs of each chosen cell within one part. Axis: q chosen cells."""
-
-    n: NDArray[np.int64]
-    best: NDArray[np.float64]
-    place: NDArray[np.uint64]
-
-
 class _Search:
     """A look that compares every cell with the chosen ones."""
 
     def __init__(self, chosen: _ChosenCells, panels: GeneUniverseGroups, orders: NDArray[np.uint32]) -> None:
         self._chosen, self._panels = chosen, panels
         n = len(chosen.places)
-        self._found = {part: _Found(np.zeros(n, np.int64), np.zeros(n), np.zeros(n, np.uint64)) for part in _ASKED_OF}
+        self._found = {part: (np.zeros(n, np.int64), np.zeros(n), np.zeros(n, np.uint64)) for part in _ASKED_OF}
+        """part → (q,) the pairs of each chosen cell within it, the Jaccard index of the best one, and its place"""
         self._can_be_compared = np.zeros(n, bool)
         self._n_exact = 0
         self._indices: dict[tuple[int, int], tuple[NDArray[np.int64], GeneSetIndex]] = {}
@@ -201,7 +193,8 @@ class _Search:
         codes, sources = seen.codes("source")
         panel = np.array([self._panels.of_source[name] for name in sources], np.int32)[codes]
         asked = np.isin(self._chosen.part, [PARTS.index(part) for part in _ASKED_OF[seen.part]])
-        found, block = self._found[seen.part], seen.block
+        n_q, best_q, place_q = self._found[seen.part]
+        block = seen.block
         for (of_chosen, of_others), (cells, index) in self._indices.items():
             rows = np.flatnonzero(panel == of_others)
             if not len(rows):
@@ -210,22 +203,22 @@ class _Search:
             genes = self._panels.shared(of_chosen, of_others)
             sets, sizes = leading_sets(some.offsets, some.gene_ids, genes, n_genes=TOP_GENES)
             enough = sizes >= MIN_GENES
-            n, best, place = found.n[cells], found.best[cells], found.place[cells]
+            n, best, place = n_q[cells], best_q[cells], place_q[cells]
             self._n_exact += index.look_up(
                 sets[enough], sizes[enough], seen.places[rows][enough], threshold=THRESHOLD, asked=asked[cells],
                 n_found=n, best=best, best_place=place,
             )  # fmt: skip
-            found.n[cells], found.best[cells], found.place[cells] = n, best, place
+            n_q[cells], best_q[cells], place_q[cells] = n, best, place
 
     def result(self, corpus: Corpus, *, examples: int, skip: Collection[str]) -> dict[str, Any]:
         """Sum up."""
         part_q, compared = self._chosen.part, []
         pairs: list[tuple[bool, float, int, int]] = []
         for among, parts in _ASKED_OF.items():
-            found = self._found[among]
+            n_q, best_q, place_q = self._found[among]
             for part in parts:
                 of_part = (part_q == PARTS.index(part)) & self._can_be_compared
-                n_cells, n_twins = int(of_part.sum()), int((found.n[of_part] > 0).sum())
+                n_cells, n_twins = int(of_part.sum()), int((n_q[of_part] > 0).sum())
                 compared.append(
                     {
                         "part": part,
@@ -233,13 +226,13 @@ class _Search:
                         "n_cells": n_cells,
                         "n_of": sum(shard.n_cells for shard in corpus.shards(part) if shard.file not in skip),
                         "n_twins": n_twins,
-                        "n_pairs": int(found.n[of_part].sum()),
+                        "n_pairs": int(n_q[of_part].sum()),
                         "share": round(n_twins / max(n_cells, 1), 6),
                     }
                 )
-                for q in np.flatnonzero(of_part & (found.n > 0)).tolist():
-                    own, other = int(self._chosen.places[q]), int(found.place[q])
-                    pairs.append((part == among, -float(found.best[q]), own, other))
+                for q in np.flatnonzero(of_part & (n_q > 0)).tolist():
+                    own, other = int(self._chosen.places[q]), int(place_q[q])
+                    pairs.append((part == among, -float(best_q[q]), own, other))
         shown = sorted(pairs)[:examples]
         cells = name_cells(corpus, [place for *_, a, b in shown for place in (a, b)])
         names, panels = self._panels.sources, range(len(self._panels.sources))

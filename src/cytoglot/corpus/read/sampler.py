@@ -45,7 +45,13 @@ class EpochSampler:
 
         The genes are those that the record itself has, before a random view drops some.
         """
-        opened = self._open(window)
+        read: dict[tuple[str, int], BlockRecords] = {}
+        opened: list[BlockRecords | None] = []
+        for group in (piece.row_group for piece in window):
+            key = ("", 0) if group is None else (group.shard.file, group.number)
+            if group is not None and key not in read:  # read once, though several pieces are of it
+                read[key] = self.reader.read(group)
+            opened.append(read.get(key))
         every = [self._sampler(place, piece, opened[place], epoch) for place, piece in enumerate(window)]
         visits = np.concatenate(every)
         rng = np.random.default_rng([self.seed, 12, epoch, window[0].number])
@@ -81,20 +87,6 @@ class EpochSampler:
         if len(lengths) > 1:
             limit = min(limit, max(1, common_length(lengths, context)))
         return source.record(cells, row, draws, top_genes=limit), draws
-
-    def _open(self, window: Sequence[Piece]) -> list[BlockRecords | None]:
-        """Read each row group once."""
-        opened: dict[tuple[str, int], BlockRecords] = {}
-        found: list[BlockRecords | None] = []
-        for piece in window:
-            if piece.row_group is None:
-                found.append(None)
-                continue
-            name = piece.row_group.shard.file, piece.row_group.number
-            if name not in opened:
-                opened[name] = self.reader.read(piece.row_group)
-            found.append(opened[name])
-        return found
 
     def _sampler(self, place: int, piece: Piece, records: BlockRecords | None, epoch: int) -> NDArray[np.int64]:
         """Return (n, 4): place of the piece in the window, number of the unit, row, and which visit to it this is."""
