@@ -167,7 +167,7 @@ class _ChosenCells:
 
 
 class _Search:
-    """A look that compares every cell with the chosen ones."""
+    """A visitor that compares every cell with the chosen ones."""
 
     def __init__(self, chosen: _ChosenCells, panels: GeneUniverseGroups, orders: NDArray[np.uint32]) -> None:
         self._chosen, self._panels = chosen, panels

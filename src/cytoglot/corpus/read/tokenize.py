@@ -288,8 +288,9 @@ class GeneTokenizer:
                 found = [list(read) for read in self._behind([f" {name}{closing}" for name in self._words[:n]])]
                 tails = [self._tail_of(gene, read) for gene, read in enumerate(found)]
                 usual = list(next((tail for tail in tails if tail), ()))
-                unlike = {gene: np.array(found[gene], np.int32) for gene, tail in enumerate(tails) if tail != usual}
-                self._closings[closing] = _Closing(usual, unlike, n)
+                known_closing = self._closings[closing] = _Closing(usual, {}, n)
+                for gene in (gene for gene, tail in enumerate(tails) if tail != usual):
+                    known_closing.unlike[gene] = np.array(found[gene], np.int32)
             rest_ids = np.array(ids, np.int32)
             tail = np.array(self._closings[closing].tail if closing else [], np.int32)
             known[text, is_behind] = _Stretch(np.concatenate([tail, rest_ids]), rest_ids, closing)
