@@ -54,12 +54,11 @@ class SameCells:
         self.n_without_id += int((ids == NO_HASH).sum())
         self._first.append(seen.places[0])
         for what, hashes in (("contents", contents), ("ids", ids)):
-            table: Table = sort_hashes(hashes)
-            if self._folder is not None:
-                path = self._folder / f"{what}-{len(self._first):06d}.npy"
+            table = sort_hashes(hashes)
+            path = None if self._folder is None else self._folder / f"{what}-{len(self._first):06d}.npy"
+            if path is not None:
                 np.save(path, table)
-                table = path
-            self._tables[what].append(table)
+            self._tables[what].append(table if path is None else path)
 
     def repeated(self, what: Literal["contents", "ids"], *, examples: int = 20) -> dict[str, Any]:
         """Count the cells with the ranked genes of another cell, or with the id of another cell of their study.
