@@ -188,7 +188,8 @@ def _check_groups(corpus: Corpus, counts: CorpusCounts) -> tuple[list[dict[str, 
     for source in corpus.description.sources:
         studies.setdefault(source.study or source.name, []).append(source.name)
     drawn_from_train = {*splits.get("validation_from_train", ()), *splits.get("carved", ())}  # its name in old builds
-    rows, misplaced_shown = [], []
+    rows: list[dict[str, Any]] = []
+    misplaced_shown: list[str] = []
     for study, sources in sorted(studies.items()):
         kept_whole = sorted({columns[source] for source in sources if source in columns})
         for column in [c for c in GROUP_FIELDS if c in corpus.description.metadata_columns]:
