@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
 from cytoglot.tasks import AnswerSpace, CellGroup, CellRecord, tasks
-from cytoglot.tasks.interpretation import one_paragraph
+from cytoglot.tasks.answers import one_line
 
 task, reverse = tasks["interpretation"], tasks["cell_group_generation_by_abstract"]
 CELLS = tuple(CellRecord(genes=("CD3D", "IL7R"), cell_id=f"c{i}") for i in range(2))
@@ -34,15 +34,15 @@ def test_both_directions_by_hand() -> None:
     assert back.completion == f" {cells}."
 
 
-@given(st.text(min_size=1).filter(lambda text: one_paragraph(text) != ""))
+@given(st.text(min_size=1).filter(lambda text: one_line(text) != ""))
 def test_reading_undoes_writing_of_any_abstract(abstract: str) -> None:
     record = group(abstract=abstract)
     completion = task.completion(record)
     assert completion.endswith(".")
     assert not completion.endswith(("..", " ."))
     assert "\n" not in completion
-    assert task.parse(completion, AnswerSpace()) == one_paragraph(abstract)
-    assert ".." not in reverse.prompt(record, template=0).replace(one_paragraph(abstract), "")
+    assert task.parse(completion, AnswerSpace()) == one_line(abstract)
+    assert ".." not in reverse.prompt(record, template=0).replace(one_line(abstract), "")
 
 
 def test_an_abstract_without_words_is_not_asked_about() -> None:

@@ -126,7 +126,9 @@ def corpus_of_cells(
     if options.shuffle_labels:
         known = np.flatnonzero(train_n & series.notna().to_numpy())
         labels[known] = labels[np.random.default_rng([seed, 1]).permutation(known)]
-    learned = _share_of(np.flatnonzero(train_n), options.train_share, seed)
+    # At least one cell; a smaller share is a part of a larger one, as both are cut from one order.
+    order = np.random.default_rng([seed, 6]).permutation(np.flatnonzero(train_n))
+    learned = np.sort(order[: max(1, round(options.train_share * len(order)))])
     log_ng, tie_rates, curve = None, None, None
     if rank is not None:
         sentences = rank(adata)
@@ -147,7 +149,12 @@ def corpus_of_cells(
         curve = fit_rank_curve(DEFAULT_CURVE, sentences[learned], log_ng, seed=split.seed).to_dict()
     n_genes = len(sentences.vocabulary)
     messages.append(f"{n_genes} genes in the sentence vocabulary; {sentences.n_empty} cells have an empty sentence")
-    metadata: dict[str, NDArray[np.object_]] = {"cell_type": labels, **_groups(adata)}
+    metadata: dict[str, NDArray[np.object_]] = {"cell_type": labels}
+    fields = recognize_obs(adata.obs)
+    for name in GROUP_FIELDS:  # what intervals are resampled by, where the file names it
+        if name in fields:
+            values = group_values(adata.obs, fields[name])
+            metadata[name] = values.where(values.notna(), None).to_numpy(dtype=object)
     metadata |= {name: np.full(adata.n_obs, text, dtype=object) for name, text in options.metadata.items()}
 
     def blocks(rows: NDArray[np.intp]) -> list[CellBlock]:
@@ -193,16 +200,3 @@ def choose_genes(train_cells: AnnData, options: CellOptions) -> list[str]:
     return sorted(
         select_hvg(train_cells, n_top=options.hvg, flavor=options.hvg_flavor, batch_key=options.hvg_batch_key)
     )
-
-
-def _share_of(rows: NDArray[np.intp], share: float, seed: int) -> NDArray[np.intp]:
-    """Return a share of the rows, at least one, in their order."""
-    order = np.random.default_rng([seed, 6]).permutation(rows)
-    return np.sort(order[: max(1, round(share * len(rows)))])
-
-
-def _groups(adata: AnnData) -> dict[str, NDArray[np.object_]]:
-    """Return donor, batch and study of each cell where the file names them: what intervals are resampled by."""
-    fields = recognize_obs(adata.obs)
-    columns = {name: group_values(adata.obs, fields[name]) for name in GROUP_FIELDS if name in fields}
-    return {name: values.where(values.notna(), None).to_numpy(dtype=object) for name, values in columns.items()}

@@ -127,7 +127,9 @@ def parse_label(answer: str, labels: tuple[str, ...]) -> ParsedLabel:
     Tried in turn: the first line, the line without its terminator, the line up to its first terminator. So a label that
     itself holds a full stop is found. Without `labels` the text itself is the label.
     """
-    candidates = _candidates(answer)
+    lines = answer.strip().splitlines()
+    line = lines[0].strip() if lines else ""
+    candidates = line, line.removesuffix(TERMINATOR).strip(), line.partition(TERMINATOR)[0].strip()
     text = storable(candidates[1])
     if not labels:
         return ParsedLabel(label=text or None, text=text, match="exact" if text else "none")
@@ -139,12 +141,6 @@ def parse_label(answer: str, labels: tuple[str, ...]) -> ParsedLabel:
         if (label := folded.get(_fold(candidate))) is not None:
             return ParsedLabel(label=label, text=text, match="case")
     return ParsedLabel(label=None, text=text, match="none")
-
-
-def _candidates(answer: str) -> tuple[str, str, str]:
-    lines = answer.strip().splitlines()
-    line = lines[0].strip() if lines else ""
-    return line, line.removesuffix(TERMINATOR).strip(), line.partition(TERMINATOR)[0].strip()
 
 
 def _fold(text: str) -> str:
@@ -165,6 +161,8 @@ class NameAnswer(Task[R, str]):
 
     answer_field: ClassVar[str]
     """name of the text in the answer of the TOML file"""
+    record_field: ClassVar[str]
+    """name of the text in the record"""
     max_tokens: ClassVar[int] = 64
     """of an answer; a name has ten at most, the rest is for tokenizers of few merges"""
     answer_kind = "text"
@@ -172,7 +170,7 @@ class NameAnswer(Task[R, str]):
 
     def answer_text(self, record: R) -> str:
         """Return the true answer."""
-        raise NotImplementedError
+        return getattr(record, self.record_field)
 
     def answer_fields(self, record: R) -> Mapping[str, Field]:
         """Return the true answer in one line, without the full stop that the template adds."""

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cytoglot.errors import InputError
 from cytoglot.tasks.record import CellGroup, CellRecord, Record
@@ -72,9 +72,8 @@ class C2sStyle(FieldStyle):
         return gene.upper()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Form:
-    """What the file of a task is called, what its texts may name, and how they are written."""
+class _Form(NamedTuple):
+    """What the file of a task is called, what its texts may name, what they answer, and how they are written."""
 
     file: str
     fields: Sequence[str]
@@ -82,35 +81,26 @@ class _Form:
     style: C2sStyle = C2sStyle()
 
 
-_GROUP, _OF_GROUPS = ("num_genes", "num_cells", "organism"), C2sStyle(of_unit=group_fields)
+_CELL, _GROUP = ("num_genes", "organism"), ("num_genes", "num_cells", "organism")
+_OF_GROUPS = C2sStyle(of_unit=group_fields)
 _FORMS = {
     "cell_type_annotation": _Form(
-        file="single_cell_cell_type_prediction_prompts.json",
-        fields=("num_genes", "organism", "tissue", "cell_sentence"),
-        answer="cell_type",
+        "single_cell_cell_type_prediction_prompts.json", (*_CELL, "tissue", "cell_sentence"), "cell_type"
     ),
     "cell_generation": _Form(
-        file="single_cell_cell_type_conditional_generation_prompts.json",
-        fields=("num_genes", "organism", "tissue", "cell_type"),
-        answer="cell_sentence",
+        "single_cell_cell_type_conditional_generation_prompts.json", (*_CELL, "tissue", "cell_type"), "cell_sentence"
     ),
     "tissue_annotation": _Form(
-        file="multi_cell_tissue_prediction_prompts.json",
-        fields=(*_GROUP, "multi_cell_sentences"),
-        answer="tissue",
-        style=_OF_GROUPS,
+        "multi_cell_tissue_prediction_prompts.json", (*_GROUP, "multi_cell_sentences"), "tissue", _OF_GROUPS
     ),
     "cell_group_generation_by_tissue": _Form(
-        file="multi_cell_tissue_conditional_generation.json",
-        fields=(*_GROUP, "tissue"),
-        answer="multi_cell_sentences",
-        style=_OF_GROUPS,
+        "multi_cell_tissue_conditional_generation.json", (*_GROUP, "tissue"), "multi_cell_sentences", _OF_GROUPS
     ),
     "interpretation": _Form(
-        file="multi_cell_natural_lang_interpretation_prompts.json",
-        fields=(*_GROUP, "tissue", "multi_cell_sentences"),
-        answer="abstract",
-        style=_OF_GROUPS,
+        "multi_cell_natural_lang_interpretation_prompts.json",
+        (*_GROUP, "tissue", "multi_cell_sentences"),
+        "abstract",
+        _OF_GROUPS,
     ),
 }
 
@@ -132,7 +122,15 @@ def load_c2s_templates(task: str, folder: str | Path | None = None) -> TemplateS
         The package is not installed, it has no prompts of the task, or its file is not as expected.
     """
     name = _form(task).file
-    place = _package_folder() if folder is None else Path(folder)
+    place = Path(folder or "")
+    if folder is None:
+        found = importlib.util.find_spec(PACKAGE)  # not imported, which takes seconds
+        if found is None or not found.submodule_search_locations:
+            raise InputError(
+                f"the prompts of {PACKAGE} are read from that package, which is not installed; install it, or pass a "
+                "folder with its JSON files"
+            )
+        place = Path(next(iter(found.submodule_search_locations)))
     path = next((p for p in (place / name, place / "prompts" / name) if p.is_file()), None)
     if path is None:
         raise InputError(
@@ -150,7 +148,18 @@ def read_c2s_templates(path: str | Path, task: str) -> TemplateSet:
         The file is missing, is not such JSON, or a text names an unknown field; with file, text and known fields.
     """
     form, path = _form(task), Path(path)
-    prompts, answers = _read_texts(path)
+    if not path.is_file():
+        raise InputError(f"templates {path} do not exist; pass the path of a JSON file")
+    try:
+        values = json.loads(read_text(path))
+    except ValueError as error:
+        raise InputError(f"templates {path} are not valid JSON: {error}") from error
+    found = values if isinstance(values, dict) else {}
+    prompts, answers = _texts(found.get("model_input")), _texts(found.get("response"))
+    if not prompts or len(answers) != 1:
+        raise InputError(
+            f'templates {path}: expected {{"model_input": [a prompt, …], "response": [one answer]}}, all of them texts'
+        )
     try:
         templates = TemplateSet(
             name=task,
@@ -204,33 +213,6 @@ def _form(task: str) -> _Form:
             f"{PACKAGE} has no prompts of {task!r}, only of {', '.join(_FORMS)}; pass a TOML file of your own"
         )
     return _FORMS[task]
-
-
-def _package_folder() -> Path:
-    # looked up without importing it, which takes seconds
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
-        raise InputError(
-            f"the prompts of {PACKAGE} are read from that package, which is not installed; install it, or pass a "
-            "folder with its JSON files"
-        )
-    return Path(next(iter(found.submodule_search_locations)))
-
-
-def _read_texts(path: Path) -> tuple[list[str], list[str]]:
-    if not path.is_file():
-        raise InputError(f"templates {path} do not exist; pass the path of a JSON file")
-    try:
-        values = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"templates {path} are not valid JSON: {error}") from error
-    found = values if isinstance(values, dict) else {}
-    prompts, answers = _texts(found.get("model_input")), _texts(found.get("response"))
-    if not prompts or len(answers) != 1:
-        raise InputError(
-            f'templates {path}: expected {{"model_input": [a prompt, …], "response": [one answer]}}, all of them texts'
-        )
-    return prompts, answers
 
 
 def _texts(values: object) -> list[str]:

@@ -26,7 +26,7 @@ class CellTypeDefinition(NameAnswer[CellTypeTerm]):
     name = "cell_type_definition"
     unit = "cell_type_term"
     reverse = "cell_type_from_definition"
-    answer_field = "definition"
+    answer_field = record_field = "definition"
     max_tokens = 400
 
     def has_content(self, record: CellTypeTerm) -> bool:
@@ -36,10 +36,6 @@ class CellTypeDefinition(NameAnswer[CellTypeTerm]):
     def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, Field]:
         """Return the label."""
         return self.common_fields(record) | {"cell_type": record.label}
-
-    def answer_text(self, record: CellTypeTerm) -> str:
-        """Return the definition."""
-        return record.definition
 
 
 @register_task
@@ -53,7 +49,7 @@ class CellTypeFromDefinition(NameAnswer[CellTypeTerm]):
     name = "cell_type_from_definition"
     unit = "cell_type_term"
     reverse = "cell_type_definition"
-    answer_field = "cell_type"
+    answer_field, record_field = "cell_type", "label"
 
     def has_content(self, record: CellTypeTerm) -> bool:
         """The definition must say something beside the name; the root of the ontology, "cell", is not asked for."""
@@ -63,10 +59,6 @@ class CellTypeFromDefinition(NameAnswer[CellTypeTerm]):
     def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, Field]:
         """Return the definition without the name."""
         return self.common_fields(record) | {"definition": f"{one_line(unnamed(record))}."}
-
-    def answer_text(self, record: CellTypeTerm) -> str:
-        """Return the label."""
-        return record.label
 
 
 @register_task
@@ -95,16 +87,12 @@ class CellTypeFromMarkers(NameAnswer[CellTypeTerm]):
     name = "cell_type_from_markers"
     unit = "cell_type_term"
     reverse = "cell_type_markers"
-    answer_field = "cell_type"
+    answer_field, record_field = "cell_type", "label"
 
     def prompt_fields(self, record: CellTypeTerm) -> Mapping[str, Field]:
         """Return the markers and their number."""
         markers = shuffled(self.name, record, record.markers[:MOST_MARKERS])
         return self.common_fields(record) | {"genes": markers, "num_genes": str(len(markers))}
-
-    def answer_text(self, record: CellTypeTerm) -> str:
-        """Return the label."""
-        return record.label
 
 
 def unnamed(record: CellTypeTerm) -> str:

@@ -44,21 +44,13 @@ class GeneSetNaming(NameAnswer[GeneSet]):
     name = "gene_set_naming"
     unit = "gene_set"
     reverse = "gene_set_enumeration"
-    answer_field = "set_name"
+    answer_field, record_field = "set_name", "name"
 
     def prompt_fields(self, record: GeneSet) -> Mapping[str, Field]:
         """Return the genes, their number and the collection."""
         genes = shuffled(self.name, record, chosen_genes(self.name, record))
-        fields: dict[str, Field] = {
-            "genes": genes,
-            "num_genes": str(len(genes)),
-            "collection": record.collection or "gene",
-        }
-        return self.common_fields(record) | fields
-
-    def answer_text(self, record: GeneSet) -> str:
-        """Return the name."""
-        return record.name
+        texts = {"num_genes": str(len(genes)), "collection": record.collection or "gene"}
+        return self.common_fields(record) | texts | {"genes": genes}
 
 
 def chosen_genes(task: str, record: GeneSet) -> Sequence[str]:

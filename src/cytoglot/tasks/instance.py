@@ -84,18 +84,14 @@ def truncate_to_fit(
         encoded = encode(list(waiting.values()))
         for (i, instance), (made, n_tokens) in zip(list(waiting.items()), encoded, strict=True):
             del waiting[i]
+            lengths = instance.record.lengths()
+            n_genes = sum(lengths)
             if n_tokens <= rooms[i]:
                 fitting[i] = instance, made
-            elif (shorter := shortened(instance, n_tokens, rooms[i])) is not None:
-                waiting[i] = shorter
+            elif n_genes > 0:
+                # As if every token were a gene's; where that is too few genes, the next round says so.
+                fewer = n_genes - math.ceil((n_tokens - rooms[i]) * n_genes / n_tokens)
+                shorter = instance.truncate(min(common_length(lengths, max(fewer, 0)), max(lengths) - 1))
+                if shorter is not None:
+                    waiting[i] = shorter
     return fitting
-
-
-def shortened(instance: TaskInstance, n_tokens: int, room: float) -> TaskInstance | None:
-    """Return the question with fewer genes, so that it takes about `room` tokens instead of `n_tokens`."""
-    lengths = instance.record.lengths()
-    n_genes = sum(lengths)
-    if n_genes == 0:
-        return None
-    fewer = n_genes - math.ceil((n_tokens - room) * n_genes / n_tokens)
-    return instance.truncate(min(common_length(lengths, max(fewer, 0)), max(lengths) - 1))

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
+from cytoglot.tasks.answers import one_line
 from cytoglot.tasks.multicell import GroupGeneration, GroupQuestion
 from cytoglot.tasks.record import CellGroup
 from cytoglot.tasks.segments import Field
 from cytoglot.tasks.task import AnswerSpace, register_task, require_metadata
-from cytoglot.tasks.template import TERMINATOR
 
 MAX_ABSTRACT_TOKENS = 1024
 """2,000 characters, a long abstract, at two to a token: the small BPE of a from-scratch model; others need half"""
@@ -29,7 +29,7 @@ class Interpretation(GroupQuestion[str]):
 
     def has_content(self, record: CellGroup) -> bool:
         """Tell whether there are two or more cells, one of them with genes, and the abstract has words."""
-        return super().has_content(record) and bool(one_paragraph(record.metadata.get("abstract", "")))
+        return super().has_content(record) and bool(one_line(record.metadata.get("abstract", "")))
 
     def answer_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Return the abstract as one paragraph without the full stop at its end; an InputError if there is none."""
@@ -41,7 +41,7 @@ class Interpretation(GroupQuestion[str]):
 
     def parse(self, answer: str, space: AnswerSpace) -> str:
         """Return the answer as one paragraph without the full stop at its end; it may be empty."""
-        return one_paragraph(answer)
+        return one_line(answer)
 
 
 @register_task
@@ -54,7 +54,7 @@ class CellGroupGenerationByAbstract(GroupGeneration):
 
     def has_content(self, record: CellGroup) -> bool:
         """Tell whether there are two or more cells, all with genes, and the abstract has words."""
-        return super().has_content(record) and bool(one_paragraph(record.metadata.get("abstract", "")))
+        return super().has_content(record) and bool(one_line(record.metadata.get("abstract", "")))
 
     def prompt_fields(self, record: CellGroup) -> Mapping[str, Field]:
         """Add the abstract, as one paragraph without the full stop at its end; an InputError if there is none."""
@@ -62,13 +62,8 @@ class CellGroupGenerationByAbstract(GroupGeneration):
         return {**super().prompt_fields(record), "abstract": abstract}
 
 
-def one_paragraph(text: str) -> str:
-    """Return the text with its white space collapsed and without full stops at its end: a template sets its own."""
-    return " ".join(text.split()).rstrip(TERMINATOR + " ")
-
-
 def _abstract(record: CellGroup, task: str) -> str:
-    abstract = one_paragraph(require_metadata(record, "abstract", task=task))
+    abstract = one_line(require_metadata(record, "abstract", task=task))
     if not abstract:
         raise InputError(f"task {task!r}: the abstract of {record.group_id!r} has no words; leave it out")
     return abstract

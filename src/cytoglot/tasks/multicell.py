@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Generic
 from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
 from cytoglot.sentence.parse import ParsedSentence, parse_genes
-from cytoglot.tasks.answers import LabelAnswer, ParsedLabel
-from cytoglot.tasks.record import CellGroup, CellRecord
+from cytoglot.tasks.answers import LabelAnswer, ParsedLabel, vocabulary_of
+from cytoglot.tasks.record import CellGroup
 from cytoglot.tasks.segments import Field, Segments, join
 from cytoglot.tasks.task import (
     NO_GENES,
-    TERSE_DESCRIBED,
     AnswerSpace,
     Task,
     Value,
@@ -47,7 +46,7 @@ _NUMBER = re.compile(r"[0-9]+")
 class GroupTask(Task[CellGroup, Value], Generic[Value]):
     """What all tasks about several cells share: how the cells are described, and that there are several."""
 
-    unit = "cell_group"
+    unit, noun = "cell_group", "cells"
     own_field: str | None = None
     """metadata that a field of the prompt states, so that the description need not"""
 
@@ -55,26 +54,18 @@ class GroupTask(Task[CellGroup, Value], Generic[Value]):
         """Tell whether there are two or more cells, one of them with genes."""
         return len(record.cells) >= MIN_CELLS and record.longest > 0
 
-    def describe(self, record: CellGroup) -> str:
-        """Return what is known of all cells, in the plural: "human pancreas cells (disease: normal)" or "cells"."""
-        return describe_cell(self._told(record), noun="cells")
-
-    def short_template(self, record: CellGroup) -> int | str:
-        """Return the shortest wording that states what else is known of the cells."""
-        described = self.describe(record) != describe_cell({}, noun="cells")
-        return TERSE_DESCRIBED if described and TERSE_DESCRIBED in self.templates.names else 0
-
     def common_fields(self, record: CellGroup) -> dict[str, Field]:
-        """Return the description of one cell, with and without an article, and that of the cells."""
-        cell = describe_cell(self._told(record))
+        """Return the description of one cell, with and without an article, and that of the cells in the plural."""
+        cell = describe_cell(self.told(record))
         return {
             "description": cell,
             "a_description": with_article(cell),
             "cells_description": self.describe(record),
         }
 
-    def _told(self, record: CellGroup) -> dict[str, str]:
-        return {k: v for k, v in record.metadata.items() if k not in self.hidden_metadata and k != self.own_field}
+    def told(self, record: CellGroup) -> dict[str, str]:
+        """Return what is known of all cells, but for what a field of the prompt states."""
+        return {key: value for key, value in super().told(record).items() if key != self.own_field}
 
 
 class GroupQuestion(GroupTask[Value], Generic[Value]):
@@ -112,7 +103,10 @@ class GroupGeneration(GroupTask[tuple[ParsedSentence, ...]]):
         A cell still to be written has the length of its own `num_genes`, else of the group's. A group whose number of
         cells or genes is not known is an InputError.
         """
-        lengths = _lengths_to_write(record)
+        if record.cells:
+            lengths = [len(cell.genes) or cell.num_genes or record.num_genes or 0 for cell in record.cells]
+        else:
+            lengths = [record.num_genes or 0] * (record.num_cells or 0)
         if not lengths or 0 in lengths:
             raise InputError(
                 f"task {self.name!r} needs the number of cells to write for group {record.group_id!r} and of the genes "
@@ -153,9 +147,7 @@ class GroupGeneration(GroupTask[tuple[ParsedSentence, ...]]):
 
         A cell whose number was skipped, or without genes, has no genes here. `space` must hold the vocabulary.
         """
-        if space.vocabulary is None:
-            raise InputError(f"task {self.name!r} needs the gene vocabulary that its answers are made of, found none")
-        return parse_cells(answer, space.vocabulary)
+        return parse_cells(answer, vocabulary_of(space, task=self.name))
 
 
 @register_task
@@ -241,13 +233,3 @@ def state_lengths(lengths: Iterable[int]) -> str:
     """Return the number of genes that cells have, "5", or of the longest, "up to 5", where they differ."""
     distinct = sorted(set(lengths))
     return str(distinct[0]) if len(distinct) == 1 else f"up to {distinct[-1]}"
-
-
-def _lengths_to_write(record: CellGroup) -> list[int]:
-    if not record.cells:
-        return [record.num_genes or 0] * (record.num_cells or 0)
-
-    def length(cell: CellRecord) -> int:
-        return len(cell.genes) or cell.num_genes or record.num_genes or 0
-
-    return [length(cell) for cell in record.cells]

@@ -144,14 +144,21 @@ class TableSource(RecordSource):
     is_of_cells = False
     table: ClassVar[str]
     """name of the file in the corpus, without `.parquet`; it has a column `part`"""
+    kind: ClassVar[type[Record]]
+    """what its records are"""
+    columns: ClassVar[tuple[str, ...]]
+    """fields of a record that are kept, texts or sequences of texts, in the order of the columns"""
 
-    @abstractmethod
     def record(self, row: Mapping[str, Any]) -> Record:
         """Return the record of a row."""
+        given = {name: row[name] for name in self.columns}
+        values: dict[str, Any] = {name: v if isinstance(v, str) else tuple(v) for name, v in given.items()}
+        return self.kind(**values)
 
-    @abstractmethod
     def row(self, record: Any) -> dict[str, Any]:
         """Return the row of a record."""
+        values = {name: getattr(record, name) for name in self.columns}
+        return {name: v if isinstance(v, str) else list(v) for name, v in values.items()}
 
 
 def modules_of_tasks() -> tuple[str, ...]:
@@ -227,42 +234,16 @@ class CellGroupSource(CellsSource):
 class GeneSetSource(TableSource):
     """Gene sets that the recipe of a corpus names."""
 
-    unit, table = "gene_set", "gene_sets"
-
-    def record(self, row: Mapping[str, Any]) -> GeneSet:
-        """Return the set."""
-        return GeneSet(name=row["name"], genes=tuple(row["genes"]), collection=row["collection"])
-
-    def row(self, record: GeneSet) -> dict[str, Any]:
-        """Return the row of a set."""
-        return {"collection": record.collection, "name": record.name, "genes": list(record.genes)}
+    unit, table, kind = "gene_set", "gene_sets", GeneSet
+    columns = ("collection", "name", "genes")
 
 
 @register_source
 class CellTypeTermSource(TableSource):
     """Terms of the Cell Ontology."""
 
-    unit, table = "cell_type_term", "cell_type_terms"
-
-    def record(self, row: Mapping[str, Any]) -> CellTypeTerm:
-        """Return the term."""
-        return CellTypeTerm(
-            label=row["label"],
-            definition=row["definition"],
-            term_id=row["term_id"],
-            synonyms=tuple(row["synonyms"]),
-            markers=tuple(row["markers"]),
-        )
-
-    def row(self, record: CellTypeTerm) -> dict[str, Any]:
-        """Return the row of a term."""
-        return {
-            "term_id": record.term_id,
-            "label": record.label,
-            "definition": record.definition,
-            "synonyms": list(record.synonyms),
-            "markers": list(record.markers),
-        }
+    unit, table, kind = "cell_type_term", "cell_type_terms", CellTypeTerm
+    columns = ("term_id", "label", "definition", "synonyms", "markers")
 
 
 def common_length(lengths: Sequence[int], total: int) -> int:

@@ -76,6 +76,8 @@ class Task(ABC, Generic[R, Value]):
     name: ClassVar[str]
     unit: ClassVar[str] = "cell"
     """what one example is about: the unit of a registered `RecordSource`"""
+    noun: ClassVar[str] = "cell"
+    """what a description calls it"""
     answer_kind: ClassVar[AnswerKind]
     """what an answer is made of, which decides how a model is made to answer"""
     field: ClassVar[str] = ""
@@ -150,12 +152,16 @@ class Task(ABC, Generic[R, Value]):
 
     def short_template(self, record: R) -> int | str:
         """Return the shortest wording that states what else is known of the record: organism, tissue, …."""
-        described = self.describe(record) != describe_cell({})
+        described = self.describe(record) != self.noun
         return TERSE_DESCRIBED if described and TERSE_DESCRIBED in self.templates.names else 0
 
     def describe(self, record: R) -> str:
         """Return `describe_cell` of the metadata that the prompt may tell."""
-        return describe_cell({key: value for key, value in record.metadata.items() if key not in self.hidden_metadata})
+        return describe_cell(self.told(record), noun=self.noun)
+
+    def told(self, record: R) -> dict[str, str]:
+        """Return the metadata that the description may tell."""
+        return {key: value for key, value in record.metadata.items() if key not in self.hidden_metadata}
 
     def common_fields(self, record: R) -> dict[str, Field]:
         """Return the fields that every task can fill: the description of the cell, with and without an article."""

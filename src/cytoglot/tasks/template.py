@@ -101,9 +101,17 @@ class TemplateSet:
     """how fields are written; wordings of another style are kept to the letter, exempt from the rules for ours"""
 
     def __post_init__(self) -> None:
-        if self.style.is_ours:
-            _check_answer(self)
-        _check_names(self)
+        answer, names = self.answer, [t.name for t in self.templates]
+        if self.style.is_ours and (not answer.endswith(TERMINATOR) or answer != answer.strip()):
+            raise InputError(
+                f"the answer of {self.name} must end in {TERMINATOR!r} and have no white space around it, "
+                f"found {answer!r}; the leading space is added by the task"
+            )
+        if len(set(names)) != len(names):
+            twice = sorted({n for n in names if names.count(n) > 1})
+            raise InputError(f"templates of {self.name} need distinct names, found more than once: {twice}")
+        if all(t.held_out for t in self.templates):
+            raise InputError(f"{self.name} needs at least one template that is not held out, found none")
         for template in self.templates:
             _check_template(template, self)
 
@@ -201,7 +209,15 @@ def load_templates(source: str | Path) -> TemplateSet:
         The file is missing, is not TOML, lacks a key, has an unknown one, or a template breaks a rule: an unknown
         field, white space at its end, genes that are not preceded by a space, fewer than one training template.
     """
-    text = _read_text(source)
+    places = resources.files("cytoglot.tasks") / "templates"
+    folders = [places, *(place for place in places.iterdir() if place.is_dir())]
+    packaged = (
+        [folder / f"{source}.toml" for folder in folders] if isinstance(source, str) and source.isidentifier() else []
+    )
+    found = next((file for file in packaged if file.is_file()), None)
+    if found is None and not Path(source).is_file():
+        raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")
+    text = read_text(Path(source)) if found is None else found.read_text(encoding="utf-8")
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -240,19 +256,6 @@ def check_same_fields(templates: TemplateSet, shipped: TemplateSet, *, where: st
         raise InputError(f"{where}: expected the field {sorted(wanted)} in the answer, found {sorted(named)}")
 
 
-def _read_text(source: str | Path) -> str:
-    if isinstance(source, str) and source.isidentifier():
-        places = resources.files("cytoglot.tasks") / "templates"
-        for folder in (places, *(place for place in places.iterdir() if place.is_dir())):
-            packaged = folder / f"{source}.toml"
-            if packaged.is_file():
-                return packaged.read_text(encoding="utf-8")
-    path = Path(source)
-    if not path.is_file():
-        raise InputError(f"templates {source} do not exist; pass the path of a TOML file or a task's name")
-    return read_text(path)
-
-
 def _check_keys(values: Mapping[str, object], *, required: set[str], optional: set[str], where: str) -> None:
     missing, unknown = required - set(values), set(values) - required - optional
     if missing or unknown:
@@ -261,24 +264,6 @@ def _check_keys(values: Mapping[str, object], *, required: set[str], optional: s
             + (f" and perhaps {sorted(optional)}" if optional else "")
             + f"; missing {sorted(missing)}, unknown {sorted(unknown)}"
         )
-
-
-def _check_answer(templates: TemplateSet) -> None:
-    answer = templates.answer
-    if not answer.endswith(TERMINATOR) or answer != answer.strip():
-        raise InputError(
-            f"the answer of {templates.name} must end in {TERMINATOR!r} and have no white space around it, "
-            f"found {answer!r}; the leading space is added by the task"
-        )
-
-
-def _check_names(templates: TemplateSet) -> None:
-    names = [t.name for t in templates.templates]
-    if len(set(names)) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
-        raise InputError(f"templates of {templates.name} need distinct names, found more than once: {twice}")
-    if all(t.held_out for t in templates.templates):
-        raise InputError(f"{templates.name} needs at least one template that is not held out, found none")
 
 
 def _check_template(template: Template, templates: TemplateSet) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cytoglot.corpus.assign.cell_groups import form_groups
 from cytoglot.corpus.assign.cell_keys import cell_keys
-from cytoglot.corpus.assign.placement import group_keys, n_shards, number_groups, shard_of, shuffle_order
+from cytoglot.corpus.assign.placement import group_keys, number_groups, shard_of, shuffle_order
 from cytoglot.errors import InputError
 
 KEYS = np.array([50, 30, 10, 40, 20], np.uint64)
@@ -20,10 +20,6 @@ def test_a_group_goes_by_its_smallest_key() -> None:
     assert group_keys(KEYS, GROUP).tolist() == [50, 30, 10, 30, 10]
     assert group_keys(KEYS, np.full(5, -1)).tolist() == KEYS.tolist()
     assert group_keys(KEYS[:0], GROUP[:0]).tolist() == []
-
-
-def test_the_number_of_shards() -> None:
-    assert [n_shards(n, 100) for n in (0, 1, 100, 101)] == [0, 1, 1, 2]
 
 
 def test_groups_are_numbered_as_they_appear() -> None:

@@ -238,11 +238,11 @@ def test_a_finished_shard_is_never_rebuilt_and_a_span_never_ranked_again(
 ) -> None:
     real, n = build_shards._write, [0]
 
-    def third_fails(task: Any) -> bool:
+    def third_fails(*task: Any) -> Any:
         n[0] += 1
         if n[0] == 3:
             raise KilledError
-        return real(task)
+        return real(*task)
 
     monkeypatch.setattr(build_shards, "_write", third_fails)
     with pytest.raises(KilledError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cytoglot.corpus.format.folder import Corpus, CorpusDescription, describe_shard, open_corpus
+from cytoglot.corpus.format.folder import Corpus, CorpusDescription, open_corpus, read_shard_counts
 from cytoglot.errors import InputError
 
 
@@ -32,7 +32,10 @@ def test_the_description_survives_json_and_its_fingerprint_follows_the_bytes(sma
     again = CorpusDescription.from_dict(json.loads(json.dumps(description.to_dict())))
     assert again == description
     shard = description.shards[0]
-    assert describe_shard(small_corpus.folder, shard.file, shard.part) == shard
+    assert (
+        read_shard_counts(small_corpus.folder / shard.file, ()).described(small_corpus.folder, shard.file, shard.part)
+        == shard
+    )
     changed = description.to_dict()
     changed["shards"][0]["sha256"] = "0" * 64
     assert CorpusDescription.from_dict(changed).fingerprint != description.fingerprint

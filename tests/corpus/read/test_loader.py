@@ -85,7 +85,7 @@ def test_batches_hold_what_the_task_makes_of_each_cell(
                 weights = [0.0] * n_prompt + [float(weight)] * (len(ids) - n_prompt)
                 expected.append((name, tuple(ids.tolist()), tuple(weights)))
     for name in ("cell_type_annotation", "unconditional_generation"):
-        for batches in (padded(), replace(packed(), fill=False)):
+        for batches in (padded(), packed()):
             loader = CorpusLoader(
                 small_corpus,
                 tokenizer=tokenizer,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,55 +56,27 @@ def test_positions_beyond_the_usual_lengths() -> None:
     assert batch.position_ids[0].tolist() == list(range(20_000))
 
 
-def test_a_gap_is_filled_with_a_shortened_example_of_the_emptiest_row() -> None:
-    examples = [example(40, first=100 * i) for i in range(7)]  # two a row leave 20 of 100
-
-    def shorten(which: Sequence[int], rooms: Sequence[int]) -> list[TokenExample | None]:
-        assert rooms == [20] * len(which)
-        return [example(20, first=100 * i) for i in which]
-
-    packed = pack(examples, 100, shorten=shorten)
-    assert packed.waiting == []
-    assert [sum(map(len, row)) for row in packed.rows] == [
-        100,
-        100,
-        40,
-    ]  # one came from the row of one, one from a row of two
-    firsts = sorted(int(found.input_ids[0]) for row in packed.rows for found in row)
-    assert firsts == [100 * i for i in range(7)]
-    refused = pack(examples, 100, shorten=lambda which, rooms: [None] * len(which))
-    assert [len(row) for row in refused.rows] == [2, 2, 2, 1]
-
-
 @given(st.lists(st.integers(1, 64), max_size=120), st.booleans())
-def test_nothing_is_lost_or_twice_when_rows_are_filled(lengths: list[int], finish: bool) -> None:
-    examples = [example(length, first=1000 * i) for i, length in enumerate(lengths)]
-
-    def shorten(which: Sequence[int], rooms: Sequence[int]) -> list[TokenExample | None]:
-        return [
-            TokenExample(examples[i].input_ids[:room], 1, 1.0) if i % 3 else None
-            for i, room in zip(which, rooms, strict=True)
-        ]
-
-    packed = pack(examples, 64, shorten=shorten, finish=finish)
-    done = [int(found.input_ids[0]) // 1000 for row in packed.rows for found in row]
-    assert sorted([*done, *packed.waiting]) == list(range(len(lengths)))
-    assert all(sum(map(len, row)) <= 64 for row in packed.rows)
-    assert not (finish and packed.waiting)
+def test_nothing_is_lost_or_twice(lengths: list[int], finish: bool) -> None:
+    rows, waiting = pack([example(n, first=1000 * i) for i, n in enumerate(lengths)], 64, finish=finish)
+    done = [int(found.input_ids[0]) // 1000 for row in rows for found in row]
+    waits = [int(found.input_ids[0]) // 1000 for found in waiting]
+    assert waits == sorted(waits)
+    assert sorted([*done, *waits]) == list(range(len(lengths)))
+    assert all(sum(map(len, row)) <= 64 for row in rows)
+    assert not (finish and waiting)
 
 
 def test_waiting_examples_are_those_of_the_emptiest_rows() -> None:
-    examples = [example(length) for length in (100, 100, 99, 60, 100, 100, 100)]
-    packed = pack(examples, 100, finish=False)
-    assert [sum(map(len, row)) for row in packed.rows] == [100, 100, 100, 100, 100, 99]
-    assert packed.waiting == [3]
+    rows, waiting = pack([example(length) for length in (100, 100, 99, 60, 100, 100, 100)], 100, finish=False)
+    assert [sum(map(len, row)) for row in rows] == [100, 100, 100, 100, 100, 99]
+    assert [len(found) for found in waiting] == [60]
 
 
 def test_packing_wastes_little() -> None:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(60, 420, size=1000)
-    packed = pack([example(int(length)) for length in lengths], 2048)
-    assert 1 - lengths.sum() / (2048 * len(packed.rows)) < 0.02
+    lengths = np.random.default_rng(0).integers(60, 420, size=1000)
+    rows, _ = pack([example(int(length)) for length in lengths], 2048)
+    assert 1 - lengths.sum() / (2048 * len(rows)) < 0.02
 
 
 def test_buckets_hold_neighbors_in_length() -> None:

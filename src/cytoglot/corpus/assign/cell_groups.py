@@ -60,9 +60,13 @@ def form_groups(
     changes = np.zeros(len(cells), bool)
     for column in (part, *columns):
         changes[1:] |= column[cells[1:]] != column[cells[:-1]]
-    starts, ends = _cut(np.append(np.flatnonzero(changes), len(cells)), lengths, min_cells)
-    number = np.repeat(np.arange(len(starts), dtype=np.int32), ends - starts)
-    group[cells[_ranges(starts, ends)]] = number
+    drawn, number, start = lengths.tolist(), 0, 0
+    for block_end in [*np.flatnonzero(changes).tolist(), len(cells)]:
+        while block_end - start >= min_cells:
+            end = min(start + drawn[start], block_end)  # the length of a run is drawn at its first cell
+            group[cells[start:end]] = number
+            start, number = end, number + 1
+        start = block_end
     return group
 
 
@@ -70,26 +74,3 @@ def dissolve_small(group: NDArray[np.integer], *, min_cells: int) -> NDArray[np.
     """Return (n,) groups without those that have fewer than `min_cells` cells left; the others keep their numbers."""
     sizes = np.bincount(group[group >= 0], minlength=1)
     return np.where((group >= 0) & (sizes[group] >= min_cells), group, NO_GROUP).astype(np.int32)
-
-
-def _cut(
-    block_ends: NDArray[np.intp], lengths: NDArray[np.int64], min_cells: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Cut every block into runs; the length of a run is drawn at its first cell. Return where runs start and end."""
-    starts, ends, start = [], [], 0
-    drawn = lengths.tolist()
-    for block_end in block_ends.tolist():
-        while block_end - start >= min_cells:
-            end = min(start + drawn[start], block_end)
-            starts.append(start)
-            ends.append(end)
-            start = end
-        start = block_end
-    return np.array(starts, np.int64), np.array(ends, np.int64)
-
-
-def _ranges(starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return start, start + 1, … end − 1 of each run, one after another."""
-    lengths = ends - starts
-    skipped = starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(starts) else starts
-    return np.arange(lengths.sum()) + np.repeat(skipped, lengths)

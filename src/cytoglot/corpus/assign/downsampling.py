@@ -10,9 +10,9 @@ Cells without a label are never capped. Labels come as `CorpusSource.metadata` g
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,7 +39,7 @@ class CapCounts:
     def add(self, values: pd.Categorical, keys: NDArray[np.uint64]) -> None:
         """Count (n,) cells with their labels and keys (as `cell_keys` gives them)."""
         labelled = values.codes >= 0
-        codes, used = _compact(values.codes[labelled])
+        used, codes = np.unique(values.codes[labelled], return_inverse=True)
         bins = (salted(keys[labelled], self.purpose) >> _BIN_SHIFT).astype(np.int64)
         cells = np.bincount(codes * N_BINS + bins, minlength=len(used) * N_BINS)
         for name, counts in zip(values.categories[used], cells.reshape(len(used), N_BINS), strict=True):
@@ -89,13 +89,12 @@ class CapLimits:
         self.purpose = counts.purpose
         self.bin_of_label: dict[str, int] = {}
         self.rest_of_label: dict[str, int] = {}  # cells to keep within that bin, at least one
-        self.keys_of_label: dict[str, list[NDArray[np.uint64]]] = {}
+        self.keys_of_label: defaultdict[str, list[NDArray[np.uint64]]] = defaultdict(list)
         for name, target in targets.items():
             up_to = np.cumsum(counts.bins[name])
             if target < up_to[-1]:
                 self.bin_of_label[name] = int(np.searchsorted(up_to, target))
                 self.rest_of_label[name] = target - int(np.append(0, up_to)[self.bin_of_label[name]])
-                self.keys_of_label[name] = []
 
     @property
     def needed(self) -> bool:
@@ -142,18 +141,3 @@ class CellCaps:
             return np.ones(len(keys), bool)
         last = np.array([self.last_key.get(name, _LAST_KEY) for name in values.categories] + [_LAST_KEY], np.uint64)
         return salted(keys, self.purpose) <= last[values.codes]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"purpose": self.purpose, "last_key": dict(self.last_key)}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> CellCaps:
-        """Read what `to_dict` wrote."""
-        return cls(purpose=value["purpose"], last_key=value["last_key"])
-
-
-def _compact(codes: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return codes 0, 1, … for those that occur, and what they were: a file has thousands of labels, a span a few."""
-    used, compact = np.unique(codes, return_inverse=True)
-    return compact, used.astype(np.int64)

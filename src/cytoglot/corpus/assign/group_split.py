@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -124,27 +123,6 @@ class SplitDecision:
         edges /= edges[-1]  # exactly 1, where the sum of the fractions may stop short of it
         return np.searchsorted(edges, uniform(salted(keys, "split")), side="right").astype(np.int8)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v
-                for name, v in values.items()}  # fmt: skip
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> SplitDecision:
-        """Read what `to_dict` wrote.
-
-        Raises
-        ------
-        InputError
-            A key is missing or unknown.
-        """
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise InputError(f"not a stored split: {str(error).removeprefix('SplitDecision.__init__() ')}") from error
-
 
 def unit_name(study: str, value: str) -> str:
     """Return the name of a unit in `SplitDecision.units`."""
@@ -171,13 +149,34 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
     InputError
         A source held out is unknown, or all are held out.
     """
-    held_out = _held_out(counts, settings.held_out_sources)
-    columns = {s: HELD_OUT if s in held_out else _column_of(counts, s, settings.by) for s in sorted(counts.n_cells)}
+    studies, names = counts.study_of_source, settings.held_out_sources
+    for name in names:
+        if name not in studies and name not in studies.values():
+            raise UnknownNameError("held-out source", name, sorted({*studies, *studies.values()}))
+    held_out = {source for source, study in studies.items() if source in names or study in names}
+    if studies and held_out == set(studies):
+        raise InputError(f"expected at least one source to train on, found all {len(studies)} held out; hold out fewer")
+    columns = dict.fromkeys(sorted(counts.n_cells), BY_CELL)
+    for source in columns:
+        siblings = [s for s, study in studies.items() if study == studies[source]]
+        for column in GROUP_FIELDS if settings.by == "auto" else (settings.by,):
+            cells = sum((counts.units[s].get(column, Counter()) for s in siblings), Counter[str]())
+            if counts.units[source].get(column) and 2 <= len(cells) < cells.total():
+                columns[source] = column
+                break
+    columns |= dict.fromkeys(columns.keys() & held_out, HELD_OUT)
     units, validation_from_train, held = _share_out(counts, columns, settings.fractions, seed)
     without = {s: counts.n_cells[s] - counts.units[s][column].total() for s, column in columns.items()
                if column not in (BY_CELL, HELD_OUT)}  # fmt: skip
     without = {source: n for source, n in without.items() if n}
-    warnings = [*_warnings(columns, validation_from_train, without), *_missed(held, settings.fractions)]
+    warnings = _warnings(columns, validation_from_train, without)
+    found = held / max(held.sum(), 1)
+    if held.any() and np.abs(found - settings.fractions).max() > _TOLERANCE:
+        got, wanted = (" / ".join(f"{100 * share:.0f} %" for share in shares) for shares in (found, settings.fractions))
+        warnings.append(
+            f"whole donors or batches give {got} of the cells to training, validation and test, where {wanted} were "
+            "asked for: studies of few donors have one in every part"
+        )
     for warning in warnings:
         logger.warning(warning)
     return SplitDecision(
@@ -185,32 +184,12 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
         seed=seed,
         fractions=settings.fractions,
         columns=columns,
-        studies={source: counts.study_of_source[source] for source in columns},
+        studies={source: studies[source] for source in columns},
         units=units,
         validation_from_train=validation_from_train,
         without_unit=without,
         warnings=tuple(warnings),
     )
-
-
-def _held_out(counts: UnitCounts, names: Sequence[str]) -> set[str]:
-    studies = counts.study_of_source
-    for name in names:
-        if name not in studies and name not in studies.values():
-            raise UnknownNameError("held-out source", name, sorted({*studies, *studies.values()}))
-    held_out = {source for source, study in studies.items() if source in names or study in names}
-    if studies and held_out == set(studies):
-        raise InputError(f"expected at least one source to train on, found all {len(studies)} held out; hold out fewer")
-    return held_out
-
-
-def _column_of(counts: UnitCounts, source: str, by: str) -> str:
-    siblings = [s for s, study in counts.study_of_source.items() if study == counts.study_of_source[source]]
-    for column in GROUP_FIELDS if by == "auto" else (by,):
-        cells = sum((counts.units[s].get(column, Counter()) for s in siblings), Counter[str]())
-        if counts.units[source].get(column) and 2 <= len(cells) < cells.total():
-            return column
-    return BY_CELL
 
 
 def _share_out(
@@ -221,15 +200,25 @@ def _share_out(
     The cells (3,) are those of sources with units; by cell the fractions are met anyway, and held-out cells are extra.
     """
     held = np.zeros(len(PARTS))
+    cells_of: dict[str, dict[str, Counter[str]]] = {}  # study → source → unit → cells
     for source, column in columns.items():
         if column not in (BY_CELL, HELD_OUT):
+            cells_of.setdefault(counts.study_of_source[source], {})[source] = counts.units[source][column]
             held[TRAIN] += counts.n_cells[source] - counts.units[source][column].total()
-    tables = _unit_tables(counts, columns)
+    tables = {study: pd.DataFrame(of_source).fillna(0).sort_index() for study, of_source in cells_of.items()}
     units: dict[str, Part] = {}
     validation_from_train = []
     for study in sorted(tables, key=lambda study: (len(tables[study]), study)):
-        tested = sorted(_units_of_held_out(counts, columns, study) & set(tables[study].index))
-        free = tables[study].drop(index=tested)
+        siblings = [source for source in columns if counts.study_of_source[source] == study]
+        used = {columns[source] for source in siblings} - {BY_CELL, HELD_OUT}
+        tested = {
+            unit
+            for source in siblings
+            if columns[source] == HELD_OUT
+            for column in used
+            for unit in counts.units[source].get(column, ())
+        } & set(tables[study].index)
+        free = tables[study].drop(index=sorted(tested))
         wanted = [part for part in range(len(PARTS)) if fractions[part] > 0]
         is_carved = 0 < len(free) < len(wanted) == len(PARTS)
         if is_carved:
@@ -237,48 +226,20 @@ def _share_out(
             wanted = [TRAIN, TEST] if len(free) > 1 else [TRAIN]
         elif len(free) == 1:  # all others are held out
             wanted = [TRAIN]
-        chosen = _assign(free, wanted, fractions, held, hash_text(f"{seed}\0{study}"))
+        chosen = np.empty(0, np.int64)
+        if len(free):
+            n_cells = float(free.to_numpy().sum())
+            fraction = np.array(fractions)[wanted] / sum(fractions[part] for part in wanted)
+            # What parts are owed so far; one that got too much still gets some, as each study is to be in every part.
+            due = (held[wanted].sum() + n_cells) * fraction - held[wanted]
+            shares = np.clip(due / n_cells, _LEAST_SHARE * fraction, None)
+            chosen = np.array(wanted)[assign_groups(free, shares / shares.sum(), hash_text(f"{seed}\0{study}"))]
         cells = np.bincount(chosen, weights=free.to_numpy().sum(axis=1), minlength=len(PARTS))
         drawn = cells[TRAIN] * fractions[VALIDATION] / (1 - fractions[TEST]) if is_carved else 0.0
         held += cells + np.array([-drawn, drawn, 0.0])
         units |= {unit_name(study, unit): PARTS[TEST] for unit in tested}
         units |= {unit_name(study, unit): PARTS[part] for unit, part in zip(free.index, chosen, strict=True)}
     return dict(sorted(units.items())), tuple(sorted(validation_from_train)), held
-
-
-def _assign(
-    table: pd.DataFrame, wanted: list[int], fractions: tuple[float, float, float], held: NDArray[np.float64], seed: int
-) -> NDArray[np.int64]:
-    """Return (units,) the part of each unit of one study, so that all cells so far come near the fractions."""
-    if table.empty:
-        return np.empty(0, np.int64)
-    n_cells = float(table.to_numpy().sum())
-    fraction = np.array(fractions)[wanted] / sum(fractions[part] for part in wanted)
-    # What parts are owed so far; a part that got too much still gets some, since each study is to be in every part.
-    due = (held[wanted].sum() + n_cells) * fraction - held[wanted]
-    shares = np.clip(due / n_cells, _LEAST_SHARE * fraction, None)
-    return np.array(wanted)[assign_groups(table, shares / shares.sum(), seed)]
-
-
-def _unit_tables(counts: UnitCounts, columns: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """Return for each study the cells of each unit (rows, sorted) in each source."""
-    cells: dict[str, dict[str, Counter[str]]] = {}
-    for source, column in columns.items():
-        if column not in (BY_CELL, HELD_OUT):
-            cells.setdefault(counts.study_of_source[source], {})[source] = counts.units[source][column]
-    return {study: pd.DataFrame(of_source).fillna(0).sort_index() for study, of_source in cells.items()}
-
-
-def _units_of_held_out(counts: UnitCounts, columns: Mapping[str, str], study: str) -> set[str]:
-    siblings = [source for source in columns if counts.study_of_source[source] == study]
-    used = {columns[source] for source in siblings} - {BY_CELL, HELD_OUT}
-    return {
-        unit
-        for source in siblings
-        if columns[source] == HELD_OUT
-        for column in used
-        for unit in counts.units[source].get(column, ())
-    }
 
 
 def _warnings(
@@ -301,17 +262,3 @@ def _warnings(
         for source, n in without.items()
     ]
     return warnings
-
-
-def _missed(held: NDArray[np.float64], fractions: tuple[float, float, float]) -> list[str]:
-    found = held / max(held.sum(), 1)
-    if not held.any() or np.abs(found - fractions).max() <= _TOLERANCE:
-        return []
-    return [
-        f"whole donors or batches give {_percent(found)} of the cells to training, validation and test, where "
-        f"{_percent(fractions)} were asked for: studies of few donors have one in every part"
-    ]
-
-
-def _percent(shares: Sequence[float] | NDArray[np.float64]) -> str:
-    return " / ".join(f"{100 * share:.0f} %" for share in shares)

@@ -5,7 +5,6 @@ Cells of one cell group share the key of the group and so stay together.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,11 +12,6 @@ from numpy.typing import NDArray
 
 from cytoglot.corpus.assign.cell_keys import draw_below, salted
 from cytoglot.errors import InputError
-
-
-def n_shards(n_ids: int, shard_ids: int) -> int:
-    """Return the number of shards of a part of `n_ids` ranked ids, `shard_ids` in each or a little less; 0 for none."""
-    return math.ceil(n_ids / shard_ids)
 
 
 def group_keys(keys: NDArray[np.uint64], group: NDArray[np.integer]) -> NDArray[np.uint64]:

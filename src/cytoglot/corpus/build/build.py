@@ -18,9 +18,10 @@ import json
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,12 @@ from cytoglot.corpus.format.folder import (
     CorpusDescription,
     ShardInfo,
     SourceInfo,
+    most_frequent_first,
 )
 from cytoglot.corpus.format.templates import FOLDER as WORDINGS
 from cytoglot.corpus.format.templates import check_wordings, copy_wordings
+from cytoglot.corpus.sources.expand import close_sources
 from cytoglot.corpus.sources.genes import find_file
-from cytoglot.corpus.sources.open_cache import close_sources
 from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe, load_corpus_recipe
 from cytoglot.engines import Engine, Workers, running
 from cytoglot.errors import InputError
@@ -137,9 +139,15 @@ def build_corpus(
     if not (out / WORK).is_dir():
         check_output_folder(out, written_by="corpus build", mark=DESCRIPTION)
     with explain_write_errors(out), running(engine, workers) as pool:
-        bad = _known_bad(out) if skip_bad and not overwrite else {}
+        bad: dict[str, str] = {}
+        if skip_bad and not overwrite:  # what an earlier run found to be unreadable is not tried again
+            if (out / DESCRIPTION).is_file():
+                bad = dict(_read_json(out / DESCRIPTION).get("skipped", {}))
+            elif (out / WORK / _BAD).is_file():
+                bad = _read_json(out / WORK / _BAD)
         try:
-            while True:
+            summary = None
+            while summary is None:
                 plan = make_plan(recipe, base, seed=seed, skip_bad=skip_bad, known_bad=bad)
                 try:
                     summary = _build(plan, out, pool, bad=bad if skip_bad else None, overwrite=overwrite)
@@ -147,8 +155,6 @@ def build_corpus(
                     if not skip_bad:
                         raise
                     bad |= error.faults
-                    continue
-                break
         finally:
             close_sources()
     logger.info("%s: %d cells in %d shards, %.1f s", out, summary.cells, summary.shards, time.perf_counter() - started)
@@ -232,20 +238,27 @@ def _run(plan: BuildPlan, out: Path, pool: Workers, *, skip_bad: bool) -> tuple[
     over_spans = SpanMap(plan=plan, work=work, workers=pool, skip_bad=skip_bad)
     decisions = decide(plan, work, over_spans)
     if plan.settings.needs_tie_rates and not (work / TIE_RATES).is_file():
-        _write_tie_rates(work, over_spans)
-    removed: dict[str, dict[str, int]] = {source.name: {} for source in plan.sources}
+        n_cells, detected = 0, np.zeros(len(plan.vocabulary), np.int64)
+        for n, genes in over_spans(count_detections, "detection rates"):
+            n_cells += n
+            detected += genes
+        with atomic_path(work / TIE_RATES) as partial:
+            write_array(partial, (detected / max(n_cells, 1)).astype(np.float32))
+    removed = {source.name: Counter[str]() for source in plan.sources}
     resumed_spans = 0
     for counts in over_spans(rank_span, "rank"):
         resumed_spans += counts["resumed"]
-        for reason, n in counts["removed"].items():
-            of_source = removed[counts["source"]]
-            of_source[reason] = of_source.get(reason, 0) + n
+        removed[counts["source"]].update(counts["removed"])
     if resumed_spans:
         logger.info("%d of %d spans were ranked by an interrupted build", resumed_spans, len(plan.spans))
     if plan.recipe.cells.duplicates == "drop":
         for source, n in drop_duplicates(plan, work).items():
             removed[source]["repeats an earlier cell"] = n
-    tasks = _shard_tasks(plan, out, decisions)
+    places = [(part, number) for part, n in zip(PARTS, decisions.shards_of_part, strict=True) for number in range(n)]
+    tasks = [
+        ShardTask(str(work), plan.key, str(out), part, number, destination)
+        for destination, (part, number) in enumerate(places)
+    ]
     results = list(pool.map(build_shard, tasks, description="shuffle", unit="shard"))
     resumed_shards = sum(result.pop("resumed") for result in results)
     if resumed_shards:
@@ -254,39 +267,24 @@ def _run(plan: BuildPlan, out: Path, pool: Workers, *, skip_bad: bool) -> tuple[
     if not shards:
         raise InputError("no cell is left to build from; lower cells.min_genes, or look at what the sources hold")
     description = _describe(plan, decisions, shards, removed)
-    _write_tables(plan, decisions, description, out)
+    write_knowledge(plan, description, out)
+    copy_wordings(plan.recipe.templates, Path(plan.base), out)
+    if (curve := fit_curve_of_sample(plan, work)) is not None:
+        write_json(out / RANK_CURVE, curve)
+    write_json(out / VOCABULARY, plan.vocabulary.to_dict())
+    write_json(out / SPLITS, asdict(decisions.splits))
+    write_text(out / CARD, corpus_card(description, warnings=decisions.splits.warnings))
     return description, resumed_spans, resumed_shards
-
-
-def _shard_tasks(plan: BuildPlan, out: Path, decisions: Decisions) -> list[ShardTask]:
-    places = [(part, number) for part, n in zip(PARTS, decisions.shards_of_part, strict=True) for number in range(n)]
-    return [
-        ShardTask(str(out / WORK), plan.key, str(out), part, number, destination)
-        for destination, (part, number) in enumerate(places)
-    ]
-
-
-def _write_tie_rates(work: Path, over_spans: SpanMap) -> None:
-    n_cells, detected = 0, np.zeros(len(over_spans.plan.vocabulary), np.int64)
-    for n, genes in over_spans(count_detections, "detection rates"):
-        n_cells += n
-        detected += genes
-    with atomic_path(work / TIE_RATES) as partial:
-        write_array(partial, (detected / max(n_cells, 1)).astype(np.float32))
 
 
 def _describe(
     plan: BuildPlan, decisions: Decisions, shards: list[dict[str, Any]], removed: Mapping[str, Mapping[str, int]]
 ) -> CorpusDescription:
-    counts: dict[str, dict[str, int]] = {name: {} for name in ("source", *decisions.values)}
+    counts = {name: Counter[str]() for name in ("source", *decisions.values)}
     for shard in shards:
         for column, values in shard.pop("counts").items():
-            for value, n in values.items():
-                counts[column][value] = counts[column].get(value, 0) + n
-    ordered = {
-        column: dict(sorted(found.items(), key=lambda item: (-item[1], item[0]))) for column, found in counts.items()
-    }
-    kept = ordered.pop("source")
+            counts[column].update(values)
+    kept = counts.pop("source")
     return CorpusDescription(
         seed=plan.seed,
         settings=plan.settings,
@@ -302,14 +300,14 @@ def _describe(
                 licence=source.recipe.licence or "",
                 fingerprint=source.fingerprint,
                 n_cells=source.n_cells,
-                n_kept=kept.get(source.name, 0),
+                n_kept=kept[source.name],
                 removed=dict(sorted((r, n) for r, n in removed[source.name].items() if n)),
                 messages=source.messages,
             )
             for source in plan.sources
         ),
         metadata_columns=tuple(decisions.values),
-        counts=ordered,
+        counts={column: most_frequent_first(found) for column, found in counts.items()},
         recipe=plan.recipe.model_dump(mode="json"),
         inputs=plan.inputs,
         skipped=plan.skipped,
@@ -325,18 +323,6 @@ def _abstract(source: SourceRecipe, base: Path) -> str:
         return " ".join(read_text(find_file(text, base)).split())
     except OSError as error:
         raise InputError(f"source {source.label!r}: the abstract {text} cannot be read: {error}") from error
-
-
-def _write_tables(plan: BuildPlan, decisions: Decisions, description: CorpusDescription, out: Path) -> None:
-    """Write everything but the shards and the description."""
-    write_knowledge(plan, description, out)
-    copy_wordings(plan.recipe.templates, Path(plan.base), out)
-    curve = fit_curve_of_sample(plan, out / WORK)
-    if curve is not None:
-        write_json(out / RANK_CURVE, curve)
-    write_json(out / VOCABULARY, plan.vocabulary.to_dict())
-    write_json(out / SPLITS, decisions.splits.to_dict())
-    write_text(out / CARD, corpus_card(description, warnings=decisions.splits.warnings))
 
 
 def _finished(plan: BuildPlan, out: Path, *, overwrite: bool) -> BuildSummary | None:
@@ -359,19 +345,16 @@ def _finished(plan: BuildPlan, out: Path, *, overwrite: bool) -> BuildSummary | 
         "version": [int(n) for n in description.versions.get("build", "0.0").split(".")],
     }
     _refuse_other(old, plan, out)
-    bad = [shard.file for shard in description.shards if not _is_whole(out / shard.file, shard.bytes)]
+    files = {shard.file: out / shard.file for shard in description.shards}
+    bad = [s.file for s in description.shards if not files[s.file].is_file() or files[s.file].stat().st_size != s.bytes]
     if bad:
         logger.info("%d shards are missing or damaged, and are made again: %s", len(bad), ", ".join(bad[:3]))
         for file in bad:
-            (out / file).unlink(missing_ok=True)
+            files[file].unlink(missing_ok=True)
         return None
     shutil.rmtree(out / WORK, ignore_errors=True)
     logger.info("%s is finished, and nothing has changed", out)
     return _summary(description, resumed_spans=0, resumed_shards=len(description.shards))
-
-
-def _is_whole(file: Path, n_bytes: int) -> bool:
-    return file.is_file() and file.stat().st_size == n_bytes
 
 
 def _refuse_other(old: Mapping[str, Any], plan: BuildPlan, out: Path) -> None:
@@ -431,13 +414,6 @@ def _give_up(out: Path) -> None:
         out.rmdir()
 
 
-def _known_bad(out: Path) -> dict[str, str]:
-    """Return the sources that an earlier run found to be unreadable, and why."""
-    if (out / DESCRIPTION).is_file():
-        return dict(_read_json(out / DESCRIPTION).get("skipped", {}))
-    return _read_json(out / WORK / _BAD) if (out / WORK / _BAD).is_file() else {}
-
-
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -446,10 +422,9 @@ def _read_json(path: Path) -> Any:
 
 
 def _summary(description: CorpusDescription, *, resumed_spans: int, resumed_shards: int) -> BuildSummary:
-    removed: dict[str, int] = {}
+    removed = Counter[str]()
     for source in description.sources:
-        for reason, n in source.removed.items():
-            removed[reason] = removed.get(reason, 0) + n
+        removed.update(source.removed)
     return BuildSummary(
         cells=description.total("n_cells"),
         cell_groups=description.total("n_groups"),
@@ -458,7 +433,7 @@ def _summary(description: CorpusDescription, *, resumed_spans: int, resumed_shar
         shards=len(description.shards),
         fingerprint=description.fingerprint,
         cells_of_part={part: description.total("n_cells", part) for part in PARTS},
-        removed=removed,
+        removed=dict(removed),
         skipped=tuple(description.skipped),
         resumed_spans=resumed_spans,
         resumed_shards=resumed_shards,

@@ -1,16 +1,16 @@
 """What is decided from the metadata of all cells before one is ranked: caps, split, and values of the columns.
 
-The metadata are gone through once, twice more where a cap leaves cells out and twice more where a source is limited;
-what comes back from a span are counts, never cells.
+The metadata are gone through once, once more where a cap leaves cells out and twice more where a source has more cells
+than its limit; what comes back from a span are counts, never cells.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,12 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from cytoglot.atomic import write_json
 from cytoglot.corpus.assign.cell_keys import cell_keys
 from cytoglot.corpus.assign.downsampling import CapCounts, CapLimits, CellCaps, cap_targets
 from cytoglot.corpus.assign.group_split import BY_CELL, HELD_OUT, SplitDecision, UnitCounts, decide_splits
-from cytoglot.corpus.assign.placement import n_shards
 from cytoglot.corpus.build.plan import BuildPlan, PlannedSource, Span, canonical_columns, load_plan
 from cytoglot.corpus.format.folder import PARTS
 from cytoglot.corpus.sources.expand import CorpusSource
@@ -122,37 +122,11 @@ class Decisions:
     curve_share: float
     """share of the training cells whose expression is kept for the rank curve"""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "source_caps": self.source_caps.to_dict(),
-            "label_caps": self.label_caps.to_dict(),
-            "splits": self.splits.to_dict(),
-            "values": {name: list(values) for name, values in self.values.items()},
-            "known": {name: list(values) for name, values in self.known.items()},
-            "shards_of_part": list(self.shards_of_part),
-            "curve_share": self.curve_share,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Decisions:
-        """Read what `to_dict` wrote."""
-        first, second, third = value["shards_of_part"]
-        return cls(
-            source_caps=CellCaps.from_dict(value["source_caps"]),
-            label_caps=CellCaps.from_dict(value["label_caps"]),
-            splits=SplitDecision.from_dict(value["splits"]),
-            values={name: tuple(values) for name, values in value["values"].items()},
-            known={name: tuple(values) for name, values in value["known"].items()},
-            shards_of_part=(first, second, third),
-            curve_share=value["curve_share"],
-        )
-
 
 @lru_cache(maxsize=2)
 def load_decisions(work: str, _key: str) -> Decisions:
     """Return the decisions that lie in a folder; `_key` is that of the plan."""
-    return Decisions.from_dict(json.loads((Path(work) / DECISIONS).read_text(encoding="utf-8")))
+    return TypeAdapter(Decisions).validate_json((Path(work) / DECISIONS).read_bytes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,18 +154,16 @@ def wanted_cells(
         ("above max_cells of the source", source_caps, _SOURCE),
         ("above the cap", label_caps, plan.recipe.caps.per),
     ):
-        labels = _labels(frame, column, source.name, rows)
+        labels = None
+        if column == _SOURCE:
+            labels = _constant(source.name, len(rows))
+        elif column in frame.columns:
+            labels = frame[column].array.take(rows)
         if caps is not None and labels is not None:
             stays = caps.keep(labels, keys)
             rows, keys, removed[reason] = rows[stays], keys[stays], int((~stays).sum())
     metadata = {str(name): frame[name].array.take(rows) for name in frame.columns}
     return SpanCells(rows=rows, keys=keys, metadata=metadata, removed={r: n for r, n in removed.items() if n})
-
-
-def _labels(frame: pd.DataFrame, column: str, source: str, rows: NDArray[np.int64]) -> pd.Categorical | None:
-    if column == _SOURCE:
-        return _constant(source, len(rows))
-    return frame[column].array.take(rows) if column in frame.columns else None
 
 
 def _constant(text: str, n_cells: int) -> pd.Categorical:
@@ -205,12 +177,14 @@ class _Counts:
 
     units: UnitCounts = field(default_factory=UnitCounts)
     caps: CapCounts = field(default_factory=CapCounts)
+    sources: CapCounts = field(default_factory=lambda: CapCounts(purpose="max_cells"))
     values: dict[str, dict[str, set[str]]] = field(default_factory=dict)
     """source → column → values that a cell has"""
 
     def merge(self, other: _Counts) -> None:
         self.units.merge(other.units)
         self.caps.merge(other.caps)
+        self.sources.merge(other.sources)
         for source, columns in other.values.items():
             for column, found in columns.items():
                 self.values.setdefault(source, {}).setdefault(column, set()).update(found)
@@ -227,43 +201,44 @@ def decide(plan: BuildPlan, work: Path, over_spans: SpanMap) -> Decisions:
     if (work / DECISIONS).is_file():
         return load_decisions(str(work), plan.key)
 
-    def look(function: Callable[[SpanTask], Any]) -> Iterator[Any]:
-        return over_spans(function, "count")
+    def counted(source_caps: CellCaps | None) -> _Counts:
+        counts = _Counts()
+        for found in over_spans(partial(_count, source_caps=source_caps), "count"):
+            counts.merge(found)
+        return counts
 
-    source_caps = _source_caps(plan, look)
-    counts = _Counts()
-    for found in look(partial(_count, source_caps=source_caps)):
-        counts.merge(found)
+    counts = counted(None)
+    most = {source.name: source.recipe.max_cells for source in plan.sources}
+    wanted = {name: min(n, most[name] or n) for name, n in counts.sources.cells.items()}
+    source_caps = _limits(over_spans, counts.sources, wanted, column=_SOURCE, source_caps=None)
+    if source_caps.last_key:
+        counts = counted(source_caps)
     if not sum(counts.units.n_cells.values()):
         raise InputError("no cell is left to build from; expected keep and primary_only to leave some, found none")
-    label_caps = _label_caps(plan, look, counts.caps, source_caps)
-    decisions = _decided(plan, counts, source_caps, label_caps)
-    write_json(work / DECISIONS, decisions.to_dict())
-    return decisions
+    labelled = counts.caps.cells
+    targets = cap_targets(labelled, plan.recipe.caps)
+    label_caps = _limits(over_spans, counts.caps, targets, column=plan.recipe.caps.per, source_caps=source_caps)
 
-
-def _decided(plan: BuildPlan, counts: _Counts, source_caps: CellCaps, label_caps: CellCaps) -> Decisions:
     splits = decide_splits(counts.units, plan.recipe.split, plan.seed)
     values: dict[str, set[str]] = {}
     for columns in counts.values.values():
-        for column, found in columns.items():
-            values.setdefault(column, set()).update(found)
-    labelled = counts.caps.cells
-    targets = cap_targets(labelled, plan.recipe.caps)
-    n_left = counts.caps.n_unlabelled + sum(targets.values())
-    ids = _ids_of_parts(plan, counts.units, splits) * (
-        n_left / max(counts.caps.n_unlabelled + sum(labelled.values()), 1)
-    )
-    shards = [max(1, n_shards(round(n), plan.recipe.shard_ids)) for n in ids]
-    return Decisions(
+        for column, texts in columns.items():
+            values.setdefault(column, set()).update(texts)
+    n_unlabelled = counts.caps.n_unlabelled
+    share_left = (n_unlabelled + sum(targets.values())) / max(n_unlabelled + sum(labelled.values()), 1)
+    ids = _ids_of_parts(plan, counts.units, splits) * share_left
+    first, second, third = (max(1, math.ceil(round(n) / plan.recipe.shard_ids)) for n in ids)
+    decisions = Decisions(
         source_caps=source_caps,
         label_caps=label_caps,
         splits=splits,
         values={name: tuple(sorted(values[name])) for name in canonical_columns(set(values))},
-        known={source: tuple(canonical_columns(set(found))) for source, found in sorted(counts.values.items())},
-        shards_of_part=(shards[0], shards[1], shards[2]),
+        known={source: tuple(canonical_columns(set(names))) for source, names in sorted(counts.values.items())},
+        shards_of_part=(first, second, third),
         curve_share=min(1.0, CURVE_IDS / max(float(ids[0]), 1.0)),
     )
+    write_json(work / DECISIONS, asdict(decisions))
+    return decisions
 
 
 def _ids_of_parts(plan: BuildPlan, units: UnitCounts, splits: SplitDecision) -> NDArray[np.float64]:
@@ -284,29 +259,8 @@ def _ids_of_parts(plan: BuildPlan, units: UnitCounts, splits: SplitDecision) -> 
     return ids
 
 
-def _source_caps(plan: BuildPlan, look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]]) -> CellCaps:
-    limits = {source.name: source.recipe.max_cells for source in plan.sources}
-    if not any(limits.values()):
-        return CellCaps(purpose="max_cells")
-    counts = CapCounts(purpose="max_cells")
-    for found in look(_count_sources):
-        counts.merge(found)
-    targets = {name: min(n, limits[name] or n) for name, n in counts.cells.items()}
-    return _limits(look, counts, targets, column=_SOURCE, source_caps=None)
-
-
-def _label_caps(
-    plan: BuildPlan,
-    look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]],
-    counts: CapCounts,
-    source_caps: CellCaps,
-) -> CellCaps:
-    targets = cap_targets(counts.cells, plan.recipe.caps)
-    return _limits(look, counts, targets, column=plan.recipe.caps.per, source_caps=source_caps)
-
-
 def _limits(
-    look: Callable[[Callable[[SpanTask], Any]], Iterator[Any]],
+    over_spans: SpanMap,
     counts: CapCounts,
     targets: Mapping[str, int],
     *,
@@ -316,38 +270,30 @@ def _limits(
     limits = CapLimits(counts, targets)
     if limits.needed:
         empty = CapLimits(counts, targets)
-        for found in look(partial(_see_limits, empty=empty, column=column, source_caps=source_caps)):
+        see = partial(_see_limits, empty=empty, column=column, source_caps=source_caps)
+        for found in over_spans(see, "count"):
             limits.merge(found)
-    return limits.finish() if limits.needed else CellCaps(purpose=counts.purpose)
+    return limits.finish()
 
 
-def _count(task: SpanTask, source_caps: CellCaps) -> _Counts:
+def _count(task: SpanTask, source_caps: CellCaps | None) -> _Counts:
     plan, span = task.plan, task.plan.spans[task.number]
     planned = plan.sources[span.source]
     source = plan.opened(span.source)
     cells = wanted_cells(plan, source, span, source_caps=source_caps, label_caps=None)
     counts = _Counts()
     counts.units.add(planned.name, planned.recipe.study, cells.metadata, len(cells.rows))
+    counts.sources.add(_constant(planned.name, len(cells.rows)), cells.keys)
     labels = cells.metadata.get(plan.recipe.caps.per)
     if labels is None:
         counts.caps.n_unlabelled += len(cells.rows)
     else:
         counts.caps.add(labels, cells.keys)
-    counts.values[planned.name] = {name: _values(column) for name, column in cells.metadata.items() if _values(column)}
-    return counts
-
-
-def _values(column: pd.Categorical) -> set[str]:
-    used = np.unique(column.codes)
-    return set(column.categories[used[used >= 0]])
-
-
-def _count_sources(task: SpanTask) -> CapCounts:
-    plan, span = task.plan, task.plan.spans[task.number]
-    cells = wanted_cells(plan, plan.opened(span.source), span, source_caps=None, label_caps=None)
-    counts = CapCounts(purpose="max_cells")
-    name = plan.sources[span.source].name
-    counts.add(_constant(name, len(cells.rows)), cells.keys)
+    values = counts.values.setdefault(planned.name, {})
+    for name, column in cells.metadata.items():
+        used = np.unique(column.codes)
+        if used.max(initial=-1) >= 0:
+            values[name] = set(column.categories[used[used >= 0]])
     return counts
 
 

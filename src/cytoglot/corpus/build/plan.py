@@ -6,6 +6,7 @@ it would plan today.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from pydantic import TypeAdapter
 
 from cytoglot.atomic import write_json
 from cytoglot.corpus.format.folder import FORMAT_VERSION
-from cytoglot.corpus.sources.expand import CorpusSource, expand
+from cytoglot.corpus.sources.expand import CorpusSource, expand, opened_source
 from cytoglot.corpus.sources.genes import find_file, gene_tables
-from cytoglot.corpus.sources.open_cache import opened_source
 from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.schema import OBS_FIELDS
@@ -99,7 +100,13 @@ class BuildPlan:
     @cached_property
     def spans(self) -> tuple[Span, ...]:
         """Runs of cells of about `shard_ids` ranked ids at most."""
-        return tuple(span for number, source in enumerate(self.sources) for span in self._spans_of(number, source))
+        spans: list[Span] = []
+        for number, source in enumerate(self.sources):
+            n = source.n_cells
+            n_spans = max(1, math.ceil(n * self.ids_per_cell(source) / self.recipe.shard_ids))
+            edges = np.linspace(0, n, min(n_spans, max(n, 1)) + 1).round().astype(int).tolist()
+            spans += [Span(number, first, last) for first, last in pairwise(edges)]
+        return tuple(spans)
 
     @property
     def span_sources(self) -> list[str]:
@@ -166,35 +173,22 @@ class BuildPlan:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BuildPlan:
         """Read what `write` wrote."""
-        sources = (
-            PlannedSource(
-                **{**source, "recipe": SourceRecipe(**source["recipe"]), "messages": tuple(source["messages"])}
-            )
-            for source in value["sources"]
-        )
         decisive = value["decisive"]
         return cls(
             recipe=CorpusRecipe(**decisive["recipe"]),
             base=value["base"],
             seed=decisive["seed"],
-            sources=tuple(sources),
+            sources=TypeAdapter(tuple[PlannedSource, ...]).validate_python(value["sources"]),
             skipped=value["skipped"],
             vocabulary=GeneVocabulary.from_dict(value["vocabulary"]),
             inputs=decisive["inputs"],
             version=decisive["version"][0],
         )
 
-    def _spans_of(self, number: int, source: PlannedSource) -> list[Span]:
-        n_spans = max(1, math.ceil(source.n_cells * self.ids_per_cell(source) / self.recipe.shard_ids))
-        edges = np.linspace(0, source.n_cells, min(n_spans, max(source.n_cells, 1)) + 1).round().astype(int).tolist()
-        return [Span(number, first, last) for first, last in pairwise(edges)]
-
 
 @lru_cache(maxsize=2)
 def load_plan(work: str, key: str) -> BuildPlan:
     """Return the plan that lies in a folder; `key` says which one is expected."""
-    import json
-
     plan = BuildPlan.from_dict(json.loads((Path(work) / PLAN).read_text(encoding="utf-8")))
     if plan.key != key:
         raise InputError(f"{work} was changed by another build; run one build at a time in a folder")
@@ -225,7 +219,17 @@ def make_plan(
             continue
         try:
             opened = opened_source(source, recipe.genes, base)
-            sources.append(_planned(source, opened))
+            sources.append(
+                PlannedSource(
+                    recipe=source,
+                    fingerprint=opened.fingerprint,
+                    stamp=opened.stamp,
+                    n_cells=opened.n_cells,
+                    n_values=int(opened.n_values),
+                    is_counts=bool(opened.is_counts),
+                    messages=tuple(opened.messages),
+                )
+            )
             symbols.update(opened.symbols)
         except InputError as error:
             if not skip_bad:
@@ -269,18 +273,6 @@ def canonical_columns(names: set[str]) -> list[str]:
     """Return names of metadata in one order: that of the schema, then by name."""
     order = list(OBS_FIELDS)
     return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))
-
-
-def _planned(recipe: SourceRecipe, opened: CorpusSource) -> PlannedSource:
-    return PlannedSource(
-        recipe=recipe,
-        fingerprint=opened.fingerprint,
-        stamp=opened.stamp,
-        n_cells=opened.n_cells,
-        n_values=int(opened.n_values),
-        is_counts=bool(opened.is_counts),
-        messages=tuple(opened.messages),
-    )
 
 
 def _inputs(recipe: CorpusRecipe, base: Path) -> dict[str, str]:

@@ -52,7 +52,29 @@ def rank_span(task: SpanTask) -> dict[str, Any]:
     source, decisions = plan.opened(span.source), load_decisions(task.work, task.key)
     cells = wanted_cells(plan, source, span, source_caps=decisions.source_caps, label_caps=decisions.label_caps)
     ranked = _rank(plan, source, task, cells, decisions)
-    return _write(spill, plan, decisions, ranked) | {"resumed": 0}
+    codes, groups = codes_of(ranked.metadata, decisions.values), plan.recipe.groups
+    within = grouping_fields(groups.within, decisions.known.get(source.name, ()))
+    group = form_groups(
+        ranked.keys,
+        ranked.part,
+        [codes[name] for name in within],
+        min_cells=groups.min_cells,
+        max_cells=groups.max_cells,
+    )
+    first_of_part = np.concatenate([[0], np.cumsum(decisions.shards_of_part)])
+    shard = shard_of(ranked.keys, group, ranked.part, decisions.shards_of_part)
+    pieces = _pieces(plan, decisions, ranked, codes, group, first_of_part[ranked.part] + shard)
+    arrays = dict(ranked.curve)
+    if plan.recipe.cells.duplicates == "drop":
+        arrays[HASHES] = sort_hashes(content_hashes(ranked.offsets, ranked.gene_ids))
+    counts = {
+        "source": source.name,
+        "cells": len(ranked.keys),
+        "ids": len(ranked.gene_ids),
+        "removed": {reason: n for reason, n in ranked.removed.items() if n},
+    }
+    spill.write(pieces, int(first_of_part[-1]), arrays=arrays, counts=counts)
+    return counts | {"resumed": 0}
 
 
 def count_detections(task: SpanTask) -> tuple[int, NDArray[np.int64]]:
@@ -76,7 +98,6 @@ def count_detections(task: SpanTask) -> tuple[int, NDArray[np.int64]]:
 class _Ranked:
     """The cells of a span that stay."""
 
-    source: str
     cell_ids: pa.Array
     offsets: NDArray[np.int64]
     gene_ids: NDArray[Any]
@@ -92,15 +113,20 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
     """Rank the wanted cells, and leave out those of too few genes."""
     span = plan.spans[task.number]
     planned = plan.sources[span.source]
-    ranker = _ranker(plan, source, task.work)
+    gene_of_column = _gene_of_column(plan, source)
+    ranker = Ranker(
+        plan.vocabulary,
+        plan.settings,
+        tie_rates=np.load(Path(task.work) / TIE_RATES) if plan.settings.needs_tie_rates else None,
+        gene_of_column=gene_of_column,
+        column_names=source.symbols,
+    )
     part = decisions.splits.part_of(source.name, cells.metadata, cells.keys)
     names = source.cell_ids(span.first, span.last)[cells.rows]
-    sampled = _sampled(planned, cells, part, decisions.curve_share)
-    ids, lengths, n_expressed = (
-        GrowingArray(gene_id_dtype(len(plan.vocabulary))),
-        [np.zeros(0, np.int64)],
-        [np.zeros(0, np.int32)],
-    )
+    # The rank curve is fitted on some training cells of sources with counts.
+    sampled = (part == 0) & (uniform(salted(cells.keys, "rank curve")) < decisions.curve_share) & planned.is_counts
+    ids = GrowingArray(gene_id_dtype(len(plan.vocabulary)))
+    lengths, n_expressed = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     samples: list[dict[str, NDArray[Any]]] = []
     for chosen, block in _blocks(source, planned, span.first, span.last, cells.rows):
         ranked = ranker.rank(block, names[chosen])
@@ -110,7 +136,7 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
         for_curve = sampled[chosen] & (ranked.n_expressed >= plan.recipe.cells.min_genes)
         if for_curve.any():
             sentences = _sentences(plan, names[chosen], ranked.lengths, ranked.gene_ids, ranked.n_expressed)
-            samples.append(_curve_sample(sentences, block, for_curve, _gene_of_column(plan, source)))
+            samples.append(_curve_sample(sentences, block, for_curve, gene_of_column))
     offsets = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64)
     expressed = np.concatenate(n_expressed)
     enough = expressed >= plan.recipe.cells.min_genes
@@ -119,7 +145,6 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
     if len(stays) < len(enough):
         offsets, gene_ids = gather_cells(offsets, gene_ids, stays)
     return _Ranked(
-        source=source.name,
         cell_ids=pa.array(names[stays], pa.string()),
         offsets=offsets,
         gene_ids=gene_ids,
@@ -128,39 +153,8 @@ def _rank(plan: BuildPlan, source: CorpusSource, task: SpanTask, cells: SpanCell
         part=part[stays],
         metadata={name: column.take(stays) for name, column in cells.metadata.items()},
         removed={**cells.removed, "too few genes": len(enough) - len(stays)},
-        curve=_joined(samples),
+        curve={name: np.concatenate([sample[name] for sample in samples]) for name in _CURVE if samples},
     )
-
-
-def _write(spill: Spill, plan: BuildPlan, decisions: Decisions, ranked: _Ranked) -> dict[str, Any]:
-    codes = codes_of(ranked.metadata, decisions.values)
-    groups, within = (
-        plan.recipe.groups,
-        grouping_fields(plan.recipe.groups.within, decisions.known.get(ranked.source, ())),
-    )
-    group = form_groups(
-        ranked.keys,
-        ranked.part,
-        [codes[name] for name in within],
-        min_cells=groups.min_cells,
-        max_cells=groups.max_cells,
-    )
-    first_of_part = np.concatenate([[0], np.cumsum(decisions.shards_of_part)])
-    shard = shard_of(ranked.keys, group, ranked.part, decisions.shards_of_part)
-    destination = first_of_part[ranked.part] + shard
-    hashes = content_hashes(ranked.offsets, ranked.gene_ids)
-    counts = {
-        "source": ranked.source,
-        "cells": len(ranked.keys),
-        "ids": len(ranked.gene_ids),
-        "removed": {reason: n for reason, n in ranked.removed.items() if n},
-    }
-    arrays = dict(ranked.curve)
-    if plan.recipe.cells.duplicates == "drop":
-        arrays[HASHES] = sort_hashes(hashes)
-    pieces = _pieces(plan, decisions, ranked, codes, group, destination)
-    spill.write(pieces, int(first_of_part[-1]), arrays=arrays, counts=counts)
-    return counts
 
 
 def _pieces(
@@ -208,19 +202,6 @@ def _blocks(
             yield slice(int(here[0]), int(here[1])), block if len(wanted) == n_cells else block[wanted]
 
 
-def _ranker(plan: BuildPlan, source: CorpusSource, work: str) -> Ranker:
-    settings, rates = plan.settings, None
-    if settings.needs_tie_rates:
-        rates = np.load(Path(work) / TIE_RATES)
-    return Ranker(
-        plan.vocabulary,
-        settings,
-        tie_rates=rates,
-        gene_of_column=_gene_of_column(plan, source),
-        column_names=source.symbols,
-    )
-
-
 def _gene_of_column(plan: BuildPlan, source: CorpusSource) -> NDArray[np.int32] | None:
     """Return the gene of each column, −1 for none; None where columns are genes."""
     return _gene_ids_of(plan.vocabulary, source.symbols)
@@ -229,13 +210,6 @@ def _gene_of_column(plan: BuildPlan, source: CorpusSource) -> NDArray[np.int32] 
 @functools.lru_cache(maxsize=2)
 def _gene_ids_of(vocabulary: Any, symbols: tuple[str, ...]) -> NDArray[np.int32] | None:
     return None if vocabulary.symbols == symbols else vocabulary.index_of(symbols)
-
-
-def _sampled(planned: PlannedSource, cells: SpanCells, part: NDArray[np.int8], share: float) -> NDArray[np.bool_]:
-    """Return (n,) whose expression is kept for the rank curve: some training cells of sources with counts."""
-    if not planned.is_counts:
-        return np.zeros(len(part), bool)
-    return (part == 0) & (uniform(salted(cells.keys, "rank curve")) < share)
 
 
 def _curve_sample(
@@ -261,16 +235,12 @@ def curve_cells(spill: Spill, plan: BuildPlan, number: int) -> tuple[CellSentenc
     """Return the sampled cells of a span and their expression; None if there are none."""
     if not (spill.folder / f"{_CURVE[0]}.npy").is_file():
         return None
-    ids, lengths, n_expressed, expression = (spill.array(name) for name in _CURVE)
+    ids, lengths, n_expressed, expression = (np.load(spill.folder / f"{name}.npy") for name in _CURVE)
     names = np.array([f"{number} {i}" for i in range(len(lengths))], dtype=object)
     sentences = _sentences(plan, names, lengths, ids, n_expressed)
     log = sp.csr_matrix((expression, ids.astype(np.int32), sentences.offsets), shape=(len(names), len(plan.vocabulary)))
     log.sort_indices()
     return sentences, log
-
-
-def _joined(samples: list[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-    return {name: np.concatenate([sample[name] for sample in samples]) for name in _CURVE} if samples else {}
 
 
 def _sentences(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytoglot.atomic import atomic_path, write_json
@@ -24,7 +23,7 @@ from cytoglot.corpus.build.count import Decisions, load_decisions
 from cytoglot.corpus.build.plan import BuildPlan, load_plan
 from cytoglot.corpus.build.rank import HASHES, spill_of
 from cytoglot.corpus.build.spill import write_array
-from cytoglot.corpus.format.folder import Part, ShardInfo
+from cytoglot.corpus.format.folder import Part, ShardCounts, read_shard_counts
 from cytoglot.corpus.format.shard_file import NO_GROUP, CellBlock, row_group_edges, shard_schema, write_shard
 from cytoglot.corpus.format.take import gather_cells
 from cytoglot.sentence.cell_sentence import gene_id_dtype
@@ -56,16 +55,16 @@ def drop_duplicates(plan: BuildPlan, work: Path) -> dict[str, int]:
     folder = work / DUPLICATES
     if not (folder / _FOUND).is_file():
         files = [spill_of(work, number).folder / f"{HASHES}.npy" for number in range(len(plan.spans))]
-        found = find_duplicates(files, plan.span_sources, cells_at_once=_CELLS_AT_ONCE)
+        rows_of_span, counts = find_duplicates(files, plan.span_sources, cells_at_once=_CELLS_AT_ONCE)
         with atomic_path(folder) as partial:
             partial.mkdir()
-            for span, rows in found.rows_of_span.items():
+            for span, rows in rows_of_span.items():
                 write_array(partial / f"{span:06d}.npy", rows)
-            pairs = [[dropped, kept, n] for (dropped, kept), n in found.counts.items()]
+            pairs = [[dropped, kept, n] for (dropped, kept), n in counts.items()]
             (partial / _FOUND).write_text(json.dumps(pairs), encoding="utf-8")
-    dropped: dict[str, int] = {}
+    dropped = Counter[str]()
     for source, _, n in json.loads((folder / _FOUND).read_text(encoding="utf-8")):
-        dropped[source] = dropped.get(source, 0) + n
+        dropped[source] += n
     return dropped
 
 
@@ -78,32 +77,46 @@ def build_shard(task: ShardTask) -> dict[str, Any]:
     is_there = (out / task.file).is_file()
     if is_there and described.is_file():
         return json.loads(described.read_text(encoding="utf-8")) | {"resumed": 1}
-    if not is_there and not _write(task):
+    columns = ("source", *load_decisions(task.work, task.key).values)
+    counts = read_shard_counts(out / task.file, columns) if is_there else _write(task, columns)
+    if counts is None:
         return {"file": None, "resumed": 0}
-    decisions = load_decisions(task.work, task.key)
-    value = _described(out, task, decisions)
+    value = {**asdict(counts.described(out, task.file, task.part)), "counts": counts.values}
     write_json(described, value)
     return value | {"resumed": int(is_there)}
 
 
-def _write(task: ShardTask) -> bool:
-    """Write the shard; return whether it has any cells."""
+def _write(task: ShardTask, columns: Sequence[str]) -> ShardCounts | None:
+    """Write the shard; return what is in it, None if it has no cells."""
     plan, decisions = load_plan(task.work, task.key), load_decisions(task.work, task.key)
     cells = _gathered(task, plan, decisions)
     group = dissolve_small(cells.group, min_cells=plan.recipe.groups.min_cells)
     order = shuffle_order(cells.keys, group)
     if not len(order):
-        return False
+        return None
     group = number_groups(group[order])
     schema = shard_schema(len(plan.vocabulary), tuple(decisions.values))
     values = {"source": tuple(source.name for source in plan.sources), **decisions.values}
 
     def row_groups() -> Iterator[CellBlock]:
         for first, last in pairwise(row_group_edges(group)):
-            yield _row_group(cells, order[first:last], group[first:last], values, schema)
+            chosen = order[first:last]
+            offsets, ids = gather_cells(cells.offsets, cells.gene_ids, chosen)
+            lists = pa.ListArray.from_arrays(
+                pa.array(offsets.astype(np.int32)), pa.array(ids), type=schema.field("gene_ids").type
+            )
+            table = [
+                cells.cell_ids.take(pa.array(chosen)).combine_chunks(),
+                lists,
+                pa.array(cells.n_expressed[chosen]),
+                pa.array(group[first:last]),
+                *(_words(cells.codes[name][chosen], known) for name, known in values.items()),
+            ]
+            yield CellBlock(pa.Table.from_arrays(table, schema=schema))
 
-    write_shard(Path(task.out) / task.file, row_groups(), schema)
-    return True
+    counts = ShardCounts(columns)
+    write_shard(Path(task.out) / task.file, counts.passing(row_groups()), schema)
+    return counts
 
 
 class _Cells(NamedTuple):
@@ -133,7 +146,10 @@ def _gathered(task: ShardTask, plan: BuildPlan, decisions: Decisions) -> _Cells:
         piece = spill_of(task.work, number).piece(task.destination, schema)
         if piece is None:
             continue
-        stays = _not_repeated(task, number, piece["row"].to_numpy())
+        stays = np.arange(len(piece))
+        if number in _spans_with_duplicates(task.work, task.key):
+            repeats = np.load(Path(task.work) / DUPLICATES / f"{number:06d}.npy")
+            stays = np.flatnonzero(~np.isin(piece["row"].to_numpy(), repeats))
         lists = piece["gene_ids"]
         offsets, genes = lists.offsets.to_numpy().astype(np.int64), lists.values.to_numpy()
         if len(stays) < len(piece):
@@ -160,37 +176,9 @@ def _gathered(task: ShardTask, plan: BuildPlan, decisions: Decisions) -> _Cells:
     )
 
 
-def _not_repeated(task: ShardTask, number: int, rows: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Return the places of the rows of a span that repeat no earlier cell."""
-    if number not in _spans_with_duplicates(task.work, task.key):
-        return np.arange(len(rows))
-    return np.flatnonzero(~np.isin(rows, np.load(Path(task.work) / DUPLICATES / f"{number:06d}.npy")))
-
-
 @lru_cache(maxsize=2)
 def _spans_with_duplicates(work: str, _key: str) -> frozenset[int]:
     return frozenset(int(file.stem) for file in (Path(work) / DUPLICATES).glob("*.npy"))
-
-
-def _row_group(
-    cells: _Cells,
-    chosen: NDArray[np.intp],
-    group: NDArray[np.int32],
-    values: Mapping[str, Sequence[str]],
-    schema: pa.Schema,
-) -> CellBlock:
-    offsets, ids = gather_cells(cells.offsets, cells.gene_ids, chosen)
-    lists = pa.ListArray.from_arrays(
-        pa.array(offsets.astype(np.int32)), pa.array(ids), type=schema.field("gene_ids").type
-    )
-    columns = [
-        cells.cell_ids.take(pa.array(chosen)).combine_chunks(),
-        lists,
-        pa.array(cells.n_expressed[chosen]),
-        pa.array(group),
-        *(_words(cells.codes[name][chosen], known) for name, known in values.items()),
-    ]
-    return CellBlock(pa.Table.from_arrays(columns, schema=schema))
 
 
 def _words(codes: NDArray[np.int32], values: Sequence[str]) -> pa.DictionaryArray:
@@ -200,33 +188,3 @@ def _words(codes: NDArray[np.int32], values: Sequence[str]) -> pa.DictionaryArra
     places = compact.astype(np.int32) - int(len(used) > 0 and used[0] < 0)
     texts = pa.array([values[place] for place in used[used >= 0].tolist()], pa.string())
     return pa.DictionaryArray.from_arrays(pa.array(places, mask=is_unknown), texts)
-
-
-def _described(out: Path, task: ShardTask, decisions: Decisions) -> dict[str, Any]:
-    """Return `ShardInfo` and the cells of each value, without reading the genes."""
-    columns = ("source", *decisions.values)
-    n_groups = 0
-    counted: dict[str, dict[str, int]] = {column: {} for column in columns}
-    with pq.ParquetFile(out / task.file) as file:
-        leaf = file.schema_arrow.names.index("gene_ids")
-        n_ids = 0
-        for number in range(file.num_row_groups):
-            n_ids += file.metadata.row_group(number).column(leaf).num_values  # every cell has a gene
-            table = file.read_row_group(number, columns=["cell_group", *columns], use_threads=False)
-            n_groups = max(n_groups, int(table["cell_group"].to_numpy().max(initial=NO_GROUP)) + 1)
-            for column in columns:
-                for value in table[column].value_counts().to_pylist():
-                    if value["values"] is not None:
-                        counted[column][value["values"]] = counted[column].get(value["values"], 0) + value["counts"]
-    with (out / task.file).open("rb") as handle:
-        checksum = hashlib.file_digest(handle, "sha256").hexdigest()
-    info = ShardInfo(
-        file=task.file,
-        part=task.part,
-        n_cells=sum(counted["source"].values()),
-        n_groups=n_groups,
-        n_ids=n_ids,
-        bytes=(out / task.file).stat().st_size,
-        sha256=checksum,
-    )
-    return {**asdict(info), "counts": counted}

@@ -85,10 +85,6 @@ class Spill:
         data = _read(self.folder / _PIECES, first, last - first)
         return pa.ipc.read_record_batch(pa.py_buffer(data), schema)
 
-    def array(self, name: str) -> NDArray[Any]:
-        """Return one of the arrays."""
-        return np.load(self.folder / f"{name}.npy")
-
     def part_of(self, name: str, first: int, last: int) -> NDArray[Any]:
         """Read the entries from `first` up to `last` of one of the arrays, and no others."""
         path = self.folder / f"{name}.npy"

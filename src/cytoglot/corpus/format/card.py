@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from cytoglot.cards import render_card
 from cytoglot.corpus.format.folder import PARTS, CorpusDescription
@@ -64,20 +63,19 @@ def corpus_card(description: CorpusDescription, *, warnings: Sequence[str] = ())
         licences="; ".join(f"{name}: {n:,}" for name, n in sorted(licences.items())),
         notes=[(source.name, ". ".join(filter(None, each))) for source, each in zip(sources, details, strict=True)],
         warnings=[*warnings, *skipped],
-        columns=[_column(name, description) for name in description.metadata_columns if description.counts.get(name)],
+        columns=[
+            {
+                "name": name,
+                "title": _TITLE.get(name, name.replace("_", " ").capitalize()),
+                "n_values": len(counts),
+                "share": 100 * sum(counts.values()) / max(total("n_cells"), 1),
+                "numbers": sorted(counts.values()) if name in _SUMMARIZED else [],
+                "listed": list(counts.items())[:_LISTED],
+                "rest": list(counts.values())[_LISTED:],
+            }
+            for name in description.metadata_columns
+            if (counts := description.counts.get(name))
+        ],
         versions=", ".join(f"{name} {version}" for name, version in description.versions.items()),
         recipe={name: value for name, value in description.recipe.items() if name != "sources"},
     )
-
-
-def _column(name: str, description: CorpusDescription) -> dict[str, Any]:
-    counts = description.counts[name]
-    return {
-        "name": name,
-        "title": _TITLE.get(name, name.replace("_", " ").capitalize()),
-        "n_values": len(counts),
-        "share": 100 * sum(counts.values()) / max(description.total("n_cells"), 1),
-        "numbers": sorted(counts.values()) if name in _SUMMARIZED else [],
-        "listed": list(counts.items())[:_LISTED],
-        "rest": list(counts.values())[_LISTED:],
-    }

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from cytoglot.atomic import atomic_path, write_json
 from cytoglot.corpus.format.shard_file import CellBlock, ShardFile, row_group_edges, shard_schema, write_shard
@@ -136,15 +137,7 @@ class CorpusDescription:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> CorpusDescription:
         """Read what `to_dict` wrote."""
-        derived = {"format_version", "fingerprint", "cells", "cell_groups", "ranked_ids"}
-        rest = {name: item for name, item in value.items() if name not in derived}
-        rest["settings"] = RankSettings(**value["settings"])
-        rest["shards"] = tuple(ShardInfo(**shard) for shard in value["shards"])
-        rest["sources"] = tuple(
-            SourceInfo(**{**source, "messages": tuple(source["messages"])}) for source in value["sources"]
-        )
-        rest["metadata_columns"] = tuple(value["metadata_columns"])
-        return cls(**rest)
+        return TypeAdapter(cls).validate_python(value)  # what can be worked out from the rest is not read
 
 
 @dataclass(frozen=True)
@@ -186,7 +179,7 @@ class Corpus:
             for row in pc.value_counts(table[column].combine_chunks().cast(pa.string())).to_pylist():
                 if row["values"] is not None:
                     counts[row["values"]] += row["counts"]
-        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+        return most_frequent_first(counts)
 
     def table(self, unit: str, part: Part) -> list[Any]:
         """Return the records of a unit whose records are the rows of a table; none if the corpus has no such table."""
@@ -269,29 +262,56 @@ def open_corpus(folder: str | Path) -> Corpus:
     return Corpus(folder, description, GeneVocabulary.from_dict(_json(folder / VOCABULARY)))
 
 
-def describe_shard(folder: Path, file: str, part: Part) -> ShardInfo:
-    """Read back what is in a shard, and its checksum."""
-    n_cells, n_ids, groups, relations = 0, 0, set[int](), Counter[str]()
-    with ShardFile(folder / file) as shard:
-        for number in range(shard.n_row_groups):
-            block = shard.row_group(number)
-            n_cells += len(block)
-            n_ids += len(block.gene_ids)
-            groups.update(np.unique(block.group[block.group >= 0]).tolist())
+class ShardCounts:
+    """What is in a shard, counted as its blocks are written or read; `columns` are those whose values are counted."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.values: dict[str, Counter[str]] = {column: Counter() for column in columns}
+        self._n_cells, self._n_ids, self._groups = 0, 0, set[int]()
+        self._relations = Counter[str]()
+
+    def passing(self, blocks: Iterable[CellBlock]) -> Iterator[CellBlock]:
+        """Yield the blocks as they come, and count them."""
+        for block in blocks:
+            self._n_cells += len(block)
+            self._n_ids += len(block.gene_ids)
+            self._groups.update(block.group[block.group >= 0].tolist())
             for name in block.relations:
-                relations[name] += int((np.diff(block.related(name).offsets) > 0).sum())
-    with (folder / file).open("rb") as handle:
-        checksum = hashlib.file_digest(handle, "sha256").hexdigest()
-    return ShardInfo(
-        file=file,
-        part=part,
-        n_cells=n_cells,
-        n_groups=len(groups),
-        n_ids=n_ids,
-        bytes=(folder / file).stat().st_size,
-        sha256=checksum,
-        relations=dict(relations),
-    )
+                self._relations[name] += int((np.diff(block.related(name).offsets) > 0).sum())
+            for column in self.values.keys() & {"source", *block.metadata_columns}:
+                codes, texts = block.values(column)
+                n_of = np.bincount(codes[codes >= 0], minlength=len(texts)).tolist()
+                self.values[column].update({text: n for text, n in zip(texts, n_of, strict=True) if n})
+            yield block
+
+    def described(self, folder: Path, file: str, part: Part) -> ShardInfo:
+        """Return what the description says of the shard, with the checksum of its file."""
+        with (folder / file).open("rb") as handle:
+            checksum = hashlib.file_digest(handle, "sha256").hexdigest()
+        return ShardInfo(
+            file=file,
+            part=part,
+            n_cells=self._n_cells,
+            n_groups=len(self._groups),
+            n_ids=self._n_ids,
+            bytes=(folder / file).stat().st_size,
+            sha256=checksum,
+            relations=dict(self._relations),
+        )
+
+
+def read_shard_counts(path: Path, columns: Sequence[str]) -> ShardCounts:
+    """Return what is in a shard that has been written."""
+    counts = ShardCounts(columns)
+    with ShardFile(path) as shard:
+        for _ in counts.passing(map(shard.row_group, range(shard.n_row_groups))):
+            pass
+    return counts
+
+
+def most_frequent_first(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts of values in the order in which a description has them."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def write_table(folder: Path, unit: str, records: Mapping[Part, Sequence[Record]]) -> None:
@@ -339,14 +359,15 @@ def write_corpus(
     schema = shard_schema(
         len(vocabulary), columns, relations=tuple(dict.fromkeys(n for b in every for n in b.relations))
     )
-    shards = []
+    shards, values = [], {column: Counter[str]() for column in columns}
     for part, blocks in cells.items():
         for number, block in enumerate(blocks):
-            file = f"{part}/shard-{number:05d}.parquet"
-            edges = row_group_edges(block.group)
-            pieces = (block.slice(a, b) for a, b in pairwise(edges))
-            write_shard(folder / file, pieces, schema)
-            shards.append(describe_shard(folder, file, part))
+            file, counts = f"{part}/shard-{number:05d}.parquet", ShardCounts(columns)
+            pieces = (block.slice(a, b) for a, b in pairwise(row_group_edges(block.group)))
+            write_shard(folder / file, counts.passing(pieces), schema)
+            shards.append(counts.described(folder, file, part))
+            for column, found in counts.values.items():
+                values[column].update(found)
     names = sorted({text for block in every for text in block.values("source")[1]})
     description = CorpusDescription(
         seed=seed,
@@ -355,7 +376,7 @@ def write_corpus(
         shards=tuple(shards),
         sources=tuple(sources) or tuple(SourceInfo(name=name) for name in names),
         metadata_columns=columns,
-        counts=count_values(every, columns),
+        counts={column: most_frequent_first(found) for column, found in values.items()},
     )
     for unit, records in {"gene_set": gene_sets, "cell_type_term": terms, **(tables or {})}.items():
         if records:
@@ -368,20 +389,6 @@ def write_corpus(
     write_json(folder / SPLITS, {"by": "given", "units": {}})
     write_json(folder / DESCRIPTION, description.to_dict())
     return open_corpus(folder)
-
-
-def count_values(blocks: Iterable[CellBlock], columns: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return column → value → cells, most frequent first and then by name."""
-    counts: dict[str, dict[str, int]] = {column: {} for column in columns}
-    for block in blocks:
-        for column in set(columns) & set(block.metadata_columns):
-            codes, texts = block.values(column)
-            for text, n in zip(texts, np.bincount(codes[codes >= 0], minlength=len(texts)).tolist(), strict=True):
-                counts[column][text] = counts[column].get(text, 0) + n
-    return {
-        column: dict(sorted(((t, n) for t, n in found.items() if n), key=lambda item: (-item[1], item[0])))
-        for column, found in counts.items()
-    }
 
 
 def _read(path: Path) -> pa.Table:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -212,7 +211,14 @@ def write_shard(path: str | Path, blocks: Iterable[CellBlock], schema: pa.Schema
         ) as writer,
     ):
         for block in blocks:
-            writer.write_table(_fitted(block.table, schema), row_group_size=max(len(block), 1))
+            table, n = block.table, len(block)
+            # Columns in the schema's order, with columns of nothing for what a block does not know.
+            absent = {
+                _WORD: pa.nulls(n, pa.string()).dictionary_encode().cast(_WORD),
+                _RELATED: pa.nulls(n, _RELATED),
+            }
+            columns = [table[f.name] if f.name in table.column_names else absent[f.type] for f in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(n, 1))
 
 
 class ShardFile:
@@ -273,9 +279,7 @@ class ShardFile:
     def __enter__(self) -> ShardFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -311,13 +315,3 @@ def _lists(relation: Relation) -> pa.ListArray:
         fields=list(_RELATED.value_type),
     )
     return pa.ListArray.from_arrays(pa.array(relation.offsets.astype(np.int32)), pairs, type=_RELATED)
-
-
-def _fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Put the columns in the schema's order, with columns of nothing for what a block does not know."""
-    absent = {
-        _WORD: pa.nulls(table.num_rows, pa.string()).dictionary_encode().cast(_WORD),
-        _RELATED: pa.nulls(table.num_rows, _RELATED),
-    }
-    columns = [table[f.name] if f.name in table.column_names else absent[f.type] for f in schema]
-    return pa.Table.from_arrays(columns, schema=schema)

@@ -8,26 +8,21 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cytoglot.corpus.assign.group_split import BY_CELL, HELD_OUT, unit_name
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
-from cytoglot.corpus.inspect.exact_duplicates import PART_PAIRS, Repeats, SameCells
-from cytoglot.corpus.inspect.gene_counts import GeneUse
-from cytoglot.corpus.inspect.label_counts import LabelCounts
-from cytoglot.corpus.inspect.lengths import Lengths
-from cytoglot.corpus.inspect.near_duplicates import MAX_CELLS, THRESHOLD, Compared, NearDuplicates, find_near_duplicates
-from cytoglot.corpus.inspect.scan import name_cells, scan_corpus
-from cytoglot.corpus.inspect.task_balance import TaskBalance, TaskLine
+from cytoglot.corpus.inspect.counts import CONTEXTS, CorpusCounts, count_corpus
+from cytoglot.corpus.inspect.exact_duplicates import PART_PAIRS, SameCells
+from cytoglot.corpus.inspect.near_duplicates import MAX_CELLS, THRESHOLD, find_near_duplicates
 from cytoglot.data.finding import Finding
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.schema import GROUP_FIELDS, NOT_A_GROUP
 from cytoglot.progress import progress_bar
 
-CONTEXTS: tuple[int, ...] = (1024, 2048, 4096, 8192)
 _LEVELS = ("error", "warning", "note", "ok")
 _LISTED = 5
 _LABEL_COLUMNS = (
@@ -107,43 +102,56 @@ def audit_corpus(
         Pairs of cells listed for each check at most.
     """
     damaged = damaged_shards(corpus)
-    labels, genes = LabelCounts(), GeneUse([s.name for s in corpus.description.sources], len(corpus.vocabulary))
-    lengths = Lengths(tuple(dict.fromkeys((tokens_per_gene, 1.0, 3.8))))
-    balance = TaskBalance(corpus)
-    balance.see_tables()
     with tempfile.TemporaryDirectory(prefix="cytoglot_audit_") as folder:
         same = SameCells(corpus, Path(folder))
-        scan_corpus(corpus, [labels, genes, lengths, balance, same], skip=damaged, description="audit")
-        contents, ids = same.repeated_contents(examples=examples), same.repeated_ids(examples=examples)
-    near = find_near_duplicates(corpus, genes, max_cells=max_cells, examples=examples, seed=seed, skip=damaged)
-    donors = _shared_groups(corpus, labels)
-    ontology = _ontology(labels)
-    tasks = balance.lines()
+        counts = count_corpus(
+            corpus,
+            tokens_per_gene=tuple(dict.fromkeys((tokens_per_gene, 1.0, 3.8))),
+            visitors=[same],
+            skip=damaged,
+            description="audit",
+        )
+        contents, ids = same.repeated("contents", examples=examples), same.repeated("ids", examples=examples)
+    near = find_near_duplicates(corpus, counts.used_sg, max_cells=max_cells, examples=examples, seed=seed, skip=damaged)
+    n_shards = len(corpus.description.shards)
+    shards = Finding("ok", "shards", f"all {n_shards} are what corpus.json says")
+    if damaged:
+        shown = _listing(f"{file} ({what})" for file, what in damaged.items())
+        fix = (
+            "delete them and run the same build again, which makes the missing shards; the checks below leave them out"
+        )
+        shards = Finding("error", "shards", f"{len(damaged)} of {n_shards} damaged: {shown}", fix)
+    groups, of_groups = _check_groups(corpus, counts)
+    labels, of_labels = _check_labels(corpus, counts)
+    ontology, of_ontology = _check_ontology(counts)
+    can = [line for line in counts.tasks if not line.not_shown]
     findings = [
-        *_of_shards(corpus, damaged),
-        *_of_groups(donors),
-        *_of_contents(contents),
-        *_of_ids(ids),
-        *_of_near(near),
-        *_of_labels(corpus, labels),
-        *_of_ontology(ontology),
-        *_of_lengths(lengths, context_length, tokens_per_gene),
-        *_of_tasks(tasks),
-    ]
+        shards,
+        *of_groups,
+        *_check_repeats(contents, _SAME_CONTENT),
+        *_check_repeats(ids, _SAME_ID),
+        *_check_near(near),
+        *of_labels,
+        *of_ontology,
+        *_check_lengths(counts, context_length, tokens_per_gene),
+        Finding("ok" if can else "error", "tasks", f"{len(can)} of {len(counts.tasks)} tasks can be shown"),
+        *(Finding("note", "tasks", f"{line.task} cannot be shown: {line.not_shown}")
+          for line in counts.tasks if line.not_shown),
+    ]  # fmt: skip
     numbers = {
         "damaged_shards": damaged,
-        "donors": donors,
-        "identical_cells": _repeat_numbers(corpus, contents) | {"cells_too_short_to_compare": same.n_short},
-        "cell_ids": _repeat_numbers(corpus, ids) | {"cells_with_a_number_for_an_id": same.n_without_id},
-        "near_duplicates": near.to_dict(),
-        "labels": labels.coverage(corpus.description.metadata_columns),
-        "labels_of_parts": _label_numbers(corpus, labels),
+        "donors": groups,
+        "identical_cells": contents | {"cells_too_short_to_compare": same.n_short},
+        "cell_ids": ids | {"cells_with_a_number_for_an_id": same.n_without_id},
+        "near_duplicates": near,
+        "labels": counts.coverage(corpus.description.metadata_columns),
+        "labels_of_parts": labels,
         "ontology": ontology,
         "lengths": {
-            "genes_per_cell": lengths.quantiles(),
-            "over_context": lengths.over_context(tuple(sorted({*CONTEXTS, context_length}))),
+            "genes_per_cell": counts.quantiles(),
+            "over_context": counts.over_context(tuple(sorted({*CONTEXTS, context_length}))),
         },
-        "tasks": [asdict(line) for line in tasks],
+        "tasks": [asdict(line) for line in counts.tasks],
     }
     return CorpusAudit(
         corpus=str(corpus.folder),
@@ -152,9 +160,6 @@ def audit_corpus(
         findings=tuple(findings),
         numbers=numbers,
     )
-
-
-# Damage
 
 
 def damaged_shards(corpus: Corpus) -> dict[str, str]:
@@ -175,93 +180,72 @@ def damaged_shards(corpus: Corpus) -> dict[str, str]:
     return damaged
 
 
-def _of_shards(corpus: Corpus, damaged: Mapping[str, str]) -> list[Finding]:
-    n = len(corpus.description.shards)
-    if not damaged:
-        return [Finding("ok", "shards", f"all {n} are what corpus.json says")]
-    shown = _listing(f"{file} ({what})" for file, what in damaged.items())
-    fix = "delete them and run the same build again, which makes the missing shards; the checks below leave them out"
-    return [Finding("error", "shards", f"{len(damaged)} of {n} damaged: {shown}", fix)]
-
-
-# Cells that parts share
-
-
-def _shared_groups(corpus: Corpus, labels: LabelCounts) -> list[dict[str, Any]]:
-    """Return for each study and column of donors, batches and data sets the values that two parts share."""
+def _check_groups(corpus: Corpus, counts: CorpusCounts) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """Look for donors, batches and data sets that two parts share; return a row for each study and column."""
+    splits = corpus.splits
+    columns: Mapping[str, str] = splits.get("columns", {})
     studies: dict[str, list[str]] = {}
     for source in corpus.description.sources:
         studies.setdefault(source.study or source.name, []).append(source.name)
-    splits = corpus.splits
-    columns: Mapping[str, str] = splits.get("columns", {})
-    rows = []
+    drawn_from_train = {*splits.get("validation_from_train", ()), *splits.get("carved", ())}  # its name in old builds
+    rows: list[dict[str, Any]] = []
+    misplaced_shown: list[str] = []
     for study, sources in sorted(studies.items()):
         kept_whole = sorted({columns[source] for source in sources if source in columns})
         for column in [c for c in GROUP_FIELDS if c in corpus.description.metadata_columns]:
-            of_part = {part: labels.of_study(column, part, sources) for part in PARTS}
-            named = {part: {v for v in found if v.lower() not in NOT_A_GROUP} for part, found in of_part.items()}
-            if not any(named.values()):
+            named = {
+                part: {v for v in counts.labels(column, part, sources) if v.lower() not in NOT_A_GROUP}
+                for part in PARTS
+            }
+            every = sorted(set().union(*named.values()))
+            if not every:
                 continue
-            shared = {f"{a}/{b}": sorted(named[a] & named[b]) for a, b in PART_PAIRS}
-            misplaced = {
-                value: sorted(part for part in PARTS if value in named[part])
-                for value in sorted(set().union(*named.values()))
-                if column in kept_whole and (wanted := splits.get("units", {}).get(unit_name(study, value)))
-                and any(value in named[p] and p not in _may_be_in(wanted, study, splits) for p in PARTS)
-            }  # fmt: skip
+            misplaced: dict[str, list[Part]] = {}
+            for value in every if column in kept_whole else ():
+                found = sorted(part for part in PARTS if value in named[part])
+                wanted = splits.get("units", {}).get(unit_name(study, value))
+                # A study with too few units draws its validation cells from those that train.
+                may_be_in = {wanted, "validation"} if wanted == "train" and study in drawn_from_train else {wanted}
+                if wanted and not may_be_in.issuperset(found):
+                    misplaced[value] = found
+                    misplaced_shown.append(f"{study}: {column} {value!r} in {' and '.join(found)}")
             rows.append(
                 {
                     "study": study,
                     "column": column,
                     "split_by": kept_whole,
-                    "values": len(set().union(*named.values())),
-                    "shared": shared,
+                    "values": len(every),
+                    "shared": {f"{a}/{b}": sorted(named[a] & named[b]) for a, b in PART_PAIRS},
                     "not_where_splits_json_says": misplaced,
                 }
             )
-    return rows
-
-
-def _may_be_in(part: Part, study: str, splits: Mapping[str, Any]) -> set[str]:
-    """A study with too few units draws its validation cells from those that train."""
-    return {"train", "validation"} if part == "train" and study in splits.get("carved", ()) else {part}
-
-
-def _of_groups(rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
     findings = []
-    if misplaced := [row for row in rows if row["not_where_splits_json_says"]]:
-        shown = _listing(
-            f"{row['study']}: {row['column']} {value!r} in {' and '.join(parts)}"
-            for row in misplaced
-            for value, parts in row["not_where_splits_json_says"].items()
-        )
+    if misplaced_shown:
+        message = f"cells outside of the part that splits.json gives: {_listing(misplaced_shown)}"
         fix = "build the corpus again: shards and splits.json are not of one build"
-        findings.append(Finding("error", "donors", f"cells outside of the part that splits.json gives: {shown}", fix))
-    shared = [(row, {k: v for k, v in row["shared"].items() if v}) for row in rows]
-    shared = [(row, found) for row, found in shared if found]
-    donors = [(row, found) for row, found in shared if row["column"] == "donor_id"]
-    others = [(row, found) for row, found in shared if row["column"] != "donor_id"]
+        findings.append(Finding("error", "donors", message, fix))
+    shared = [row for row in rows if any(row["shared"].values())]
+    donors = [_shared_text(row) for row in shared if row["column"] == "donor_id"]
+    others = [_shared_text(row) for row in shared if row["column"] != "donor_id"]
     if donors:
-        message = "donors in two parts: " + _listing(_shared_text(*each) for each in donors)
         fix = (
             "split by donor (split: {by: donor_id}) where a study has several; scores of cells whose donor trains are "
             "flattering, so report them apart"
         )
-        findings.append(Finding("warning", "donors", message, fix))
+        findings.append(Finding("warning", "donors", f"donors in two parts: {_listing(donors)}", fix))
     elif any(row["column"] == "donor_id" for row in rows):
         findings.append(Finding("ok", "donors", "none is in two parts of its study"))
     else:
         fix = "name the column of donors in the recipe (columns: {donor_id: …})"
         findings.append(Finding("note", "donors", "no source says which donor a cell is of", fix))
     if others:
-        message = "batches and data sets in two parts: " + _listing(_shared_text(*each) for each in others)
         fix = "none needed where donors are apart: scores then hold for new donors of known batches"
-        findings.append(Finding("note", "batches", message, fix))
-    return findings
+        findings.append(Finding("note", "batches", f"batches and data sets in two parts: {_listing(others)}", fix))
+    return rows, findings
 
 
-def _shared_text(row: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> str:
-    values = sorted({value for shared in found.values() for value in shared})
+def _shared_text(row: Mapping[str, Any]) -> str:
+    values = sorted({value for shared in row["shared"].values() for value in shared})
     some = ", ".join(values[:3]) + (" …" if len(values) > 3 else "")
     by = row["split_by"]
     how = f", split by {' and '.join(by)}" if by and by not in ([HELD_OUT], [row["column"]]) else ""
@@ -269,177 +253,150 @@ def _shared_text(row: Mapping[str, Any], found: Mapping[str, Sequence[str]]) -> 
     return f"{row['study']} {len(values)} {row['column']} ({some}{how})"
 
 
-def _of_contents(found: Repeats) -> list[Finding]:
-    n_across, n_within = sum(found.across.values()), sum(found.within.values())
-    if not n_across and not n_within:
-        return [Finding("ok", "identical cells", "no two cells have the same ranked genes")]
+_SAME_CONTENT = {
+    "check": "identical cells",
+    "none": "no two cells have the same ranked genes",
+    "across": "cells whose ranked genes are those of a cell in another part",
+    "across_fix": "build with `cells: {duplicates: drop}`: a copy in the test part is remembered, not predicted",
+    "within": "copies within a part",
+    "within_only": "; none across parts",
+    "within_fix": "build with `cells: {duplicates: drop}`, or leave it: they only count more than once",
+}
+_SAME_ID = {
+    "check": "cell ids",
+    "none": "unique within each study and over its parts",
+    "across": "cells with the id of a cell of their study in another part",
+    "across_fix": "keep one source of the study, or split by a column that both sources fill alike; none needed where "
+    "barcodes of several libraries coincide by chance (near-duplicates tell)",
+    "within": "cells with the id of another cell of their study in the same part",
+    "within_only": "",
+    "within_fix": "keep one source of the study, or give each a smaller weight in training: the cell counts twice",
+}
+
+
+def _check_repeats(found: Mapping[str, Any], words: Mapping[str, str]) -> list[Finding]:
+    apart, together = (
+        ", ".join(f"{n:,} {name}" for name, n in found[which].items() if n) for which in ("across", "within")
+    )
     findings = []
-    if n_across:
-        fix = "build with `cells: {duplicates: drop}`: a copy in the test part is remembered, not predicted"
-        message = f"cells whose ranked genes are those of a cell in another part: {_counts(found.across)}"
-        findings.append(Finding("warning", "identical cells", message, fix))
-    if n_within:
-        fix = "build with `cells: {duplicates: drop}`, or leave it: they only count more than once"
-        elsewhere = "" if n_across else "; none across parts"
-        message = f"copies within a part: {_counts(found.within)}{elsewhere}"
-        findings.append(Finding("note", "identical cells", message, fix))
-    return findings
+    if apart:
+        findings.append(Finding("warning", words["check"], f"{words['across']}: {apart}", words["across_fix"]))
+    if together:
+        message = f"{words['within']}: {together}{'' if apart else words['within_only']}"
+        findings.append(Finding("note", words["check"], message, words["within_fix"]))
+    return findings or [Finding("ok", words["check"], words["none"])]
 
 
-def _of_ids(found: Repeats) -> list[Finding]:
-    n_across, n_within = sum(found.across.values()), sum(found.within.values())
-    if not n_across and not n_within:
-        return [Finding("ok", "cell ids", "unique within each study and over its parts")]
-    findings = []
-    if n_across:
-        fix = (
-            "keep one source of the study, or split by a column that both sources fill alike; none needed where "
-            "barcodes of several libraries coincide by chance (near-duplicates tell)"
-        )
-        message = f"cells with the id of a cell of their study in another part: {_counts(found.across)}"
-        findings.append(Finding("warning", "cell ids", message, fix))
-    if n_within:
-        fix = "keep one source of the study, or give each a smaller weight in training: the cell counts twice"
-        message = f"cells with the id of another cell of their study in the same part: {_counts(found.within)}"
-        findings.append(Finding("note", "cell ids", message, fix))
-    return findings
+def _check_near(near: Mapping[str, Any]) -> list[Finding]:
+    def twins(row: Mapping[str, Any]) -> str:
+        of = "" if row["n_cells"] == row["n_of"] else f" looked up of {row['n_of']:,}"
+        return f"{row['n_twins']:,} of {row['n_cells']:,}{of} ({row['share']:.1%}, {row['n_pairs']:,} pairs)"
 
-
-def _of_near(near: NearDuplicates) -> list[Finding]:
     check = "near-duplicates"
-    across = [c for c in near.compared if c.part != c.among and c.n_cells]
-    expected = near.between("train", "train")
+    looked_up = [row for row in near["compared"] if row["n_cells"]]
+    repeated = [row for row in looked_up if row["part"] != row["among"] and row["n_twins"]]
+    expected = next((row for row in looked_up if row["part"] == row["among"]), None)
+    within = "" if expected is None else f"among training cells {twins(expected)}"
     alike = ""
-    if near.likeness:
+    if likeness := near["likeness_within_cell_types"]:
         alike = (
-            f"; two random cells of one type have a Jaccard index of {near.likeness['median']:.2f} in the middle, "
-            f"{near.likeness['q99']:.2f} in the most similar 1 %, and {near.likeness['above']:.2%} of such pairs "
+            f"; two random cells of one type have a Jaccard index of {likeness['median']:.2f} in the middle, "
+            f"{likeness['q99']:.2f} in the most similar 1 %, and {likeness['above']:.2%} of such pairs "
             f"reach {THRESHOLD}"
         )
-    within = f"among training cells {_twin_text(expected)}" if expected and expected.n_cells else ""
-    repeated = [c for c in across if c.n_twins]
     if repeated:
-        message = "; ".join([*(f"{c.part} cells in {c.among}: {_twin_text(c)}" for c in repeated), within])
+        message = "; ".join([*(f"{row['part']} cells in {row['among']}: {twins(row)}" for row in repeated), within])
         fix = (
             "look at the examples (--json): the same id means the same cell, other ids cells that are truly alike; "
             "keep one source of a study that is there twice, and split by donor"
         )
         findings = [Finding("warning", check, message + alike, fix)]
-    elif expected is not None and expected.n_twins:
+    elif expected is not None and expected["n_twins"]:
         fix = "none needed, or keep one source of a study that is there twice, so that its cells count once"
         findings = [Finding("note", check, f"none across parts; {within}{alike}", fix)]
     else:
         findings = [Finding("ok", check, f"none across parts or among training cells{alike}")]
-    if near.apart:
-        shown = _listing(f"{' '.join(a[:2])} and {' '.join(b[:2])}" for a, b in near.apart)
+    if near["not_compared"]:
+        shown = _listing(f"{' '.join(a[:2])} and {' '.join(b[:2])}" for a, b in near["not_compared"])
         findings.append(Finding("note", check, f"not compared, for want of shared genes: {shown}"))
     return findings
 
 
-def _twin_text(compared: Compared) -> str:
-    sampled = "" if compared.n_cells == compared.n_of else f" looked up of {compared.n_of:,}"
-    return f"{compared.n_twins:,} of {compared.n_cells:,}{sampled} ({compared.share:.1%}, {compared.n_pairs:,} pairs)"
-
-
-def _repeat_numbers(corpus: Corpus, found: Repeats) -> dict[str, Any]:
-    cells = name_cells(corpus, [place for pair in found.examples for place in pair])
-    examples = [{"cell": vars(cells[a]), "other": vars(cells[b])} for a, b in found.examples]
-    return {"across": dict(found.across), "within": dict(found.within), "examples": examples}
-
-
-# Labels
-
-
-def _label_columns(corpus: Corpus) -> list[str]:
-    return [column for column in _LABEL_COLUMNS if column in corpus.description.metadata_columns]
-
-
-def _label_numbers(corpus: Corpus, labels: LabelCounts) -> dict[str, Any]:
+def _check_labels(corpus: Corpus, counts: CorpusCounts) -> tuple[dict[str, Any], list[Finding]]:
     """Return for each column the share of cells of which it is known and the values that only one part has."""
-    numbers = {}
-    for column in _label_columns(corpus):
-        of_part = {part: labels.of_part(column, part) for part in PARTS}
-        known = {part: found.total() / n for part, found in of_part.items() if (n := labels.cells(part))}
-        others = {part: set().union(*(set(of_part[other]) for other in PARTS if other != part)) for part in PARTS}
-        only = {part: {v: n for v, n in of_part[part].most_common() if v not in others[part]} for part in PARTS}
-        untrained = {
+    n_cells = {part: counts.n_cells(part) for part in PARTS}
+    numbers, shares, untrained = {}, [], []
+    for column in [column for column in _LABEL_COLUMNS if column in corpus.description.metadata_columns]:
+        of_part = {part: counts.labels(column, part) for part in PARTS}
+        others = {part: set().union(*(of_part[other] for other in PARTS if other != part)) for part in PARTS}
+        not_in_train = {
             part: {v: n for v, n in of_part[part].most_common() if v not in of_part["train"]}
             for part in ("validation", "test")
         }
         numbers[column] = {
-            "known": {part: round(share, 6) for part, share in known.items()},
+            "known": {part: round(of_part[part].total() / n, 6) for part, n in n_cells.items() if n},
             "values": {part: len(found) for part, found in of_part.items()},
-            "only_in": only,
-            "not_in_train": untrained,
+            "only_in": {
+                part: {v: n for v, n in of_part[part].most_common() if v not in others[part]} for part in PARTS
+            },
+            "not_in_train": not_in_train,
         }
-    return numbers
-
-
-def _of_labels(corpus: Corpus, labels: LabelCounts) -> list[Finding]:
-    numbers = _label_numbers(corpus, labels)
-    n_cells = sum(labels.cells(part) for part in PARTS)
-    n_known = {column: sum(labels.of_part(column, part).total() for part in PARTS) for column in numbers}
-    shares = ", ".join(f"{column} {n_known[column] / max(n_cells, 1):.0%}" for column in numbers)
+        n_known = sum(found.total() for found in of_part.values())
+        shares.append(f"{column} {n_known / max(sum(n_cells.values()), 1):.0%}")
+        untrained += [
+            f"{column} {', '.join(map(repr, list(found)[:3]))}{' …' if len(found) > 3 else ''} "
+            f"({sum(found.values()):,} {part} cells)"
+            for part, found in not_in_train.items()
+            if found
+        ]
     absent = [column for column in _LABEL_COLUMNS if column not in numbers]
-    message = f"known of the cells: {shares or 'nothing'}"
+    message = f"known of the cells: {', '.join(shares) or 'nothing'}"
     if absent:
         message += f"; of none: {', '.join(absent)}"
     findings = [Finding("ok" if not absent else "note", "labels", message)]
-    untrained = [
-        f"{column} {', '.join(map(repr, list(found)[:3]))}{' …' if len(found) > 3 else ''} ({sum(found.values()):,} "
-        f"{part} cells)"
-        for column, values in numbers.items()
-        for part, found in values["not_in_train"].items()
-        if found
-    ]
     if untrained:
         fix = "a model cannot name what it never saw: leave these out of a score of labels, or count them apart"
         message = f"values that training never sees: {_listing(untrained)}"
         findings.append(Finding("warning", "labels", message, fix))
-    return findings
+    return numbers, findings
 
 
-def _ontology(labels: LabelCounts) -> dict[str, Any]:
+def _check_ontology(counts: CorpusCounts) -> tuple[dict[str, Any], list[Finding]]:
     """Return how many cells with a cell type have one that names a term of the Cell Ontology."""
-    counts = sum((labels.of_part("cell_type", part) for part in PARTS), Counter[str]())
-    mapping = map_labels(counts)
-    n_mapped = sum(n for label, n in counts.items() if mapping.ids.get(label))
-    unmapped = {label: counts[label] for label in sorted(mapping.unmapped, key=lambda name: (-counts[name], name))}
-    return {
-        "labels": len(counts),
-        "mapped_labels": sum(mapping.ids.get(label) is not None for label in counts),
-        "cells": counts.total(),
-        "mapped_cells": n_mapped,
+    cells = sum((counts.labels("cell_type", part) for part in PARTS), Counter[str]())
+    mapping = map_labels(cells)
+    mapped = {label: n for label, n in cells.items() if mapping.ids.get(label)}
+    unmapped = {label: cells[label] for label in sorted(mapping.unmapped, key=lambda name: (-cells[name], name))}
+    numbers = {
+        "labels": len(cells),
+        "mapped_labels": len(mapped),
+        "cells": cells.total(),
+        "mapped_cells": sum(mapped.values()),
         "terms": len(mapping.names),
         "unmapped": unmapped,
     }
-
-
-def _of_ontology(numbers: Mapping[str, Any]) -> list[Finding]:
-    if not numbers["labels"]:
-        return []
-    if not numbers["terms"]:
-        return [Finding("note", "ontology", f"none of the {numbers['labels']} cell types names a Cell Ontology term")]
+    if not cells:
+        return numbers, []
+    if not mapping.names:
+        message = f"none of the {len(cells)} cell types names a Cell Ontology term"
+        return numbers, [Finding("note", "ontology", message)]
     message = (
-        f"{numbers['mapped_labels']} of {numbers['labels']} cell types name one of {numbers['terms']} Cell Ontology "
-        f"terms ({numbers['mapped_cells'] / numbers['cells']:.0%} of the labelled cells)"
+        f"{len(mapped)} of {len(cells)} cell types name one of {len(mapping.names)} Cell Ontology terms "
+        f"({sum(mapped.values()) / cells.total():.0%} of the labelled cells)"
     )
-    if not numbers["unmapped"]:
-        return [Finding("ok", "ontology", message)]
-    shown = _listing(f"{label} ({n:,})" for label, n in numbers["unmapped"].items())
+    if not unmapped:
+        return numbers, [Finding("ok", "ontology", message)]
+    shown = _listing(f"{label} ({n:,})" for label, n in unmapped.items())
     fix = "none needed for training; rename them in the sources where several names stand for one type"
-    return [Finding("note", "ontology", f"{message}; not: {shown}", fix)]
+    return numbers, [Finding("note", "ontology", f"{message}; not: {shown}", fix)]
 
 
-# Lengths
-
-
-def _of_lengths(lengths: Lengths, context_length: int, tokens_per_gene: float) -> list[Finding]:
-    quantiles = [row for row in lengths.quantiles() if row["source"] == "all"]
+def _check_lengths(counts: CorpusCounts, context_length: int, tokens_per_gene: float) -> list[Finding]:
+    quantiles = [row for row in counts.quantiles() if row["source"] == "all"]
     if not quantiles:
         return [Finding("error", "lengths", "no cell in any part", "add sources to the recipe")]
     middle = ", ".join(f"{row['part']} {row['q50']:,.0f} ({row['q05']:,.0f} to {row['q95']:,.0f})" for row in quantiles)
-    over = [row for row in lengths.over_context([context_length]) if row["tokens_per_gene"] == tokens_per_gene]
+    over = [row for row in counts.over_context([context_length]) if row["tokens_per_gene"] == tokens_per_gene]
     told = [f"{row['part']} {row['unit'].replace('_', ' ')}s {row['over'][str(context_length)]:.0%}" for row in over]
     message = (
         f"ranked genes per cell, the median and 90 % of the cells: {middle}; whole sentences longer than "
@@ -452,22 +409,7 @@ def _of_lengths(lengths: Lengths, context_length: int, tokens_per_gene: float) -
     return [Finding("note", "lengths", message, fix)]
 
 
-# Tasks
-
-
-def _of_tasks(lines: Iterable[TaskLine]) -> list[Finding]:
-    lines = list(lines)
-    shown = [line for line in lines if not line.not_shown]
-    findings = [Finding("ok" if shown else "error", "tasks", f"{len(shown)} of {len(lines)} tasks can be shown")]
-    cannot = [line for line in lines if line.not_shown]
-    return findings + [Finding("note", "tasks", f"{line.task} cannot be shown: {line.not_shown}") for line in cannot]
-
-
-def _counts(numbers: Mapping[Any, int]) -> str:
-    return ", ".join(f"{n:,} {name}" for name, n in numbers.items() if n)
-
-
-def _listing(texts: Iterable[str] | Collection[str]) -> str:
+def _listing(texts: Iterable[str]) -> str:
     every = list(texts)
     more = f" and {len(every) - _LISTED} more" if len(every) > _LISTED else ""
     return "; ".join(every[:_LISTED]) + more

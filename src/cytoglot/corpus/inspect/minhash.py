@@ -31,19 +31,42 @@ def random_orders(n_genes: int, *, n_orders: int = N_ORDERS, seed: int = 0) -> N
     return rng.integers(0, int(NOTHING), size=(n_genes, n_orders), dtype=np.uint32)
 
 
+@numba.njit(**_options)
 def leading_sets(
-    offsets: NDArray[np.int64], gene_ids: NDArray[np.integer], is_counted: NDArray[np.bool_], *, n_genes: int
+    offsets: NDArray[np.int64], gene_ids: NDArray[np.integer], is_counted: NDArray[np.bool_], n_genes: int
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Return (n, m) the first `n_genes` genes of each cell, rising and filled up with `NOTHING`, and their number (n,).
 
     `offsets` (n + 1,) and `gene_ids` (w,) are those of a `CellBlock`; only genes counted by `is_counted` (g,) are seen.
     """
-    return _leading_sets(offsets, gene_ids, is_counted, n_genes)
+    n = len(offsets) - 1
+    sets = np.full((n, n_genes), NOTHING, np.uint32)
+    sizes = np.zeros(n, np.int64)
+    for cell in range(n):
+        size = 0
+        for word in range(offsets[cell], offsets[cell + 1]):
+            if size == n_genes:
+                break
+            if is_counted[gene_ids[word]]:
+                sets[cell, size] = gene_ids[word]
+                size += 1
+        sets[cell, :size].sort()
+        sizes[cell] = size
+    return sets, sizes
 
 
+@numba.njit(**_options)
 def signatures(sets: NDArray[np.uint32], sizes: NDArray[np.int64], orders: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Return (n, k) the smallest number of each set in every order."""
-    return _signatures(sets, sizes, orders)
+    n, n_orders = len(sets), orders.shape[1]
+    found = np.full((n, n_orders), NOTHING, np.uint32)
+    for cell in range(n):
+        row = found[cell]
+        for place in range(sizes[cell]):
+            numbers = orders[sets[cell, place]]
+            for order in range(n_orders):
+                row[order] = min(row[order], numbers[order])
+    return found
 
 
 def band_keys(signature_nk: NDArray[np.uint32], *, n_bands: int = N_BANDS) -> NDArray[np.uint64]:
@@ -51,11 +74,6 @@ def band_keys(signature_nk: NDArray[np.uint32], *, n_bands: int = N_BANDS) -> ND
     if signature_nk.shape[1] % n_bands:
         raise ValueError(f"{signature_nk.shape[1]} orders cannot be dealt to {n_bands} bands evenly")
     return _band_keys(signature_nk, n_bands)
-
-
-def estimated_jaccard(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> NDArray[np.float64]:
-    """Return the share of agreements of signatures (…, k)."""
-    return np.asarray((first == second).mean(axis=-1))
 
 
 def jaccard(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> NDArray[np.float64]:
@@ -136,37 +154,6 @@ class GeneSetIndex:
                 best_place,
             )
         )
-
-
-@numba.njit(**_options)
-def _leading_sets(offsets, gene_ids, is_counted, n_genes):
-    n = len(offsets) - 1
-    sets = np.full((n, n_genes), NOTHING, np.uint32)
-    sizes = np.zeros(n, np.int64)
-    for cell in range(n):
-        size = 0
-        for word in range(offsets[cell], offsets[cell + 1]):
-            if size == n_genes:
-                break
-            if is_counted[gene_ids[word]]:
-                sets[cell, size] = gene_ids[word]
-                size += 1
-        sets[cell, :size].sort()
-        sizes[cell] = size
-    return sets, sizes
-
-
-@numba.njit(**_options)
-def _signatures(sets, sizes, orders):
-    n, n_orders = len(sets), orders.shape[1]
-    found = np.full((n, n_orders), NOTHING, np.uint32)
-    for cell in range(n):
-        row = found[cell]
-        for place in range(sizes[cell]):
-            numbers = orders[sets[cell, place]]
-            for order in range(n_orders):
-                row[order] = min(row[order], numbers[order])
-    return found
 
 
 @numba.njit(**_options)

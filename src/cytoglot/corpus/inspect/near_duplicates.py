@@ -9,16 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
-from cytoglot.corpus.inspect.gene_counts import GeneUse
+from cytoglot.corpus.format.shard_file import CellBlock, concat_blocks, make_block
 from cytoglot.corpus.inspect.minhash import N_ORDERS, GeneSetIndex, chance_to_find, jaccard, leading_sets, random_orders
-from cytoglot.corpus.inspect.scan import ROW_BITS, NamedCell, ScannedBlock, name_cells, scan_corpus
+from cytoglot.corpus.inspect.scan import ROW_BITS, ScannedBlock, name_cells, scan_corpus
 
 THRESHOLD = 0.9
 TOP_GENES = 128
@@ -35,100 +36,51 @@ _ASKED_OF: Mapping[Part, tuple[Part, ...]] = {"train": ("train", "validation", "
 """part that is gone through → parts whose cells are looked up in it"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compared:
-    """Cells of one part looked up in another."""
-
-    part: Part
-    among: Part
-    n_cells: int
-    """cells looked up"""
-    n_of: int
-    """cells that the part has"""
-    n_twins: int
-    """cells looked up that have at least one near-duplicate there"""
-    n_pairs: int
-
-    @property
-    def share(self) -> float:
-        """Share of the cells looked up that have a near-duplicate."""
-        return self.n_twins / self.n_cells if self.n_cells else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class NearDuplicates:
-    """What was found."""
-
-    compared: tuple[Compared, ...]
-    examples: tuple[tuple[NamedCell, NamedCell, float], ...]
-    """pairs with their Jaccard index, across parts first and the most similar first"""
-    likeness: Mapping[str, float]
-    """Jaccard index of random pairs of cells of one type in the training part: `pairs`, `median`, `q99`, `max`,
-    `above` (share of pairs above the threshold); empty without cell types"""
-    panels: tuple[tuple[tuple[str, ...], int], ...]
-    """sources that are compared over the same genes, and how many these are"""
-    apart: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]
-    """panels that share too few genes, or are too many, to be compared with each other"""
-    n_exact: int
-    """pairs that were compared gene by gene"""
-
-    def between(self, part: Part, among: Part) -> Compared | None:
-        """Return what came of looking up cells of a part in another."""
-        return next((c for c in self.compared if (c.part, c.among) == (part, among)), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        rows = [{**vars(c), "share": round(c.share, 6)} for c in self.compared]
-        examples = [
-            {
-                "part": a.part, "source": a.source, "cell_id": a.cell_id,
-                "other_part": b.part, "other_source": b.source, "other_cell_id": b.cell_id,
-                "jaccard": round(similarity, 4), "same_id": a.cell_id == b.cell_id,
-            }
-            for a, b, similarity in self.examples
-        ]  # fmt: skip
-        return {
-            "threshold": THRESHOLD,
-            "top_genes": TOP_GENES,
-            "min_genes": MIN_GENES,
-            "orders": N_ORDERS,
-            "chance_to_find": round(chance_to_find(THRESHOLD), 4),
-            "compared": rows,
-            "likeness_within_cell_types": dict(self.likeness),
-            "examples": examples,
-            "panels": [{"sources": list(sources), "genes": n} for sources, n in self.panels],
-            "not_compared": [[list(a), list(b)] for a, b in self.apart],
-            "compared_gene_by_gene": self.n_exact,
-        }
-
-
 def find_near_duplicates(
     corpus: Corpus,
-    genes: GeneUse,
+    used_sg: NDArray[np.bool_],
     *,
     max_cells: int = MAX_CELLS,
     examples: int = 20,
     seed: int = 0,
     skip: Collection[str] = (),
-) -> NearDuplicates:
-    """Find pairs of cells with a Jaccard index of at least `THRESHOLD`.
+) -> dict[str, Any]:
+    """Find pairs of cells with a Jaccard index of at least `THRESHOLD`; return plain JSON values.
+
+    Of them `compared` has a row for each part and the part in which its cells were looked up: `n_of` cells of which
+    `n_cells` were, `n_twins` that have a near-duplicate there, their `share`, and `n_pairs`. `examples`: pairs, across
+    parts first, then the most similar; `panels` are sources that are compared over the same genes, `not_compared` those
+    that share too few, or are too many. `likeness_within_cell_types` is the Jaccard index of random pairs of cells of
+    one type in the training part (`above`: the share above the threshold); empty without cell types.
 
     Parameters
     ----------
-    genes
-        What the sources have, of a scan of the whole corpus.
+    used_sg
+        The genes that each source has in the sentence of any cell, as `CorpusCounts` finds them.
     max_cells
         Cells of each part that are looked up, a random choice.
     skip
         Files of shards to leave out.
     """
-    panels = GeneUniverseGroups.of(corpus, genes)
-    chosen = _ChosenCells(_choose(corpus, max_cells, seed, skip), panels)
+    panels = GeneUniverseGroups.of(corpus, used_sg)
+    places = []
+    for part in PARTS:
+        shards = [(i, s) for i, s in enumerate(corpus.description.shards) if s.part == part and s.file not in skip]
+        ends = np.cumsum([shard.n_cells for _, shard in shards]) if shards else np.zeros(1, np.int64)
+        rng = np.random.default_rng([seed, 22, PARTS.index(part)])
+        rows = np.sort(rng.choice(ends[-1], size=min(int(ends[-1]), max_cells), replace=False, shuffle=False))
+        number = np.searchsorted(ends, rows, side="right")
+        shard_of = np.array([i for i, _ in shards] or [0], np.uint64)
+        row_of = (rows - np.concatenate([[0], ends[:-1]])[number]).astype(np.uint64)
+        places.append((shard_of[number] << np.uint64(ROW_BITS)) + row_of)
+    chosen = _ChosenCells(np.sort(np.concatenate(places)))
     scan_corpus(corpus, [chosen], skip=skip, description="near-duplicates, cells to look up")
+    chosen.finish(corpus, panels)
     search = _Search(chosen, panels, random_orders(len(corpus.vocabulary), seed=seed))
     passed = [shard.file for shard in corpus.shards("test")]
     scan_corpus(corpus, [search], skip={*skip, *passed}, description="near-duplicates, cells to compare")
-    return search.result(corpus, examples=examples, likeness=_likeness(chosen, panels, seed), skip=skip)
+    found = search.result(corpus, examples=examples, skip=skip)
+    return found | {"likeness_within_cell_types": _likeness(chosen, panels, seed)}
 
 
 @dataclass(frozen=True)
@@ -144,13 +96,13 @@ class GeneUniverseGroups:
     """panels that are compared, the first not after the second"""
 
     @classmethod
-    def of(cls, corpus: Corpus, use: GeneUse) -> GeneUniverseGroups:
+    def of(cls, corpus: Corpus, used_sg: NDArray[np.bool_]) -> GeneUniverseGroups:
         """Sort sources into panels, the largest first: a source joins the first panel of nearly the same genes."""
         infos = corpus.description.sources
         members: list[list[int]] = []
         genes: list[NDArray[np.bool_]] = []
         for i in sorted(range(len(infos)), key=lambda i: (-infos[i].n_kept, infos[i].name)):
-            own = use.used_sg[i]
+            own = used_sg[i]
             for number, panel in enumerate(genes):
                 if (own & panel).sum() >= max(_SAME_PANEL * (own | panel).sum(), 1):
                     members[number].append(i)
@@ -159,7 +111,7 @@ class GeneUniverseGroups:
             else:
                 members.append([i])
                 genes.append(own)
-        genes_pg = np.array(genes).reshape(len(genes), use.used_sg.shape[1])
+        genes_pg = np.array(genes).reshape(len(genes), used_sg.shape[1])
         weight = [sum(infos[i].n_kept for i in panel) for panel in members]
         apart = [(a, b) for a, b in combinations(range(len(members)), 2) if (genes_pg[a] & genes_pg[b]).sum()
                  >= _MIN_SHARED]  # fmt: skip
@@ -180,111 +132,69 @@ class GeneUniverseGroups:
         return (min(a, b), max(a, b)) in self.pairs
 
 
-def _choose(corpus: Corpus, max_cells: int, seed: int, skip: Collection[str]) -> NDArray[np.uint64]:
-    """Return the places of up to `max_cells` cells of each part, rising."""
-    chosen = []
-    for part in PARTS:
-        shards = [(i, s) for i, s in enumerate(corpus.description.shards) if s.part == part and s.file not in skip]
-        ends = np.cumsum([shard.n_cells for _, shard in shards]) if shards else np.zeros(1, np.int64)
-        n = int(ends[-1])
-        rng = np.random.default_rng([seed, 22, PARTS.index(part)])
-        rows = np.sort(rng.choice(n, size=min(n, max_cells), replace=False, shuffle=False))
-        number = np.searchsorted(ends, rows, side="right")
-        first = np.concatenate([[0], ends[:-1]])
-        shard_of = np.array([i for i, _ in shards] or [0], np.uint64)
-        chosen.append((shard_of[number] << np.uint64(ROW_BITS)) + (rows - first[number]).astype(np.uint64))
-    return np.sort(np.concatenate(chosen))
-
-
 class _ChosenCells:
-    """A look that keeps the ranked genes of the chosen cells. Axis: q chosen cells."""
+    """A visitor that keeps the chosen cells. Axis: q of them, in the order of the corpus."""
 
-    def __init__(self, places: NDArray[np.uint64], panels: GeneUniverseGroups) -> None:
-        self._wanted, self._panels = places, panels
-        self._lengths: list[NDArray[np.int64]] = []
-        self._ids: list[NDArray[np.uint32]] = []
-        self._found: list[tuple[NDArray[np.uint64], NDArray[np.int8], NDArray[np.int32], list[str | None]]] = []
+    def __init__(self, places: NDArray[np.uint64]) -> None:
+        self.places = places
+        self._blocks: list[CellBlock] = []
 
     def update(self, seen: ScannedBlock) -> None:
-        rows = np.flatnonzero(np.isin(seen.places, self._wanted, assume_unique=True))
-        if not len(rows):
-            return
-        block = seen.block
-        self._lengths.append(np.diff(block.offsets)[rows])
-        self._ids += [block.ids(row).astype(np.uint32) for row in rows.tolist()]
-        codes, sources = seen.codes("source")
-        panel = np.array([self._panels.of_source[name] for name in sources], np.int32)[codes[rows]]
-        part = np.full(len(rows), PARTS.index(seen.part), np.int8)
-        types: list[str | None] = [None] * len(rows)
-        if "cell_type" in block.metadata_columns:
-            type_codes, texts = seen.codes("cell_type")
-            types = [texts[code] if code >= 0 else None for code in type_codes[rows].tolist()]
-        self._found.append((seen.places[rows], part, panel, types))
+        """Keep those of a row group."""
+        rows = np.flatnonzero(np.isin(seen.places, self.places, assume_unique=True))
+        if len(rows):
+            self._blocks.append(seen.block.take(rows))
 
-    def finish(self) -> None:
+    def finish(self, corpus: Corpus, panels: GeneUniverseGroups) -> None:
         """Put the pieces together."""
-        nothing = np.zeros(0, np.int64)
-        self.offsets = np.concatenate([[0], np.cumsum(np.concatenate([nothing, *self._lengths]))]).astype(np.int64)
-        self.gene_ids = np.concatenate([np.zeros(0, np.uint32), *self._ids])
-        self.places = np.concatenate([np.zeros(0, np.uint64), *(f[0] for f in self._found)])
-        self.part = np.concatenate([np.zeros(0, np.int8), *(f[1] for f in self._found)])
-        self.panel = np.concatenate([np.zeros(0, np.int32), *(f[2] for f in self._found)])
-        self.cell_type = np.array([name for f in self._found for name in f[3]], dtype=object)
-        self._ids, self._lengths, self._found = [], [], []
+        nothing = make_block(
+            cell_ids=[], offsets=np.zeros(1, int), gene_ids=np.zeros(0, int), n_genes=1, source=[], metadata={}
+        )
+        self.block = concat_blocks(self._blocks or [nothing])
+        part_of_shard = np.array([PARTS.index(shard.part) for shard in corpus.description.shards], np.int8)
+        self.part = part_of_shard[(self.places >> np.uint64(ROW_BITS)).astype(np.int64)]
+        codes, sources = self.block.values("source")
+        self.panel = np.array([panels.of_source[name] for name in sources], np.int32)[codes]
+        self.cell_type = np.full(len(self.places), None, object)
+        if "cell_type" in self.block.metadata_columns:
+            texts = self.block.table["cell_type"].cast(pa.string()).to_pylist()
+            self.cell_type[:] = [text if text and text.strip() else None for text in texts]
 
     def sets(self, cells: NDArray[np.int64], genes: NDArray[np.bool_]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
         """Return the leading sets of some chosen cells."""
-        lengths = np.diff(self.offsets)[cells]
-        ids = [self.gene_ids[self.offsets[cell] : self.offsets[cell + 1]] for cell in cells.tolist()]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return leading_sets(offsets, np.concatenate([self.gene_ids[:0], *ids]), genes, n_genes=TOP_GENES)
-
-
-@dataclass
-class _Found:
-    """The pairs of each chosen cell within one part. Axis: q chosen cells."""
-
-    n: NDArray[np.int64]
-    best: NDArray[np.float64]
-    place: NDArray[np.uint64]
-
-    @classmethod
-    def nothing(cls, n: int) -> _Found:
-        return cls(np.zeros(n, np.int64), np.zeros(n), np.zeros(n, np.uint64))
+        some = self.block.take(cells)
+        return leading_sets(some.offsets, some.gene_ids, genes, n_genes=TOP_GENES)
 
 
 class _Search:
-    """A look that compares every cell with the chosen ones."""
+    """A visitor that compares every cell with the chosen ones."""
 
     def __init__(self, chosen: _ChosenCells, panels: GeneUniverseGroups, orders: NDArray[np.uint32]) -> None:
-        chosen.finish()
-        self._chosen, self._panels, self._orders = chosen, panels, orders
+        self._chosen, self._panels = chosen, panels
         n = len(chosen.places)
-        self._found = {part: _Found.nothing(n) for part in _ASKED_OF}
+        self._found = {part: (np.zeros(n, np.int64), np.zeros(n), np.zeros(n, np.uint64)) for part in _ASKED_OF}
+        """part → (q,) the pairs of each chosen cell within it, the Jaccard index of the best one, and its place"""
         self._can_be_compared = np.zeros(n, bool)
         self._n_exact = 0
         self._indices: dict[tuple[int, int], tuple[NDArray[np.int64], GeneSetIndex]] = {}
-        for a in np.unique(chosen.panel).tolist():
-            for b in range(len(panels.sources)):
-                if panels.are_compared(a, b):
-                    self._add_index(a, b)
-
-    def _add_index(self, of_chosen: int, of_others: int) -> None:
-        cells = np.flatnonzero(self._chosen.panel == of_chosen)
-        sets, sizes = self._chosen.sets(cells, self._panels.shared(of_chosen, of_others))
-        enough = sizes >= MIN_GENES
-        self._can_be_compared[cells[enough]] = True
-        if enough.any():
-            cells, places = cells[enough], self._chosen.places[cells[enough]]
-            index = GeneSetIndex(sets[enough], sizes[enough], places, self._orders)
-            self._indices[of_chosen, of_others] = cells, index
+        for of_chosen, of_others in product(np.unique(chosen.panel).tolist(), range(len(panels.sources))):
+            if panels.are_compared(of_chosen, of_others):
+                cells = np.flatnonzero(chosen.panel == of_chosen)
+                sets, sizes = chosen.sets(cells, panels.shared(of_chosen, of_others))
+                enough = sizes >= MIN_GENES
+                self._can_be_compared[cells[enough]] = True
+                if enough.any():
+                    cells = cells[enough]
+                    index = GeneSetIndex(sets[enough], sizes[enough], chosen.places[cells], orders)
+                    self._indices[of_chosen, of_others] = cells, index
 
     def update(self, seen: ScannedBlock) -> None:
         """Compare the cells of a row group."""
         codes, sources = seen.codes("source")
         panel = np.array([self._panels.of_source[name] for name in sources], np.int32)[codes]
         asked = np.isin(self._chosen.part, [PARTS.index(part) for part in _ASKED_OF[seen.part]])
-        found, block = self._found[seen.part], seen.block
+        n_q, best_q, place_q = self._found[seen.part]
+        block = seen.block
         for (of_chosen, of_others), (cells, index) in self._indices.items():
             rows = np.flatnonzero(panel == of_others)
             if not len(rows):
@@ -293,47 +203,61 @@ class _Search:
             genes = self._panels.shared(of_chosen, of_others)
             sets, sizes = leading_sets(some.offsets, some.gene_ids, genes, n_genes=TOP_GENES)
             enough = sizes >= MIN_GENES
-            n, best, place = found.n[cells], found.best[cells], found.place[cells]
+            n, best, place = n_q[cells], best_q[cells], place_q[cells]
             self._n_exact += index.look_up(
                 sets[enough], sizes[enough], seen.places[rows][enough], threshold=THRESHOLD, asked=asked[cells],
                 n_found=n, best=best, best_place=place,
             )  # fmt: skip
-            found.n[cells], found.best[cells], found.place[cells] = n, best, place
+            n_q[cells], best_q[cells], place_q[cells] = n, best, place
 
-    def result(
-        self, corpus: Corpus, *, examples: int, likeness: Mapping[str, float], skip: Collection[str]
-    ) -> NearDuplicates:
+    def result(self, corpus: Corpus, *, examples: int, skip: Collection[str]) -> dict[str, Any]:
         """Sum up."""
         part_q, compared = self._chosen.part, []
         pairs: list[tuple[bool, float, int, int]] = []
         for among, parts in _ASKED_OF.items():
-            found = self._found[among]
+            n_q, best_q, place_q = self._found[among]
             for part in parts:
                 of_part = (part_q == PARTS.index(part)) & self._can_be_compared
-                n_of = sum(shard.n_cells for shard in corpus.shards(part) if shard.file not in skip)
+                n_cells, n_twins = int(of_part.sum()), int((n_q[of_part] > 0).sum())
                 compared.append(
-                    Compared(
-                        part=part, among=among, n_cells=int(of_part.sum()), n_of=n_of,
-                        n_twins=int((found.n[of_part] > 0).sum()), n_pairs=int(found.n[of_part].sum()),
-                    )
-                )  # fmt: skip
-                for q in np.flatnonzero(of_part & (found.n > 0)).tolist():
-                    own, other = int(self._chosen.places[q]), int(found.place[q])
-                    pairs.append((part == among, -float(found.best[q]), own, other))
+                    {
+                        "part": part,
+                        "among": among,
+                        "n_cells": n_cells,
+                        "n_of": sum(shard.n_cells for shard in corpus.shards(part) if shard.file not in skip),
+                        "n_twins": n_twins,
+                        "n_pairs": int(n_q[of_part].sum()),
+                        "share": round(n_twins / max(n_cells, 1), 6),
+                    }
+                )
+                for q in np.flatnonzero(of_part & (n_q > 0)).tolist():
+                    own, other = int(self._chosen.places[q]), int(place_q[q])
+                    pairs.append((part == among, -float(best_q[q]), own, other))
         shown = sorted(pairs)[:examples]
         cells = name_cells(corpus, [place for *_, a, b in shown for place in (a, b)])
-        n_panels = range(len(self._panels.sources))
-        names = self._panels.sources
-        return NearDuplicates(
-            compared=tuple(compared),
-            examples=tuple((cells[a], cells[b], -minus) for _, minus, a, b in shown),
-            likeness=likeness,
-            panels=tuple((names[i], int(self._panels.genes_pg[i].sum())) for i in n_panels),
-            apart=tuple(
-                (names[a], names[b]) for a, b in combinations(n_panels, 2) if not self._panels.are_compared(a, b)
-            ),
-            n_exact=self._n_exact,
-        )
+        names, panels = self._panels.sources, range(len(self._panels.sources))
+        return {
+            "threshold": THRESHOLD,
+            "top_genes": TOP_GENES,
+            "min_genes": MIN_GENES,
+            "orders": N_ORDERS,
+            "chance_to_find": round(chance_to_find(THRESHOLD), 4),
+            "compared": compared,
+            "likeness_within_cell_types": {},
+            "examples": [
+                vars(cells[a])
+                | {f"other_{name}": value for name, value in vars(cells[b]).items()}
+                | {"jaccard": round(-minus, 4), "same_id": cells[a].cell_id == cells[b].cell_id}
+                for _, minus, a, b in shown
+            ],
+            "panels": [{"sources": list(names[i]), "genes": int(self._panels.genes_pg[i].sum())} for i in panels],
+            "not_compared": [
+                [list(names[a]), list(names[b])]
+                for a, b in combinations(panels, 2)
+                if not self._panels.are_compared(a, b)
+            ],
+            "compared_gene_by_gene": self._n_exact,
+        }
 
 
 def _likeness(chosen: _ChosenCells, panels: GeneUniverseGroups, seed: int) -> dict[str, float]:

@@ -39,15 +39,14 @@ def shown(example: Example, genes: frozenset[str], *, max_genes: int = 12) -> Sh
 
 def shortened(text: str, genes: frozenset[str], *, max_genes: int) -> str:
     """Return the text with long runs of genes, and long lines of prose, cut in the middle."""
-    return "\n".join(_line(line, genes, max_genes) for line in text.split("\n")) if max_genes > 0 else text
-
-
-def _line(line: str, genes: frozenset[str], max_genes: int) -> str:
-    kept: list[str] = []
-    for is_genes, run in groupby(line.split(" "), key=lambda word: word == MASK or word.rstrip(".,") in genes):
-        words = list(run)
-        kept += _cut(words, max_genes) if is_genes else words
-    return " ".join(_cut(kept, _WORDS_OF_PROSE))
+    lines = []
+    for line in text.split("\n") if max_genes > 0 else ():
+        kept: list[str] = []
+        for is_genes, run in groupby(line.split(" "), key=lambda word: word == MASK or word.rstrip(".,") in genes):
+            words = list(run)
+            kept += _cut(words, max_genes) if is_genes else words
+        lines.append(" ".join(_cut(kept, _WORDS_OF_PROSE)))
+    return "\n".join(lines) if max_genes > 0 else text
 
 
 def _cut(words: list[str], most: int) -> list[str]:

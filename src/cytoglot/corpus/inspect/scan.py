@@ -73,9 +73,9 @@ def scan_corpus(
 class NamedCell:
     """A cell as a person would point at it."""
 
+    part: Part
     source: str
     cell_id: str
-    part: Part
 
 
 def name_cells(corpus: Corpus, places: Collection[int]) -> dict[int, NamedCell]:
@@ -99,3 +99,13 @@ def name_cells(corpus: Corpus, places: Collection[int]) -> dict[int, NamedCell]:
                         named[place] = NamedCell(source=source, cell_id=cell_id, part=shard.part)
                 first_row += n_cells
     return named
+
+
+def group_edges(group: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the first row and the number of cells of each cell group of a block, in order."""
+    if not len(group):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(group)) + 1]).astype(np.int64)
+    sizes = np.diff(np.append(starts, len(group)))
+    is_group = group[starts] >= 0
+    return starts[is_group], sizes[is_group]

@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import PARTS, Corpus, Part
-from cytoglot.corpus.inspect.lengths import group_edges
-from cytoglot.corpus.inspect.scan import ScannedBlock
+from cytoglot.corpus.inspect.scan import ScannedBlock, group_edges
 from cytoglot.corpus.read.records import (
     BlockRecords,
     RecordReader,
@@ -53,19 +52,13 @@ class TaskLine:
 
 
 @dataclass
-class _Kind:
-    """Records with the same traits."""
-
-    tasks: tuple[str, ...]
-    n_looked_at: int = 0
-
-
-@dataclass
 class TaskBalance:
     """A look at what can be asked."""
 
     corpus: Corpus
-    _kinds: dict[tuple[Any, ...], _Kind] = field(default_factory=dict)
+    _tasks_of_kind: dict[tuple[Any, ...], list[str]] = field(default_factory=dict)
+    """traits that records share → the tasks that can ask them"""
+    _n_looked_at: Counter[tuple[Any, ...]] = field(default_factory=Counter)
     _n_records: Counter[tuple[str, Part]] = field(default_factory=Counter)
     _answers: dict[str, set[str]] = field(default_factory=dict)
     _closed: dict[tuple[str, Part], set[str]] = field(default_factory=dict)
@@ -88,11 +81,29 @@ class TaskBalance:
             return opened[0]
 
         codes = {column: seen.codes(column) for column in seen.block.metadata_columns}
-        self._see_cells(seen, codes, records)
+        lengths = np.diff(seen.block.offsets)
+        traits = [np.minimum(lengths, _MOST_LENGTH), self._with_ortholog(seen)]
+        traits += [column_codes >= 0 for column_codes, _ in codes.values()]
+        table = np.column_stack([np.asarray(trait, np.int32) for trait in traits])
+        every_cell = source_of_cells("cell")
+        self._see_kinds("cell", seen.part, table, lambda row: every_cell.record(records(), row, self._draws))
+        for task in self._tasks.values():
+            if task.unit == "cell" and _has_labels(task) and task.field in codes:
+                column_codes, texts = codes[task.field]
+                self._note_labels(task, seen.part, column_codes[lengths > 0], texts)
         self._see_groups(seen, codes, records)
         for unit in units_of_cells():
-            if source_of_cells(unit).relation in seen.block.relations:
-                self._see_related(seen, unit, records())
+            # What related cells have in common is not known beforehand, so each record is asked.
+            source = source_of_cells(unit)
+            rows = source.rows(records()).tolist() if source.relation in seen.block.relations else ()
+            for row in rows:
+                record = source.record(records(), row, self._draws)
+                for name in self._askable(record, unit):
+                    self._n_records[name, seen.part] += 1
+                    self._note_answer(name, record)
+                    if _has_labels(self._tasks[name]):
+                        answer = self._tasks[name].templates.bare(self._tasks[name].completion(record))
+                        self._closed.setdefault((name, seen.part), set()).add(answer)
 
     def see_tables(self) -> None:
         """Put the tasks about gene sets and cell types to each row."""
@@ -105,20 +116,21 @@ class TaskBalance:
 
     def lines(self) -> list[TaskLine]:
         """Return a line for each task, in alphabetical order."""
-        return [self._line(task) for _, task in sorted(self._tasks.items())]
-
-    def _line(self, task: Task[Any, Any]) -> TaskLine:
-        records = {part: self._n_records[task.name, part] for part in PARTS}
-        closed = {part: self._closed.get((task.name, part), set()) for part in PARTS} if _has_labels(task) else None
-        answers = None if closed is None else {part: len(found) for part, found in closed.items()}
-        possible = set().union(*closed.values()) if closed else self._answers.get(task.name, set())
-        return TaskLine(
-            task=task.name,
-            unit=task.unit,
-            records=records,
-            answers=answers,
-            not_shown=self._why_not(task, records, possible, closed or {}),
-        )
+        lines = []
+        for name, task in sorted(self._tasks.items()):
+            records = {part: self._n_records[name, part] for part in PARTS}
+            closed = {part: self._closed.get((name, part), set()) for part in PARTS} if _has_labels(task) else {}
+            possible = set().union(*closed.values()) if closed else self._answers.get(name, set())
+            lines.append(
+                TaskLine(
+                    task=name,
+                    unit=task.unit,
+                    records=records,
+                    answers={part: len(found) for part, found in closed.items()} if closed else None,
+                    not_shown=self._why_not(task, records, possible, closed),
+                )
+            )
+        return lines
 
     def _why_not(
         self, task: Task[Any, Any], records: dict[Part, int], possible: set[str], closed: dict[Part, set[str]]
@@ -136,25 +148,12 @@ class TaskBalance:
                 return f"a single answer in the {part} part: {_only(closed[part])}"
         return ""
 
-    def _see_cells(self, seen: ScannedBlock, codes: dict[str, Any], records: Any) -> None:
-        lengths = np.diff(seen.block.offsets)
-        traits = [np.minimum(lengths, _MOST_LENGTH), self._with_ortholog(seen)]
-        traits += [column_codes >= 0 for column_codes, _ in codes.values()]
-        table = np.column_stack([np.asarray(trait, np.int32) for trait in traits])
-        self._see_kinds(
-            "cell", seen.part, table, lambda row: source_of_cells("cell").record(records(), row, self._draws)
-        )
-        for task in self._tasks.values():
-            if task.unit == "cell" and _has_labels(task) and task.field in codes:
-                column_codes, texts = codes[task.field]
-                self._note_labels(task, seen.part, column_codes[lengths > 0], texts)
-
     def _see_groups(self, seen: ScannedBlock, codes: dict[str, Any], records: Any) -> None:
         starts, sizes = group_edges(seen.block.group)
         if not len(starts):
             return
-        rows = np.repeat(starts, sizes) + _place_in_group(sizes)
-        ends = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        ends = np.concatenate([[0], np.cumsum(sizes)[:-1]])  # where each group begins among the rows of all groups
+        rows = np.repeat(starts - ends, sizes) + np.arange(sizes.sum())
         lengths = np.diff(seen.block.offsets)[rows]
         source_n, sources = seen.codes("source")
         same_source = np.maximum.reduceat(source_n[rows], ends) == np.minimum.reduceat(source_n[rows], ends)
@@ -176,35 +175,23 @@ class TaskBalance:
         groups = source_of_cells("cell_group")
         self._see_kinds("cell_group", seen.part, table, lambda i: groups.record(records(), int(starts[i]), self._draws))
 
-    def _see_related(self, seen: ScannedBlock, unit: str, cells: BlockRecords) -> None:
-        """Put the tasks of a unit to each record: what related cells have in common is not known beforehand."""
-        source = source_of_cells(unit)
-        for row in source.rows(cells).tolist():
-            record = source.record(cells, row, self._draws)
-            for name in self._askable(record, unit):
-                self._n_records[name, seen.part] += 1
-                self._note_answer(name, record)
-                if _has_labels(self._tasks[name]):
-                    answer = self._tasks[name].templates.bare(self._tasks[name].completion(record))
-                    self._closed.setdefault((name, seen.part), set()).add(answer)
-
     def _see_kinds(self, unit: str, part: Part, traits: NDArray[np.integer], record_of: Any) -> None:
         kinds, first, number, counts = np.unique(
             traits, axis=0, return_index=True, return_inverse=True, return_counts=True
         )
         for i, (trait, row, n) in enumerate(zip(kinds.tolist(), first.tolist(), counts.tolist(), strict=True)):
             key = (unit, *trait)
-            if key not in self._kinds:
-                self._kinds[key] = _Kind(tuple(self._askable(record_of(row), unit)))
-            kind = self._kinds[key]
-            for name in kind.tasks:
+            if key not in self._tasks_of_kind:
+                self._tasks_of_kind[key] = self._askable(record_of(row), unit)
+            names = self._tasks_of_kind[key]
+            for name in names:
                 self._n_records[name, part] += n
-            if kind.n_looked_at < _RECORDS_OF_A_KIND and kind.tasks:
-                rows = np.flatnonzero(number.ravel() == i)[: _RECORDS_OF_A_KIND - kind.n_looked_at]
-                kind.n_looked_at += len(rows)
+            if self._n_looked_at[key] < _RECORDS_OF_A_KIND and names:
+                rows = np.flatnonzero(number.ravel() == i)[: _RECORDS_OF_A_KIND - self._n_looked_at[key]]
+                self._n_looked_at[key] += len(rows)
                 for one in rows.tolist():
                     record = record_of(one)
-                    for name in kind.tasks:
+                    for name in names:
                         self._note_answer(name, record)
 
     def _askable(self, record: Record, unit: str) -> list[str]:
@@ -241,8 +228,3 @@ def _has_labels(task: Task[Any, Any]) -> bool:
 def _only(answers: set[str]) -> str:
     (answer,) = answers
     return repr(answer if len(answer) <= 60 else answer[:57] + "…")
-
-
-def _place_in_group(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    ends = np.cumsum(sizes)
-    return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)

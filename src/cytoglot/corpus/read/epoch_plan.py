@@ -99,7 +99,12 @@ def plan_reading(
     total = n_of[anchor] / unit_shares[anchor]
     visits = {unit: total * share for unit, share in unit_shares.items()}
     tables = {unit: round(visits[unit]) for unit in unit_shares if unit not in of_cells}
-    pieces = _pieces(corpus, part, tables, n_readers) if of_cells else _table_pieces(tables, n_readers)
+    if of_cells:
+        pieces = _pieces(corpus, part, tables, n_readers)
+    else:
+        n = min(sum(tables.values()), 64 * n_readers)
+        rows = [{unit: (size * i // n, size * (i + 1) // n) for unit, size in tables.items()} for i in range(n)]
+        pieces = tuple(Piece(i, None, 0, 0, of_piece) for i, of_piece in enumerate(rows))
     if len(pieces) < n_readers:
         raise InputError(f"{n_readers} readers share {len(pieces)} records of the {part} part; use fewer readers")
     n_shards = len(corpus.shards(part))
@@ -165,11 +170,3 @@ def _pieces(corpus: Corpus, part: Part, tables: Mapping[str, int], n_readers: in
         })
         for number, (place, first, last) in enumerate(slices)
     )  # fmt: skip
-
-
-def _table_pieces(tables: Mapping[str, int], n_readers: int) -> tuple[Piece, ...]:
-    n = min(sum(tables.values()), 64 * n_readers)
-    return tuple(
-        Piece(i, None, 0, 0, {unit: (size * i // n, size * (i + 1) // n) for unit, size in tables.items()})
-        for i in range(n)
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -66,25 +67,16 @@ class CorpusExamples:
         names = list(weights)
         shares = np.array([weights[name] for name in names], float)
         wanted = rng.multinomial(n, shares / shares.sum())
-        found = [
-            example
-            for name, count in zip(names, wanted.tolist(), strict=True)
-            if count
-            for example in self._of_task(name, count, seed)
-        ]
-        return [found[i] for i in rng.permutation(len(found))]
-
-    def _of_task(self, name: str, n: int, seed: int) -> list[CorpusExample]:
-        mixture = TaskMixture({name: 1.0}, seed=seed, **self._mixture)
-        (unit,) = mixture.unit_shares
         found: list[CorpusExample] = []
-        for record, draws in self._records(unit, n, np.random.default_rng([seed, zlib.crc32(name.encode())]), seed):
-            instance = mixture.ask(record, unit, draws)
-            if instance is not None:
-                found.append(CorpusExample(example=instance.example(), record=instance.record))
-            if len(found) == n:
-                break
-        return found
+        for name, count in zip(names, wanted.tolist(), strict=True):
+            mixture = TaskMixture({name: 1.0}, seed=seed, **self._mixture)
+            (unit,) = mixture.unit_shares
+            task_rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+            records = self._records(unit, count, task_rng, seed) if count else ()
+            asked = (mixture.ask(record, unit, draws) for record, draws in records)
+            known = (CorpusExample(example=one.example(), record=one.record) for one in asked if one is not None)
+            found += islice(known, count)
+        return [found[i] for i in rng.permutation(len(found))]
 
     def _records(self, unit: str, n: int, rng: np.random.Generator, seed: int) -> Iterator[tuple[Record, Draws]]:
         reader = RecordReader(self._corpus, seed=seed)

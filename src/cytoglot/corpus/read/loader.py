@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cytoglot.corpus.format.folder import Corpus, Part
 from cytoglot.corpus.read.epoch_plan import Piece, plan_reading
 from cytoglot.corpus.read.examples import available_tasks
-from cytoglot.corpus.read.fitting import Fitter
 from cytoglot.corpus.read.mixture import TaskMixture
 from cytoglot.corpus.read.packing import Row, TokenBatch, TokenExample, bucket, lay_out, pack
 from cytoglot.corpus.read.records import RecordReader, row_groups, source_of_cells
@@ -24,8 +24,7 @@ from cytoglot.corpus.read.sampler import EpochSampler
 from cytoglot.corpus.read.tokenize import GeneTokenizer
 from cytoglot.errors import InputError
 from cytoglot.sentence.augment import AugmentSettings
-from cytoglot.tasks.instance import TaskInstance
-from cytoglot.tasks.record import Record
+from cytoglot.tasks.instance import TaskInstance, truncate_to_fit
 from cytoglot.tasks.record_source import Draws, record_sources
 from cytoglot.tasks.task import Task
 
@@ -69,8 +68,6 @@ class BatchSettings:
     bucket_examples: int | None = None
     """for rows of one example: so many are sorted together, by the genes of their cells before a view drops some;
     by default 32 batches of them or more, by their tokens. The first pads more, and a batch is less of one kind"""
-    fill: bool = True
-    """gaps at the end of packed rows are filled with examples that lose genes, about one in each row"""
     pad_id: int = 0
 
     def __post_init__(self) -> None:
@@ -180,11 +177,6 @@ class CorpusLoader:
         """task → examples that were made since this loader was"""
         self.skipped: Counter[str] = Counter()
         """reason → records that were left out"""
-        self._fitter = Fitter(
-            tokenizer,
-            generation_weight=settings.generation_weight,
-            learn_prompts=settings.loss_on == "everything",
-        )
         self._sampler = EpochSampler(
             reader=reader,
             mixture=self._mixture,
@@ -269,7 +261,11 @@ class CorpusLoader:
             )
             piece, n_items = (start.piece if epoch == first_epoch else 0), 0
             while piece < len(order):
-                window = self._window(order, piece)
+                window, n_visits = list[Piece](), 0  # the pieces that are shuffled together
+                while piece + len(window) < len(order) and n_visits < self._window_cells:
+                    window.append(order[piece + len(window)])
+                    listed = sum(last - first for first, last in window[-1].tables.values())
+                    n_visits += window[-1].last - window[-1].first or listed
                 skipped = start.item if (epoch, piece) == (first_epoch, start.piece) else 0
                 for item, rows in enumerate(self._window_items(window, epoch), start=1):
                     n_items += 1
@@ -284,77 +280,57 @@ class CorpusLoader:
             epoch += 1
             self._end = _Position(epoch=epoch)
 
-    def _window(self, order: Sequence[Piece], first: int) -> list[Piece]:
-        """Return the pieces that are shuffled together."""
-        n, last = 0, first
-        while last < len(order) and n < self._window_cells:
-            piece = order[last]
-            n += piece.last - piece.first or sum(b - a for a, b in piece.tables.values())
-            last += 1
-        return list(order[first:last])
-
     def _window_items(self, window: Sequence[Piece], epoch: int) -> Iterator[list[Row]]:
-        packed = self._batches.packed
-        size = _CHUNK if packed else self._batches.bucket_examples or max(_CHUNK, 32 * (self._batches.batch_size or 1))
+        """Yield the rows of a window in random order: one packed row, or the rows of one padded batch at a time."""
+        shape = self._batches
+        size = _CHUNK if shape.packed else shape.bucket_examples or max(_CHUNK, 32 * (shape.batch_size or 1))
         rng = np.random.default_rng([self._seed, 13, epoch, window[0].number])
-        questions: list[TaskInstance] = []
-        examples: list[TokenExample] = []
+        waiting: list[TokenExample] = []
         for asked, n_genes, is_last in self._sampler.chunks(window, epoch, size=size):
-            fits = self._add(asked, questions, examples)
-            if packed:
-                items, left = self._pack(questions, examples, finish=is_last)
+            examples, lengths = waiting, list[int]()
+            for found, n in zip(
+                truncate_to_fit(asked, [shape.context] * len(asked), self._encoded), n_genes, strict=True
+            ):
+                if found is None:
+                    self.skipped["does not fit the context"] += 1
+                    continue
+                instance, (ids, n_prompt) = found
+                self.asked[instance.task.name] += 1
+                weight, learns_all = self._examples.generation_weight, self._examples.loss_on == "everything"
+                examples.append(
+                    TokenExample(
+                        ids,
+                        n_prompt,
+                        answer_weight=1.0 if instance.task.closed_answer else weight / max(len(ids) - n_prompt, 1),
+                        prompt_weight=weight / max(n_prompt, 1) if learns_all else 0.0,
+                    )
+                )
+                lengths.append(n if shape.bucket_examples is not None else len(ids))
+            if shape.packed:
+                rows, waiting = pack(examples, shape.context, finish=is_last)
+                items = [[row] for row in rows]
             else:
-                items, left = self._pad(examples, [n for n, fit in zip(n_genes, fits, strict=True) if fit]), []
+                # Batches of one length in tokens would each hold views of one kind (much is dropped, or nothing) and
+                # one task, so a few sorted together are sorted by the genes of their cells.
+                found_batches = bucket(lengths, batch_size=shape.batch_size, batch_tokens=shape.batch_tokens)
+                items, waiting = [[[examples[i]] for i in places] for places in found_batches], []
             yield from (items[i] for i in rng.permutation(len(items)))
-            questions, examples = [questions[i] for i in left], [examples[i] for i in left]
 
-    def _add(
-        self, asked: list[TaskInstance], questions: list[TaskInstance], examples: list[TokenExample]
-    ) -> list[bool]:
-        """Add what fits the context; return for each question whether it does."""
-        made = self._fitter.tokens(asked, [self._batches.context] * len(asked))
-        for question, example in zip(asked, made, strict=True):
-            if example is None:
-                self.skipped["does not fit the context"] += 1
-            else:
-                self.asked[question.task.name] += 1
-                questions.append(question)
-                examples.append(example)
-        return [example is not None for example in made]
-
-    def _pack(
-        self, questions: list[TaskInstance], examples: list[TokenExample], *, finish: bool
-    ) -> tuple[list[list[Row]], list[int]]:
-        def shorten(places: Sequence[int], rooms: Sequence[int]) -> list[TokenExample | None]:
-            return self._fitter.shorter([questions[i] for i in places], [examples[i] for i in places], rooms)
-
-        fill = shorten if self._batches.fill else None
-        packed = pack(examples, self._batches.context, shorten=fill, finish=finish)
-        return [[row] for row in packed.rows], packed.waiting
-
-    def _pad(self, examples: list[TokenExample], n_genes: list[int]) -> list[list[Row]]:
-        # Batches of one length in tokens would each hold views of one kind (much is dropped, or nothing) and one task.
-        lengths = [len(example) for example in examples] if self._batches.bucket_examples is None else n_genes
-        found = bucket(lengths, batch_size=self._batches.batch_size, batch_tokens=self._batches.batch_tokens)
-        return [[[examples[i]] for i in places] for places in found]
+    def _encoded(self, instances: Sequence[TaskInstance]) -> list[tuple[tuple[NDArray[np.int32], int], int]]:
+        prompts, completions = zip(*(instance.segments() for instance in instances), strict=True)
+        return [(pair, len(pair[0])) for pair in self._tokenizer.encode_pairs(prompts, completions)]
 
     def _check_tokenizer(self, reader: RecordReader, tables: Mapping[str, list[Any]]) -> None:
         """Let the tokenizer compare its reading of some records of this corpus with that of the whole texts."""
-        asked = [
-            self._mixture.ask(record, unit, draws)
-            for unit in self._mixture.unit_shares
-            for record, draws in self._first_records(unit, reader, tables)
-        ]
+        asked: list[TaskInstance | None] = []
+        for unit in self._mixture.unit_shares:
+            listed = tables.get(unit, [])[:_N_CHECKED]
+            asked += [self._mixture.ask(record, unit, Draws("check", record.key)) for record in listed]
+            for place in row_groups(self._corpus, self._part)[: unit not in tables]:
+                cells, source = reader.read(place), source_of_cells(unit)
+                for row in source.rows(cells)[:_N_CHECKED].tolist():
+                    draws = Draws("check", row)
+                    record = source.record(cells, row, draws, top_genes=_GENES_CHECKED)
+                    asked.append(self._mixture.ask(record, unit, draws))
         pairs = [instance.segments() for instance in asked if instance is not None]
         self._tokenizer.check([prompt for prompt, _ in pairs], [completion for _, completion in pairs])
-
-    def _first_records(
-        self, unit: str, reader: RecordReader, tables: Mapping[str, list[Any]]
-    ) -> Iterator[tuple[Record, Draws]]:
-        for listed in tables.get(unit, [])[:_N_CHECKED]:
-            yield listed, Draws("check", listed.key)
-        for place in row_groups(self._corpus, self._part)[: unit not in tables]:
-            cells, source = reader.read(place), source_of_cells(unit)
-            for row in source.rows(cells)[:_N_CHECKED].tolist():
-                draws = Draws("check", row)
-                yield source.record(cells, row, draws, top_genes=_GENES_CHECKED), draws

@@ -88,7 +88,15 @@ class TaskMixture:
         metadata_share: float = 0.5,
         held_out: bool = False,
     ) -> None:
-        self.weights = _checked_weights(weights)
+        for name, weight in weights.items():
+            if name not in registered_tasks:
+                raise UnknownNameError("task", name, list(registered_tasks))
+            if weight < 0:
+                raise InputError(f"the weight of task {name!r} must be at least 0, found {weight}")
+        total = sum(weights.values())
+        if total <= 0:
+            raise InputError("at least one task needs a weight above 0")
+        self.weights = {name: weight / total for name, weight in weights.items() if weight > 0}
         chosen = [((replaced or {}).get(name) or registered_tasks[name], weight)
                   for name, weight in self.weights.items()]  # fmt: skip
         without = [task.name for task, _ in chosen if held_out and not task.templates.held_out]
@@ -140,15 +148,3 @@ class TaskMixture:
 def _place(edges: list[float], number: int) -> int:
     """Return which of the intervals that end at the edges a random number below 2³² falls into."""
     return min(bisect_right(edges, number / TWO_32 * edges[-1]), len(edges) - 1)
-
-
-def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    for name, weight in weights.items():
-        if name not in registered_tasks:
-            raise UnknownNameError("task", name, list(registered_tasks))
-        if weight < 0:
-            raise InputError(f"the weight of task {name!r} must be at least 0, found {weight}")
-    total = sum(weights.values())
-    if total <= 0:
-        raise InputError("at least one task needs a weight above 0")
-    return {name: weight / total for name, weight in weights.items() if weight > 0}

@@ -6,9 +6,9 @@ Axes: b rows, t tokens.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,7 @@ from numpy.typing import NDArray
 from cytoglot.errors import InputError
 
 MAX_GAP = 1 / 128
-"""share of a row that may stay empty without looking for something to put there"""
-_ROUNDS = 3  # of filling: what is left of the rows that gave examples away is packed again
-_LEAST_ROOM = 16  # tokens: no prompt is shorter
-_SPARE = 12  # examples to choose a filler from
-LEAST_KEPT = 1 / 8
-"""an example that is shortened to fill a row keeps at least this share of its tokens"""
+"""share of a row that may stay empty without waiting for something to put there"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,87 +80,18 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     return rows
 
 
-Shorten = Callable[[Sequence[int], Sequence[int]], Sequence["TokenExample | None"]]
-"""(which examples, tokens that there is room for) → each example with fewer genes, None where that cannot be"""
+def pack(examples: Sequence[TokenExample], size: int, *, finish: bool = True) -> tuple[list[Row], list[TokenExample]]:
+    """Lay examples into rows of `size` tokens, none split; return the rows, fullest first, and examples that wait.
 
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Rows that are done, the fullest first, and the examples that wait for better company."""
-
-    rows: list[Row]
-    waiting: list[int]
-    """places of the examples among those that were given, ascending"""
-
-
-@dataclass(slots=True)
-class _OpenRow:
-    free: int
-    places: list[int]
-    """of whole examples"""
-    filler: TokenExample | None = None
-    """a shortened one"""
-
-    def examples(self, given: Sequence[TokenExample]) -> Row:
-        return [given[i] for i in self.places] + ([self.filler] if self.filler else [])
-
-
-def pack(examples: Sequence[TokenExample], size: int, *, shorten: Shorten | None = None, finish: bool = True) -> Packed:
-    """Lay examples into rows of `size` tokens; none is split.
-
-    Examples of nearly one length leave a gap in every row however they are placed: `shorten` is then asked for one with
-    fewer genes that fills it. Without `finish` the emptiest rows are undone and their examples given back, to be packed
-    with others; a quarter of the rows at most, so that nothing waits for ever.
+    Without `finish` the emptiest rows are undone and their examples given back in their order, to be packed with
+    others; a quarter of the rows at most, so that nothing waits for ever.
     """
-    rows = _fit(range(len(examples)), examples, size)
-    for _ in range(_ROUNDS if shorten is not None else 0):
-        assert shorten is not None
-        if not _fill(rows, examples, size, shorten):
-            break
-        loose = [i for row in rows if row.filler is None and row.free > size * MAX_GAP for i in row.places]
-        rows = [row for row in rows if row.filler is not None or row.free <= size * MAX_GAP]
-        rows = sorted(rows + _fit(loose, examples, size), key=lambda row: row.free)
-    most = 0 if finish else max(len(rows) // 4, 1)
-    undone = [row for row in rows[len(rows) - most :] if row.free > size * MAX_GAP and row.filler is None]
-    done = [row.examples(examples) for row in rows if not any(row is other for other in undone)]
-    return Packed(done, sorted(i for row in undone for i in row.places))
-
-
-def _fit(places: Sequence[int], examples: Sequence[TokenExample], size: int) -> list[_OpenRow]:
-    """Return rows of whole examples, the fullest first."""
-    fitted = [[places[i] for i in row] for row in best_fit([len(examples[i]) for i in places], size)]
-    rows = [_OpenRow(size - sum(len(examples[i]) for i in row), row) for row in fitted]
-    return sorted(rows, key=lambda row: row.free)
-
-
-def _fill(rows: list[_OpenRow], examples: Sequence[TokenExample], size: int, shorten: Shorten) -> bool:
-    """Fill the gaps of the fuller rows with shortened examples of the emptiest ones, which may end up empty.
-
-    Returns whether any was filled.
-    """
-    plan: list[tuple[_OpenRow, _OpenRow, int]] = []
-    donor, spare = len(rows), list[tuple[int, _OpenRow, int]]()  # length, row and place of an example
-    for place, row in enumerate(rows):
-        if donor <= place:
-            break
-        if row.free <= max(size * MAX_GAP, _LEAST_ROOM) or row.filler is not None:
-            continue
-        while len(spare) < _SPARE and donor > place + 1:
-            donor -= 1
-            if rows[donor].filler is None and rows[donor].free > size * MAX_GAP:
-                spare += [(len(examples[i]), rows[donor], i) for i in rows[donor].places]
-        fitting = [one for one in spare if LEAST_KEPT * one[0] <= row.free < one[0]]
-        if fitting:
-            chosen = min(fitting, key=lambda one: one[0])
-            spare = [one for one in spare if one is not chosen]
-            plan.append((row, *chosen[1:]))
-    shortened = shorten([i for *_, i in plan], [row.free for row, *_ in plan]) if plan else []
-    for (row, giver, i), filler in zip(plan, shortened, strict=True):
-        if filler is not None:
-            row.filler, row.free = filler, row.free - len(filler)
-            giver.places.remove(i)
-            giver.free += len(examples[i])
-    return any(filler is not None for filler in shortened)
+    lengths = [len(example) for example in examples]
+    places = sorted(best_fit(lengths, size), key=lambda row: -sum(lengths[i] for i in row))
+    first_undone = len(places) - (0 if finish else max(len(places) // 4, 1))
+    undone = [row for row in places[first_undone:] if size - sum(lengths[i] for i in row) > size * MAX_GAP]
+    done = places[: len(places) - len(undone)]
+    return [[examples[i] for i in row] for row in done], [examples[i] for i in sorted(chain.from_iterable(undone))]
 
 
 def bucket(

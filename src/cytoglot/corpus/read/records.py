@@ -93,7 +93,10 @@ class BlockRecords:
         return Draws(self._reader.seed, epoch, visit, unit, self.sources[row], self._cell_ids[row])
 
     def cell(self, row: int, draws: Draws, *, top_genes: int | None = None) -> CellRecord:
-        """Return the record of a cell, with `top_genes` genes at most and what is known of its metadata."""
+        """Return the record of a cell, with `top_genes` genes at most and what is known of its metadata.
+
+        It has no `ortholog_genes` if it is told in the genes of another species than its own.
+        """
         reader, cell_id = self._reader, self._cell_ids[row]
         ids: NDArray[np.integer] = self._block.gene_ids[self._offsets[row] : self._offsets[row + 1]]
         if reader.augment is not None:
@@ -101,11 +104,17 @@ class BlockRecords:
         if top_genes is not None:
             ids = ids[:top_genes]
         metadata = self.metadata(row)
+        orthologs: Genes | tuple[()] = ()
+        # Some data sets give mouse cells in human symbols; what to call the other species of such a cell is unclear.
+        if reader.orthologs is not None and metadata.get("organism") in (
+            None, reader.gene_species.get(self.sources[row] or "")
+        ):  # fmt: skip
+            orthologs = Genes(reader.orthologs[ids], reader.ortholog_names)
         return CellRecord(
             genes=Genes(ids, reader.names),
             metadata=metadata,
             cell_id=cell_id,
-            ortholog_genes=self._orthologs(ids, self.sources[row], metadata.get("organism")),
+            ortholog_genes=orthologs,
             variant=draws("variant"),
         )
 
@@ -125,33 +134,25 @@ class BlockRecords:
         """Return the related cells of the shard, the heaviest first."""
         table = self._related(relation)
         others = table.cell_ids[table.offsets[row] : table.offsets[row + 1]].tolist()
-        places = [self._place(self.sources[row], cell_id) for cell_id in others]
-        return tuple(cells.cell(other, draws, top_genes=top_genes) for cells, other in filter(None, places))
+        found: list[CellRecord] = []
+        for cell_id in others:
+            key = self.sources[row], cell_id
+            here = self._rows.get(key)
+            place = (self, here) if here is not None else None
+            if place is None and self._shard is not None:
+                place = self._reader.shard_cells(self._shard).find(*key)
+            if place is not None:
+                found.append(place[0].cell(place[1], draws, top_genes=top_genes))
+        return tuple(found)
 
     def _related(self, relation: str) -> Relation:
         if relation not in self._relations:
             self._relations[relation] = self._block.related(relation)
         return self._relations[relation]
 
-    def _place(self, source: str | None, cell_id: str) -> tuple[BlockRecords, int] | None:
-        row = self._rows.get((source, cell_id))
-        if row is not None:
-            return self, row
-        return None if self._shard is None else self._reader.shard_cells(self._shard).find(source, cell_id)
-
     @cached_property
     def _rows(self) -> dict[tuple[str | None, str], int]:
         return {pair: row for row, pair in enumerate(zip(self.sources, self._cell_ids, strict=True))}
-
-    def _orthologs(self, ids: NDArray[np.integer], source: str | None, organism: str | None) -> Genes | tuple[()]:
-        """Return the ortholog of each gene, "" for none; nothing for a cell told in the genes of another species.
-
-        Some data sets give mouse cells in human symbols; what to call the other species of such a cell is unclear.
-        """
-        reader = self._reader
-        if reader.orthologs is None or organism not in (None, reader.gene_species.get(source or "")):
-            return ()
-        return Genes(reader.orthologs[ids], reader.ortholog_names)
 
 
 class _ShardCells:

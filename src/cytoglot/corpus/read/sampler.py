@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -18,33 +19,24 @@ from cytoglot.tasks.record import Record
 from cytoglot.tasks.record_source import Draws, common_length, record_sources
 
 
+@dataclass(kw_only=True)
 class EpochSampler:
-    """What is asked about the pieces of a window, in random order.
+    """What is asked about the pieces of a window, in random order."""
 
-    Parameters
-    ----------
-    top_genes, context
-        Sentences have no more genes than `top_genes`, or than could fit `context` tokens.
-    skipped
-        Counts the records that no task can ask.
-    """
+    reader: RecordReader
+    mixture: TaskMixture
+    plan: ReadingPlan
+    tables: Mapping[str, list[Any]]
+    """unit → the rows of its table"""
+    seed: int
+    top_genes: int | None
+    """sentences have no more genes than this, or than could fit `context` tokens"""
+    context: int
+    skipped: Counter[str]
+    """counts the records that no task can ask"""
 
-    def __init__(
-        self,
-        *,
-        reader: RecordReader,
-        mixture: TaskMixture,
-        plan: ReadingPlan,
-        tables: Mapping[str, list[Any]],
-        seed: int,
-        top_genes: int | None,
-        context: int,
-        skipped: Counter[str],
-    ) -> None:
-        self._reader, self._mixture, self._plan, self._tables = reader, mixture, plan, tables
-        self._units = [*plan.rates, *tables]
-        self._seed, self._top_genes, self._context = seed, top_genes, context
-        self._skipped = skipped
+    def __post_init__(self) -> None:
+        self._units = [*self.plan.rates, *self.tables]
 
     def chunks(
         self, window: Sequence[Piece], epoch: int, *, size: int
@@ -53,40 +45,40 @@ class EpochSampler:
 
         The genes are those that the record itself has, before a random view drops some.
         """
-        opened = self._open(window)
+        read: dict[tuple[str, int], BlockRecords] = {}
+        opened: list[BlockRecords | None] = []
+        for group in (piece.row_group for piece in window):
+            key = ("", 0) if group is None else (group.shard.file, group.number)
+            if group is not None and key not in read:  # read once, though several pieces are of it
+                read[key] = self.reader.read(group)
+            opened.append(read.get(key))
         every = [self._sampler(place, piece, opened[place], epoch) for place, piece in enumerate(window)]
         visits = np.concatenate(every)
-        rng = np.random.default_rng([self._seed, 12, epoch, window[0].number])
+        rng = np.random.default_rng([self.seed, 12, epoch, window[0].number])
         visits = visits[rng.permutation(len(visits))]
         for begin in range(0, len(visits), size):
-            some = visits[begin : begin + size].tolist()
-            asked = [(self._question(visit, opened, epoch), self._n_genes(visit, opened)) for visit in some]
-            known = [(question, n_genes) for question, n_genes in asked if question is not None]
-            yield [q for q, _ in known], [n for _, n in known], begin + size >= len(visits)
-
-    def _n_genes(self, visit: Sequence[int], opened: Sequence[BlockRecords | None]) -> int:
-        unit, cells = self._units[visit[1]], opened[visit[0]]
-        limit = self._top_genes or self._context
-        if unit in self._tables or cells is None:
-            return min(sum(self._tables[unit][visit[2]].lengths()), limit)
-        return sum(min(length, limit) for length in source_of_cells(unit).lengths(cells, visit[2]))
-
-    def _question(
-        self, visit: tuple[int, int, int, int], opened: Sequence[BlockRecords | None], epoch: int
-    ) -> TaskInstance | None:
-        place, unit_number, row, time = visit
-        unit = self._units[unit_number]
-        record, draws = self._record(unit, opened[place], row, time, epoch)
-        instance = self._mixture.ask(record, unit, draws)
-        if instance is None:
-            self._skipped[f"no task can ask about this {record_sources[unit].words}"] += 1
-        return instance
+            asked: list[TaskInstance] = []
+            n_genes: list[int] = []
+            for place, number, row, time in visits[begin : begin + size].tolist():
+                unit, cells = self._units[number], opened[place]
+                record, draws = self._record(unit, cells, row, time, epoch)
+                instance = self.mixture.ask(record, unit, draws)
+                if instance is None:
+                    self.skipped[f"no task can ask about this {record_sources[unit].words}"] += 1
+                    continue
+                asked.append(instance)
+                limit = self.top_genes or self.context
+                if unit in self.tables or cells is None:
+                    n_genes.append(min(sum(self.tables[unit][row].lengths()), limit))
+                else:
+                    n_genes.append(sum(min(length, limit) for length in source_of_cells(unit).lengths(cells, row)))
+            yield asked, n_genes, begin + size >= len(visits)
 
     def _record(self, unit: str, cells: BlockRecords | None, row: int, time: int, epoch: int) -> tuple[Record, Draws]:
-        top_genes, context = self._top_genes, self._context
-        if unit in self._tables:
-            listed = self._tables[unit][row]
-            draws = Draws(self._seed, epoch, time, unit, listed.key)
+        top_genes, context = self.top_genes, self.context
+        if unit in self.tables:
+            listed = self.tables[unit][row]
+            draws = Draws(self.seed, epoch, time, unit, listed.key)
             return listed.with_variant(draws("variant")).truncate(top_genes or context), draws
         assert cells is not None
         source, draws = source_of_cells(unit), cells.draws(row, unit, epoch=epoch, visit=time)
@@ -96,20 +88,6 @@ class EpochSampler:
             limit = min(limit, max(1, common_length(lengths, context)))
         return source.record(cells, row, draws, top_genes=limit), draws
 
-    def _open(self, window: Sequence[Piece]) -> list[BlockRecords | None]:
-        """Read each row group once."""
-        opened: dict[tuple[str, int], BlockRecords] = {}
-        found: list[BlockRecords | None] = []
-        for piece in window:
-            if piece.row_group is None:
-                found.append(None)
-                continue
-            name = piece.row_group.shard.file, piece.row_group.number
-            if name not in opened:
-                opened[name] = self._reader.read(piece.row_group)
-            found.append(opened[name])
-        return found
-
     def _sampler(self, place: int, piece: Piece, records: BlockRecords | None, epoch: int) -> NDArray[np.int64]:
         """Return (n, 4): place of the piece in the window, number of the unit, row, and which visit to it this is."""
         found = [np.empty((0, 4), np.int64)]
@@ -118,38 +96,26 @@ class EpochSampler:
             n = len(rows)
             found.append(np.column_stack([np.full(n, place), np.full(n, self._units.index(unit)), rows, times]))
 
-        for unit, rate in self._plan.rates.items():
+        for unit, rate in self.plan.rates.items():
             if records is None:
                 break
             rows = source_of_cells(unit).rows(records)
             rows = rows[(rows >= piece.first) & (rows < piece.last)]
-            add(unit, *_repeated(rows, self._counts(unit, rate, rows, records, epoch)))
+            weights, counts = self.plan.sources, np.ones(len(rows), np.int64)
+            if rate != 1 or any(weight != 1 for weight in weights.values()):
+                rates = np.array([rate * weights.get(records.sources[row] or "", 1.0) for row in rows.tolist()])
+                counts = np.floor(rates).astype(np.int64)
+                for i in np.flatnonzero(rates > counts).tolist():  # fractions are settled by a hash
+                    draws = records.draws(int(rows[i]), unit, epoch=epoch)
+                    counts[i] += draws.happens(rates[i] - counts[i], "one visit more")
+            times = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            add(unit, np.repeat(rows, counts), times)
         for unit, (first, last) in piece.tables.items():
             visit = np.arange(first, last)
-            size = len(self._tables[unit])
-            listed = [int(_shuffled(self._seed, epoch, unit, v // size, size)[v % size]) for v in visit.tolist()]
+            size = len(self.tables[unit])
+            listed = [int(_shuffled(self.seed, epoch, unit, v // size, size)[v % size]) for v in visit.tolist()]
             add(unit, np.array(listed, np.int64), visit // size)
         return np.concatenate(found)
-
-    def _counts(
-        self, unit: str, rate: float, rows: NDArray[np.int64], cells: BlockRecords, epoch: int
-    ) -> NDArray[np.int64]:
-        """Return how often each record is visited; fractions are settled by a hash."""
-        weights = self._plan.sources
-        if rate == 1 and all(weight == 1 for weight in weights.values()):
-            return np.ones(len(rows), np.int64)
-        rates = np.array([rate * weights.get(cells.sources[row] or "", 1.0) for row in rows.tolist()])
-        counts = np.floor(rates).astype(np.int64)
-        for i in np.flatnonzero(rates > counts).tolist():
-            counts[i] += cells.draws(int(rows[i]), unit, epoch=epoch).happens(rates[i] - counts[i], "one visit more")
-        return counts
-
-
-def _repeated(rows: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each row as often as its count says, and which time it is."""
-    ends = np.cumsum(counts)
-    times = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-    return np.repeat(rows, counts), times
 
 
 @lru_cache(maxsize=64)

@@ -101,7 +101,16 @@ class GeneTokenizer:
         self._same_names = vocabulary.names
         self.why_plain: str | None = None
         """why texts are tokenized as they are, or None"""
-        self._find_borders()
+        # How does this tokenizer read a text that goes on after another one?
+        whole, begin, spaced, bare = (list(ids) for ids in encode(["b a", "b", " a", "a"]))
+        self._strip = begin + spaced != whole and begin + bare == whole
+        self._closing = _CLOSING_WORD
+        if begin + (bare if self._strip else spaced) != whole:
+            self._give_up("it reads a word otherwise at the start of a text than after another word")
+        else:
+            line, first, second = (list(ids) for ids in encode(["b.\na", "b.\n", "a"]))
+            if first + second == line:
+                self._closing = _CLOSING_LINE
         if self.why_plain is None and len(vocabulary):
             self._add_words(list(vocabulary.names))
             self.check(*_random_texts(vocabulary.names))
@@ -150,18 +159,6 @@ class GeneTokenizer:
         whole = [self._bare(text.text) if i % 2 else text.text for i, text in enumerate(texts)]
         return [[np.array(ids, np.int32)] for ids in (self._encode(whole) if whole else [])]
 
-    def _find_borders(self) -> None:
-        """Find out how this tokenizer reads a text that goes on after another one."""
-        whole, begin, spaced, bare = (list(ids) for ids in self._encode(["b a", "b", " a", "a"]))
-        self._strip = begin + spaced != whole and begin + bare == whole
-        self._closing = _CLOSING_WORD
-        if begin + (bare if self._strip else spaced) != whole:
-            self._give_up("it reads a word otherwise at the start of a text than after another word")
-        else:
-            line, first, second = (list(ids) for ids in self._encode(["b.\na", "b.\n", "a"]))
-            if first + second == line:
-                self._closing = _CLOSING_LINE
-
     def _add_words(self, words: list[str]) -> None:
         """Put words into the table."""
         first = len(self._words)
@@ -178,7 +175,11 @@ class GeneTokenizer:
 
     def _places(self, genes: Sequence[str]) -> NDArray[np.integer] | None:
         """Return the places of words in the table, into which new ones are put; None if one is not a single word."""
-        if isinstance(genes, Genes) and self._knows(genes.names):
+        is_known = isinstance(genes, Genes) and genes.names is self._same_names
+        if isinstance(genes, Genes) and not is_known and np.array_equal(genes.names, self._names):
+            # Ids stand for the same genes as here; compared once for each table of names.
+            self._same_names, is_known = genes.names, True
+        if isinstance(genes, Genes) and is_known:
             if not genes.in_capitals:
                 return genes.ids
             if self._capitals is None:
@@ -192,14 +193,6 @@ class GeneTokenizer:
             self._add_words(new)
         return np.array([places[word] for word in genes], np.int64)
 
-    def _knows(self, names: NDArray[np.object_]) -> bool:
-        """Tell whether ids stand for the same genes as here; compared once for each table of names."""
-        if names is not self._same_names:
-            if not np.array_equal(names, self._names):
-                return False
-            self._same_names = names
-        return True
-
     def _behind(self, texts: list[str]) -> Sequence[Sequence[int]]:
         """Tokenize texts that go on after others."""
         return self._encode([self._bare(text) for text in texts])
@@ -207,15 +200,6 @@ class GeneTokenizer:
     def _bare(self, text: str) -> str:
         """Take away the space that this tokenizer puts there itself."""
         return text.removeprefix(" ") if self._strip else text
-
-    def _tokens(self, genes: NDArray[np.integer]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """Return the ids of genes one after another, and where each gene's begin and the last one's end."""
-        if self._one_each:
-            return self._flat[genes], np.arange(len(genes) + 1)
-        lengths = self._lengths[genes]
-        ends = np.cumsum(lengths)
-        place = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self._starts[genes] - (ends - lengths), lengths)
-        return self._flat[place], np.concatenate([[0], ends])
 
     def _split(self, text: Segments, *, is_prompt: bool) -> Split | None:
         """Return stretches and runs of words in turn, the space before a run with its first word; None if in vain."""
@@ -239,7 +223,15 @@ class GeneTokenizer:
         split = [self._split(text, is_prompt=i % 2 == 0) for i, text in enumerate(texts)]
         self._remember([found[0] for found in split if found is not None])
         words = np.concatenate([_NO_WORDS, *(run for found in split if found is not None for run in found[1])])
-        ids, edges = self._tokens(words)
+        # The ids of all genes one after another, and where each gene's begin and the last one's end.
+        ids, edges = self._flat[:0], np.arange(len(words) + 1)
+        if len(words) and self._one_each:
+            ids = self._flat[words]
+        elif len(words):
+            lengths = self._lengths[words]
+            ends = np.cumsum(lengths)
+            ids = self._flat[np.arange(ends[-1]) + np.repeat(self._starts[words] - (ends - lengths), lengths)]
+            edges = np.concatenate([[0], ends])
         begin, joined = 0, list[list[NDArray[np.int32]]]()
         for found in split:
             joined.append([] if found is None else self._assemble(*found, begin, ids, edges))
@@ -291,29 +283,17 @@ class GeneTokenizer:
                 todo.append((text, is_behind, closing, rest))
         encoded = self._behind([rest for *_, rest in todo]) if todo else []
         for (text, is_behind, closing, _), ids in zip(todo, encoded, strict=True):
+            if closing and closing not in self._closings:
+                n = len(self._words) if len(self._closings) < _CLOSINGS_OF_ALL_GENES else min(len(self._words), 8)
+                found = [list(read) for read in self._behind([f" {name}{closing}" for name in self._words[:n]])]
+                tails = [self._tail_of(gene, read) for gene, read in enumerate(found)]
+                usual = list(next((tail for tail in tails if tail), ()))
+                known_closing = self._closings[closing] = _Closing(usual, {}, n)
+                for gene in (gene for gene, tail in enumerate(tails) if tail != usual):
+                    known_closing.unlike[gene] = np.array(found[gene], np.int32)
             rest_ids = np.array(ids, np.int32)
-            tail = np.array(self._tail(closing), np.int32)
+            tail = np.array(self._closings[closing].tail if closing else [], np.int32)
             known[text, is_behind] = _Stretch(np.concatenate([tail, rest_ids]), rest_ids, closing)
-
-    def _tail(self, closing: str) -> list[int]:
-        """Return the ids of a closing after an ordinary gene."""
-        if closing == "":
-            return []
-        if closing not in self._closings:
-            n = len(self._words) if len(self._closings) < _CLOSINGS_OF_ALL_GENES else min(len(self._words), 8)
-            self._closings[closing] = _Closing([], {}, n)
-            self._learn(closing, n)
-        return self._closings[closing].tail
-
-    def _learn(self, closing: str, n: int) -> None:
-        """Read a closing after the first n genes: its usual ids, and the genes with which it is read otherwise."""
-        found = [list(ids) for ids in self._behind([f" {name}{closing}" for name in self._words[:n]])]
-        tails = [self._tail_of(gene, ids) for gene, ids in enumerate(found)]
-        known = self._closings[closing]
-        known.tail = list(next((tail for tail in tails if tail), ()))
-        for gene, (ids, tail) in enumerate(zip(found, tails, strict=True)):
-            if tail != known.tail:
-                known.unlike[gene] = np.array(ids, np.int32)
 
     def _tail_of(self, gene: int, ids: list[int]) -> list[int] | None:
         """Return what follows the pieces of a gene, None if they are not there."""

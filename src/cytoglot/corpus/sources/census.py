@@ -7,7 +7,7 @@ memory is bounded by what is asked for, whatever the size of Census.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +23,7 @@ from cytoglot.corpus.sources.metadata import cell_fields, naming
 from cytoglot.corpus.sources.recipe import CensusRecipe, SourceRecipe
 from cytoglot.data.genes.options import read_gene_mapping
 from cytoglot.data.genes.vocabulary import ResolvedGenes, collapse_columns, resolve_genes
-from cytoglot.data.normalize import MatrixState, check_values, matrix_state
+from cytoglot.data.normalize import check_values, matrix_state
 from cytoglot.data.readers.matrix_choice import sample_positions
 from cytoglot.data.schema import COMMON_NAMES
 from cytoglot.errors import InputError, UnknownNameError
@@ -73,8 +73,13 @@ class CensusSource:
         measurement = _member(experiment.ms, self._census.measurement, "measurement")
         self._x = _member(measurement.X, self._census.layer, "X layer")
         is_primary = recipe.primary_only and _PRIMARY in self._columns
-        query = _query(self._census.value_filter, is_primary=is_primary)
-        self._ids = self._stack.enter_context(_JoinIds.of(self._joinid_tables(query)))
+        own = (self._census.value_filter or "").strip()
+        primary = f"{_PRIMARY} == True"
+        query = (f"{primary} and ({own})" if own else primary) if is_primary else own or None
+        wanted = [_JOINID, *(["nnz"] if "nnz" in self._columns else [])]
+        # row-major is the order of soma_joinid; without it the order may change from read to read
+        found = self._obs.read(value_filter=query, column_names=wanted, result_order="row-major")
+        self._ids = self._stack.enter_context(_JoinIds(found))
         self.n_cells = len(self._ids)
         if not self.n_cells:
             raise InputError(f"the query {query!r} finds no cell in {self.path}; mend value_filter")
@@ -95,10 +100,19 @@ class CensusSource:
         self._gene_names = [str(name) for name in named.index]
         self._column_of = np.full(int(joinids.max(initial=-1)) + 1, -1, dtype=np.int64)
         self._column_of[joinids] = np.arange(joinids.size)
-        sample = self._sample(joinids.size)
+        # Up to 512 cells in about eight places.
+        cells = sample_positions(self.n_cells)
+        runs = np.array_split(cells, max(1, len(cells) // 64))
+        wanted = np.concatenate(runs[:: max(1, len(runs) * 64 // _TEST_CELLS)])[:_TEST_CELLS]
+        sampled = np.array([int(self._ids.span(int(i), int(i) + 1)[0]) for i in wanted], dtype=np.int64)
+        sample = self._raw(sampled, joinids.size)
         # not X.nnz, which may go through all of X
         self.n_values = self._ids.n_values or round(sample.nnz * self.n_cells / sample.shape[0])
-        state = _usable_state(sample)
+        state = matrix_state(sample)
+        if state.kind == "signed":
+            raise InputError(
+                f"expected counts or log1p values, found {state.description}; set census.layer to another X layer"
+            )
         policy: Any = "sum" if state.kind == "counts" else "first"
         genes = resolve_genes(named, gene_column=recipe.gene_column, mapping=mapping, duplicates=policy)
         harmonized = tables.harmonized(genes.vocabulary.symbols, organism=recipe.organism)
@@ -107,19 +121,6 @@ class CensusSource:
         self.is_counts = state.kind == "counts"
         what = f"read X[{self._census.layer!r}] of {self.path}: {state.description}"
         self.messages = (what, *genes.report.messages(), *harmonized.report.messages())
-
-    def _sample(self, n_columns: int) -> sparse.csr_matrix:
-        """Up to 512 cells in about eight places."""
-        cells = sample_positions(self.n_cells)
-        runs = np.array_split(cells, max(1, len(cells) // 64))
-        wanted = np.concatenate(runs[:: max(1, len(runs) * 64 // _TEST_CELLS)])[:_TEST_CELLS]
-        joinids = np.array([int(self._ids.span(int(i), int(i) + 1)[0]) for i in wanted], dtype=np.int64)
-        return self._raw(joinids, n_columns)
-
-    def _joinid_tables(self, query: str | None) -> Iterator[Any]:
-        wanted = [_JOINID, *(["nnz"] if "nnz" in self._columns else [])]
-        # row-major is the order of soma_joinid; without it the order may change from read to read
-        yield from self._obs.read(value_filter=query, column_names=wanted, result_order="row-major")
 
     def metadata(self, first: int, last: int) -> pd.DataFrame:
         """Read the canonical fields of the cells `first:last`."""
@@ -146,7 +147,8 @@ class CensusSource:
             with naming(self.name), _soma_errors():
                 joinids = self._ids.span(start, min(start + chunk_cells, last))
                 block = self._raw(joinids, self._genes.column_gene.size)
-                check_values(block, cell_names=_texts(joinids), gene_names=self._gene_names, what=self._census.layer)
+                names = [str(i) for i in joinids.tolist()]
+                check_values(block, cell_names=names, gene_names=self._gene_names, what=self._census.layer)
                 collapsed = collapse_columns(block, self._genes.column_gene, len(self.symbols))
                 del block
             yield collapsed
@@ -194,26 +196,21 @@ class CensusSource:
 class _JoinIds:
     """The ids of the cells that were found, ascending, in a temporary file."""
 
-    def __init__(self, file: Any, n_cells: int, n_values: int) -> None:
-        self._file, self._n_cells, self.n_values = file, n_cells, n_values
-
-    @classmethod
-    def of(cls, tables: Iterator[Any]) -> Self:
+    def __init__(self, tables: Iterable[Any]) -> None:
         """Write the ids of the tables; a sum of their column `nnz` is kept too."""
-        file = tempfile.TemporaryFile(prefix="cytoglot-")  # noqa: SIM115  (open until `close`)
+        self._file = tempfile.TemporaryFile(prefix="cytoglot-")  # noqa: SIM115  (open until the context ends)
+        self._n_cells, self.n_values, last = 0, 0, -1
         try:
-            n_cells, n_values, last = 0, 0, -1
             for table in tables:
                 ids = table[_JOINID].to_numpy().astype(np.int64)
                 if ids.size and not (ids[0] > last and bool((np.diff(ids) > 0).all())):
                     raise InputError("the experiment gives its cells in no order; open it with a newer tiledbsoma")
-                file.write(ids.tobytes())
-                n_cells, last = n_cells + ids.size, int(ids[-1]) if ids.size else last
-                n_values += int(table["nnz"].to_numpy().sum()) if "nnz" in table.column_names else 0
+                self._file.write(ids.tobytes())
+                self._n_cells, last = self._n_cells + ids.size, int(ids[-1]) if ids.size else last
+                self.n_values += int(table["nnz"].to_numpy().sum()) if "nnz" in table.column_names else 0
         except BaseException:
-            file.close()
+            self._file.close()
             raise
-        return cls(file, n_cells, n_values)
 
     def __len__(self) -> int:
         return self._n_cells
@@ -247,21 +244,9 @@ def _open_experiment(recipe: CensusRecipe, organism: str, base: Path, stack: Exi
         found = stack.enter_context(census.open_soma(census_version=version, tiledb_config=config))
     if isinstance(found, soma.Experiment):
         return found, uri, version
-    species = (recipe.organism or _latin(organism)).lower().replace(" ", "_")
+    latin = next((latin for latin, common in COMMON_NAMES.items() if common == organism), organism)
+    species = (recipe.organism or latin).lower().replace(" ", "_")
     return _member(_member(found, "census_data", "collection"), species, "organism"), uri, f"{version} {species}"
-
-
-def _usable_state(sample: sparse.csr_matrix) -> MatrixState:
-    state = matrix_state(sample)
-    if state.kind == "signed":
-        raise InputError(
-            f"expected counts or log1p values, found {state.description}; set census.layer to another X layer"
-        )
-    return state
-
-
-def _latin(organism: str) -> str:
-    return next((latin for latin, common in COMMON_NAMES.items() if common == organism), organism)
 
 
 def _member(collection: Mapping[str, Any], name: str, what: str) -> Any:
@@ -270,22 +255,11 @@ def _member(collection: Mapping[str, Any], name: str, what: str) -> Any:
     return collection[name]
 
 
-def _query(value_filter: str | None, *, is_primary: bool) -> str | None:
-    parts = [f"{_PRIMARY} == True"] if is_primary else []
-    if value_filter and value_filter.strip():
-        parts.append(f"({value_filter.strip()})" if parts else value_filter.strip())
-    return " and ".join(parts) or None
-
-
 def _coordinates(joinids: NDArray[np.int64]) -> Any:
     """Neighboring ids as a range, which is read faster than a list of points."""
     if joinids.size and int(joinids[-1]) - int(joinids[0]) == joinids.size - 1:
         return slice(int(joinids[0]), int(joinids[-1]))  # SOMA's ranges hold their end
     return joinids
-
-
-def _texts(joinids: NDArray[np.int64]) -> list[str]:
-    return [str(i) for i in joinids.tolist()]
 
 
 @contextmanager
@@ -296,17 +270,12 @@ def _soma_errors() -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # the errors of SOMA have no other base
-        if not _is_of_soma(error):
+        soma = extras.require("tiledbsoma", extra="census", purpose="reading a SOMA experiment")
+        kinds = (soma.SOMAError, OSError, RuntimeError, ValueError)
+        if not isinstance(error, kinds) or isinstance(error, PermissionError):
             raise
         first_line = str(error).strip().split("\n", 1)[0]
         raise InputError(
             f"the SOMA experiment cannot be read ({type(error).__name__}: {first_line}); check version, uri and "
             "value_filter, and the network"
         ) from error
-
-
-def _is_of_soma(error: Exception) -> bool:
-    soma = extras.require("tiledbsoma", extra="census", purpose="reading a SOMA experiment")
-    return isinstance(error, soma.SOMAError | OSError | RuntimeError | ValueError) and not isinstance(
-        error, PermissionError
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing.util
 from pathlib import Path
 
 from cytoglot.corpus.sources.file import FileSource
@@ -12,7 +13,7 @@ from cytoglot.data.datasets import find_dataset, known_datasets
 from cytoglot.data.readers.tenx import find_mtx_files
 from cytoglot.errors import InputError, nearest_names
 
-__all__ = ["CorpusSource", "expand", "open_corpus_source", "path_of"]
+__all__ = ["CorpusSource", "close_sources", "expand", "open_corpus_source", "opened_source", "path_of"]
 
 _ENDINGS = (".h5ad", ".h5", ".hdf5")
 _ZARR = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
@@ -31,7 +32,23 @@ def expand(recipe: CorpusRecipe, base: str | Path) -> list[SourceRecipe]:
         A path is neither a file, a folder nor a data set, a folder holds no file of cells, or two names are the same.
     """
     base = Path(base)
-    expanded = [each for source in recipe.sources for each in _expand_one(source, base)]
+    expanded: list[SourceRecipe] = []
+    for source in recipe.sources:
+        label, study = source.label, source.study or source.label
+        folder = None if source.path is None else _found(source.path, base)
+        if source.path is None or folder is None or not folder.is_dir() or _is_store(folder):
+            expanded.append(source.model_copy(update={"name": label, "study": study}))
+            continue
+        seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))  # as macOS leaves beside each file
+        files = [p for p in seen if (p.suffix in _ENDINGS if p.is_file() else _is_store(p))]
+        if not files:
+            raise InputError(
+                f"source {label!r}: the folder {folder} holds no file of cells; expected .h5ad or 10x .h5 files, or "
+                "zarr or 10x folders"
+            )
+        for file in files:
+            named = {"name": f"{label}/{file.stem}", "path": str(Path(source.path) / file.name), "study": study}
+            expanded.append(source.model_copy(update=named))
     names = [source.name for source in expanded]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -42,22 +59,6 @@ def expand(recipe: CorpusRecipe, base: str | Path) -> list[SourceRecipe]:
     return expanded
 
 
-def _expand_one(source: SourceRecipe, base: Path) -> list[SourceRecipe]:
-    label, study = source.label, source.study or source.label
-    if source.path is not None and (folder := _found(source.path, base)) is not None and _is_folder_of_files(folder):
-        return [
-            source.model_copy(
-                update={"name": f"{label}/{file.stem}", "path": str(Path(source.path) / file.name), "study": study}
-            )
-            for file in _files_in(folder, label)
-        ]
-    return [source.model_copy(update={"name": label, "study": study})]
-
-
-def _is_folder_of_files(path: Path) -> bool:
-    return path.is_dir() and not _is_store(path)
-
-
 def _is_store(path: Path) -> bool:
     """Whether a folder is one file of cells in parts: zarr or 10x."""
     if any((path / name).exists() for name in _ZARR):
@@ -66,17 +67,6 @@ def _is_store(path: Path) -> bool:
         return find_mtx_files(path) is not None
     except InputError:  # an incomplete 10x folder, about which its reader has more to say
         return True
-
-
-def _files_in(folder: Path, label: str) -> list[Path]:
-    seen = sorted(p for p in folder.iterdir() if not p.name.startswith("."))  # such as macOS leaves beside each file
-    files = [p for p in seen if (p.suffix in _ENDINGS if p.is_file() else _is_store(p))]
-    if not files:
-        raise InputError(
-            f"source {label!r}: the folder {folder} holds no file of cells; expected .h5ad or 10x .h5 files, or zarr "
-            "or 10x folders"
-        )
-    return files
 
 
 def path_of(source: SourceRecipe, base: str | Path) -> Path:
@@ -125,14 +115,36 @@ def open_corpus_source(source: SourceRecipe, genes: GeneRecipe, base: str | Path
         from cytoglot.corpus.sources.census import CensusSource
 
         return CensusSource(source, tables=tables, base=base)
-    path = path_of(source, base)
+    path, entry = path_of(source, base), known_datasets().get(source.path or "")
+    if entry is not None and entry.labels_from is not None and "cell_type" not in source.columns:
+        # a data set that is known to keep its cell types in another column
+        source = source.model_copy(update={"columns": {**source.columns, "cell_type": entry.labels_from}})
     with naming(source.label):
-        return FileSource(_with_dataset_labels(source), path=path, tables=tables, base=base)
+        return FileSource(source, path=path, tables=tables, base=base)
 
 
-def _with_dataset_labels(source: SourceRecipe) -> SourceRecipe:
-    """A data set that is known to keep its cell types in another column says so."""
-    entry = known_datasets().get(source.path or "")
-    if entry is None or entry.labels_from is None or "cell_type" in source.columns:
-        return source
-    return source.model_copy(update={"columns": {**source.columns, "cell_type": entry.labels_from}})
+_open: dict[str, CorpusSource] = {}
+"""the source that this process has open: the next thing asked of a source is mostly asked of the same one"""
+
+
+def opened_source(source: SourceRecipe, genes: GeneRecipe, base: str | Path) -> CorpusSource:
+    """Return a source, open; the one that was open before is closed.
+
+    Raises
+    ------
+    InputError
+        It cannot be opened.
+    """
+    which = repr((source, genes, str(base)))
+    if which not in _open:
+        close_sources()
+        _open[which] = open_corpus_source(source, genes, base)
+        # Processes of a pool leave without the interpreter's own farewell, and temporary files would stay.
+        multiprocessing.util.Finalize(None, close_sources, exitpriority=10)
+    return _open[which]
+
+
+def close_sources() -> None:
+    """Close what is open."""
+    while _open:
+        _open.popitem()[1].close()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cytoglot.corpus.sources.recipe import GeneRecipe
 from cytoglot.data.datasets import knowledge_table
@@ -124,17 +123,11 @@ def renamed(genes: ResolvedGenes, harmonized: Harmonized, *, can_sum: bool) -> R
     symbols = tuple(dict.fromkeys(symbol for symbol in harmonized.symbols if symbol is not None))
     number = {symbol: i for i, symbol in enumerate(symbols)}
     new_of = np.array([-1 if symbol is None else number[symbol] for symbol in harmonized.symbols], dtype=np.int32)
-    if not can_sum:
-        new_of = _one_each(new_of, [a == b for a, b in zip(old, harmonized.symbols, strict=True)])
+    if not can_sum:  # all but one of the genes that share a new name are dropped
+        had_the_name = np.array([a == b for a, b in zip(old, harmonized.symbols, strict=True)], dtype=bool)
+        order = np.lexsort((np.arange(new_of.size), ~had_the_name))
+        first = order[np.unique(new_of[order], return_index=True)[1]]
+        new_of = np.where(np.isin(np.arange(new_of.size), first), new_of, np.int32(-1))
     dropped = genes.column_gene < 0
     column_gene = np.where(dropped, -1, new_of[np.where(dropped, 0, genes.column_gene)]).astype(np.int32)
     return ResolvedGenes(vocabulary=GeneVocabulary(symbols), column_gene=column_gene, report=genes.report)
-
-
-def _one_each(new_of: NDArray[np.int32], had_the_name: list[bool]) -> NDArray[np.int32]:
-    """Drop all but one of the genes that share a new name."""
-    order = np.lexsort((np.arange(new_of.size), ~np.array(had_the_name, dtype=bool)))
-    _, first = np.unique(new_of[order], return_index=True)
-    result = np.full_like(new_of, -1)
-    result[order[first]] = new_of[order[first]]
-    return result

@@ -123,18 +123,27 @@ def read_c2s(folder: str | Path, *, delimiter: str = " ") -> C2SCells:
     words = _WordTable()
     lengths, names, labels = [], [], []
     for batch in _batches(folder):
-        lengths.append(words.add(_split(batch.column(SENTENCE_COLUMN), delimiter)))
+        text = pc.fill_null(batch.column(SENTENCE_COLUMN).combine_chunks(), "")
+        lengths.append(words.add(pc.split_pattern(text, delimiter)))
         names.append(batch.column(CELL_COLUMN).cast(pa.string()))
         labels.append(batch.drop_columns([CELL_COLUMN, SENTENCE_COLUMN]))
     cell_ids, n_renamed = _unique_names(pa.chunked_array(names, pa.string()).to_pylist())
-    obs, renamed_columns = _obs(labels, cell_ids)
+    obs = pd.DataFrame(index=pd.Index(cell_ids, dtype=object))
+    renamed_columns: tuple[str, ...] = ()
+    if labels and labels[0].column_names:
+        table = pa.concat_tables(labels).replace_schema_metadata()
+        renamed_columns = tuple(name for name in table.column_names if name in RESERVED)
+        obs = table.to_pandas().set_index(obs.index).rename(columns={name: f"c2s_{name}" for name in renamed_columns})
+    missing = {str(name): int((obs[name].isna() | (obs[name].astype(str) == "nan")).sum()) for name in obs.columns}
     sentences, n_repeated = _sentences(words, np.concatenate(lengths or [np.empty(0, np.int64)]), cell_ids, folder)
+    symbols = sentences.vocabulary.symbols
+    folded = Counter(symbol.casefold() for symbol in symbols)
     report = C2SReport(
         repeated_words=n_repeated,
-        case_collisions=_case_collisions(sentences.vocabulary.symbols),
+        case_collisions=tuple(symbol for symbol in symbols if folded[symbol.casefold()] > 1),
         repeated_cell_names=n_renamed,
         renamed_columns=renamed_columns,
-        missing_labels=_missing(obs),
+        missing_labels=tuple((name, n) for name, n in missing.items() if n),
     )
     return C2SCells(sentences=sentences, obs=obs, report=report)
 
@@ -162,19 +171,6 @@ class _WordTable:
 
 
 def _batches(folder: Path) -> Iterator[pa.Table]:
-    for file in _arrow_files(folder):
-        try:
-            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
-                _check_columns(stream.schema, file)
-                for batch in stream:
-                    table = pa.Table.from_batches([batch])
-                    for start in range(0, len(table), _ROWS_AT_ONCE):
-                        yield table.slice(start, _ROWS_AT_ONCE)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{file} cannot be read as an Arrow stream: {error}") from error
-
-
-def _arrow_files(folder: Path) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8")).get("splits", [])
         raise InputError(f"{folder} holds several data sets; pass one of: {', '.join(str(folder / s) for s in splits)}")
@@ -187,18 +183,18 @@ def _arrow_files(folder: Path) -> list[Path]:
     absent = [name for name in names if not (folder / name).is_file()]
     if absent:
         raise InputError(f"{folder} lacks {len(absent)} of the {len(names)} files of its state.json: {absent[:3]}")
-    return [folder / name for name in names]
-
-
-def _check_columns(schema: pa.Schema, file: Path) -> None:
-    absent = [name for name in (CELL_COLUMN, SENTENCE_COLUMN) if name not in schema.names]
-    if absent:
-        raise InputError(f"{file} lacks the columns {absent}; found: {', '.join(schema.names)}")
-
-
-def _split(sentences: pa.ChunkedArray, delimiter: str) -> pa.ListArray:
-    text = pc.fill_null(sentences.combine_chunks(), "")
-    return pc.split_pattern(text, delimiter)
+    for file in (folder / name for name in names):
+        try:
+            with pa.memory_map(str(file)) as source, pa.ipc.open_stream(source) as stream:
+                absent = [name for name in (CELL_COLUMN, SENTENCE_COLUMN) if name not in stream.schema.names]
+                if absent:
+                    raise InputError(f"{file} lacks the columns {absent}; found: {', '.join(stream.schema.names)}")
+                for batch in stream:
+                    table = pa.Table.from_batches([batch])
+                    for start in range(0, len(table), _ROWS_AT_ONCE):
+                        yield table.slice(start, _ROWS_AT_ONCE)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{file} cannot be read as an Arrow stream: {error}") from error
 
 
 def _sentences(
@@ -215,8 +211,11 @@ def _sentences(
     place = np.full(len(words.ids), -1, np.int64)
     place[[words.ids[word] for word in symbols]] = np.arange(len(symbols))
     gene_ids = place[np.concatenate(words.parts or [np.empty(0, np.int32)])]
-    gene_ids, kept_lengths = _first_occurrences(gene_ids, lengths, len(symbols))
-    typed_ids: NDArray[Any] = gene_ids.astype(gene_id_dtype(len(symbols)))
+    cell = np.repeat(np.arange(len(lengths)), lengths)
+    # A word that repeats in its sentence stands where it was first.
+    first = np.sort(np.unique(cell * max(len(symbols), 1) + gene_ids, return_index=True)[1])
+    kept_lengths = np.bincount(cell[first], minlength=len(lengths))
+    typed_ids: NDArray[Any] = gene_ids[first].astype(gene_id_dtype(len(symbols)))
     manifest = Manifest(
         command="import-c2s",
         config={"ties": "shuffled by row in cell2sentence; not those of the settings"},
@@ -234,14 +233,6 @@ def _sentences(
     return sentences, int(lengths.sum() - kept_lengths.sum())
 
 
-def _first_occurrences(
-    gene_ids: NDArray[np.int64], lengths: NDArray[np.int64], n_genes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    cell = np.repeat(np.arange(len(lengths)), lengths)
-    first = np.sort(np.unique(cell * max(n_genes, 1) + gene_ids, return_index=True)[1])
-    return gene_ids[first], np.bincount(cell[first], minlength=len(lengths))
-
-
 def _unique_names(names: list[Any]) -> tuple[NDArray[np.object_], int]:
     taken, seen = set(names), Counter[str]()
     unique = []
@@ -257,23 +248,3 @@ def _unique_names(names: list[Any]) -> tuple[NDArray[np.object_], int]:
         unique.append(candidate)
     n_renamed = sum(a != b for a, b in zip(names, unique, strict=True))
     return np.array(unique, dtype=object), n_renamed
-
-
-def _obs(labels: list[pa.Table], cell_ids: NDArray[np.object_]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    index = pd.Index(cell_ids, dtype=object)
-    if not labels or not labels[0].column_names:
-        return pd.DataFrame(index=index), ()
-    table = pa.concat_tables(labels).replace_schema_metadata()
-    renamed = tuple(name for name in table.column_names if name in RESERVED)
-    obs: pd.DataFrame = table.to_pandas().set_index(index)
-    return obs.rename(columns={name: f"c2s_{name}" for name in renamed}), renamed
-
-
-def _missing(obs: pd.DataFrame) -> tuple[tuple[str, int], ...]:
-    counts = {str(name): int((obs[name].isna() | (obs[name].astype(str) == "nan")).sum()) for name in obs.columns}
-    return tuple((name, n) for name, n in counts.items() if n)
-
-
-def _case_collisions(symbols: tuple[str, ...]) -> tuple[str, ...]:
-    folded = Counter(symbol.casefold() for symbol in symbols)
-    return tuple(symbol for symbol in symbols if folded[symbol.casefold()] > 1)

@@ -33,12 +33,6 @@ def write_table(sentences: CellSentences, obs: pd.DataFrame, path: str | Path) -
     InputError
         `obs` has other cells than the sentences, a reserved column name, or a column of mixed types.
     """
-    metadata = _metadata_table(sentences, obs)
-    with atomic_path(path) as partial:
-        _write(sentences, metadata, partial)
-
-
-def _metadata_table(sentences: CellSentences, obs: pd.DataFrame) -> pa.Table:
     if not np.array_equal(np.asarray(obs.index, dtype=object), sentences.cell_ids):
         raise InputError(
             f"obs must have the cells of the sentences in their order, found {len(obs)} rows and {len(sentences)} "
@@ -47,22 +41,17 @@ def _metadata_table(sentences: CellSentences, obs: pd.DataFrame) -> pa.Table:
     taken = [column for column in obs.columns if column in RESERVED]
     if taken:
         raise InputError(f"obs columns {taken} have names that the file uses itself; rename them")
-    table: dict[str, pa.Array] = {}
+    columns: dict[str, pa.Array] = {}
     for column in obs.columns:
         try:
-            table[str(column)] = pa.Array.from_pandas(obs[column])
+            columns[str(column)] = pa.Array.from_pandas(obs[column])
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(f"obs column {column!r} cannot be stored: {error}; give it one type") from error
-    # A table without columns would forget its number of rows.
-    return pa.table({"cell_id": pa.array(sentences.cell_ids, pa.string()), **table})
-
-
-def _write(sentences: CellSentences, metadata: pa.Table, path: Path) -> None:
-    metadata = metadata.drop_columns(["cell_id"])
     base = header_of(sentences).schema(text=False)
-    schema = pa.schema([*base, *metadata.schema], metadata=base.metadata)
-    with open_writer(path, schema) as writer:
+    labels = [pa.field(name, values.type) for name, values in columns.items()]
+    schema = pa.schema([*base, *labels], metadata=base.metadata)
+    with atomic_path(path) as partial, open_writer(partial, schema) as writer:
         for start in range(0, len(sentences), ROW_GROUP_CELLS):
             table = record_table(sentences[start : start + ROW_GROUP_CELLS], base)
-            rows = metadata.slice(start, len(table))
-            writer.write_table(pa.Table.from_arrays([*table.columns, *rows.columns], schema=schema))
+            rows = [values.slice(start, len(table)) for values in columns.values()]
+            writer.write_table(pa.Table.from_arrays([*table.columns, *rows], schema=schema))

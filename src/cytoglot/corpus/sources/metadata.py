@@ -109,7 +109,16 @@ class CellFields:
         frame = {}
         for name in dict.fromkeys([*self.columns, *constants]):
             if name in self.columns:
-                values = self._tidy(name, self.read(self.columns[name], first, last))
+                column = self.read(self.columns[name], first, last)
+                if isinstance(column.dtype, pd.CategoricalDtype):
+                    known = self._tidied.get(name)  # categories are tidied once, not for each span
+                    if known is None or known[0] is not column.cat.categories:
+                        known = (column.cat.categories, tidied(name, column.cat.categories))
+                        self._tidied[name] = known
+                    values = known[1].take(column.cat.codes.to_numpy(), allow_fill=True)
+                else:
+                    codes, found = pd.factorize(column)
+                    values = tidied(name, found).take(codes, allow_fill=True)
             else:
                 values = pd.Categorical([None] * n_cells)
             frame[name] = values if name not in constants else _filled(values, constants[name])
@@ -123,17 +132,6 @@ class CellFields:
         for column, values in self.keep.items():
             wanted &= _is_one_of(self.read(column, first, last), frozenset(values))
         return wanted
-
-    def _tidy(self, name: str, values: pd.Series) -> pd.Categorical:
-        """Values as a categorical of tidy text; the categories of a categorical column are tidied once."""
-        if not isinstance(values.dtype, pd.CategoricalDtype):
-            codes, found = pd.factorize(values)
-            return tidied(name, found).take(codes, allow_fill=True)
-        known = self._tidied.get(name)
-        if known is None or known[0] is not values.cat.categories:
-            known = (values.cat.categories, tidied(name, values.cat.categories))
-            self._tidied[name] = known
-        return known[1].take(values.cat.codes.to_numpy(), allow_fill=True)
 
 
 def cell_fields(recipe: SourceRecipe, columns: Sequence[str], read: ReadColumn) -> CellFields:
@@ -157,7 +155,13 @@ def cell_fields(recipe: SourceRecipe, columns: Sequence[str], read: ReadColumn) 
         real = column if column in columns else found.get(column)
         if real is None:
             raise InputError(_absent("keep", column, columns))
-        _check_values(real, values, read)
+        sample = read(real, 0, 0)
+        if isinstance(sample.dtype, pd.CategoricalDtype):  # others would have to be read to tell
+            known = value_texts(sample.cat.categories)
+            for value in values:
+                if value not in known:
+                    near = nearest_names(value, known)
+                    raise InputError(f"keep wants {real} {value!r}, which no cell has; {near}")
         keep[real] = values
     primary = next((c for c in columns if c.lower() == _PRIMARY), None)
     return CellFields(recipe=recipe, columns=found, keep=keep, primary=primary, read=read)
@@ -167,17 +171,6 @@ def _absent(what: str, column: str, columns: Sequence[str]) -> str:
     listed = ", ".join(repr(c) for c in columns[:20]) or "none"
     near = nearest_names(column, columns)
     return f"{what} names the column {column!r}, which obs lacks; its columns are {listed} ({near})"
-
-
-def _check_values(column: str, wanted: Sequence[str], read: ReadColumn) -> None:
-    """Refuse a value that no cell can have; only a categorical column tells without being read."""
-    sample = read(column, 0, 0)
-    if not isinstance(sample.dtype, pd.CategoricalDtype):
-        return
-    known = value_texts(sample.cat.categories)
-    for value in wanted:
-        if value not in known:
-            raise InputError(f"keep wants {column} {value!r}, which no cell has; {nearest_names(value, known)}")
 
 
 def _filled(values: pd.Categorical, constant: str) -> pd.Categorical:

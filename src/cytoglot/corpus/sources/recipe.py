@@ -13,8 +13,6 @@ from cytoglot.data.schema import COMMON_NAMES, OBS_FIELDS
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 
-#: name of a species in tables → the word of this package.
-
 
 def _known(field: str) -> str:
     if field not in OBS_FIELDS:
