@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytoglot.lm.constraint.answer_constraint import AllowedSymbols
+from cytoglot.lm.constraint.answer_constraint import AnswerState
 from cytoglot.lm.constraint.word_trie import WordTrie
 
 
@@ -41,30 +41,25 @@ class TrieTensors:
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array.astype(np.int64)).to(device)
 
-        inner = slice(1, trie.sink)
+        arrays, inner = trie.arrays, slice(1, trie.sink)
+        path_wt, node_w = np.full((len(trie.words), arrays.depth), trie.sink), arrays.end_w
+        for step in range(arrays.depth):
+            path_wt[:, step] = np.where(node_w > 0, node_w, trie.sink)
+            node_w = np.where(node_w > 0, arrays.parent_k[node_w], 0)
         return cls(
             trie=trie,
-            closing_c=put(trie.closing_c),
-            word_k=put(trie.word_k),
-            first_child_k=put(trie.first_child_k),
-            n_children_k=put(trie.n_children_k),
-            symbol_k=put(trie.symbol_k),
+            closing_c=put(arrays.closing_c),
+            word_k=put(arrays.word_k),
+            first_child_k=put(arrays.first_child_k),
+            n_children_k=put(arrays.n_children_k),
+            symbol_k=put(arrays.symbol_k),
             n_words_below_k=torch.from_numpy(trie.n_words_below_k).to(device),
-            edges=put(trie.parent_k[inner].astype(np.int64) * trie.n_symbols + trie.symbol_k[inner]),
-            path_wt=put(_paths(trie)),
+            edges=put(arrays.parent_k[inner].astype(np.int64) * trie.n_symbols + arrays.symbol_k[inner]),
+            path_wt=put(path_wt),
         )
 
 
-def _paths(trie: WordTrie) -> np.ndarray:
-    path_wt = np.full((len(trie.words), trie.depth), trie.sink)
-    node_w = trie.end_w
-    for step in range(trie.depth):
-        path_wt[:, step] = np.where(node_w > 0, node_w, trie.sink)
-        node_w = np.where(node_w > 0, trie.parent_k[node_w], 0)
-    return path_wt
-
-
-class TrieState:
+class TrieState(AnswerState):
     """Where each row of a batch stands: the node in its word, the words it has used, how far it has closed.
 
     A row can be in a word and in the closing at once: with the words `TBCE` and `TBCE.1`, a full stop after `TBCE`
@@ -102,10 +97,10 @@ class TrieState:
         self.unused_bk = arrays.n_words_below_k.repeat(n_rows, 1)
         self._rows_b = torch.arange(n_rows, device=device)
         trie = arrays.trie
-        self._n_first, self._n_symbols, self._sink = trie.n_first, trie.n_symbols, trie.sink
-        self._depth, self._widest, self._last = trie.depth, trie.widest, len(trie.closing_c) - 1
+        self._n_first, self._n_symbols, self._sink = trie.arrays.n_first, trie.n_symbols, trie.sink
+        self._depth, self._widest, self._last = trie.arrays.depth, trie.widest, len(trie.arrays.closing_c) - 1
         # A place that lies on the device would be waited for.
-        self._opens_closing, self._ends = int(trie.closing_c[0]), int(trie.closing_c[-1])
+        self._opens_closing, self._ends = int(trie.arrays.closing_c[0]), int(trie.arrays.closing_c[-1])
 
     @property
     def is_finished_b(self) -> Tensor:
@@ -137,10 +132,6 @@ class TrieState:
         # Only tokens that were forbidden lead to a row without a choice; let it end.
         allowed_bs[:, self._ends] |= ~allowed_bs.any(dim=1)
         return allowed_bs[:, :-1]
-
-    def allowed_symbols(self) -> AllowedSymbols:
-        """Return the same for compiled loops, of a state on the CPU."""
-        return AllowedSymbols.of_mask(self.allowed())
 
     def advance(self, symbol_b: Tensor) -> None:
         """Take one more symbol for each row, int64 (b,); -1 stands for a token that no answer uses."""

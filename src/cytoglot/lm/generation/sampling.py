@@ -107,11 +107,7 @@ class TokenSampler:
             logits_bv.detach().float().contiguous().numpy(),
             places_s,
             places_s if self._tokens_on_cpu is None else self._tokens_on_cpu,
-            allowed.open_rs,
-            allowed.shows_open_r,
-            allowed.few_rc,
-            allowed.n_few_r,
-            allowed.slot_b,
+            allowed,
             self._stream_b.numpy().view(np.uint64),
             self._n_steps,
             float(self.sampling.temperature),
@@ -178,17 +174,14 @@ def keep_top_p(logits_bs: Tensor, top_p: float) -> Tensor:
     The most likely symbol is always kept, and so are all that are as likely as the last one kept.
     """
     probability_bs = logits_bs.softmax(dim=1)
-    falling_bs = _falling(probability_bs)
+    if probability_bs.device.type == "cpu":
+        # torch also sorts the places, which takes it 20 times as long as numpy's vectorized sort of the values.
+        falling_bs = torch.from_numpy(-np.sort(-probability_bs.numpy(), axis=1))
+    else:
+        falling_bs = probability_bs.sort(dim=1, descending=True).values
     n_kept_b = (falling_bs.cumsum(dim=1) - falling_bs < top_p).sum(dim=1)
     least_kept_b = falling_bs.gather(1, n_kept_b[:, None] - 1)
     return logits_bs.masked_fill(probability_bs < least_kept_b, -torch.inf)
-
-
-def _falling(values_bs: Tensor) -> Tensor:
-    if values_bs.device.type != "cpu":
-        return values_bs.sort(dim=1, descending=True).values
-    # torch also sorts the places, which takes it 20 times as long as numpy's vectorized sort of the values.
-    return torch.from_numpy(-np.sort(-values_bs.numpy(), axis=1))
 
 
 def _stream_key(seed: int, stream: str) -> int:
