@@ -90,8 +90,22 @@ class OpenAiServer(AskedModel):
             The server does not echo, or its tokenizer joins the end of a prompt with the answer.
         """
         _ = self._grammar_kind  # says hello
-        pairs = [(p, f" {a.strip()}{self.terminator}") for p in prompts for a in answers]
-        scores = self._all(lambda pair: self._echoed(*pair), pairs)
+
+        def echoed(pair: tuple[str, str]) -> float:
+            prompt, answer = pair
+            body = {"model": self.model, "prompt": prompt + answer, "max_tokens": 1, "echo": True, "logprobs": 1}
+            choice = self._call("completions", {**body, "temperature": 0})["choices"][0]
+            told = choice.get("logprobs") or {}
+            offsets, log_probs = told.get("text_offset") or [], told.get("token_logprobs") or []
+            first, last = len(prompt), len(prompt) + len(answer)
+            if not str(choice.get("text", "")).startswith(prompt) or first not in offsets:
+                raise InputError(
+                    f"the server at {self.url} gives no log-probabilities of a prompt (echo), or its tokenizer joins "
+                    f"the prompt with {answer[:20]!r}; score with the backend transformers or vllm"
+                )
+            return math.fsum(p for offset, p in zip(offsets, log_probs, strict=True) if first <= offset < last)
+
+        scores = self._all(echoed, [(p, f" {a.strip()}{self.terminator}") for p in prompts for a in answers])
         return np.array(scores, dtype=np.float64).reshape(len(prompts), len(answers))
 
     def _all(self, send: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -102,20 +116,6 @@ class OpenAiServer(AskedModel):
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _echoed(self, prompt: str, answer: str) -> float:
-        body = {"model": self.model, "prompt": prompt + answer, "max_tokens": 1, "echo": True, "logprobs": 1}
-        choice = self._call("completions", {**body, "temperature": 0})["choices"][0]
-        told = choice.get("logprobs") or {}
-        offsets, log_probs = told.get("text_offset") or [], told.get("token_logprobs") or []
-        first, last = len(prompt), len(prompt) + len(answer)
-        if not str(choice.get("text", "")).startswith(prompt) or first not in offsets:
-            raise InputError(
-                f"the server at {self.url} gives no log-probabilities of a prompt (echo), or its tokenizer joins the "
-                f"prompt with {answer[:20]!r}; score with the backend transformers or vllm"
-            )
-        scored = [log_prob for offset, log_prob in zip(offsets, log_probs, strict=True) if first <= offset < last]
-        return math.fsum(scored)
 
     def _body(self, question: Question, kind: str) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -131,8 +131,8 @@ class OpenAiServer(AskedModel):
         if grammar is None or kind == "none":
             return body
         if kind == "structured_outputs":
-            return {**body, "structured_outputs": grammar.fields()}
-        return {**body, **{f"guided_{name}": value for name, value in grammar.fields().items()}}
+            return {**body, "structured_outputs": grammar}
+        return {**body, **{f"guided_{name}": value for name, value in grammar.items()}}
 
     @cached_property
     def _grammar_kind(self) -> str:
@@ -158,9 +158,10 @@ class OpenAiServer(AskedModel):
             try:
                 return self._send(path, body)
             except (OSError, http.client.HTTPException) as error:
-                if left == 0 or not _is_passing(error):
+                told = error if isinstance(error, urllib.error.HTTPError) else None
+                if left == 0 or (told is not None and told.code not in _PASSING):
                     raise InputError(self._why(path, error)) from error
-                asked = error.headers.get("Retry-After") if isinstance(error, urllib.error.HTTPError) else None
+                asked = told.headers.get("Retry-After") if told is not None else None
                 wait_s = float(asked) if asked is not None and asked.isdigit() else pause_s * random.uniform(0.8, 1.2)
                 logger.warning("%s; trying again in %.1f s", self._why(path, error), wait_s)
                 time.sleep(min(wait_s, _LONGEST_PAUSE_S))
@@ -215,10 +216,6 @@ def _completion(reply: Mapping[str, Any]) -> Completion:
         ended=choice.get("finish_reason") != "length",
         token_log_probs=tuple(float(one) for one in log_probs if one is not None),
     )
-
-
-def _is_passing(error: Exception) -> bool:
-    return error.code in _PASSING if isinstance(error, urllib.error.HTTPError) else True
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -24,7 +24,6 @@ from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Genera
 from cytoglot.errors import InputError
 from cytoglot.extras import require
 from cytoglot.lm.backends.structured import AskedModel, Completion, Question, grammar_of
-from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.model.tokenizer import encode_pairs, encode_prompts
 
@@ -56,19 +55,40 @@ class VllmEngine(AskedModel):
         """Return `n_samples` answers for each prompt; see `AskedModel.sample`."""
         if not self.exact or isinstance(answer_format, FreeText):
             return super().sample(prompts, answer_format, n_samples, seed, keys=keys)
-        return self._sample_exactly(prompts, answer_format, n_samples, seed, keys)
+        constraint = constrain(answer_format, self.llm.get_tokenizer(), terminator=self.terminator)
+        pending = self._pending(prompts, answer_format, n_samples, keys)
+        seeds = [self._question(one, seed).seed for one in pending]
+        with tempfile.TemporaryDirectory(prefix="cytoglot-") as folder:
+            # A list of 36,000 genes would be sent to the engine with each request; the name of a file is short.
+            held = {"cytoglot_format": str(write_format(Path(folder), answer_format, terminator=self.terminator))}
+            most = constraint.max_tokens()
+            params = [self._params(max_tokens=most, seed=number, extra_args=held) for number in seeds]
+            outputs = self._run([one.prompt for one in pending], params)
+        answers = []
+        for one, output in zip(pending, outputs, strict=True):
+            written = output.outputs[0]
+            # Whether the engine hands out end of text makes no difference.
+            text = constraint.read(torch.tensor([[*written.token_ids, constraint.eos_id]]))[0]
+            if text is None:
+                raise InputError(
+                    f"the engine broke the constraint at prompt {one.key} with {written.text[:60]!r}; was it made by "
+                    "load_vllm(..., exact=True), and is its context long enough?"
+                )
+            answers.append(GeneratedAnswer(text=text, token_log_probs=_log_probs(written)))
+        return [answers[start : start + n_samples] for start in range(0, len(answers), n_samples)]
 
     def ask(self, questions: Sequence[Question]) -> list[Completion]:
         """Give all questions to the engine at once, which batches them itself."""
-        vllm = _vllm()
-        params = []
+        structured_outputs, params = _vllm().sampling_params.StructuredOutputsParams, []
         for question in questions:
             grammar = grammar_of(question.answer_format, terminator=self.terminator)
-            held: dict[str, Any] = {}
-            if grammar is not None:
-                held["structured_outputs"] = vllm.sampling_params.StructuredOutputsParams(**grammar.fields())
+            held = {} if grammar is None else {"structured_outputs": structured_outputs(**grammar)}
             params.append(self._params(max_tokens=question.max_tokens, seed=question.seed, **held))
-        return [_completion(one) for one in self._run([question.prompt for question in questions], params)]
+        written = [output.outputs[0] for output in self._run([question.prompt for question in questions], params)]
+        return [
+            Completion(text=one.text, ended=one.finish_reason != "length", token_log_probs=_log_probs(one))
+            for one in written
+        ]
 
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """Return log p(answer with terminator and end of text | prompt) in nats, shape (n_prompts, n_answers).
@@ -95,37 +115,6 @@ class VllmEngine(AskedModel):
             for (ids, n_prompt), output in zip(pairs, outputs, strict=True)
         ]
         return np.array(scores, dtype=np.float64).reshape(len(prompts), len(answers))
-
-    def _sample_exactly(
-        self,
-        prompts: Sequence[str],
-        answer_format: AnswerFormat,
-        n_samples: int,
-        seed: int,
-        keys: Sequence[str] | None,
-    ) -> list[list[GeneratedAnswer]]:
-        constraint = constrain(answer_format, self.llm.get_tokenizer(), terminator=self.terminator)
-        pending = self._pending(prompts, answer_format, n_samples, keys)
-        questions = [self._question(one, seed) for one in pending]
-        with tempfile.TemporaryDirectory(prefix="cytoglot-") as folder:
-            # A list of 36,000 genes would be sent to the engine with each request; the name of a file is short.
-            path = write_format(Path(folder), answer_format, terminator=self.terminator)
-            most = constraint.max_tokens()
-            params = [
-                self._params(max_tokens=most, seed=one.seed, extra_args={"cytoglot_format": str(path)})
-                for one in questions
-            ]
-            outputs = self._run([one.prompt for one in pending], params)
-        answers = []
-        for one, output in zip(pending, outputs, strict=True):
-            text = _read(constraint, output.outputs[0].token_ids)
-            if text is None:
-                raise InputError(
-                    f"the engine broke the constraint at prompt {one.key} with {output.outputs[0].text[:60]!r}; was it "
-                    "made by load_vllm(..., exact=True), and is its context long enough?"
-                )
-            answers.append(GeneratedAnswer(text=text, token_log_probs=_log_probs(output.outputs[0])))
-        return [answers[start : start + n_samples] for start in range(0, len(answers), n_samples)]
 
     def _run(self, prompts: Sequence[str], params: Sequence[Any]) -> list[Any]:
         rows = encode_prompts(self.llm.get_tokenizer(), prompts)
@@ -190,20 +179,10 @@ def _vllm() -> Any:
     return require("vllm", extra="vllm", purpose="the backend 'vllm'")
 
 
-def _completion(output: Any) -> Completion:
-    one = output.outputs[0]
-    return Completion(text=one.text, ended=one.finish_reason != "length", token_log_probs=_log_probs(one))
-
-
 def _log_probs(one: Any) -> tuple[float, ...]:
     if one.logprobs is None:
         return ()
     return tuple(float(told[token].logprob) for token, told in zip(one.token_ids, one.logprobs, strict=True))
-
-
-def _read(constraint: AnswerConstraint, token_ids: Sequence[int]) -> str | None:
-    """Return the answer that token ids spell; whether the engine hands out end of text makes no difference."""
-    return constraint.read(torch.tensor([[*token_ids, constraint.eos_id]]))[0]
 
 
 def write_format(folder: Path, answer_format: AnswerFormat, *, terminator: str) -> Path:

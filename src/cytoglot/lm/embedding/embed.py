@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -148,8 +147,18 @@ def read_texts(
     """
     _check_pooling(pooling)
     _check_spans(texts, spans)
-    rows, ranges = _rows_and_ranges(lm, texts, spans)
-    _check_rows(lm, rows, np.arange(len(rows)) if numbers is None else numbers)
+    if spans is None:
+        rows = encode_prompts(lm.tokenizer, texts)
+        ranges = [np.array([[0, len(row)]], dtype=np.int64) for row in rows]
+    else:
+        rows, offsets = encode_prompts_with_offsets(lm.tokenizer, texts)
+        ranges = [token_ranges(o, np.array([span], dtype=np.int64)) for o, span in zip(offsets, spans, strict=True)]
+        without = [i for i, r in enumerate(ranges) if r[0, 0] == r[0, 1]]
+        for i in without:
+            ranges[i] = np.array([[0, len(rows[i])]], dtype=np.int64)
+        if without:
+            logger.warning("%d of %d spans hold no token: these texts are pooled as a whole", len(without), len(texts))
+    check_lengths(lm, np.array([len(row) for row in rows], dtype=np.int64), what="text", numbers=numbers)
     if pooling == "last":
         ranges = [np.maximum(r, r[:, 1:] - 1) for r in ranges]
     return TextTokens(rows=rows, ranges=ranges)
@@ -211,10 +220,17 @@ def pooled_states(
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     check_lengths(lm, lengths, what="text")
     batches = embedding_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens))
-    compute = partial(_pooled, lm, rows, ranges, layer)
     tally = EmbedTally() if tally is None else tally
+
+    def pooled(batch: Sequence[int]) -> list[NDArray[np.float32]]:
+        weight_bst = torch.from_numpy(_pooling_weights([rows[i] for i in batch], [ranges[i] for i in batch]))
+        with lm.inference():
+            hidden_btd = _hidden_states(lm, pad_right([rows[i] for i in batch], lm.pad_id, lm.device), layer)
+            pooled_bsd = torch.bmm(weight_bst.to(lm.device), hidden_btd.float()).cpu().numpy()
+        return [pooled_sd[: len(ranges[i])] for i, pooled_sd in zip(batch, pooled_bsd, strict=True)]
+
     for batch in batches:
-        yield from zip(batch.tolist(), in_halves(compute, batch.tolist(), what="text"), strict=True)
+        yield from zip(batch.tolist(), in_halves(pooled, batch.tolist(), what="text"), strict=True)
         tally.n_texts += len(batch)
         tally.n_batches += 1
         tally.n_tokens += int(lengths[batch].sum())
@@ -323,18 +339,6 @@ def _check_pooling(pooling: str) -> None:
         raise InputError(f"pooling must be 'mean' or 'last', found {pooling!r}")
 
 
-def _check_rows(lm: LanguageModel, rows: Sequence[NDArray[np.int64]], numbers: NDArray[np.int64]) -> None:
-    """Refuse what the model cannot read, under the numbers that the caller knows the texts by."""
-    for number, row in zip(numbers.tolist(), rows, strict=True):
-        if len(row) == 0:
-            raise InputError(f"text {number} is empty and the tokenizer puts no opening token; give at least one word")
-        if lm.context_length is not None and len(row) > lm.context_length:
-            raise InputError(
-                f"text {number} does not fit the model's context of {lm.context_length:,} tokens: it has {len(row):,}; "
-                "use fewer words"
-            )
-
-
 def _check_spans(texts: Sequence[str], spans: Sequence[tuple[int, int]] | None) -> None:
     if spans is None:
         return
@@ -346,36 +350,6 @@ def _check_spans(texts: Sequence[str], spans: Sequence[tuple[int, int]] | None) 
                 f"span {i} must lie in its text of {len(text)} characters, found ({first}, {after}); "
                 "pass positions of characters, the second after the last"
             )
-
-
-def _rows_and_ranges(
-    lm: LanguageModel, texts: Sequence[str], spans: Sequence[tuple[int, int]] | None
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    if spans is None:
-        rows = encode_prompts(lm.tokenizer, texts)
-        return rows, [np.array([[0, len(row)]], dtype=np.int64) for row in rows]
-    rows, offsets = encode_prompts_with_offsets(lm.tokenizer, texts)
-    found = [token_ranges(o, np.array([span], dtype=np.int64)) for o, span in zip(offsets, spans, strict=True)]
-    without = [i for i, r in enumerate(found) if r[0, 0] == r[0, 1]]
-    for i in without:
-        found[i] = np.array([[0, len(rows[i])]], dtype=np.int64)
-    if without:
-        logger.warning("%d of %d spans hold no token: these texts are pooled as a whole", len(without), len(texts))
-    return rows, found
-
-
-def _pooled(
-    lm: LanguageModel,
-    rows: Sequence[NDArray[np.int64]],
-    ranges: Sequence[NDArray[np.int64]],
-    layer: int,
-    batch: Sequence[int],
-) -> list[NDArray[np.float32]]:
-    weight_bst = torch.from_numpy(_pooling_weights([rows[i] for i in batch], [ranges[i] for i in batch]))
-    with lm.inference():
-        hidden_btd = _hidden_states(lm, pad_right([rows[i] for i in batch], lm.pad_id, lm.device), layer)
-        pooled_bsd = torch.bmm(weight_bst.to(lm.device), hidden_btd.float()).cpu().numpy()
-    return [pooled_sd[: len(ranges[i])] for i, pooled_sd in zip(batch, pooled_bsd, strict=True)]
 
 
 def _pooling_weights(rows: Sequence[NDArray[np.int64]], ranges: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:

@@ -55,7 +55,9 @@ class TokenSampler:
 
     def __init__(self, sampling: Sampling, streams: Sequence[str], *, tokens_s: Tensor | None = None) -> None:
         self.sampling = sampling
-        self._stream_b = torch.tensor([_stream_key(sampling.seed, stream) for stream in streams], dtype=torch.int64)
+        names = (hashlib.blake2b(f"{sampling.seed}\0{stream}".encode(), digest_size=8) for stream in streams)
+        keys = [int.from_bytes(name.digest(), "little", signed=True) for name in names]
+        self._stream_b = torch.tensor(keys, dtype=torch.int64)
         self._n_steps = 0
         self._tokens_s = tokens_s
         self._tokens_on_cpu: NDArray[np.int64] | None = None if tokens_s is None else tokens_s.cpu().numpy()
@@ -182,7 +184,3 @@ def keep_top_p(logits_bs: Tensor, top_p: float) -> Tensor:
     n_kept_b = (falling_bs.cumsum(dim=1) - falling_bs < top_p).sum(dim=1)
     least_kept_b = falling_bs.gather(1, n_kept_b[:, None] - 1)
     return logits_bs.masked_fill(probability_bs < least_kept_b, -torch.inf)
-
-
-def _stream_key(seed: int, stream: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=8).digest(), "little", signed=True)

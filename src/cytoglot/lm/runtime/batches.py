@@ -54,15 +54,18 @@ def checked_batch_tokens(lm: LanguageModel, batch_tokens: int | None) -> int:
     return batch_tokens
 
 
-def check_lengths(lm: LanguageModel, lengths: NDArray[np.int64], *, what: str) -> None:
-    """Refuse empty rows and rows beyond the model's context; `what` names a row ("prompt")."""
+def check_lengths(
+    lm: LanguageModel, lengths: NDArray[np.int64], *, what: str, numbers: NDArray[np.int64] | None = None
+) -> None:
+    """Refuse empty rows and rows beyond the model's context; `what` names a row ("prompt"), `numbers` tell which."""
+    numbers = np.arange(len(lengths)) if numbers is None else numbers
     if (lengths < 1).any():
-        row = int(np.argmax(lengths < 1))
+        row = numbers[np.argmax(lengths < 1)]
         raise InputError(f"{what} {row} is empty and the tokenizer puts no opening token; give at least one word")
     limit = lm.context_length
     if limit is not None and (lengths > limit).any():
         too_long = np.flatnonzero(lengths > limit)
         raise InputError(
             f"{len(too_long)} of {len(lengths)} do not fit the model's context of {limit:,} tokens: "
-            f"{what} {too_long[0]} has {lengths[too_long[0]]:,}; use fewer words"
+            f"{what} {numbers[too_long[0]]} has {lengths[too_long[0]]:,}; use fewer words"
         )

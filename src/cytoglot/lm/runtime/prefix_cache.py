@@ -78,6 +78,18 @@ def shared_prefixes(rows: Sequence[Ids], *, min_tokens: int = 32) -> list[Prefix
     return groups
 
 
+def prefix_groups(lm: LanguageModel, rows: Sequence[Ids], longest: int) -> list[PrefixGroup]:
+    """Return the groups of `shared_prefixes`, or one of all rows where the model cannot share `longest` tokens."""
+    groups = shared_prefixes(rows)
+    # The model is tried out only where there is something to share.
+    return groups if all(len(g.prefix) == 0 for g in groups) or can_share(lm, longest) else [ungrouped(rows)]
+
+
+def ungrouped(rows: Sequence[Ids]) -> PrefixGroup:
+    """Return all rows as one group that shares nothing."""
+    return PrefixGroup(prefix=np.empty(0, dtype=np.int64), members=np.arange(len(rows)))
+
+
 def read_prefix(lm: LanguageModel, ids: Ids) -> Cache:
     """Return keys and values of one prefix, for a batch of one; to be called inside of `lm.inference()`.
 
