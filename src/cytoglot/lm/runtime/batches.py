@@ -65,7 +65,8 @@ def check_lengths(
     limit = lm.context_length
     if limit is not None and (lengths > limit).any():
         too_long = np.flatnonzero(lengths > limit)
+        others = f" (nor do {len(too_long) - 1} others of {len(lengths)})" if len(too_long) > 1 else ""
         raise InputError(
-            f"{len(too_long)} of {len(lengths)} do not fit the model's context of {limit:,} tokens: "
-            f"{what} {numbers[too_long[0]]} has {lengths[too_long[0]]:,}; use fewer words"
+            f"{what} {numbers[too_long[0]]} does not fit the model's context of {limit:,} tokens{others}: it has "
+            f"{lengths[too_long[0]]:,}; use fewer words"
         )

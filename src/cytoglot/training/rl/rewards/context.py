@@ -56,7 +56,7 @@ class RewardInputs:
 
     @cached_property
     def gene_set(self) -> frozenset[str]:
-        """The vocabulary for evaluation-ups."""
+        """The vocabulary for look-ups."""
         return frozenset(self.genes)
 
     @cached_property
@@ -137,7 +137,16 @@ def read_answers(
     InputError
         A column is missing or does not have one value per completion, or a completion is not a text.
     """
-    _check_columns(completions, columns)
+    for name in COLUMNS[:-1]:
+        if name not in columns:
+            raise InputError(f"a reward needs the column {name!r} of the prompts; found {sorted(columns)}")
+        if len(columns[name]) != len(completions):
+            raise InputError(
+                f"column {name!r} needs one value per completion: {len(completions)}, found {len(columns[name])}"
+            )
+    odd = next((c for c in completions if not isinstance(c, str)), None)
+    if odd is not None:
+        raise InputError(f"completions must be texts, found {type(odd).__name__}; chat messages are not rated")
     prompts = columns.get("prompts") or [""] * len(completions)
     types, answers = known_types(columns), []
     for i, completion in enumerate(completions):
@@ -170,19 +179,6 @@ def known_types(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     }
     pairs = zip(columns["task"], columns["cell_type"], strict=True)
     return ["" if task in untyped else str(name or "") for task, name in pairs]
-
-
-def _check_columns(completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
-    for name in COLUMNS[:-1]:
-        if name not in columns:
-            raise InputError(f"a reward needs the column {name!r} of the prompts; found {sorted(columns)}")
-        if len(columns[name]) != len(completions):
-            raise InputError(
-                f"column {name!r} needs one value per completion: {len(completions)}, found {len(columns[name])}"
-            )
-    odd = next((c for c in completions if not isinstance(c, str)), None)
-    if odd is not None:
-        raise InputError(f"completions must be texts, found {type(odd).__name__}; chat messages are not rated")
 
 
 def _without_terminator(completion: str, context: RewardInputs) -> tuple[str, bool]:
