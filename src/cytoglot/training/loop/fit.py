@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 
 from cytoglot.atomic import write_json
@@ -193,18 +193,14 @@ def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreT
             revision=recipe.model.revision,
             quantize=quantize,
         )
-    if recipe.lora is not None:
-        lora = recipe.lora
-        lm = add_lora(
-            lm,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            targets=lora.targets,
-            train_vectors=lora.train_vectors,
-            seed=run.seed,
-        )
-    return lm
+    return adapted(lm, recipe, seed=run.seed)
+
+
+def adapted(lm: LanguageModel, recipe: TrainRecipe, *, seed: int) -> LanguageModel:
+    """Return the model with the recipe's adapter, as it is where there is none."""
+    if recipe.lora is None:
+        return lm
+    return add_lora(lm, **recipe.lora.model_dump(exclude={"quantize"}), seed=seed)
 
 
 def can_pack(lm: LanguageModel, optim: OptimRecipe, *, auto: bool) -> bool:
@@ -233,19 +229,22 @@ def can_pack(lm: LanguageModel, optim: OptimRecipe, *, auto: bool) -> bool:
     return False
 
 
-def check_trackers(recipe: TrainRecipe) -> None:
-    """Refuse a tracker that is unknown or not installed.
+def prepare_trackers(run: Run) -> None:
+    """Refuse a tracker that is unknown or not installed; TensorBoard is told its folder.
 
     Raises
     ------
     InputError
         The message says which, and how it is installed.
     """
+    names = run.recipe.report_to
     try:
-        for callback in get_reporting_integration_callbacks(list(recipe.report_to)):
+        for callback in get_reporting_integration_callbacks(list(names)):
             callback()
     except (RuntimeError, ValueError, ImportError) as error:
-        raise InputError(f"report_to {', '.join(recipe.report_to)}: {' '.join(str(error).split())}") from error
+        raise InputError(f"report_to {', '.join(names)}: {' '.join(str(error).split())}") from error
+    if "tensorboard" in names:  # else it would write into the work folder, which goes away
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
 
 
 def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = False) -> tuple[LanguageModel, History]:
@@ -268,16 +267,24 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = Fa
         A single example does not fit the device.
     """
     optim = run.recipe.optim
+    higher = False
+    if optim.stop_on != "loss":
+        if data.held_out is None:
+            raise InputError(
+                f"optim.stop_on is {optim.stop_on!r}, but nothing is held out to measure it on; set it to loss"
+            )
+        higher = data.held_out.better(optim.stop_on) == "higher"
     history = History()
     average = WeightAverage(
         lm.model,
         decay=optim.weight_average,
         patience=optim.patience,
         stop_on=optim.stop_on,
-        higher=_higher_is_better(optim.stop_on, data.held_out),
+        higher=higher,
     )
-    check_trackers(run.recipe)
-    arguments = _arguments(run, lm, data)
+    prepare_trackers(run)
+    validates = len(data.validation) > 0 or data.held_out is not None
+    arguments = training_arguments(run.work, run.recipe, lm, seed=run.seed, validates=validates)
     open_run(run, overwrite=overwrite)
     if lm.device.type == "cuda":
         data = replace(data, batches=ReadAhead(data.batches))
@@ -293,36 +300,15 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = Fa
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         average.keep_best()
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            lm = _whole(lm, trainer)
+            # Each process holds a part of the model, and the first one has it whole afterwards.
+            sharded = trainer.is_deepspeed_enabled
+            whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else whole_weights(lm.model)
+            lm = whole_model(lm, whole) if is_first() else lm
         for name in ("forward", "_original_forward"):  # mixed precision was laid over the model's own
             vars(lm.model).pop(name, None)
     lm = replace(lm, device=next(lm.model.parameters()).device)
     lm.model.eval()
     return lm, history
-
-
-def _whole(lm: LanguageModel, trainer: AnswerTrainer) -> LanguageModel:
-    """Return the model of which each process holds a part, whole in the first one."""
-    if trainer.is_deepspeed_enabled:
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    else:
-        weights = whole_weights(lm.model)
-    return whole_model(lm, weights) if is_first() else lm
-
-
-def _arguments(run: Run, lm: LanguageModel, data: TrainingData) -> TrainingArguments:
-    if "tensorboard" in run.recipe.report_to:  # else it would write into the work folder, which goes away
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
-    validates = len(data.validation) > 0 or data.held_out is not None
-    return training_arguments(run.work, run.recipe, lm, seed=run.seed, validates=validates)
-
-
-def _higher_is_better(stop_on: str, held_out: HeldOutScores | None) -> bool:
-    if stop_on == "loss":
-        return False
-    if held_out is None:
-        raise InputError(f"optim.stop_on is {stop_on!r}, but nothing is held out to measure it on; set it to loss")
-    return held_out.better(stop_on) == "higher"
 
 
 @contextmanager
@@ -377,31 +363,22 @@ def finish(
         with explain_write_errors(run):
             if is_adapted(lm):
                 save_adapter(lm, run.folder / ADAPTER_FOLDER)
-            lm = _merged(run, lm)
+            if run.recipe.lora is None or run.recipe.lora.quantize == "none":
+                lm = merge_lora(lm)
+            else:  # into weights that were quantized for training, the adapter is merged as they were before
+                lm = load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
         model = make_model(lm)
-        told = {"history": history.rows, "messages": list(messages), **(facts or {}), **_measured(lm, held_out)}
+        told = {"history": history.rows, "messages": list(messages), **(facts or {})}
+        if held_out is not None:
+            try:
+                told["validation"] = held_out.scores(lm)
+            except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
+                logger.warning("the tasks are not measured on validation records: %s", error)
         with explain_write_errors(run):
             _write(run, model, told, split)
         logger.info("wrote %s (calibration and saving took %.1f s)", run.folder, time.perf_counter() - started)
     wait_for_all()
     return model or load_cell_model(run.folder, device=run.device)
-
-
-def _merged(run: Run, lm: LanguageModel) -> LanguageModel:
-    """Merge the adapter; into weights that were quantized for training, it is merged as they were before."""
-    if run.recipe.lora is None or run.recipe.lora.quantize == "none":
-        return merge_lora(lm)
-    return load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
-
-
-def _measured(lm: LanguageModel, held_out: HeldOutScores | None) -> dict[str, Mapping[str, float]]:
-    if held_out is None:
-        return {}
-    try:
-        return {"validation": held_out.scores(lm)}
-    except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
-        logger.warning("the tasks are not measured on validation records: %s", error)
-        return {}
 
 
 def _write(run: Run, model: CellModel, training: Mapping[str, Any], split: Split | None) -> None:

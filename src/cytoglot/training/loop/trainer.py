@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -76,7 +76,34 @@ def n_averaged(batch: Batch) -> int:
     return int(batch["n_averaged" if "n_averaged" in batch else "n_examples"])
 
 
-class AnswerTrainer(Trainer):
+class OneLineFaults(Trainer):
+    """A trainer that says in one line what is wrong with a checkpoint."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable_checkpoint(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+    @contextmanager
+    def _writing_checkpoint(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError, RuntimeError) as error:
+            # The failures to write of torch and safetensors are no OSErrors.
+            words = ("iostream", "PytorchStreamWriter")
+            if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+                raise
+            raise InputError(
+                f"the checkpoint of step {self.state.global_step} cannot be written into {self.args.output_dir}: "
+                f"{error}; make room or allow writing, and run the same command again: it goes on from the checkpoint "
+                "before"
+            ) from error
+
+
+class AnswerTrainer(OneLineFaults):
     """Minimizes the weighted negative log-likelihood per example; validation looks at the averaged weights."""
 
     optimizer: torch.optim.Optimizer | None
@@ -145,7 +172,10 @@ class AnswerTrainer(Trainer):
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Add the gradients of a batch, in halves where memory runs out; return its share of the step's loss."""
-        self._check_wrapped(model)
+        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these wrap in place
+        if n_processes() > 1 and model is self.model and not shared:
+            # They would not exchange gradients, and train several models without a word.
+            raise RuntimeError(f"{n_processes()} processes, but {type(model).__name__} is not wrapped to join them")
         model.train()
         batch = self._prepare_inputs(inputs)
         assert num_items_in_batch is not None
@@ -209,12 +239,6 @@ class AnswerTrainer(Trainer):
             len(self._parts(batch)),
         )
 
-    def _check_wrapped(self, model: torch.nn.Module) -> None:
-        """Several processes that do not exchange gradients would train several models without a word."""
-        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these wrap in place
-        if n_processes() > 1 and model is self.model and not shared:
-            raise RuntimeError(f"{n_processes()} processes, but {type(model).__name__} is not wrapped to join them")
-
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """End the training where a loss or a gradient is not a number, before the weights take it up."""
         norm = super()._get_grad_norm(model, grad_norm)
@@ -223,7 +247,7 @@ class AnswerTrainer(Trainer):
             self._stop_not_finite()
         return norm
 
-    def _stop_not_finite(self) -> None:
+    def _stop_not_finite(self) -> NoReturn:
         step = self.state.global_step + 1
         file = Path(str(self.args.output_dir)) / f"not_finite-step-{step}-process-{rank()}.json"
         losses = [float(loss) for loss in self._step_losses]
@@ -247,25 +271,21 @@ class AnswerTrainer(Trainer):
         """Measure the averaged weights on the validation examples: the loss, and the held-out scores if there are."""
         with self._average.applied():
             self._lm.model.eval()
-            metrics = {"eval_loss": self._validation_loss()}
+            total, batches = torch.zeros(2, dtype=torch.float64), self._data.validation
+            for start in range(0, len(batches), n_processes()):
+                # Each process computes as often as the others: under shared weights they need each other for it.
+                batch = batches[min(start + rank(), len(batches) - 1)]
+                loss = self._loss_without_gradients(batch)
+                if start + rank() < len(batches):
+                    total += torch.tensor([loss, n_averaged(batch)])
+            loss, n_items = sum_over_all(total, self.args.device).tolist()
+            metrics = {"eval_loss": loss / n_items if n_items else float("nan")}
             if self._data.held_out is not None:
                 scores = self._data.held_out.scores(self._lm) if is_first() else {}
                 metrics |= {f"eval_{name}": value for name, value in from_first(dict(scores)).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _validation_loss(self) -> float:
-        total = torch.zeros(2, dtype=torch.float64)
-        batches = self._data.validation
-        for start in range(0, len(batches), n_processes()):
-            # Each process computes as often as the others: under shared weights they need each other for it.
-            batch = batches[min(start + rank(), len(batches) - 1)]
-            loss = self._loss_without_gradients(batch)
-            if start + rank() < len(batches):
-                total += torch.tensor([loss, n_averaged(batch)])
-        loss, n_items = sum_over_all(total, self.args.device).tolist()
-        return loss / n_items if n_items else float("nan")
 
     def _loss_without_gradients(self, batch: Batch) -> float:
         prepared = self._prepare_inputs(batch)
@@ -282,44 +302,35 @@ class AnswerTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint under another name, and give it its own once it is whole."""
-        step = self.state.global_step
         work = Path(str(self.args.output_dir))
-        partial, whole = work / ".checkpoint", work / f"checkpoint-{step}"
-        try:
+        partial, whole = work / ".checkpoint", work / f"checkpoint-{self.state.global_step}"
+        with self._writing_checkpoint():
             if is_first():
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             wait_for_all()
-            self._write_checkpoint(partial)
-            wait_for_all()
-            if is_first():
-                write_json(partial / MARK_FILE, self._mark())
-                shutil.rmtree(whole, ignore_errors=True)
-                partial.replace(whole)
-                discard_old_checkpoints(work, n_kept=2)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not isinstance(error, OSError) and not is_about_files(error):
+            try:
+                if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                    self.save_model(str(partial), _internal_call=True)
+                elif is_first():
+                    trained = ((n, p) for n, p in self._lm.model.named_parameters() if p.requires_grad)
+                    save_file({n: p.detach().contiguous() for n, p in trained}, partial / WEIGHTS_FILE)
+                self._save_optimizer_and_scheduler(str(partial))
+                self._save_rng_state(str(partial))
+                for one in self._kept:
+                    one.save(partial)
+                write_json(partial / f"reader-{rank()}.json", self._data.batches.state_dict())
+                wait_for_all()
+                if is_first():
+                    self.state.save_to_json(str(partial / _STATE_FILE))
+                    write_json(partial / MARK_FILE, self._mark())
+                    shutil.rmtree(whole, ignore_errors=True)
+                    partial.replace(whole)
+                    discard_old_checkpoints(work, n_kept=2)
+            except Exception:
+                shutil.rmtree(partial, ignore_errors=True)
                 raise
-            raise InputError(
-                f"the checkpoint of step {step} cannot be written into {work}: {error}; make room or allow "
-                "writing, and run the same command again: it goes on from the checkpoint before"
-            ) from error
         wait_for_all()
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.save_model(str(folder), _internal_call=True)
-        elif is_first():
-            weights = {n: p.detach().contiguous() for n, p in self._lm.model.named_parameters() if p.requires_grad}
-            save_file(weights, folder / WEIGHTS_FILE)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
-        for one in self._kept:
-            one.save(folder)
-        write_json(folder / f"reader-{rank()}.json", self._data.batches.state_dict())
-        if is_first():
-            self.state.save_to_json(str(folder / _STATE_FILE))
 
     def _mark(self) -> dict[str, Any]:
         """Return what a checkpoint must agree in with the run that it is read into."""
@@ -368,14 +379,6 @@ class AnswerTrainer(Trainer):
                         raise InputError(f"{file} holds other weights than this model: {name}; pass --overwrite")
                     value.copy_(weights[name])
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with readable_checkpoint(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with readable_checkpoint(checkpoint):
-            super()._load_rng_state(checkpoint)
-
 
 @contextmanager
 def readable_checkpoint(checkpoint: str | Path | None) -> Iterator[None]:
@@ -387,16 +390,15 @@ def readable_checkpoint(checkpoint: str | Path | None) -> Iterator[None]:
             f"{checkpoint} holds other things than numbers and was not written by cytoglot; delete it, or pass "
             "--overwrite to start anew"
         ) from error
-    except (OSError, SafetensorError, EOFError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, EOFError, json.JSONDecodeError, KeyError, RuntimeError) as error:
+        # torch's reader of archives says so by a RuntimeError of many lines.
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        reason = str(error).split(".")[0] if isinstance(error, RuntimeError) else error
         raise InputError(
-            f"{checkpoint} is damaged ({type(error).__name__}: {error}); delete it and run the same command again: it "
+            f"{checkpoint} is damaged ({type(error).__name__}: {reason}); delete it and run the same command again: it "
             "goes on from the checkpoint before"
         ) from error
-
-
-def is_about_files(error: Exception) -> bool:
-    """Tell the failures to write of torch and safetensors, which are no OSErrors, from others."""
-    return isinstance(error, SafetensorError) or any(word in str(error) for word in ("iostream", "PytorchStreamWriter"))
 
 
 def make_optimizer(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool) -> torch.optim.Optimizer:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -32,14 +30,12 @@ from cytoglot.errors import InputError
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
 from cytoglot.lm.model.load import load_language_model
-from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.manifest import Manifest
 from cytoglot.training.cells import TrainingCells, begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
-from cytoglot.training.loop.callbacks import History
 from cytoglot.training.loop.distributed import from_first, n_processes
-from cytoglot.training.loop.fit import Run, begin, check_trackers, finish, open_run
+from cytoglot.training.loop.fit import Run, adapted, begin, finish, open_run, prepare_trackers
 from cytoglot.training.loop.trainer import optimizer_and_schedule, uses_bf16
 from cytoglot.training.recipe import GrpoRecipe, TrainRecipe
 from cytoglot.training.rl.callback import GrpoCallback, last_checkpoint
@@ -90,8 +86,12 @@ class GrpoSetup:
         InputError
             The base or the cells cannot be used, or the base knows other genes than the corpus.
         """
-        lm, base = _load_base(job.recipe, job.device)
-        sentence = job.recipe.sentence
+        model, sentence, base = job.recipe.model, job.recipe.sentence, None
+        if is_model_folder(str(model.base)):
+            base = load_cell_model(str(model.base), device=job.device, dtype="float32")
+            lm = base.lm
+        else:
+            lm = load_language_model(str(model.base), device=job.device, dtype="float32", revision=model.revision)
         if base is not None:
             named = sentence.top_genes if "top_genes" in sentence.model_fields_set else None
             limits = [n for n in (base.spec.ranking.top_genes, named) if n is not None]
@@ -185,15 +185,6 @@ def _n_prompts(recipe: TrainRecipe) -> int:
     return recipe.optim.steps // recipe.grpo.updates * recipe.grpo.prompts_per_step
 
 
-def _load_base(recipe: TrainRecipe, device: str) -> tuple[LanguageModel, CellModel | None]:
-    """Return the model that training starts from, alone and, if it is one of ours, with what it knows of cells."""
-    base = str(recipe.model.base)
-    if is_model_folder(base):
-        model = load_cell_model(base, device=device, dtype="float32")
-        return model.lm, model
-    return load_language_model(base, device=device, dtype="float32", revision=recipe.model.revision), None
-
-
 def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
     """Test the rewards, train, and write everything."""
     recipe, grpo, lm = run.recipe, run.recipe.grpo, setup.lm
@@ -220,34 +211,31 @@ def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
         sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=run.seed),
         unit=setup.prompts.unit,
     )
-    lm = _with_adapter(lm, recipe, seed=run.seed)
-    check_trackers(recipe)
+    lm = adapted(lm, recipe, seed=run.seed)
+    prepare_trackers(run)
     arguments = grpo_arguments(run, lm, reward, max_tokens=max_tokens)
     open_run(run, overwrite=overwrite)
     watch = _fit(lm, plan, reward, watched, run, arguments)
-    history = History()
-    history.rows = watch.rows
+
+    def make_model(lm: LanguageModel) -> CellModel:
+        lm.model.__dict__.pop("forward", None)  # what TRL has put on it
+        lm.model.model_tags = None
+        return replace(setup.cell_model(lm, run.manifest), folder=run.folder)
+
     return finish(
         run,
-        lambda aligned: replace(setup.cell_model(_without_trl(aligned), run.manifest), folder=run.folder),
+        make_model,
         lm,
-        history,
+        watch,
         split=setup.cells.split,
         messages=[*messages, *watch.messages],
         facts={
             "evaluation": watched.table(watch.evaluations, seed=run.seed),
-            "diversity": _diversity_rows(watch, watched),
+            "diversity": watched.diversity_table(watch.evaluations),
             "probes": probes,
             "last_good_step": watch.last_good_step,
         },
     )
-
-
-def _with_adapter(lm: LanguageModel, recipe: TrainRecipe, *, seed: int) -> LanguageModel:
-    lora = recipe.lora
-    if lora is None:
-        return lm
-    return add_lora(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)
 
 
 def _room(lm: LanguageModel, asked: Sequence[EvalPrompt], grpo: GrpoRecipe) -> int:
@@ -274,23 +262,19 @@ def _reward_inputs(setup: GrpoSetup, plan: Sequence[EvalPrompt], grpo: GrpoRecip
     source = setup.prompts
     labels = tuple(dict.fromkeys(label for some in source.labels.values() for label in some))
     labels = labels or tuple(source.reference)
-    measures = any("embedding" in str(settings.get("reward", name)) for name, settings in grpo.rewards.items())
+    # Distances are measured by the model as it is now, which no step will move.
+    frozen = None
+    if any("embedding" in str(settings.get("reward", name)) for name, settings in grpo.rewards.items()):
+        frozen = replace(setup.lm, model=copy.deepcopy(setup.lm.model).requires_grad_(requires_grad=False))
     return RewardInputs(
         genes=source.vocabulary.symbols,
         labels=labels,
         label_ids=map_labels(list(labels)).ids if labels else {},
         reference=source.reference,
-        lm=_frozen_copy(setup.lm) if measures else None,
+        lm=frozen,
         texts=tuple(dict.fromkeys(one.answer for one in plan if one.num_genes == 0)),
         terminator=TERMINATOR,
     )
-
-
-def _frozen_copy(lm: LanguageModel) -> LanguageModel:
-    """Return the model as it is now, which no step will move."""
-    model = copy.deepcopy(lm.model)
-    model.requires_grad_(requires_grad=False)
-    return replace(lm, model=model)
 
 
 def _check_rewards(reward: MixedReward, plan: Sequence[EvalPrompt]) -> list[str]:
@@ -337,16 +321,7 @@ def _probe(
             "grpo.probes: warn to train nevertheless"
         )
     (logger.warning if report.hackable else logger.info)("%s", report.message)
-    return list(_plain(report.to_dict())["rows"])
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON values, None for what is no number."""
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return list(report.to_dict()["rows"])
 
 
 def _fit(
@@ -389,14 +364,23 @@ def _fit(
 def grpo_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_tokens: int) -> GRPOConfig:
     """Return what TRL is to do: our batches and evaluations, our bar, nothing printed."""
     recipe, grpo, optim = run.recipe, run.recipe.grpo, run.recipe.optim
-    per_device, n_batches = _batches(recipe)
-    if "tensorboard" in recipe.report_to:  # else it would write into the work folder, which goes away
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
+    world = n_processes()
+    if grpo.prompts_per_step % world:  # some rewards compare the answers to a prompt, so these stay together
+        raise InputError(
+            f"grpo.prompts_per_step ({grpo.prompts_per_step}) must be a multiple of the {world} processes, which "
+            "share the prompts; change one of the two"
+        )
+    # At most `optim.batch_size` answers at a time, in batches of one size.
+    local = grpo.group_size * grpo.prompts_per_step // world
+    per_device = next(n for n in range(min(local, optim.batch_size), 0, -1) if local % n == 0)
+    # transformers 5.20 or so gave the setting another name, and warns of the old one.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    recomputes = next(name for name in names if name in GRPOConfig.__dataclass_fields__)
     return GRPOConfig(
         output_dir=str(run.work),
         max_steps=optim.steps,
         per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=n_batches,
+        gradient_accumulation_steps=local // per_device,
         num_generations=grpo.group_size,
         num_iterations=grpo.updates,
         beta=0.0,  # the trainer is given the divergence, and makes the reference itself
@@ -419,7 +403,7 @@ def grpo_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_toke
         save_total_limit=2,
         max_grad_norm=optim.max_grad_norm,
         bf16=uses_bf16(optim, lm.device),
-        **_recomputed(on=optim.gradient_checkpointing),
+        **{recomputes: optim.gradient_checkpointing},
         disable_tqdm=True,
         log_level="error",
         report_to=list(recipe.report_to) or "none",
@@ -427,44 +411,3 @@ def grpo_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_toke
         use_cpu=lm.device.type == "cpu",
         dataloader_pin_memory=lm.device.type == "cuda",
     )
-
-
-def _recomputed(*, on: bool) -> dict[str, bool]:
-    """Return the setting by its name: transformers 5.20 or so gave it another, and warns of the old one."""
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    return {next(name for name in names if name in GRPOConfig.__dataclass_fields__): on}
-
-
-def _batches(recipe: TrainRecipe) -> tuple[int, int]:
-    """Return answers of a batch and device, and batches of a step: at most `optim.batch_size` answers at a time."""
-    grpo, world = recipe.grpo, n_processes()
-    if grpo.prompts_per_step % world:  # some rewards compare the answers to a prompt, so these stay together
-        raise InputError(
-            f"grpo.prompts_per_step ({grpo.prompts_per_step}) must be a multiple of the {world} processes, which "
-            "share the prompts; change one of the two"
-        )
-    local = grpo.group_size * grpo.prompts_per_step // world
-    size = next(n for n in range(min(local, recipe.optim.batch_size), 0, -1) if local % n == 0)
-    return size, local // size
-
-
-def _diversity_rows(watch: GrpoCallback, watched: ValidationRewards) -> list[dict[str, Any]]:
-    real = watched.real_overlap()
-    return [
-        {
-            "step": evaluation.step,
-            "answers": mode,
-            **found.as_row(),
-            "overlap_with_true_cell": None if np.isnan(evaluation.overlap[mode]) else evaluation.overlap[mode],
-            "between_real_cells": None if np.isnan(real) else real,
-        }
-        for evaluation in watch.evaluations
-        for mode, found in evaluation.diversity.items()
-    ]
-
-
-def _without_trl(lm: LanguageModel) -> LanguageModel:
-    """Return the model without what TRL has put on it."""
-    lm.model.__dict__.pop("forward", None)
-    lm.model.model_tags = None
-    return lm

@@ -23,11 +23,11 @@ from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.tasks.instance import TaskInstance
 from cytoglot.tasks.record import CellRecord, Record
 from cytoglot.tasks.record_source import record_sources
-from cytoglot.tasks.task import AnswerSpace, Task
+from cytoglot.tasks.task import AnswerSpace
 from cytoglot.tasks.task import tasks as registered_tasks
 from cytoglot.training.cells import TrainingCells
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.rl.rewards.context import RewardPrompts
+from cytoglot.training.rl.rewards.context import COLUMNS, RewardPrompts
 from cytoglot.training.validation.held_out import held_out_of_corpus
 
 _POOL = 4096
@@ -56,17 +56,13 @@ class EvalPrompt:
     @property
     def columns(self) -> dict[str, Any]:
         """What rewards are told beside the prompt."""
-        return {name: getattr(self, name) for name in ("task", "answer", "cell_type", "num_genes", "key")}
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
 def reward_prompts(asked: Sequence[EvalPrompt]) -> RewardPrompts:
     """Return prompts as rewards take them."""
-    rows = [one.columns for one in asked]
-    names = ("task", "answer", "cell_type", "num_genes", "key")
-    return RewardPrompts(
-        prompts=tuple(one.prompt for one in asked),
-        columns={name: tuple(row[name] for row in rows) for name in names},
-    )
+    columns = {name: tuple(getattr(one, name) for one in asked) for name in COLUMNS}
+    return RewardPrompts(prompts=tuple(one.prompt for one in asked), columns=columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +136,17 @@ def source_of_corpus(
             there = corpus.shards(part) or not record_sources[task.unit].is_of_cells
             drawn = CorpusExamples(corpus, part, top_genes=top_genes, metadata_share=1.0)
             found = drawn.sample(n, name, seed=seed) if there else []
-            records = [one.record for one in found]
-            questions[name, part] = tuple(_questions(records, task, recipe, part, seed))
-    held_out = held_out_of_corpus(corpus, cells.shares, recipe, seed)
-    labels = _closed_labels(held_out.labels, questions)
+            rng, asked_of = np.random.default_rng([seed, 24]), []
+            for record in (one.record for one in found):
+                paraphrased = part == "train" and rng.random() < recipe.paraphrase_share
+                template = None if paraphrased else task.short_template(record)
+                asked_of.append(TaskInstance(task, record, template, seed=seed))
+            questions[name, part] = tuple(asked_of)
+    labels = dict(held_out_of_corpus(corpus, cells.shares, recipe, seed).labels)
+    for name in cells.shares:  # where validation asks none, the answers of the training prompts
+        asked_of = questions[name, "train"]
+        if registered_tasks[name].closed_answer and name not in labels and asked_of:
+            labels[name] = tuple(sorted({q.answer() for q in asked_of}))
     if types and "cell_type_annotation" in labels:
         labels["cell_type_annotation"] = types
     asked = [q.record for (_, part), some in questions.items() if part == "validation" for q in some]
@@ -162,26 +165,6 @@ def source_of_corpus(
         unit="prompt" if values is None else unit,
         reference=_reference((one.record for one in typed), _REFERENCE_CELLS),
     )
-
-
-def _questions(
-    records: Iterable[Record], task: Task[Any, Any], recipe: TrainRecipe, part: str, seed: int
-) -> Iterator[TaskInstance]:
-    rng = np.random.default_rng([seed, 24])
-    for record in records:
-        paraphrased = part == "train" and rng.random() < recipe.paraphrase_share
-        yield TaskInstance(task, record, None if paraphrased else task.short_template(record), seed=seed)
-
-
-def _closed_labels(
-    known: Mapping[str, tuple[str, ...]], questions: Mapping[tuple[str, Part], Sequence[TaskInstance]]
-) -> dict[str, tuple[str, ...]]:
-    """Return the answers of each closed task; where validation asks none, those of the training prompts."""
-    labels = dict(known)
-    for (name, part), asked in questions.items():
-        if part == "train" and registered_tasks[name].closed_answer and name not in labels and asked:
-            labels[name] = tuple(sorted({q.answer() for q in asked}))
-    return labels
 
 
 def _reference(records: Iterable[Record], n_each: int) -> dict[str, tuple[tuple[str, ...], ...]]:

@@ -179,6 +179,20 @@ class ValidationRewards:
             for name in evaluation.rewards[mode]
         ]
 
+    def diversity_table(self, evaluations: Sequence[RewardEval]) -> list[dict[str, Any]]:
+        """Return a row for each evaluation and way of writing: how alike answers are, beside real cells of a type."""
+        real = self.real_overlap()
+        return [
+            {
+                "step": evaluation.step,
+                "answers": mode,
+                **found.as_row(),
+                **plain({"overlap_with_true_cell": evaluation.overlap[mode], "between_real_cells": real}),
+            }
+            for evaluation in evaluations
+            for mode, found in evaluation.diversity.items()
+        ]
+
     def _row(self, first: RewardEval, evaluation: RewardEval, mode: str, name: str, seed: int) -> dict[str, Any]:
         now_p, before_p = evaluation.rewards[mode][name], first.rewards[mode][name]
         known_p = ~np.isnan(now_p) & ~np.isnan(before_p)

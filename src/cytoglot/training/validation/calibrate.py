@@ -117,7 +117,12 @@ def generation_temperature(
     float
         1 where no type has enough cells or the cells at temperature 1 are not too diverse; 0.2 at the least.
     """
-    real = _cells_by_type(model, sentences, labels, seed)
+    rng = np.random.default_rng([seed, 9])
+    real: dict[str, list[NDArray[np.int64]]] = {}
+    for name in model.spec.labels:  # most frequent first
+        rows = np.flatnonzero((labels == name) & (sentences.lengths > 0))
+        if len(rows) >= _MIN_CELLS and len(real) < _MAX_TYPES:
+            real[name] = [sentences.ids(int(i)).astype(np.int64) for i in rng.permutation(rows)[:_MAX_CELLS]]
     if not real:
         return 1.0
     target = float(np.mean([pairwise_diversity(words) for words in real.values()]))
@@ -135,15 +140,3 @@ def generation_temperature(
 def _diversity(model: CellModel, name: str, real: list[NDArray[np.int64]], temperature: float, seed: int) -> float:
     lengths = np.array([len(words) for words in real])
     return pairwise_diversity(model.generate_ids(name, lengths, temperature=temperature, seed=seed))
-
-
-def _cells_by_type(
-    model: CellModel, sentences: CellSentences, labels: NDArray[np.object_], seed: int
-) -> dict[str, list[NDArray[np.int64]]]:
-    rng = np.random.default_rng([seed, 9])
-    chosen: dict[str, list[NDArray[np.int64]]] = {}
-    for name in model.spec.labels:  # most frequent first
-        rows = np.flatnonzero((labels == name) & (sentences.lengths > 0))
-        if len(rows) >= _MIN_CELLS and len(chosen) < _MAX_TYPES:
-            chosen[name] = [sentences.ids(int(i)).astype(np.int64) for i in rng.permutation(rows)[:_MAX_CELLS]]
-    return chosen
