@@ -20,7 +20,7 @@ from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.training import run
-from cytoglot.training.job import TrainJob, make_job
+from cytoglot.training.job import TrainJob, settled
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.run import train
 
@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(cells: AnnData, small_corpus: Corpus) -> None:
         train(cells, label="cell_type")
     with pytest.raises(InputError, match="pass --label, the column of obs with the cell types"):
         train(cells, out="m")
-    assert make_job(small_corpus, recipe=TrainRecipe(), needs_folder=False).on_corpus
+    assert settled(TrainJob(source=small_corpus, recipe=TrainRecipe()), needs_folder=False).on_corpus
 
 
 def test_what_is_settled_in_a_corpus_cannot_be_given(small_corpus: Corpus) -> None:

@@ -118,7 +118,7 @@ def begin_run(job: TrainJob, source: AnnData | Corpus) -> Run:
             gene_options=job.gene_options,
             seed=job.seed,
         )
-    return Run(folder=job.out, recipe=recipe, manifest=manifest, seed=job.seed, device=job.device)
+    return Run(folder=job.folder, recipe=recipe, manifest=manifest, seed=job.seed, device=job.device)
 
 
 @contextmanager
@@ -138,24 +138,20 @@ def training_cells(
         The cells or the label column cannot be used, or cannot be asked by a task that the recipe names.
     """
     if isinstance(source, Corpus):
-        yield _of_corpus(job, source)
+        shares = shares_of(source, job.recipe)
+        yield TrainingCells(
+            corpus=source,
+            shares=shares,
+            weights=shares,
+            visits=checked_sources(source, job.recipe.sources),
+            sample=sample_cells(source, "train", n=_SAMPLE_CELLS, seed=job.seed),
+            validation_weights=shares,
+            facts={"corpus": corpus_facts(source)},
+        )
         return
     check_file_tasks(job.recipe)
     with TemporaryDirectory(prefix="cytoglot-") as folder:
         yield _of_file(job, source, Path(folder) / "corpus", base)
-
-
-def _of_corpus(job: TrainJob, corpus: Corpus) -> TrainingCells:
-    shares = shares_of(corpus, job.recipe)
-    return TrainingCells(
-        corpus=corpus,
-        shares=shares,
-        weights=shares,
-        visits=checked_sources(corpus, job.recipe.sources),
-        sample=sample_cells(corpus, "train", n=_SAMPLE_CELLS, seed=job.seed),
-        validation_weights=shares,
-        facts={"corpus": corpus_facts(corpus)},
-    )
 
 
 def _of_file(job: TrainJob, adata: AnnData, folder: Path, base: CellModel | None) -> TrainingCells:

@@ -25,7 +25,7 @@ from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, pad_right
 from cytoglot.lm.runtime.halve_on_oom import in_halves
-from cytoglot.lm.runtime.prefetch import one_ahead
+from cytoglot.lm.runtime.prefetch import ahead
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def embed_texts(
 
     chunks = _chunks_to_read(texts, checked_batch_tokens(lm, batch_tokens))
     with progress_bar(total=len(texts), description="embed", unit="text") as bar:
-        for chunk, tokens in one_ahead(map(read, chunks)):
+        for chunk, tokens in ahead(map(read, chunks)):
             embedding_nd[chunk] = embed_tokens(
                 lm, tokens, layer=layer, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -73,11 +73,13 @@ class AdversarialAnswers:
 
     def _write(self) -> dict[str, list[str]]:
         constant = self._constant()
+        ribosomal = sorted(name for name in self._by_name if name.startswith(("RPL", "RPS", "MT-")))
+        housekeeping = [self._by_name[name] for name in (*_HOUSEKEEPING, *ribosomal) if name in self._by_name]
         writers: dict[str, Callable[[int], str]] = {
             TRUE: lambda i: str(self._prompts.columns["answer"][i]),
             "a constant answer": lambda i: self._cut(constant, i),
             "a copy of the prompt": self._copy,
-            "housekeeping genes": lambda i: self._sentence(self._housekeeping(), i),
+            "housekeeping genes": lambda i: self._sentence(housekeeping, i),
             "the mean profile of the type": lambda i: " ".join(self._profile(i)),
             "one gene repeated": lambda i: " ".join([self._usual(1)[0]] * self._n_words(i)),
             "an empty answer": lambda i: "",
@@ -90,9 +92,8 @@ class AdversarialAnswers:
         written = {kind: self._each(writer) for kind, writer in writers.items()}
         if self._is_draw:
             written[OTHER] = self._other_cells()
-        labels = self._labels()
-        if labels:
-            written["every label"] = self._each(lambda i: ", ".join(labels))
+        if self._context.labels and not any(self._asked):
+            written["every label"] = self._each(lambda i: ", ".join(self._context.labels))
         written["random genes"] = self._drawn(lambda i: self._n_words(i))
         written["random genes, as many as allowed"] = self._drawn(lambda i: self._max_words or 4 * self._n_words(i))
         return written
@@ -102,10 +103,8 @@ class AdversarialAnswers:
         if not all(cells.values()):
             return []
         places = (np.arange(_MEMORIZED) + 0.5) / _MEMORIZED
-        return [
-            self._each(lambda i, at=at: self._cut(" ".join(_at(cells[self.types[i]], at)), i))  # type: ignore[misc]
-            for at in places
-        ]
+        texts = ({name: " ".join(some[int(at * len(some))]) for name, some in cells.items()} for at in places)
+        return [self._each(lambda i, of=of: self._cut(of[self.types[i]], i)) for of in texts]  # type: ignore[misc]
 
     def _each(self, writer: Callable[[int], str]) -> list[str]:
         return [self._completed(writer(i)) for i in range(len(self._prompts)) for _ in range(self.group_size)]
@@ -132,10 +131,6 @@ class AdversarialAnswers:
         shown = [word for word in (w.strip(".,:;") for w in prompt.split()) if word in self._context.gene_set]
         return " ".join(shown or prompt.split()).rstrip(". ")
 
-    def _housekeeping(self) -> list[str]:
-        ribosomal = sorted(name for name in self._by_name if name.startswith(("RPL", "RPS", "MT-")))
-        return [self._by_name[name] for name in (*_HOUSEKEEPING, *ribosomal) if name in self._by_name]
-
     def _sentence(self, genes: list[str], i: int) -> str:
         """Return as many genes as were asked for: these, then the usual ones of all cells."""
         n = self._n_words(i)
@@ -158,13 +153,10 @@ class AdversarialAnswers:
     def _n_words(self, i: int) -> int:
         return self._asked[i] or _N_WORDS
 
-    def _labels(self) -> tuple[str, ...]:
-        return () if any(self._asked) else self._context.labels
-
     def _with_other_cells(self, prompts: RewardPrompts) -> RewardPrompts:
         """Return the prompts whose type has other real cells enough for a group, which is made smaller if none has.
 
-        No cell may stand twice in a group: real answers would evaluation less diverse than they are.
+        No cell may stand twice in a group: real answers would look less diverse than they are.
         """
         n_others = [len(held_out) + len(training) for held_out, training in self._others_of(prompts)]
         self.group_size = min(self.group_size, max(n_others))
@@ -181,7 +173,11 @@ class AdversarialAnswers:
         chosen: list[list[str]] = []
         for i, (others, training) in enumerate(self._others_of(self._prompts)):
             pool = others if len(others) >= self.group_size else [*others, *training]
-            chosen += (words[: self._asked[i]] for words in self._longest_enough(pool, i))
+            # At random among those that have the words asked for, else the longest.
+            order = self._rng.permutation(len(pool))
+            missing = np.array([max(0, self._asked[i] - len(pool[j])) for j in order])
+            best = order[np.argsort(missing, kind="stable")]
+            chosen += (pool[j][: self._asked[i]] for j in best[: self.group_size])
         return [self._completed(" ".join(words)) for words in chosen]
 
     def _others_of(self, prompts: RewardPrompts) -> Iterator[tuple[list[list[str]], list[list[str]]]]:
@@ -201,14 +197,3 @@ class AdversarialAnswers:
                 [list(words) for words in held_out[name] if words != own],
                 [list(words) for words in training if words[: len(own)] != own],
             )
-
-    def _longest_enough(self, pool: list[list[str]], i: int) -> list[list[str]]:
-        """Return `group_size` cells, at random among those that have the words asked for, else the longest."""
-        order = self._rng.permutation(len(pool))
-        missing = np.array([max(0, self._asked[i] - len(pool[j])) for j in order])
-        best = order[np.argsort(missing, kind="stable")]
-        return [pool[j] for j in best[: self.group_size]]
-
-
-def _at(cells: Sequence[tuple[str, ...]], place: float) -> tuple[str, ...]:
-    return cells[int(place * len(cells))]
