@@ -137,7 +137,7 @@ def test_our_constraint_inside_of_vllm(monkeypatch, scratch_lm, words, prompts):
 
 def test_formats_go_to_the_engine_by_a_file(tmp_path, genes):
     for one in (genes, LABELS, Number(low=0, high=1.5), FreeText(max_tokens=3)):
-        assert read_format(str(write_format(tmp_path, one, terminator=";"))) == (one, ";")
+        assert read_format(str(write_format(tmp_path / "format.json", one, terminator=";"))) == (one, ";")
     with pytest.raises(ValueError, match="cytoglot_format must name a file written by write_format, found 'absent'"):
         read_format("absent")
 

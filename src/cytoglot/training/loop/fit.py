@@ -5,7 +5,6 @@ A run is begun by `begin`, trained by `fit` and ended by `finish`, in each of it
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -23,17 +22,13 @@ from transformers.integrations import get_reporting_integration_callbacks
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.load import CellModel, check_same_genes, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, save_split
-from cytoglot.corpus.format.folder import Corpus
-from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.input_fingerprints import fingerprint_cells, group_columns
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-from cytoglot.lm.model.fingerprint import folder_fingerprint
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
 from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
-from cytoglot.manifest import Manifest, fingerprint_texts
+from cytoglot.manifest import Manifest
 from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, join_processes, wait_for_all
@@ -53,7 +48,7 @@ from cytoglot.training.recipe import OptimRecipe, TrainRecipe
 from cytoglot.training.release.model_card import write_model_card
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -104,64 +99,6 @@ def open_run(run: Run, *, overwrite: bool) -> None:
     if is_first():
         open_work(run.folder, run.manifest, overwrite=overwrite)
     wait_for_all()
-
-
-def base_fingerprint(recipe: TrainRecipe) -> Mapping[str, str]:
-    """Return what a manifest says of the model that training starts from: nothing where it starts from nothing."""
-    base = recipe.model.base
-    if base is None:
-        return {}
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
-        return {"base": f"{base}@{recipe.model.revision or 'main'}"}
-    return {"base": folder_fingerprint(folder)}
-
-
-def manifest_of_cells(
-    adata: AnnData,
-    source: object,
-    recipe: TrainRecipe,
-    *,
-    label: str,
-    split_by: str,
-    split: Split | None,
-    gene_options: GeneOptions,
-    seed: int,
-) -> Manifest:
-    """Return what made a model of a file of cells; two runs are the same where config and inputs are equal."""
-    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict() | {"content": None})])
-    columns = [label, recipe.sentence.hvg_batch_key] + ([] if split_by in ("auto", "cell") else [split_by])
-    if recipe.kind == "grpo" or (split is None and split_by == "auto"):  # one of them may be chosen
-        columns += group_columns(adata)
-    # What gene options did to the cells is in the inputs already.
-    genes = gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
-    return Manifest(
-        command="train",
-        config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided, **genes},
-        seeds={"seed": seed},
-        inputs={
-            **fingerprint_cells(adata, [column for column in columns if column is not None]),
-            "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
-            **base_fingerprint(recipe),
-        },
-    )
-
-
-def manifest_of_corpus(
-    corpus: Corpus, recipe: TrainRecipe, *, seed: int, shares: Mapping[str, float] | None = None
-) -> Manifest:
-    """Return what made a model of a corpus; `shares` are those of the tasks where the recipe leaves them open."""
-    settings = recipe.model_dump(mode="json")
-    return Manifest(
-        command="train",
-        config={"recipe": settings if shares is None else {**settings, "tasks": shares}},
-        seeds={"seed": seed},
-        inputs={
-            "corpus": corpus.description.fingerprint,
-            "source": corpus.folder.name,
-            **base_fingerprint(recipe),
-        },
-    )
 
 
 def check_base(recipe: TrainRecipe, vocabulary: GeneVocabulary) -> None:

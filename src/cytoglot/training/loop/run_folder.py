@@ -84,9 +84,9 @@ def open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
         raise InputError(f"expected a folder that can be written, found {folder}: {error.strerror or error}") from error
 
 
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint of ours that was written whole."""
-    found = [path for path in work.glob("checkpoint-*") if (path / MARK_FILE).is_file()]
+def last_checkpoint(work: Path, *, mark: str = MARK_FILE) -> Path | None:
+    """Return the newest checkpoint of ours that was written whole: `mark` is written last."""
+    found = [path for path in work.glob("checkpoint-*") if (path / mark).is_file()]
     return max(found, key=step_of, default=None)
 
 

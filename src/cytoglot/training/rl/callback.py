@@ -23,7 +23,7 @@ from cytoglot.training.rl.reward_eval import CONSTRAINED, RewardEval, Validation
 
 logger = logging.getLogger(__name__)
 
-_HISTORY = "alignment.json"
+HISTORY = "alignment.json"
 """the last file of a checkpoint"""
 _LOGGED = {
     "loss": "loss",
@@ -195,18 +195,12 @@ class GrpoCallback(History):
             "flat_steps": self._flat_steps,
             "seconds": self.seconds,
         }
-        write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _HISTORY, value)
+        write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / HISTORY, value)
 
     def restore(self, checkpoint: Path) -> None:
         """Read what `on_save` wrote."""
-        value = json.loads((checkpoint / _HISTORY).read_text(encoding="utf-8"))
+        value = json.loads((checkpoint / HISTORY).read_text(encoding="utf-8"))
         self.rows, self.messages = value["rows"], value["messages"]
         self.evaluations = [RewardEval.from_dict(evaluation) for evaluation in value["evaluations"]]
         self._seconds_before, self._flat_steps = value["seconds"], value["flat_steps"]
         self._monitor = self._make_monitor()
-
-
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole."""
-    found = [path for path in work.glob("checkpoint-*") if (path / _HISTORY).is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

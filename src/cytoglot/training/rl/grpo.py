@@ -14,9 +14,8 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,21 +23,20 @@ from trl import GRPOConfig
 
 from cytoglot.answer_format import FreeText
 from cytoglot.cell_model.load import CellModel, is_model_folder, load_cell_model
-from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
 from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
-from cytoglot.manifest import Manifest
-from cytoglot.training.cells import TrainingCells, begin_run, spec_of, training_cells
+from cytoglot.training.cells import begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.distributed import from_first, n_processes
 from cytoglot.training.loop.fit import Run, adapted, begin, finish, open_run, prepare_trackers
+from cytoglot.training.loop.run_folder import last_checkpoint
 from cytoglot.training.loop.trainer import optimizer_and_schedule, uses_bf16
 from cytoglot.training.recipe import GrpoRecipe, TrainRecipe
-from cytoglot.training.rl.callback import GrpoCallback, last_checkpoint
+from cytoglot.training.rl.callback import HISTORY, GrpoCallback
 from cytoglot.training.rl.hacking_checks import check_reward_hacking
 from cytoglot.training.rl.prompts import (
     EvalPrompt,
@@ -54,71 +52,13 @@ from cytoglot.training.rl.trainer import CellGrpoTrainer, FormatConstraints
 from cytoglot.training.validation.calibrate import calibrate_model
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 logger = logging.getLogger(__name__)
 
 TERMINATOR = "."
 _PROBED = 64
 """prompts of each task that probes are written for, at most"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrpoSetup:
-    """The model that training starts from, the cells that it is asked about, and the prompts made of them."""
-
-    lm: LanguageModel
-    base: CellModel | None
-    """the same with what it knows of cells; None for a checkpoint that was not trained here"""
-    cells: TrainingCells
-    recipe: TrainRecipe
-    """with sentences of the base's length"""
-    prompts: PromptSource
-    seed: int
-
-    @classmethod
-    @contextmanager
-    def prepare(cls, job: TrainJob, source: AnnData | Corpus) -> Iterator[GrpoSetup]:
-        """Load the base, and give what it is trained on for as long as the block lasts.
-
-        Raises
-        ------
-        InputError
-            The base or the cells cannot be used, or the base knows other genes than the corpus.
-        """
-        model, sentence, base = job.recipe.model, job.recipe.sentence, None
-        if is_model_folder(str(model.base)):
-            base = load_cell_model(str(model.base), device=job.device, dtype="float32")
-            lm = base.lm
-        else:
-            lm = load_language_model(str(model.base), device=job.device, dtype="float32", revision=model.revision)
-        if base is not None:
-            named = sentence.top_genes if "top_genes" in sentence.model_fields_set else None
-            limits = [n for n in (base.spec.ranking.top_genes, named) if n is not None]
-            sentence = sentence.model_copy(update={"top_genes": min(limits, default=None)})
-        recipe = job.recipe.model_copy(update={"sentence": sentence})
-        with training_cells(replace(job, recipe=recipe), source, base=base) as cells:
-            corpus = cells.corpus
-            if base is not None and base.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
-                raise InputError(
-                    f"the base model knows {len(base.spec.vocabulary)} genes and {corpus.folder} "
-                    f"{len(corpus.vocabulary)} others; train on the corpus that it was trained on, or on one built "
-                    "with its genes"
-                )
-            types = () if base is None else base.spec.labels
-            prompts = source_of_corpus(cells, recipe, n_training=_n_prompts(recipe), types=types, seed=job.seed)
-            yield cls(lm=lm, base=base, cells=cells, recipe=recipe, prompts=prompts, seed=job.seed)
-
-    def cell_model(self, lm: LanguageModel, manifest: Manifest) -> CellModel:
-        """Return a trained model with its spec, calibrated on validation cells."""
-        if self.base is None:
-            spec = spec_of(self.cells, self.recipe, manifest)
-        else:
-            spec = replace(self.base.spec, manifest=manifest.to_dict())
-        found = self.cells.calibration_cells(self.seed)
-        return calibrate_model(
-            CellModel(lm=lm, spec=spec), found, generation=self.cells.fits_generation, seed=self.seed
-        )
 
 
 def train_grpo(job: TrainJob) -> CellModel:
@@ -141,10 +81,94 @@ def train_grpo(job: TrainJob) -> CellModel:
     if finished is not None:
         return finished
     set_threads(job.threads)
-    with GrpoSetup.prepare(job, source) as setup:
-        for message in setup.cells.messages:
+
+    # The model that training starts from and, if it is one of ours, what it knows of cells.
+    base, name, device = None, str(job.recipe.model.base), job.device
+    if is_model_folder(name):
+        base = load_cell_model(name, device=device, dtype="float32")
+        lm = base.lm
+    else:
+        lm = load_language_model(name, device=device, dtype="float32", revision=job.recipe.model.revision)
+    recipe, grpo, seed = job.recipe, job.recipe.grpo, job.seed
+    if base is not None:  # sentences are no longer than those that the base has learned
+        sentence = recipe.sentence
+        named = sentence.top_genes if "top_genes" in sentence.model_fields_set else None
+        limits = [n for n in (base.spec.ranking.top_genes, named) if n is not None]
+        shorter = sentence.model_copy(update={"top_genes": min(limits, default=None)})
+        recipe = recipe.model_copy(update={"sentence": shorter})
+
+    with training_cells(replace(job, recipe=recipe), source, base=base) as cells:
+        corpus = cells.corpus
+        if base is not None and base.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
+            raise InputError(
+                f"the base model knows {len(base.spec.vocabulary)} genes and {corpus.folder} "
+                f"{len(corpus.vocabulary)} others; train on the corpus that it was trained on, or on one built with "
+                "its genes"
+            )
+        for message in cells.messages:
             logger.info("%s", message)
-        return _run_grpo(setup, run, overwrite=job.overwrite)
+
+        # What is asked, and what rewards may know of it.
+        n_prompts = recipe.optim.steps // grpo.updates * grpo.prompts_per_step
+        types = () if base is None else base.spec.labels
+        prompts = source_of_corpus(cells, recipe, n_training=n_prompts, types=types, seed=seed)
+        plan = plan_prompts(prompts, lm, n=n_prompts, seed=seed)
+        held_out = held_out_prompts(prompts, lm, n=grpo.held_out_prompts)
+        max_tokens = _room(lm, [*plan, *held_out], grpo)
+        context = _reward_inputs(lm, prompts, plan, grpo)
+        reward = make_reward(grpo.rewards, context)
+
+        # Rewards are tested before anything is trained.
+        messages = [*cells.messages, *_check_rewards(reward, plan)]
+        if grpo.top_p < 1:
+            messages.append(
+                f"answers are drawn from the likeliest {grpo.top_p:.0%}, but learned from as if from all: the gradient "
+                "is biased towards them; set grpo.top_p: 1 to avoid it"
+            )
+            logger.warning("%s", messages[-1])
+        probes = _probe(reward, prompts, lm, context, grpo, max_tokens=max_tokens)
+
+        watched = ValidationRewards(
+            held_out,
+            reward,
+            context,
+            constrained=grpo.constrained,
+            n_samples=grpo.held_out_samples,
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=seed),
+            unit=prompts.unit,
+        )
+        lm = adapted(lm, recipe, seed=seed)
+        prepare_trackers(run)
+        arguments = grpo_arguments(run, lm, reward, max_tokens=max_tokens)
+        open_run(run, overwrite=job.overwrite)
+        watch = _fit(lm, plan, reward, watched, run, arguments)
+
+        def make_model(aligned: LanguageModel) -> CellModel:
+            aligned.model.__dict__.pop("forward", None)  # what TRL has put on it
+            aligned.model.model_tags = None
+            if base is None:
+                spec = spec_of(cells, recipe, run.manifest)
+            else:
+                spec = replace(base.spec, manifest=run.manifest.to_dict())
+            model = CellModel(lm=aligned, spec=spec, folder=run.folder)
+            found = cells.calibration_cells(seed)
+            return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
+
+        return finish(
+            run,
+            make_model,
+            lm,
+            watch,
+            split=cells.split,
+            messages=[*messages, *watch.messages],
+            facts={
+                "evaluation": watched.table(watch.evaluations, seed=seed),
+                "diversity": watched.diversity_table(watch.evaluations),
+                "probes": probes,
+                "last_good_step": watch.last_good_step,
+            },
+        )
 
 
 def _check_recipe(recipe: TrainRecipe) -> None:
@@ -181,63 +205,6 @@ def _check_recipe(recipe: TrainRecipe) -> None:
         )
 
 
-def _n_prompts(recipe: TrainRecipe) -> int:
-    return recipe.optim.steps // recipe.grpo.updates * recipe.grpo.prompts_per_step
-
-
-def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
-    """Test the rewards, train, and write everything."""
-    recipe, grpo, lm = run.recipe, run.recipe.grpo, setup.lm
-    plan = plan_prompts(setup.prompts, lm, n=_n_prompts(recipe), seed=run.seed)
-    held_out = held_out_prompts(setup.prompts, lm, n=grpo.held_out_prompts)
-    max_tokens = _room(lm, [*plan, *held_out], grpo)
-    context = _reward_inputs(setup, plan, grpo)
-    reward = make_reward(grpo.rewards, context)
-    messages = [*setup.cells.messages, *_check_rewards(reward, plan)]
-    if grpo.top_p < 1:
-        messages.append(
-            f"answers are drawn from the likeliest {grpo.top_p:.0%}, but learned from as if from all: the gradient is "
-            "biased towards them; set grpo.top_p: 1 to avoid it"
-        )
-        logger.warning("%s", messages[-1])
-    probes = _probe(reward, setup.prompts, lm, context, grpo, max_tokens=max_tokens)
-    watched = ValidationRewards(
-        held_out,
-        reward,
-        context,
-        constrained=grpo.constrained,
-        n_samples=grpo.held_out_samples,
-        max_tokens=max_tokens,
-        sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=run.seed),
-        unit=setup.prompts.unit,
-    )
-    lm = adapted(lm, recipe, seed=run.seed)
-    prepare_trackers(run)
-    arguments = grpo_arguments(run, lm, reward, max_tokens=max_tokens)
-    open_run(run, overwrite=overwrite)
-    watch = _fit(lm, plan, reward, watched, run, arguments)
-
-    def make_model(lm: LanguageModel) -> CellModel:
-        lm.model.__dict__.pop("forward", None)  # what TRL has put on it
-        lm.model.model_tags = None
-        return replace(setup.cell_model(lm, run.manifest), folder=run.folder)
-
-    return finish(
-        run,
-        make_model,
-        lm,
-        watch,
-        split=setup.cells.split,
-        messages=[*messages, *watch.messages],
-        facts={
-            "evaluation": watched.table(watch.evaluations, seed=run.seed),
-            "diversity": watched.diversity_table(watch.evaluations),
-            "probes": probes,
-            "last_good_step": watch.last_good_step,
-        },
-    )
-
-
 def _room(lm: LanguageModel, asked: Sequence[EvalPrompt], grpo: GrpoRecipe) -> int:
     """Return the most tokens of an answer: as the recipe says, or what the context leaves after the longest prompt."""
     longest = max(len(ids) for ids in encode_prompts(lm.tokenizer, [one.prompt for one in asked]))
@@ -258,14 +225,15 @@ def _room(lm: LanguageModel, asked: Sequence[EvalPrompt], grpo: GrpoRecipe) -> i
     return limit
 
 
-def _reward_inputs(setup: GrpoSetup, plan: Sequence[EvalPrompt], grpo: GrpoRecipe) -> RewardInputs:
-    source = setup.prompts
+def _reward_inputs(
+    lm: LanguageModel, source: PromptSource, plan: Sequence[EvalPrompt], grpo: GrpoRecipe
+) -> RewardInputs:
     labels = tuple(dict.fromkeys(label for some in source.labels.values() for label in some))
     labels = labels or tuple(source.reference)
     # Distances are measured by the model as it is now, which no step will move.
     frozen = None
     if any("embedding" in str(settings.get("reward", name)) for name, settings in grpo.rewards.items()):
-        frozen = replace(setup.lm, model=copy.deepcopy(setup.lm.model).requires_grad_(requires_grad=False))
+        frozen = replace(lm, model=copy.deepcopy(lm.model).requires_grad_(requires_grad=False))
     return RewardInputs(
         genes=source.vocabulary.symbols,
         labels=labels,
@@ -347,7 +315,7 @@ def _fit(
         optimizers=optimizer_and_schedule(lm.model, recipe.optim, from_nothing=False),
         callbacks=[watch],
     )
-    checkpoint = from_first(last_checkpoint(run.work))
+    checkpoint = from_first(last_checkpoint(run.work, mark=HISTORY))
     if checkpoint is not None:
         logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
         watch.restore(checkpoint)
