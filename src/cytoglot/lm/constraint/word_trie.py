@@ -88,7 +88,15 @@ def build_trie(
     symbol_of[symbol_tokens_s] = np.arange(n_symbols)
 
     edges, end_w = _number_nodes(symbol_of[tokens_wt], lengths_w, n_symbols=n_symbols)
-    _check_distinct(words, word_tokens, end_w)
+    nodes, first_at, n_words = np.unique(end_w, return_index=True, return_counts=True)
+    shared = np.flatnonzero(n_words > 1)
+    if len(shared):
+        one = int(first_at[shared[0]])
+        other = int(np.flatnonzero(end_w == nodes[shared[0]])[1])
+        raise InputError(
+            f"the tokenizer cannot tell {words[one]!r} from {words[other]!r}: both are tokens "
+            f"{word_tokens[one].tolist()}; leave one of them out or use another tokenizer"
+        )
     n_nodes = len(edges) + 1
     parent_k = np.concatenate([[0], edges // n_symbols, [0]])
     word_k = np.full(n_nodes + 1, -1, dtype=np.int32)
@@ -132,15 +140,3 @@ def _number_nodes(
         n_nodes += len(edges)
         levels.append(edges)
     return np.concatenate(levels), node_w
-
-
-def _check_distinct(words: Sequence[str], word_tokens: Sequence[NDArray[np.int64]], end_w: NDArray[np.int64]) -> None:
-    nodes, first_at, n_words = np.unique(end_w, return_index=True, return_counts=True)
-    shared = np.flatnonzero(n_words > 1)
-    if len(shared):
-        one = int(first_at[shared[0]])
-        other = int(np.flatnonzero(end_w == nodes[shared[0]])[1])
-        raise InputError(
-            f"the tokenizer cannot tell {words[one]!r} from {words[other]!r}: both are tokens "
-            f"{word_tokens[one].tolist()}; leave one of them out or use another tokenizer"
-        )

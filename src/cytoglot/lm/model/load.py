@@ -82,7 +82,12 @@ def load_language_model(
     if adapter is not None:
         lm = replace(_adapted(adapter, device, dtype, trust=trust_remote_code), source=source, revision=commit)
     else:
-        given: dict[str, Any] = {"dtype": _torch_dtype(dtype, target)}
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype != "auto" and dtype not in known:
+            raise InputError(f"dtype must be auto, {', '.join(known)}, found {dtype!r}")
+        # Half precision on a CPU changes scores in the second digit; who wants its speed asks for it.
+        own = torch.float32 if target.type == "cpu" else "auto"
+        given: dict[str, Any] = {"dtype": own if dtype == "auto" else known[dtype]}
         if quantization is not None:
             given |= {"quantization_config": quantization, "device_map": {"": str(target)}}
         model, tokenizer = _read(name_or_folder, source, given, options)
@@ -203,16 +208,6 @@ def _quantization(quantize: Quantize, device: torch.device) -> BitsAndBytesConfi
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-def _torch_dtype(name: Dtype, device: torch.device) -> torch.dtype | str:
-    if name == "auto":
-        # Half precision on a CPU changes scores in the second digit; who wants its speed asks for it.
-        return torch.float32 if device.type == "cpu" else "auto"
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise InputError(f"dtype must be auto, {', '.join(known)}, found {name!r}")
-    return known[name]
 
 
 def _why_not(name_or_folder: str | Path, error: Exception) -> str:

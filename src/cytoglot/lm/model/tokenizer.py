@@ -75,7 +75,13 @@ def build_tokenizer(
             vocab_size=n_subwords, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         ),
     )
-    vocabulary, merges = _with_words(json.loads(trained.to_str())["model"], words)
+    learned = json.loads(trained.to_str())["model"]
+    to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    spelled = [to_characters(" " + word)[0][0] for word in words]
+    taken = set(spelled)
+    subwords = [piece for piece in sorted(learned["vocab"], key=learned["vocab"].get) if piece not in taken]
+    vocabulary = {piece: i for i, piece in enumerate([BOS, EOS, PAD, *subwords, *spelled])}
+    merges = [(left, right) for left, right in learned["merges"]]
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()
@@ -265,13 +271,3 @@ def _splitter(words: Sequence[str]) -> pre_tokenizers.PreTokenizer:
         return usual
     alternatives = "|".join(map(re.escape, sorted(odd, key=len, reverse=True)))
     return pieces(rf" (?:{alternatives})(?![\p{{L}}\p{{N}}])|")
-
-
-def _with_words(trained: dict[str, Any], words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return the vocabulary in the order special tokens, subwords, words, and the merges."""
-    to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
-    spelled = [to_characters(" " + word)[0][0] for word in words]
-    taken = set(spelled)
-    subwords = [piece for piece in sorted(trained["vocab"], key=trained["vocab"].get) if piece not in taken]
-    vocabulary = {piece: i for i, piece in enumerate([BOS, EOS, PAD, *subwords, *spelled])}
-    return vocabulary, [(left, right) for left, right in trained["merges"]]

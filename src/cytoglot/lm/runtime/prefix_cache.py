@@ -160,7 +160,12 @@ def _best_groups(rows: Sequence[Ids], order: Sequence[int], min_tokens: int) -> 
     stack: list[tuple[int, list[_Branch]]] = [(0, [])]
     for place, row in enumerate(order):
         leaf = _Branch(depth=max(0, len(rows[row]) - 1), rows=[row], n_tokens=len(rows[row]))
-        ahead = _common(rows[row], rows[order[place + 1]]) if place + 1 < len(order) else 0
+        ahead = 0  # how many first tokens it shares with the next row, less than either has
+        if place + 1 < len(order):
+            one, other = rows[row], rows[order[place + 1]]
+            ahead = max(0, min(len(one), len(other)) - 1)
+            differs = one[:ahead] != other[:ahead]
+            ahead = int(np.argmax(differs)) if differs.any() else ahead
         if stack[-1][0] < ahead:
             stack.append((ahead, []))
         stack[-1][1].append(leaf)
@@ -171,13 +176,6 @@ def _best_groups(rows: Sequence[Ids], order: Sequence[int], min_tokens: int) -> 
                 stack.append((ahead, []))
             stack[-1][1].append(joined)
     return _join(0, stack[0][1], min_tokens).groups
-
-
-def _common(one: Ids, other: Ids) -> int:
-    """Return how many first tokens two rows share, less than either row has."""
-    n = max(0, min(len(one), len(other)) - 1)
-    differs = one[:n] != other[:n]
-    return int(np.argmax(differs)) if differs.any() else n
 
 
 def _join(depth: int, children: Sequence[_Branch], min_tokens: int) -> _Branch:

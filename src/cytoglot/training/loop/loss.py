@@ -141,15 +141,12 @@ def check_apart(model: torch.nn.Module) -> bool:
     finally:
         model.train(training)
     alone_tv = torch.cat(alone)
-    return bool((together_tv - alone_tv).abs().max() < _tolerance(model) * alone_tv.std())
+    # Rounding, relative to the spread of the logits; a leak changes them by a few hundredths at least.
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
+    return bool((together_tv - alone_tv).abs().max() < tolerance * alone_tv.std())
 
 
 def _all_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
     if "position_ids" in batch and uses_flash(model):
         batch = in_one_row(batch)
     return logits_at(model, batch, torch.ones_like(batch["input_ids"], dtype=torch.bool), inside=model).float()
-
-
-def _tolerance(model: torch.nn.Module) -> float:
-    """Rounding, relative to the spread of the logits; a leak changes them by a few hundredths at least."""
-    return 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -243,11 +243,8 @@ class AnswerTrainer(OneLineFaults):
         """End the training where a loss or a gradient is not a number, before the weights take it up."""
         norm = super()._get_grad_norm(model, grad_norm)
         seen = [*self._step_losses, torch.as_tensor(0.0 if norm is None else norm, device=self.args.device)]
-        if not bool(torch.isfinite(torch.stack([value.float() for value in seen])).all()):
-            self._stop_not_finite()
-        return norm
-
-    def _stop_not_finite(self) -> NoReturn:
+        if bool(torch.isfinite(torch.stack([value.float() for value in seen])).all()):
+            return norm
         step = self.state.global_step + 1
         file = Path(str(self.args.output_dir)) / f"not_finite-step-{step}-process-{rank()}.json"
         losses = [float(loss) for loss in self._step_losses]
