@@ -40,8 +40,8 @@ from cytoglot.data.datasets import known_datasets, load_dataset
 from cytoglot.lm.model.language_model import LanguageModel, set_threads
 from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
-from cytoglot.lm.runtime.batches import length_batches, pad_right
 from cytoglot.lm.runtime import prefix_cache
+from cytoglot.lm.runtime.batches import length_batches, pad_right
 from cytoglot.lm.scoring import score
 from cytoglot.lm.scoring.answer_tree import AnswerTree
 from cytoglot.lm.scoring.score import score_answers, score_answers_naive

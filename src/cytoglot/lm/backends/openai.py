@@ -75,8 +75,36 @@ class OpenAiServer(AskedModel):
     def ask(self, questions: Sequence[Question]) -> list[Completion]:
         """Send the questions, several at a time."""
         kind = self._grammar_kind
-        bodies = [self._body(question, kind) for question in questions]
-        return self._all(lambda body: _completion(self._call("completions", body)), bodies)
+
+        def completed(question: Question) -> Completion:
+            body: dict[str, Any] = {
+                "model": self.model,
+                "prompt": question.prompt,
+                "max_tokens": question.max_tokens,
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "seed": question.seed,
+                "logprobs": 1,
+            }
+            grammar = grammar_of(question.answer_format, terminator=self.terminator)
+            if grammar is not None and kind == "structured_outputs":
+                body["structured_outputs"] = grammar
+            elif grammar is not None and kind == "guided":
+                body |= {f"guided_{name}": value for name, value in grammar.items()}
+            reply = self._call("completions", body)
+            try:
+                choice = reply["choices"][0]
+                text = str(choice["text"])
+            except (KeyError, IndexError, TypeError) as error:
+                raise InputError(f"the server's reply has no completion: {json.dumps(reply)[:120]}") from error
+            log_probs = ((choice.get("logprobs") or {}).get("token_logprobs")) or ()
+            return Completion(
+                text=text,
+                ended=choice.get("finish_reason") != "length",
+                token_log_probs=tuple(float(one) for one in log_probs if one is not None),
+            )
+
+        return self._all(completed, questions)
 
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """Return log p(answer with terminator | prompt) in nats, shape (n_prompts, n_answers).
@@ -116,23 +144,6 @@ class OpenAiServer(AskedModel):
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _body(self, question: Question, kind: str) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "prompt": question.prompt,
-            "max_tokens": question.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": question.seed,
-            "logprobs": 1,
-        }
-        grammar = grammar_of(question.answer_format, terminator=self.terminator)
-        if grammar is None or kind == "none":
-            return body
-        if kind == "structured_outputs":
-            return {**body, "structured_outputs": grammar}
-        return {**body, **{f"guided_{name}": value for name, value in grammar.items()}}
 
     @cached_property
     def _grammar_kind(self) -> str:
@@ -202,20 +213,6 @@ class OpenAiServer(AskedModel):
             )
         reason = getattr(error, "reason", error)
         return f"no connection to the server at {self.url} ({reason}); is it running, and the address right?"
-
-
-def _completion(reply: Mapping[str, Any]) -> Completion:
-    try:
-        choice = reply["choices"][0]
-        text = str(choice["text"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise InputError(f"the server's reply has no completion: {json.dumps(reply)[:120]}") from error
-    log_probs = ((choice.get("logprobs") or {}).get("token_logprobs")) or ()
-    return Completion(
-        text=text,
-        ended=choice.get("finish_reason") != "length",
-        token_log_probs=tuple(float(one) for one in log_probs if one is not None),
-    )
 
 
 def _said(error: urllib.error.HTTPError) -> str:

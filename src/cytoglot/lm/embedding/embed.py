@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets
-from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, pad_right
+from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches, pad_right
 from cytoglot.lm.runtime.halve_on_oom import in_halves
 from cytoglot.lm.runtime.prefetch import ahead
 from cytoglot.progress import progress_bar
@@ -219,7 +219,7 @@ def pooled_states(
     rows = [row[: max(1, int(r.max(initial=0)))] for row, r in zip(rows, ranges, strict=True)]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     check_lengths(lm, lengths, what="text")
-    batches = embedding_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens))
+    batches = length_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens), max_padding=MAX_PADDING)
     tally = EmbedTally() if tally is None else tally
 
     def pooled(batch: Sequence[int]) -> list[NDArray[np.float32]]:
@@ -235,33 +235,6 @@ def pooled_states(
         tally.n_batches += 1
         tally.n_tokens += int(lengths[batch].sum())
         tally.n_computed += len(batch) * int(lengths[batch].max())
-
-
-def embedding_batches(lengths: NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
-    """Return the row numbers of each batch, longest rows first, so that too little memory shows at once.
-
-    A batch of b rows holds at most `max_tokens` tokens, counted as b x its longest row, but always one row; less than
-    `MAX_PADDING` of that is padding. Every row is in exactly one batch.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches = []
-    start = 0
-    while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        candidates = order[start : start + max(1, max_tokens // longest)]
-        room = longest * np.arange(1, len(candidates) + 1)
-        fits = (room - np.cumsum(lengths[candidates])) < MAX_PADDING * room
-        n_rows = len(candidates) if fits.all() else max(1, int(np.argmin(fits)))
-        batches.append(candidates[:n_rows])
-        start += n_rows
-    return batches
-
-
-def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> float:
-    """Return the share of padding among all tokens of the batches, 0 without any."""
-    n_computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    n_real = sum(int(lengths[batch].sum()) for batch in batches)
-    return 1 - n_real / n_computed if n_computed else 0.0
 
 
 def in_precision(lm: LanguageModel, dtype: Precision) -> LanguageModel:

@@ -19,21 +19,31 @@ DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 
 
 def length_batches(
-    lengths: NDArray[np.int64], *, max_tokens: int, extra: int = 0, max_rows: int | None = None
+    lengths: NDArray[np.int64],
+    *,
+    max_tokens: int,
+    extra: int = 0,
+    max_rows: int | None = None,
+    max_padding: float = 1.0,
 ) -> list[NDArray[np.int64]]:
     """Return the row numbers of each batch, longest rows first, so that too little memory shows at once.
 
     A batch of b rows holds at most `max_tokens` tokens, counted as b x (longest row + `extra`), and at most `max_rows`
-    rows; but always one. Every row is in exactly one batch.
+    rows; less than `max_padding` of the tokens are padding. But it holds one row always, and every row is in one batch.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []
     start = 0
     while start < len(order):
-        n_rows = max(1, max_tokens // max(1, int(lengths[order[start]]) + extra))
-        n_rows = n_rows if max_rows is None else min(n_rows, max_rows)
-        batches.append(order[start : start + n_rows])
-        start += n_rows
+        longest = max(1, int(lengths[order[start]]) + extra)
+        n_rows = max(1, max_tokens // longest)
+        batch = order[start : start + (n_rows if max_rows is None else min(n_rows, max_rows))]
+        if max_padding < 1:
+            room = longest * np.arange(1, len(batch) + 1)
+            fits = room - np.cumsum(lengths[batch]) < max_padding * room
+            batch = batch if fits.all() else batch[: max(1, int(np.argmin(fits)))]
+        batches.append(batch)
+        start += len(batch)
     return batches
 
 

@@ -15,14 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 
 from cytoglot.atomic import write_json
-from cytoglot.cell_model.load import CellModel, check_same_genes, load_cell_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, save_split
-from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
@@ -41,6 +39,7 @@ from cytoglot.training.loop.run_folder import (
     make_readable,
     open_work,
     step_of,
+    writing,
 )
 from cytoglot.training.loop.sharded import check_sharding, whole_model, whole_weights
 from cytoglot.training.loop.trainer import AnswerTrainer, HeldOutScores, TrainingData, training_arguments, uses_bf16
@@ -99,12 +98,6 @@ def open_run(run: Run, *, overwrite: bool) -> None:
     if is_first():
         open_work(run.folder, run.manifest, overwrite=overwrite)
     wait_for_all()
-
-
-def check_base(recipe: TrainRecipe, vocabulary: GeneVocabulary) -> None:
-    """Refuse a base that knows too few of the genes to train on; a `VocabularyMismatchError`."""
-    if recipe.model.base is not None:
-        check_same_genes(recipe.model.base, vocabulary, min_share=recipe.model.min_known_genes)
 
 
 def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> LanguageModel:
@@ -297,7 +290,7 @@ def finish(
     model = None
     if is_first():
         started = time.perf_counter()
-        with explain_write_errors(run):
+        with writing("the model", run.folder):
             if is_adapted(lm):
                 save_adapter(lm, run.folder / ADAPTER_FOLDER)
             if run.recipe.lora is None or run.recipe.lora.quantize == "none":
@@ -311,7 +304,7 @@ def finish(
                 told["validation"] = held_out.scores(lm)
             except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
                 logger.warning("the tasks are not measured on validation records: %s", error)
-        with explain_write_errors(run):
+        with writing("the model", run.folder):
             _write(run, model, told, split)
         logger.info("wrote %s (calibration and saving took %.1f s)", run.folder, time.perf_counter() - started)
     wait_for_all()
@@ -329,15 +322,3 @@ def _write(run: Run, model: CellModel, training: Mapping[str, Any], split: Split
     model.spec.save(run.folder)
     write_model_card(run.folder)
     shutil.rmtree(run.work, ignore_errors=True)
-
-
-@contextmanager
-def explain_write_errors(run: Run) -> Iterator[None]:
-    """Say in one line that the folder cannot be written, and what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the model cannot be written into {run.folder}: {error}; make room or allow writing, and run the same "
-            "command again: it goes on from the last checkpoint"
-        ) from error

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.spec import SPEC_FILE, CellModelSpec
@@ -82,6 +85,22 @@ def open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
             write_json(folder / WORK / "manifest.json", manifest.to_dict())
     except OSError as error:
         raise InputError(f"expected a folder that can be written, found {folder}: {error.strerror or error}") from error
+
+
+@contextmanager
+def writing(what: str, folder: str | Path) -> Iterator[None]:
+    """Say in one line that something cannot be written into a folder, and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch's writer of archives says so by a RuntimeError.
+        words = ("iostream", "PytorchStreamWriter")
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+            raise
+        raise InputError(
+            f"{what} cannot be written into {folder}: {error}; make room or allow writing, and run the same command "
+            "again: it goes on from the last checkpoint"
+        ) from error
 
 
 def last_checkpoint(work: Path, *, mark: str = MARK_FILE) -> Path | None:

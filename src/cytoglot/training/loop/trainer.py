@@ -25,9 +25,7 @@ from transformers import (
     Trainer,
     TrainerControl,
     TrainingArguments,
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_linear_schedule_with_warmup,
+    get_scheduler,
 )
 
 from cytoglot.atomic import write_json
@@ -38,7 +36,7 @@ from cytoglot.training.loop.batches import BatchSource
 from cytoglot.training.loop.callbacks import History, Kept, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, n_processes, rank, sum_over_all, wait_for_all
 from cytoglot.training.loop.loss import Batch, halves, loss_sum
-from cytoglot.training.loop.run_folder import MARK_FILE, discard_old_checkpoints
+from cytoglot.training.loop.run_folder import MARK_FILE, discard_old_checkpoints, writing
 from cytoglot.training.recipe import OptimRecipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
@@ -86,21 +84,6 @@ class OneLineFaults(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         with readable_checkpoint(checkpoint):
             super()._load_rng_state(checkpoint)
-
-    @contextmanager
-    def _writing_checkpoint(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, SafetensorError, RuntimeError) as error:
-            # The failures to write of torch and safetensors are no OSErrors.
-            words = ("iostream", "PytorchStreamWriter")
-            if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
-                raise
-            raise InputError(
-                f"the checkpoint of step {self.state.global_step} cannot be written into {self.args.output_dir}: "
-                f"{error}; make room or allow writing, and run the same command again: it goes on from the checkpoint "
-                "before"
-            ) from error
 
 
 class AnswerTrainer(OneLineFaults):
@@ -301,7 +284,7 @@ class AnswerTrainer(OneLineFaults):
         """Write a checkpoint under another name, and give it its own once it is whole."""
         work = Path(str(self.args.output_dir))
         partial, whole = work / ".checkpoint", work / f"checkpoint-{self.state.global_step}"
-        with self._writing_checkpoint():
+        with writing(f"the checkpoint of step {self.state.global_step}", work):
             if is_first():
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
@@ -420,10 +403,8 @@ def make_optimizer(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing:
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: OptimRecipe) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the warm-up and what follows it."""
     warmup = max(1, round(recipe.warmup_share * recipe.steps)) if recipe.warmup_share else 0
-    if recipe.schedule == "constant":
-        return get_constant_schedule_with_warmup(optimizer, warmup)
-    falling = get_cosine_schedule_with_warmup if recipe.schedule == "cosine" else get_linear_schedule_with_warmup
-    return falling(optimizer, warmup, recipe.steps)
+    name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+    return get_scheduler(name, optimizer, warmup, recipe.steps)
 
 
 def optimizer_and_schedule(

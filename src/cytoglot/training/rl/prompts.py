@@ -84,38 +84,31 @@ class PromptSource:
 
     def asked(self, lm: LanguageModel, task: str, part: Part, n: int) -> Iterator[EvalPrompt]:
         """Yield up to `n` prompts of a task that fit the model's context with their true answer."""
-        answers, found = ModelAnswers(lm, self.vocabulary), 0
+        answers, found, labels = ModelAnswers(lm, self.vocabulary), 0, self.labels.get(task, ())
         for question in self.questions.get((task, part), ()):
             if found == n:
                 return
-            one = self._ask(answers, question)
-            if one is not None:
-                found += 1
-                yield one
-
-    def _ask(self, answers: ModelAnswers, question: TaskInstance) -> EvalPrompt | None:
-        name, record = question.task.name, question.record
-        labels = self.labels.get(name, ())
-        kind = question.task.answer_kind
-        fitted = answers.fitted(question, labels)
-        if fitted is None:
-            return None
-        n_genes = len(fitted.truth.split()) if kind == "genes" else 0
-        answer_format: AnswerFormat = FreeText()
-        if kind == "genes":
-            answer_format = question.task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
-        elif kind == "label":
-            answer_format = OneOf(options=labels)
-        return EvalPrompt(
-            prompt=fitted.prompt,
-            task=name,
-            answer=fitted.truth,
-            answer_format=answer_format,
-            cell_type=record.metadata.get("cell_type", ""),
-            num_genes=n_genes,
-            key=record.key,
-            group=self.groups.get(record.key, ""),
-        )
+            fitted = answers.fitted(question, labels)
+            if fitted is None:
+                continue
+            found += 1
+            record, kind, n_genes = question.record, question.task.answer_kind, 0
+            answer_format: AnswerFormat = FreeText()
+            if kind == "genes":
+                n_genes = len(fitted.truth.split())
+                answer_format = question.task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
+            elif kind == "label":
+                answer_format = OneOf(options=labels)
+            yield EvalPrompt(
+                prompt=fitted.prompt,
+                task=task,
+                answer=fitted.truth,
+                answer_format=answer_format,
+                cell_type=record.metadata.get("cell_type", ""),
+                num_genes=n_genes,
+                key=record.key,
+                group=self.groups.get(record.key, ""),
+            )
 
 
 def source_of_corpus(

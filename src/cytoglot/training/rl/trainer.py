@@ -32,6 +32,7 @@ from cytoglot.lm.constraint.answer_constraint import AnswerConstraint, AnswerSta
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
+from cytoglot.training.loop.run_folder import writing
 from cytoglot.training.loop.trainer import OneLineFaults, readable_checkpoint
 from cytoglot.training.rl.prompts import EvalPrompt
 from cytoglot.training.rl.rewards.mixture import RewardTerm
@@ -242,7 +243,7 @@ class CellGrpoTrainer(OneLineFaults, GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, or say in one line why it cannot be written."""
-        with self._writing_checkpoint():
+        with writing(f"the checkpoint of step {self.state.global_step}", self.args.output_dir):
             super()._save_checkpoint(model, trial)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.load import CellModel, check_same_genes
 from cytoglot.corpus.format.folder import Part
 from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.loader import BatchSettings, ExampleSettings
@@ -25,7 +25,7 @@ from cytoglot.tasks.task import tasks
 from cytoglot.training.cells import TrainingCells, begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.distributed import n_processes, rank
-from cytoglot.training.loop.fit import begin, can_pack, check_base, finish, fit, start_model
+from cytoglot.training.loop.fit import begin, can_pack, finish, fit, start_model
 from cytoglot.training.loop.loss import Batch
 from cytoglot.training.loop.trainer import TrainingData
 from cytoglot.training.recipe import TrainRecipe
@@ -62,7 +62,8 @@ def train_supervised(job: TrainJob) -> CellModel:
         return finished
     set_threads(job.threads)
     with training_cells(job, source) as cells:
-        check_base(recipe, cells.corpus.vocabulary)
+        if recipe.model.base is not None:
+            check_same_genes(recipe.model.base, cells.corpus.vocabulary, min_share=recipe.model.min_known_genes)
         for message in cells.messages:
             logger.info("%s", message)
         lm = start_model(run, lambda: new_model(cells, recipe, seed=seed))
