@@ -51,17 +51,12 @@ class TrainJob:
         """Where the model is written."""
         return Path(self.out or ".")
 
-    @property
-    def on_corpus(self) -> bool:
-        """Whether the source is a corpus, and not a file of cells."""
-        return is_corpus_source(self.source)
-
     def open(self) -> AnnData | Corpus:
         """Return the corpus opened, or the cells read and checked."""
         if isinstance(self.source, Corpus):
             return self.source
         if isinstance(self.source, (str, Path)):
-            if self.on_corpus:
+            if is_corpus(self.source):
                 return open_corpus(self.source)
             return read(resolve_source(self.source), layer=self.layer, **self.gene_options.keywords)
         assert self.source is not None
@@ -102,7 +97,20 @@ def settled(job: TrainJob, *, needs_folder: bool = True) -> TrainJob:
             "layer": job.layer is not None,
             "gene_options": job.gene_options != DEFAULT_GENES,
         }
-        _refuse_settings_of_files(source, recipe, [name for name, is_given in given.items() if is_given])
+        # What says how a file is read, divided or ranked would be passed over without a word.
+        unfit = [name for name, is_given in given.items() if is_given]
+        if unfit:
+            name = source.folder.name if isinstance(source, Corpus) else str(source)
+            raise InputError(
+                f"{name} is a corpus, in which cells, genes, labels and splits are settled; leave out "
+                f"{', '.join(unfit)}"
+            )
+        unfit = [f"sentence.{one}" for one in sorted(recipe.sentence.model_fields_set - {"top_genes"})]
+        unfit += [one for one in _FILE_SETTINGS if one in recipe.model_fields_set]
+        if unfit:
+            raise InputError(
+                f"{', '.join(unfit)} cannot be set for a corpus: its cells were chosen and ranked when it was built"
+            )
     elif recipe.sources:
         raise InputError("sources can be weighed in a corpus only; build one with `cytoglot corpus build`")
     elif label is None and recipe.kind == "grpo":
@@ -123,21 +131,6 @@ def settled(job: TrainJob, *, needs_folder: bool = True) -> TrainJob:
     return replace(
         job, source=source, label=label, out=folder, recipe=_pinned(kept, folder), push_to_hub=recipe.push_to_hub
     )
-
-
-def _refuse_settings_of_files(source: object, recipe: TrainRecipe, given: list[str]) -> None:
-    """Refuse what says how a file of cells is read, divided or ranked: it would be passed over without a word."""
-    name = source.folder.name if isinstance(source, Corpus) else str(source)
-    if given:
-        raise InputError(
-            f"{name} is a corpus, in which cells, genes, labels and splits are settled; leave out {', '.join(given)}"
-        )
-    found = [f"sentence.{one}" for one in sorted(recipe.sentence.model_fields_set - {"top_genes"})]
-    found += [one for one in _FILE_SETTINGS if one in recipe.model_fields_set]
-    if found:
-        raise InputError(
-            f"{', '.join(found)} cannot be set for a corpus: its cells were chosen and ranked when it was built"
-        )
 
 
 def _pinned(recipe: TrainRecipe, out: Path) -> TrainRecipe:

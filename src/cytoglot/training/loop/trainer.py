@@ -11,11 +11,11 @@ import json
 import logging
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -40,6 +40,7 @@ from cytoglot.training.loop.run_folder import MARK_FILE, discard_old_checkpoints
 from cytoglot.training.recipe import OptimRecipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 WEIGHTS_FILE = "weights.safetensors"
 _STATE_FILE = "trainer_state.json"
@@ -164,27 +165,26 @@ class AnswerTrainer(OneLineFaults):
         assert num_items_in_batch is not None
         # Gradients are averaged over processes, and the loss is that of all of their examples.
         scale = n_processes() / num_items_in_batch
-        again = False
-        while True:
-            try:
-                if again:  # the failed attempt has left some of its gradients
-                    model.zero_grad()
-                    with self.accelerator.no_sync(model):
-                        for earlier in self._step_batches:
-                            self._add_gradients(model, earlier, scale)
-                loss = self._add_gradients(model, batch, scale)
-                break
-            except torch.OutOfMemoryError as error:
-                self._check_can_halve(batch, error)
-            # Outside of the handler, whose traceback would keep the tensors of the failed attempt alive.
-            self._log_halving(batch)
-            again = True
+        has_failed = False
+
+        def add(parts: list[Batch]) -> torch.Tensor:
+            nonlocal has_failed
+            if has_failed:  # the failed attempt has left some of its gradients
+                model.zero_grad()
+                with self.accelerator.no_sync(model):
+                    for earlier in self._step_batches:
+                        self._add_gradients(model, self._parts(earlier), scale)
+            has_failed = True
+            return self._add_gradients(model, parts, scale)
+
+        loss = self._in_parts(batch, add)
         self._step_batches.append(batch)
         self._step_losses.append(loss)
         return loss
 
-    def _add_gradients(self, model: torch.nn.Module, batch: Batch, scale: torch.Tensor | float) -> torch.Tensor:
-        parts = self._parts(batch)
+    def _add_gradients(
+        self, model: torch.nn.Module, parts: Sequence[Batch], scale: torch.Tensor | float
+    ) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         self._has_sent = False
         for number, part in enumerate(parts):
@@ -203,24 +203,30 @@ class AnswerTrainer(OneLineFaults):
             parts = [half for part in parts for half in halves(part)]
         return parts
 
-    def _check_can_halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
-        before = len(self._parts(batch))
-        self._n_halvings += 1
-        if len(self._parts(batch)) == before:
-            error.add_note("a single example does not fit the memory of the device; shorten sentence.top_genes")
-            raise error
-        if n_processes() > 1 and (self._has_sent or self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            error.add_note("gradients were being exchanged; lower optim.batch_size, raise optim.gradient_accumulation")
-            raise error
-
-    def _log_halving(self, batch: Batch) -> None:
-        release_memory()
-        logger.warning(
-            "out of memory at step %d; batches of %d examples go on in %d parts, with the same loss",
-            self.state.global_step + 1,
-            int(batch["n_examples"]),
-            len(self._parts(batch)),
-        )
+    def _in_parts(self, batch: Batch, compute: Callable[[list[Batch]], Result]) -> Result:
+        """Return what is computed of a batch's parts, which are twice as many from where memory runs out."""
+        while True:
+            parts = self._parts(batch)
+            try:
+                return compute(parts)
+            except torch.OutOfMemoryError as error:
+                self._n_halvings += 1
+                if len(self._parts(batch)) == len(parts):
+                    error.add_note("a single example does not fit the memory of the device; shorten sentence.top_genes")
+                    raise
+                if n_processes() > 1 and (self._has_sent or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                    error.add_note(
+                        "gradients were being exchanged; lower optim.batch_size, raise optim.gradient_accumulation"
+                    )
+                    raise
+            # Outside of the handler, whose traceback would keep the tensors of the failed attempt alive.
+            release_memory()
+            logger.warning(
+                "out of memory at step %d; batches of %d examples go on in %d parts, with the same loss",
+                self.state.global_step + 1,
+                int(batch["n_examples"]),
+                len(self._parts(batch)),
+            )
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """End the training where a loss or a gradient is not a number, before the weights take it up."""
@@ -254,8 +260,10 @@ class AnswerTrainer(OneLineFaults):
             total, batches = torch.zeros(2, dtype=torch.float64), self._data.validation
             for start in range(0, len(batches), n_processes()):
                 # Each process computes as often as the others: under shared weights they need each other for it.
-                batch = batches[min(start + rank(), len(batches) - 1)]
-                loss = self._loss_without_gradients(batch)
+                batch = self._prepare_inputs(batches[min(start + rank(), len(batches) - 1)])
+                self._has_sent = False
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    loss = self._in_parts(batch, lambda parts: sum(float(loss_sum(self._lm.model, p)) for p in parts))
                 if start + rank() < len(batches):
                     total += torch.tensor([loss, n_averaged(batch)])
             loss, n_items = sum_over_all(total, self.args.device).tolist()
@@ -266,17 +274,6 @@ class AnswerTrainer(OneLineFaults):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _loss_without_gradients(self, batch: Batch) -> float:
-        prepared = self._prepare_inputs(batch)
-        while True:
-            try:
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    return sum(float(loss_sum(self._lm.model, part)) for part in self._parts(prepared))
-            except torch.OutOfMemoryError as error:
-                self._has_sent = False
-                self._check_can_halve(prepared, error)
-            self._log_halving(prepared)
 
     # A checkpoint.
 

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -101,11 +102,7 @@ class ScaleRecipe(Settings):
             raise ValueError(f"train.model.base would stand for the sizes {', '.join(without)}; give them a base each")
         if self.train.kind == "grpo":
             raise ValueError("a sweep is of kind pretrain or sft, found train.kind grpo")
-        return self
-
-    @model_validator(mode="after")
-    def _are_models(self) -> ScaleRecipe:
-        """Refuse a size that is no model, before another is trained."""
+        # A size that is no model is refused before another is trained.
         below = (self.train if self.pretrain is None else self.pretrain.train).model.scratch
         for name, size in self.sizes.items():
             if not re.fullmatch(r"[\w.+-]+", name):  # it is a part of a folder's name
@@ -222,11 +219,8 @@ def run_sweep(
 
 def grid(recipe: ScaleRecipe) -> Iterator[SweepRun]:
     """Yield the runs, smallest shares first, so that a first picture is there early."""
-    for share in sorted(recipe.shares):
-        for size in recipe.sizes:
-            for mode in recipe.modes:
-                for seed in recipe.seeds:
-                    yield SweepRun(size=size, mode=mode, share=share, seed=seed)
+    for share, size, mode, seed in product(sorted(recipe.shares), recipe.sizes, recipe.modes, recipe.seeds):
+        yield SweepRun(size=size, mode=mode, share=share, seed=seed)
 
 
 def _recipe_of(run: SweepRun, recipe: ScaleRecipe, folder: Path, *, device: str, threads: int | None) -> TrainRecipe:

@@ -66,13 +66,22 @@ class AdversarialAnswers:
         repeated = prompts.take(i for i in range(len(prompts)) for _ in range(self.group_size))
         self.columns: dict[str, list[Any]] = repeated.as_columns()
         self.completions: dict[str, list[str]] = self._write()
-        self.memorized = self._memorized() if self._is_draw else []
+        self.memorized: list[list[str]] = []
         """candidates for `ONE_CELL`: the same training cell for all prompts of a type"""
         self.standard = OTHER if self._is_draw else TRUE
         self.real = frozenset({TRUE, OTHER})
+        cells = {name: [c for c in context.profiles.cells(name) if c] for name in set(self.types)}
+        if self._is_draw and all(cells.values()):
+            for at in (np.arange(_MEMORIZED) + 0.5) / _MEMORIZED:
+                known = {name: " ".join(some[int(at * len(some))]) for name, some in cells.items()}
+                self.memorized.append(self._each(lambda i, of=known: self._cut(of[self.types[i]], i)))  # type: ignore[misc]
 
     def _write(self) -> dict[str, list[str]]:
-        constant = self._constant()
+        # A cell of the type with most training cells, or the commonest of the true answers.
+        constant = str(Counter(self._prompts.columns["answer"]).most_common(1)[0][0])
+        types = [cells for cells in self._context.reference.values() if cells]
+        if any(self._asked) and types:
+            constant = " ".join(max(max(types, key=len), key=len))
         ribosomal = sorted(name for name in self._by_name if name.startswith(("RPL", "RPS", "MT-")))
         housekeeping = [self._by_name[name] for name in (*_HOUSEKEEPING, *ribosomal) if name in self._by_name]
         writers: dict[str, Callable[[int], str]] = {
@@ -98,29 +107,12 @@ class AdversarialAnswers:
         written["random genes, as many as allowed"] = self._drawn(lambda i: self._max_words or 4 * self._n_words(i))
         return written
 
-    def _memorized(self) -> list[list[str]]:
-        cells = {name: [c for c in self._context.profiles.cells(name) if c] for name in set(self.types)}
-        if not all(cells.values()):
-            return []
-        places = (np.arange(_MEMORIZED) + 0.5) / _MEMORIZED
-        texts = ({name: " ".join(some[int(at * len(some))]) for name, some in cells.items()} for at in places)
-        return [self._each(lambda i, of=of: self._cut(of[self.types[i]], i)) for of in texts]  # type: ignore[misc]
-
     def _each(self, writer: Callable[[int], str]) -> list[str]:
         return [self._completed(writer(i)) for i in range(len(self._prompts)) for _ in range(self.group_size)]
 
     def _completed(self, text: str) -> str:
         """Return a text as a completion; nothing stays nothing."""
         return f" {text}{self._context.terminator}" if text else ""
-
-    def _constant(self) -> str:
-        """Return a cell of the type with most training cells, or the commonest of the true answers."""
-        types = {name: cells for name, cells in self._context.reference.items() if cells}
-        if any(self._asked) and types:
-            commonest = max(types, key=lambda name: len(types[name]))
-            longest: tuple[str, ...] = max(types[commonest], key=len)
-            return " ".join(longest)
-        return str(Counter(self._prompts.columns["answer"]).most_common(1)[0][0])
 
     def _cut(self, text: str, i: int) -> str:
         return " ".join(text.split()[: self._asked[i]]) if self._asked[i] else text
