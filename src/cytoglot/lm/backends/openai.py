@@ -169,12 +169,13 @@ class OpenAiServer(AskedModel):
             try:
                 return self._send(path, body)
             except (OSError, http.client.HTTPException) as error:
+                why = self._why(path, error)
                 told = error if isinstance(error, urllib.error.HTTPError) else None
                 if left == 0 or (told is not None and told.code not in _PASSING):
-                    raise InputError(self._why(path, error)) from error
+                    raise InputError(why) from error
                 asked = told.headers.get("Retry-After") if told is not None else None
                 wait_s = float(asked) if asked is not None and asked.isdigit() else pause_s * random.uniform(0.8, 1.2)
-                logger.warning("%s; trying again in %.1f s", self._why(path, error), wait_s)
+                logger.warning("%s; trying again in %.1f s", why, wait_s)
                 time.sleep(min(wait_s, _LONGEST_PAUSE_S))
                 left, pause_s = left - 1, min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -200,7 +201,17 @@ class OpenAiServer(AskedModel):
 
     def _why(self, path: str, error: Exception) -> str:
         if isinstance(error, urllib.error.HTTPError):
-            said = _said(error)
+            try:
+                content = error.read().decode(errors="replace")
+                told = json.loads(content)
+                told = told.get("error", told)
+                content = told.get("message", content) if isinstance(told, dict) else str(told)
+            except OSError:
+                content = ""
+            except (ValueError, AttributeError):  # a text of another kind is told as it is
+                pass
+            short = " ".join(str(content).split())[:200]
+            said = f": {short}" if short else ""
             hint = {
                 401: f"; set {self.key_variable} to a valid key",
                 403: f"; set {self.key_variable} to a key that may use the model",
@@ -213,22 +224,3 @@ class OpenAiServer(AskedModel):
             )
         reason = getattr(error, "reason", error)
         return f"no connection to the server at {self.url} ({reason}); is it running, and the address right?"
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """Return the message that a server gives with an error, in short."""
-    content = getattr(error, "said", None)
-    if content is None:
-        try:
-            content = error.read().decode(errors="replace")
-        except OSError:
-            content = ""
-        error.said = content  # type: ignore[attr-defined]
-    try:
-        parsed = json.loads(content)
-        told = parsed.get("error", parsed)
-        content = told.get("message", content) if isinstance(told, dict) else str(told)
-    except (ValueError, AttributeError):
-        pass
-    short = " ".join(str(content).split())[:200]
-    return f": {short}" if short else ""

@@ -125,7 +125,12 @@ class TrieState(AnswerState):
         others_left_b = self.unused_bk[rows_b, self.first_node_b] > 1
         allowed_bs[rows_b, own_b] &= ~ends_b | others_left_b
         if self._depth > 1:
-            self._allow_children(allowed_bs)
+            slot = torch.arange(self._widest, device=allowed_bs.device)
+            there_bc = (self.node_b > 0)[:, None] & (slot < arrays.n_children_k[self.node_b][:, None])
+            child_bc = torch.where(there_bc, arrays.first_child_k[self.node_b][:, None] + slot, self._sink)
+            symbol_bc = torch.where(there_bc, arrays.symbol_k[child_bc], self._n_symbols)
+            open_bc = there_bc & (self.unused_bk.gather(1, child_bc) > 0)
+            allowed_bs.scatter_(1, symbol_bc, open_bc | allowed_bs.gather(1, symbol_bc))
         closing_b = arrays.closing_c[self.n_closed_b.clamp(max=self._last)]
         allowed_bs[rows_b, closing_b] |= self.n_closed_b > 0
         allowed_bs[:, self._opens_closing] |= may_close_b
@@ -146,7 +151,11 @@ class TrieState(AnswerState):
         self.n_closed_b = torch.where(active_b, n_closed_b, self.n_closed_b)
         self.last_word_b = torch.where(opens_closing_b, word_b, self.last_word_b)
 
-        child_b = self._child(self.node_b, symbol_b)
+        # The node that a symbol leads to, the sink where there is none.
+        edge_b = torch.where(symbol_b >= 0, self.node_b * self._n_symbols + symbol_b, -1)
+        place_b = torch.searchsorted(arrays.edges, edge_b)
+        found_b = arrays.edges[place_b.clamp(max=len(arrays.edges) - 1)] == edge_b
+        child_b = torch.where(found_b, place_b + 1, self._sink)
         may_begin_b = active_b & may_go_on_b & ~opens_closing_b & ~closes_on_b
         is_first_b = (symbol_b >= 0) & (symbol_b < self._n_first)
         begins_b = may_begin_b & (child_b == self._sink) & is_first_b
@@ -191,24 +200,6 @@ class TrieState(AnswerState):
         fits_b = self.budget_b - self.n_steps >= self._depth + self._last + 1
         more_b = (n_words_b < self.max_words_b) & (fits_b | ~enough_b)
         return ends_b, ends_b & enough_b, ends_b & more_b
-
-    def _allow_children(self, allowed_bs: Tensor) -> None:
-        arrays = self.arrays
-        slot = torch.arange(self._widest, device=allowed_bs.device)
-        inside_b = (self.node_b > 0)[:, None]
-        there_bc = inside_b & (slot < arrays.n_children_k[self.node_b][:, None])
-        child_bc = torch.where(there_bc, arrays.first_child_k[self.node_b][:, None] + slot, self._sink)
-        symbol_bc = torch.where(there_bc, arrays.symbol_k[child_bc], self._n_symbols)
-        open_bc = there_bc & (self.unused_bk.gather(1, child_bc) > 0)
-        allowed_bs.scatter_(1, symbol_bc, open_bc | allowed_bs.gather(1, symbol_bc))
-
-    def _child(self, node_b: Tensor, symbol_b: Tensor) -> Tensor:
-        """Return the node that a symbol leads to, the sink where there is none."""
-        edges = self.arrays.edges
-        edge_b = torch.where(symbol_b >= 0, node_b * self._n_symbols + symbol_b, -1)
-        place_b = torch.searchsorted(edges, edge_b)
-        found_b = edges[place_b.clamp(max=len(edges) - 1)] == edge_b
-        return torch.where(found_b, place_b + 1, self._sink)
 
     def _use(self, uses_b: Tensor, word_b: Tensor) -> None:
         """Mark the word that ends at each row's node (or ended before its closing) as used."""

@@ -12,7 +12,6 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -343,30 +342,21 @@ class _ReachedError(Exception):
 
 
 def _hidden_states(lm: LanguageModel, ids_bt: torch.Tensor, layer: int) -> torch.Tensor:
-    if layer == lm.model.config.get_text_config().num_hidden_layers:
-        return lm.body(input_ids=ids_bt, use_cache=False).last_hidden_state
-    with _stopping_before(lm, layer) as stops:
-        try:
-            result = lm.body(input_ids=ids_bt, use_cache=False, output_hidden_states=not stops)
-        except _ReachedError as reached:
-            return reached.hidden_btd
-    return result.hidden_states[layer]
-
-
-@contextmanager
-def _stopping_before(lm: LanguageModel, layer: int) -> Iterator[bool]:
-    """Make the body stop in front of a layer; yields False where its layers cannot be told, and it does not stop."""
     n_layers = lm.model.config.get_text_config().num_hidden_layers
+    if layer == n_layers:
+        return lm.body(input_ids=ids_bt, use_cache=False).last_hidden_state
     stacks = [m for m in lm.body.children() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers]
-    if len(stacks) != 1:
-        yield False
-        return
+    if len(stacks) != 1:  # which layers are the model's cannot be told, so all of them are run
+        return lm.body(input_ids=ids_bt, use_cache=False, output_hidden_states=True).hidden_states[layer]
 
     def stop(_: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         raise _ReachedError(args[0] if args else kwargs["hidden_states"])
 
     hook = stacks[0][layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        yield True
+        lm.body(input_ids=ids_bt, use_cache=False)
+    except _ReachedError as reached:
+        return reached.hidden_btd
     finally:
         hook.remove()
+    raise AssertionError("a body that calls each of its layers")

@@ -190,11 +190,9 @@ def _join(depth: int, children: Sequence[_Branch], min_tokens: int) -> _Branch:
     rows = [row for child in children for row in child.rows]
     branch = _Branch(depth=depth, rows=rows, n_tokens=sum(child.n_tokens for child in children))
     gains = [_saved(depth, child) - child.saved if depth >= min_tokens else 0.0 for child in children]
-    joins = [gain > 0 for gain in gains]
-    if sum(gain for gain in gains if gain > 0) <= depth:
-        joins = [False] * len(children)
-    joining = [child for child, is_in in zip(children, joins, strict=True) if is_in]
-    apart = [child for child, is_in in zip(children, joins, strict=True) if not is_in]
+    pays = sum(gain for gain in gains if gain > 0) > depth
+    joining = [child for child, gain in zip(children, gains, strict=True) if pays and gain > 0]
+    apart = [child for child, gain in zip(children, gains, strict=True) if not (pays and gain > 0)]
     branch.groups = [group for child in apart for group in child.groups]
     branch.saved = sum(child.saved for child in apart)
     if joining:

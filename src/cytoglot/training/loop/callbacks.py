@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,16 +21,6 @@ AVERAGE_FILE = "weight_average.safetensors"
 AVERAGE_STATE = "weight_average.json"
 HISTORY_FILE = "history.json"
 _START_SHARE = 0.25  # the first steps are far from where training ends and would only slow the average down
-
-
-class Kept(Protocol):
-    """What a checkpoint holds beside weights and optimizer. Every process saves and restores."""
-
-    def save(self, checkpoint: Path) -> None:
-        """Write into a checkpoint."""
-
-    def restore(self, checkpoint: Path) -> None:
-        """Read what `save` wrote."""
 
 
 class WeightAverage(TrainerCallback):

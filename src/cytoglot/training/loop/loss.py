@@ -10,8 +10,7 @@ Axes: b rows, t tokens, v vocabulary, n tokens that are predicted with a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,30 +52,22 @@ def logits_at(
     layer that is nearly twice as fast as computing all. What a family does to its logits afterwards, such as Gemma's
     soft cap or the scales of Cohere and Granite, is done by the model itself.
     """
-    with _only(chosen_bt, inside):
-        logits: Tensor = model(**inputs, use_cache=False).logits
-    if logits.shape[:2] == chosen_bt.shape:  # a family that does not call its output layer
-        return logits[chosen_bt]
-    return logits[0]
-
-
-@contextmanager
-def _only(chosen_bt: Tensor, model: torch.nn.Module) -> Iterator[None]:
-    """Let the output layer see the chosen hidden states alone, as one row."""
 
     def choose(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden_btd = arguments[0]
         return (hidden_btd[chosen_bt][None], *arguments[1:]) if hidden_btd.shape[:2] == chosen_bt.shape else None
 
-    layer = model.get_output_embeddings()  # type: ignore[operator]
-    if layer is None:
-        yield
-        return
-    handle = layer.register_forward_pre_hook(choose)
+    # The output layer sees the chosen hidden states alone, as one row.
+    layer = inside.get_output_embeddings()  # type: ignore[operator]
+    handle = None if layer is None else layer.register_forward_pre_hook(choose)
     try:
-        yield
+        logits: Tensor = model(**inputs, use_cache=False).logits
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
+    if logits.shape[:2] == chosen_bt.shape:  # a family that does not call its output layer
+        return logits[chosen_bt]
+    return logits[0]
 
 
 def uses_flash(model: torch.nn.Module) -> bool:

@@ -33,7 +33,7 @@ from cytoglot.errors import InputError, NotFiniteError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.runtime.halve_on_oom import release_memory
 from cytoglot.training.loop.batches import BatchSource
-from cytoglot.training.loop.callbacks import History, Kept, WeightAverage
+from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, n_processes, rank, sum_over_all, wait_for_all
 from cytoglot.training.loop.loss import Batch, halves, loss_sum
 from cytoglot.training.loop.run_folder import MARK_FILE, discard_old_checkpoints, writing
@@ -103,12 +103,10 @@ class AnswerTrainer(OneLineFaults):
         args: TrainingArguments,
         average: WeightAverage,
         history: History,
-        kept: Sequence[Kept] = (),
     ) -> None:
         # Set before: the base class asks for them.
         self._lm, self._data, self._recipe = lm, data, recipe
         self._average, self._history = average, history
-        self._kept: tuple[Kept, ...] = (average, history, *kept)
         super().__init__(model=lm.model, args=args, callbacks=[average, history], eval_dataset=list(data.validation))
         self.remove_callback(PrinterCallback)  # the bar and the history say it all
         self.loss_is_scaled_for_ga = True
@@ -294,8 +292,8 @@ class AnswerTrainer(OneLineFaults):
                     save_file({n: p.detach().contiguous() for n, p in trained}, partial / WEIGHTS_FILE)
                 self._save_optimizer_and_scheduler(str(partial))
                 self._save_rng_state(str(partial))
-                for one in self._kept:
-                    one.save(partial)
+                self._average.save(partial)
+                self._history.save(partial)
                 write_json(partial / f"reader-{rank()}.json", self._data.batches.state_dict())
                 wait_for_all()
                 if is_first():
@@ -337,8 +335,8 @@ class AnswerTrainer(OneLineFaults):
                     f"{found.get(name)}; go on as it was begun, or pass --overwrite to start anew"
                 )
         with readable_checkpoint(checkpoint):
-            for one in self._kept:
-                one.restore(checkpoint)
+            self._average.restore(checkpoint)
+            self._history.restore(checkpoint)
             position = (checkpoint / f"reader-{rank()}.json").read_text(encoding="utf-8")
             self._data.batches.load_state_dict(json.loads(position))
 

@@ -35,8 +35,7 @@ class Diversity:
 
     def as_row(self) -> dict[str, float | None]:
         """Return plain JSON values."""
-        row: dict[str, float | None] = plain(asdict(self))
-        return row
+        return plain(asdict(self))
 
     @classmethod
     def from_row(cls, row: Mapping[str, float | None]) -> Diversity:

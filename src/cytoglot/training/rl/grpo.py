@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from trl import GRPOConfig
 
-from cytoglot.answer_format import FreeText
+from cytoglot.answer_format import DistinctWords, FreeText
 from cytoglot.cell_model.load import CellModel, is_model_folder, load_cell_model
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.errors import InputError
@@ -211,8 +211,10 @@ def _room(lm: LanguageModel, asked: Sequence[EvalPrompt], grpo: GrpoRecipe) -> i
     room = grpo.max_answer_tokens if lm.context_length is None else lm.context_length - longest
     limit = min(grpo.max_answer_tokens, room)
     constraints = FormatConstraints(lm.tokenizer, terminator=TERMINATOR)
-    words = [one for one in asked if not isinstance(one.answer_format, FreeText)]
-    needed = max((constraints.enough_tokens(one.answer_format) for one in words), default=1)
+    # What every answer of a closed form needs to end well.
+    forms = [one.answer_format for one in asked if not isinstance(one.answer_format, FreeText)]
+    fewest = [one.min_words if isinstance(one, DistinctWords) else None for one in forms]
+    needed = max((constraints.of(f).enough_tokens(n) for f, n in zip(forms, fewest, strict=True)), default=1)
     true = [len(i) for i in encode_completions(lm.tokenizer, [f" {one.answer}." for one in asked], eos=True)]
     # Answers of a closed form must fit; of the others, most true ones.
     needed = max(needed if grpo.constrained else 1, int(np.median(true)))

@@ -64,8 +64,7 @@ class HackingReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        found: dict[str, Any] = plain(asdict(self))
-        return found
+        return plain(asdict(self))
 
 
 def check_reward_hacking(
@@ -103,9 +102,7 @@ def check_reward_hacking(
     if not len(prompts):
         raise InputError("probes of a reward need prompts of held-out cells, found none")
     weights = {term.name: term.weight for term in reward.terms}
-    favorites = {
-        term.name: own.favorites for term in reward.terms if isinstance(own := term.function.reward, AnswerReward)
-    }
+    favorites = {term.name: own.favorites for term in reward.terms if isinstance(own := term.reward, AnswerReward)}
     rows: list[HackingCheckRow] = []
     standards: dict[str, HackingCheckRow] = {}
     for task in dict.fromkeys(map(str, prompts.columns["task"])):

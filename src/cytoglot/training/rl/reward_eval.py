@@ -48,8 +48,7 @@ class RewardEval:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        value: dict[str, Any] = plain(asdict(self))
-        return value
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> RewardEval:

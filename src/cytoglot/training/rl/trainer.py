@@ -35,7 +35,7 @@ from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.training.loop.run_folder import writing
 from cytoglot.training.loop.trainer import OneLineFaults, readable_checkpoint
 from cytoglot.training.rl.prompts import EvalPrompt
-from cytoglot.training.rl.rewards.mixture import RewardTerm
+from cytoglot.training.rl.rewards.mixture import CheckedReward
 
 NUMBER = "number"
 """column of the data set and key of a batch: which prompt of the plan a row is"""
@@ -62,11 +62,6 @@ class FormatConstraints:
     def key(answer_format: AnswerFormat) -> object:
         """Return what formats have in common that share a constraint."""
         return answer_format.words if isinstance(answer_format, DistinctWords) else answer_format
-
-    def enough_tokens(self, answer_format: AnswerFormat) -> int:
-        """Return the least budget of tokens in which every answer of the format ends well."""
-        n_words = answer_format.min_words if isinstance(answer_format, DistinctWords) else None
-        return self.of(answer_format).enough_tokens(n_words)
 
 
 @dataclass(frozen=True)
@@ -196,7 +191,7 @@ class CellGrpoTrainer(OneLineFaults, GRPOTrainer):
         prompts: Sequence[EvalPrompt],
         *,
         args: Any,
-        reward_terms: Sequence[RewardTerm],
+        reward_terms: Sequence[CheckedReward],
         constrained: bool,
         kl: float,
         terminator: str = ".",
@@ -211,7 +206,7 @@ class CellGrpoTrainer(OneLineFaults, GRPOTrainer):
         # args.beta is 0, or TRL would load the reference by the name in the model's configuration.
         super().__init__(
             model=lm.model,
-            reward_funcs=[term.function for term in reward_terms],
+            reward_funcs=list(reward_terms),
             args=args,
             train_dataset=rows,
             processing_class=lm.tokenizer,
@@ -278,7 +273,7 @@ class CellGrpoTrainer(OneLineFaults, GRPOTrainer):
         if not math.isnan(spread):
             log["group_std"].append(spread)
         for term, value_n in zip(self._terms, rewards_nr.unbind(dim=1), strict=True):
-            bounds = [b for b in (term.function.settings.clip_low, term.function.settings.clip_high) if b is not None]
+            bounds = [b for b in (term.settings.clip_low, term.settings.clip_high) if b is not None]
             known_n = value_n[~value_n.isnan()]
             if bounds and len(known_n):
                 at_bound = torch.isin(known_n, torch.tensor(bounds, dtype=known_n.dtype, device=known_n.device))

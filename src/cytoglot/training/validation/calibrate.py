@@ -126,17 +126,20 @@ def generation_temperature(
     if not real:
         return 1.0
     target = float(np.mean([pairwise_diversity(words) for words in real.values()]))
+    lengths_of = {name: np.array([len(words) for words in some]) for name, some in real.items()}
     before: tuple[float, float] | None = None
     for temperature in _TEMPERATURES:
-        found = float(np.mean([_diversity(model, name, words, temperature, seed) for name, words in real.items()]))
+        found = float(
+            np.mean(
+                [
+                    pairwise_diversity(model.generate_ids(name, lengths, temperature=temperature, seed=seed))
+                    for name, lengths in lengths_of.items()
+                ]
+            )
+        )
         if found <= target:
             if before is None:
                 return temperature
             return float(np.interp(target, [found, before[0]], [temperature, before[1]]))
         before = (found, temperature)
     return _TEMPERATURES[-1]
-
-
-def _diversity(model: CellModel, name: str, real: list[NDArray[np.int64]], temperature: float, seed: int) -> float:
-    lengths = np.array([len(words) for words in real])
-    return pairwise_diversity(model.generate_ids(name, lengths, temperature=temperature, seed=seed))

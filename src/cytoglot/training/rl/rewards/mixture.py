@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,7 +34,8 @@ class CheckedReward:
     """
 
     def __init__(self, name: str, reward: Reward, settings: RewardSettings) -> None:
-        self.__name__ = name  # what TRL logs it under
+        self.name = self.__name__ = name  # what TRL logs it under
+        self.weight = settings.weight
         self.reward, self.settings = reward, settings
 
     def __call__(self, completions: list[str], **columns: Any) -> list[float | None]:
@@ -78,27 +78,18 @@ class CheckedReward:
         return number if high is None else min(number, high)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RewardTerm:
-    """One reward of a mixture."""
-
-    name: str
-    weight: float
-    function: CheckedReward
-
-
 class MixedReward:
     """The weighted sum of rewards; make it with `make_reward`.
 
     Parts that say nothing of an answer (None) are left out of its sum, as TRL does.
     """
 
-    def __init__(self, terms: Sequence[RewardTerm]) -> None:
+    def __init__(self, terms: Sequence[CheckedReward]) -> None:
         self.terms = tuple(terms)
 
     def parts(self, completions: list[str], **columns: Any) -> dict[str, list[float | None]]:
         """Return the clipped, unweighted value of each reward, by name."""
-        return {term.name: term.function(completions, **columns) for term in self.terms}
+        return {term.name: term(completions, **columns) for term in self.terms}
 
     def total(self, parts: Mapping[str, Sequence[float | None]]) -> list[float | None]:
         """Return the weighted sum of what `parts` returned; None for an answer of which no reward says anything."""
@@ -183,7 +174,7 @@ def make_reward(terms: Mapping[str, Mapping[str, Any]], context: RewardInputs) -
             own = {key: settings.pop(key) for key in list(settings) if key not in _COMMON}
             checked = _check_settings(RewardSettings, settings, name)
             reward = partial(found, **own)
-        made.append(RewardTerm(name=name, weight=checked.weight, function=CheckedReward(name, reward, checked)))
+        made.append(CheckedReward(name, reward, checked))
     return MixedReward(made)
 
 
