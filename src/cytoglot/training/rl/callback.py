@@ -188,16 +188,19 @@ class GrpoCallback(History):
         if not is_first():
             return
         # The trainer has written all else by now.
-        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        self.save(checkpoint)
-        evaluations = [evaluation.to_dict() for evaluation in self.evaluations]
-        value = {"evaluations": evaluations, "messages": self.messages, "flat_steps": self._flat_steps}
-        write_json(checkpoint / HISTORY, value)
+        value = {
+            "rows": self.rows,
+            "evaluations": [evaluation.to_dict() for evaluation in self.evaluations],
+            "messages": self.messages,
+            "flat_steps": self._flat_steps,
+            "seconds": self.seconds,
+        }
+        write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / HISTORY, value)
 
     def restore(self, checkpoint: Path) -> None:
         """Read what `on_save` wrote."""
-        super().restore(checkpoint)
         value = json.loads((checkpoint / HISTORY).read_text(encoding="utf-8"))
-        self.messages, self._flat_steps = value["messages"], value["flat_steps"]
+        self.rows, self.messages = value["rows"], value["messages"]
         self.evaluations = [RewardEval.from_dict(evaluation) for evaluation in value["evaluations"]]
+        self._seconds_before, self._flat_steps = value["seconds"], value["flat_steps"]
         self._monitor = self._make_monitor()
