@@ -110,6 +110,7 @@ def begin_run(job: TrainJob, source: AnnData | Corpus) -> Run:
     """
     recipe = job.recipe
     config: dict[str, Any] = {"recipe": recipe.model_dump(mode="json")}
+    inputs: dict[str, Any]
     if isinstance(source, Corpus):
         inputs = {"corpus": source.description.fingerprint, "source": source.folder.name}
         if recipe.kind != "grpo":  # which tasks a corpus can ask is part of it, where the recipe leaves it open

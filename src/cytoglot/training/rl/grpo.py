@@ -83,7 +83,8 @@ def train_grpo(job: TrainJob) -> CellModel:
     set_threads(job.threads)
 
     # The model that training starts from and, if it is one of ours, what it knows of cells.
-    base, name, device = None, str(job.recipe.model.base), job.device
+    base: CellModel | None = None
+    name, device = str(job.recipe.model.base), job.device
     if is_model_folder(name):
         base = load_cell_model(name, device=device, dtype="float32")
         lm = base.lm

@@ -121,7 +121,8 @@ def source_of_corpus(
     types
         The types that a base model chooses from; () for those of the training cells.
     """
-    corpus, top_genes, questions = cells.corpus, recipe.sentence.top_genes, {}
+    corpus, top_genes = cells.corpus, recipe.sentence.top_genes
+    questions: dict[tuple[str, Part], tuple[TaskInstance, ...]] = {}
     wanted: dict[Part, int] = {"train": min(n_training, _POOL), "validation": recipe.grpo.held_out_prompts}
     for name in cells.shares:
         task = corpus.templates_of_tasks.get(name, registered_tasks[name])
@@ -129,17 +130,17 @@ def source_of_corpus(
             there = corpus.shards(part) or not record_sources[task.unit].is_of_cells
             drawn = CorpusExamples(corpus, part, top_genes=top_genes, metadata_share=1.0)
             found = drawn.sample(n, name, seed=seed) if there else []
-            rng, asked_of = np.random.default_rng([seed, 24]), []
-            for record in (one.record for one in found):
-                paraphrased = part == "train" and rng.random() < recipe.paraphrase_share
-                template = None if paraphrased else task.short_template(record)
-                asked_of.append(TaskInstance(task, record, template, seed=seed))
-            questions[name, part] = tuple(asked_of)
+            rng, share = np.random.default_rng([seed, 24]), recipe.paraphrase_share if part == "train" else 0.0
+            templates = [None if rng.random() < share else task.short_template(one.record) for one in found]
+            questions[name, part] = tuple(
+                TaskInstance(task, one.record, template, seed=seed)
+                for one, template in zip(found, templates, strict=True)
+            )
     labels = dict(held_out_of_corpus(corpus, cells.shares, recipe, seed).labels)
     for name in cells.shares:  # where validation asks none, the answers of the training prompts
-        asked_of = questions[name, "train"]
-        if registered_tasks[name].closed_answer and name not in labels and asked_of:
-            labels[name] = tuple(sorted({q.answer() for q in asked_of}))
+        known = {question.answer() for question in questions[name, "train"]}
+        if registered_tasks[name].closed_answer and name not in labels and known:
+            labels[name] = tuple(sorted(known))
     if types and "cell_type_annotation" in labels:
         labels["cell_type_annotation"] = types
     asked = [q.record for (_, part), some in questions.items() if part == "validation" for q in some]

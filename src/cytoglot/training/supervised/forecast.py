@@ -115,7 +115,8 @@ def _seconds(
         model = AutoModelForCausalLM.from_config(config).train()
         width = min(512, getattr(config.get_text_config(), "max_position_embeddings", None) or 512)
         ids_bt = torch.randint(0, size.vocabulary, (max(1, _TRIED_TOKENS // width), width))
-    n_learned, taken = max(1, round(learned_share * width)), []
+    n_learned = max(1, round(learned_share * width))
+    taken: list[float] = []
     for _ in range(2):
         started = time.perf_counter()
         hidden_btd = model.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state

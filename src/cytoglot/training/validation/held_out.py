@@ -82,6 +82,7 @@ class HeldOutTasks:
         """
         answerer = ModelAnswers(lm, self.vocabulary)
         found: dict[str, float] = {}
+        scores: Mapping[str, float]
         for name in self.questions:
             task, labels = self._task(name), self.labels.get(name, ())
             fitted = [one for q in self.questions[name] if (one := answerer.fitted(q, labels)) is not None]
