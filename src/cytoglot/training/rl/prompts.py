@@ -138,9 +138,8 @@ def source_of_corpus(
             )
     labels = dict(held_out_of_corpus(corpus, cells.shares, recipe, seed).labels)
     for name in cells.shares:  # where validation asks none, the answers of the training prompts
-        known = {question.answer() for question in questions[name, "train"]}
-        if registered_tasks[name].closed_answer and name not in labels and known:
-            labels[name] = tuple(sorted(known))
+        if registered_tasks[name].closed_answer and name not in labels and questions[name, "train"]:
+            labels[name] = tuple(sorted({question.answer() for question in questions[name, "train"]}))
     if types and "cell_type_annotation" in labels:
         labels["cell_type_annotation"] = types
     asked = [q.record for (_, part), some in questions.items() if part == "validation" for q in some]
