@@ -81,7 +81,9 @@ class AdversarialAnswers:
         constant = str(Counter(self._prompts.columns["answer"]).most_common(1)[0][0])
         types = [cells for cells in self._context.reference.values() if cells]
         if any(self._asked) and types:
-            constant = " ".join(max(max(types, key=len), key=len))
+            commonest = max(types, key=len)
+            longest: tuple[str, ...] = max(commonest, key=len)
+            constant = " ".join(longest)
         ribosomal = sorted(name for name in self._by_name if name.startswith(("RPL", "RPS", "MT-")))
         housekeeping = [self._by_name[name] for name in (*_HOUSEKEEPING, *ribosomal) if name in self._by_name]
         writers: dict[str, Callable[[int], str]] = {
