@@ -160,7 +160,17 @@ class TrieState(AnswerState):
         is_first_b = (symbol_b >= 0) & (symbol_b < self._n_first)
         begins_b = may_begin_b & (child_b == self._sink) & is_first_b
         completes_b = active_b & self.is_finished_b
-        self._use(begins_b | completes_b, torch.where(completes_b, self.last_word_b, word_b))
+        # The word that ends at each row's node, or ended before its closing, counts as used from now on.
+        uses_b, used_b = begins_b | completes_b, torch.where(completes_b, self.last_word_b, word_b)
+        column_b1 = self.n_words_b.clamp(max=self.words_bw.shape[1] - 1)[:, None]
+        written_b1 = torch.where(uses_b[:, None], used_b[:, None], self.words_bw.gather(1, column_b1))
+        self.words_bw.scatter_(1, column_b1, written_b1)
+        self.n_words_b = self.n_words_b + uses_b
+        used_b = used_b.clamp(min=0)
+        self.is_used_bw[self._rows_b, used_b] |= uses_b
+        # Places in a row may repeat at the sink only, whose count is of no use.
+        path_bt = self.arrays.path_wt[used_b]
+        self.unused_bk.scatter_add_(1, path_bt, -uses_b.int()[:, None].expand_as(path_bt))
 
         from_root_b = begins_b | (self.node_b == 0)
         self.node_b = torch.where(begins_b, symbol_b + 1, child_b)
@@ -200,15 +210,3 @@ class TrieState(AnswerState):
         fits_b = self.budget_b - self.n_steps >= self._depth + self._last + 1
         more_b = (n_words_b < self.max_words_b) & (fits_b | ~enough_b)
         return ends_b, ends_b & enough_b, ends_b & more_b
-
-    def _use(self, uses_b: Tensor, word_b: Tensor) -> None:
-        """Mark the word that ends at each row's node (or ended before its closing) as used."""
-        column_b1 = self.n_words_b.clamp(max=self.words_bw.shape[1] - 1)[:, None]
-        written_b1 = torch.where(uses_b[:, None], word_b[:, None], self.words_bw.gather(1, column_b1))
-        self.words_bw.scatter_(1, column_b1, written_b1)
-        self.n_words_b = self.n_words_b + uses_b
-        word_b = word_b.clamp(min=0)
-        self.is_used_bw[self._rows_b, word_b] |= uses_b
-        # Places in a row may repeat at the sink only, whose count is of no use.
-        path_bt = self.arrays.path_wt[word_b]
-        self.unused_bk.scatter_add_(1, path_bt, -uses_b.int()[:, None].expand_as(path_bt))

@@ -402,14 +402,6 @@ def make_schedule(optimizer: torch.optim.Optimizer, recipe: OptimRecipe) -> torc
     return get_scheduler(name, optimizer, warmup, recipe.steps)
 
 
-def optimizer_and_schedule(
-    model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Return both, for a trainer that is given them."""
-    optimizer = make_optimizer(model, recipe, from_nothing=from_nothing)
-    return optimizer, make_schedule(optimizer, recipe)
-
-
 def uses_bf16(recipe: OptimRecipe, device: torch.device) -> bool:
     """Return whether training computes in bfloat16: as the recipe says, else where a GPU can."""
     if recipe.bf16 is not None:

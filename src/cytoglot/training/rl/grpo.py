@@ -34,7 +34,7 @@ from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.distributed import from_first, n_processes
 from cytoglot.training.loop.fit import Run, adapted, begin, finish, open_run, prepare_trackers
 from cytoglot.training.loop.run_folder import last_checkpoint
-from cytoglot.training.loop.trainer import optimizer_and_schedule, uses_bf16
+from cytoglot.training.loop.trainer import make_optimizer, make_schedule, uses_bf16
 from cytoglot.training.recipe import GrpoRecipe, TrainRecipe
 from cytoglot.training.rl.callback import HISTORY, GrpoCallback
 from cytoglot.training.rl.hacking_checks import check_reward_hacking
@@ -307,6 +307,7 @@ def _fit(
     recipe, grpo = run.recipe, run.recipe.grpo
     every = -(-recipe.optim.evaluate_every // grpo.updates) * grpo.updates  # answers do not outlive a checkpoint
     watch = GrpoCallback(lm, watched, every=every, max_overlap_gain=grpo.max_overlap_gain, on_collapse=grpo.on_collapse)
+    optimizer = make_optimizer(lm.model, recipe.optim, from_nothing=False)
     trainer = CellGrpoTrainer(
         lm,
         plan,
@@ -315,7 +316,7 @@ def _fit(
         constrained=grpo.constrained,
         kl=grpo.kl,
         terminator=TERMINATOR,
-        optimizers=optimizer_and_schedule(lm.model, recipe.optim, from_nothing=False),
+        optimizers=(optimizer, make_schedule(optimizer, recipe.optim)),
         callbacks=[watch],
     )
     checkpoint = from_first(last_checkpoint(run.work, mark=HISTORY))

@@ -5,7 +5,7 @@ A prompt carries the columns that rewards are told, and the format of a valid an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.tasks.instance import TaskInstance
-from cytoglot.tasks.record import CellRecord, Record
+from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.record_source import record_sources
 from cytoglot.tasks.task import AnswerSpace
 from cytoglot.tasks.task import tasks as registered_tasks
@@ -148,7 +148,11 @@ def source_of_corpus(
     )
     reference = CorpusExamples(corpus, "train", top_genes=top_genes)
     is_typed = "cell_generation" in available_tasks(corpus, "train")
-    typed = reference.sample(_POOL, "cell_generation", seed=seed) if is_typed else []
+    of_type: dict[str, list[tuple[str, ...]]] = {}
+    for one in reference.sample(_POOL, "cell_generation", seed=seed) if is_typed else []:
+        label = one.record.metadata.get("cell_type")
+        if isinstance(one.record, CellRecord) and label is not None and len(one.record.genes):
+            of_type.setdefault(label, []).append(tuple(one.record.genes))
     return PromptSource(
         vocabulary=corpus.vocabulary,
         shares=cells.shares,
@@ -156,20 +160,8 @@ def source_of_corpus(
         questions=questions,
         groups={} if values is None else {r.key: str(v) for r, v in zip(asked, values, strict=True)},
         unit="prompt" if values is None else unit,
-        reference=_reference((one.record for one in typed), _REFERENCE_CELLS),
+        reference={label: tuple(some[:_REFERENCE_CELLS]) for label, some in sorted(of_type.items())},
     )
-
-
-def _reference(records: Iterable[Record], n_each: int) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Return up to `n_each` sentences of each type."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for record in records:
-        label = record.metadata.get("cell_type")
-        if isinstance(record, CellRecord) and label is not None and len(record.genes):
-            sentences = found.setdefault(label, [])
-            if len(sentences) < n_each:
-                sentences.append(tuple(record.genes))
-    return {label: tuple(sentences) for label, sentences in sorted(found.items())}
 
 
 def plan_prompts(source: PromptSource, lm: LanguageModel, *, n: int, seed: int) -> list[EvalPrompt]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ _HOUSEKEEPING = tuple(
     CFL1 MYL6 OAZ1 UBC UBB YWHAZ PPIA HPRT1 TBP GUSB HMBS SDHA TUBB LDHA PGK1 ALDOA ENO1 TPI1 COX4I1 ATP5F1E
     """.split()  # noqa: SIM905 - one quoted gene a line would fill a page
 )
-_NONE: Mapping[str, Callable[[str], tuple[str, ...]]] = MappingProxyType({})
 _MEMORIZED = 5
 """training cells of a type that are tried as an answer to all of its prompts"""
 _N_WORDS = 10
@@ -48,14 +46,14 @@ class AdversarialAnswers:
         prompts: RewardPrompts,
         context: RewardInputs,
         *,
-        favorites: Mapping[str, Callable[[str], tuple[str, ...]]] = _NONE,
+        favorites: Mapping[str, Callable[[str], tuple[str, ...]]] | None = None,
         group_size: int,
         max_words: int | None,
         seed: int,
     ) -> None:
         self._context, self.group_size = context, group_size
         self._max_words, self._rng = max_words, np.random.default_rng([seed, 8])
-        self._favorites = favorites
+        self._favorites = favorites or {}
         task = tasks[str(prompts.columns["task"][0])]
         # The true answer is one draw among many cells of the type.
         self._is_draw = task.answer_kind == "genes" and not task.identifies_record

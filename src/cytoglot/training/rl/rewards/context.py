@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cytoglot.errors import InputError
@@ -21,9 +20,6 @@ Sentences = tuple[tuple[str, ...], ...]
 COLUMNS = ("task", "answer", "cell_type", "num_genes", "key")
 """what is told of every prompt beside its text"""
 
-_NO_REFERENCE: Mapping[str, Sentences] = MappingProxyType({})
-_NO_IDS: Mapping[str, str | None] = MappingProxyType({})
-
 
 @dataclass(frozen=True, kw_only=True)
 class RewardInputs:
@@ -33,11 +29,11 @@ class RewardInputs:
     """the vocabulary: what counts as a gene, letter for letter"""
     labels: tuple[str, ...] = ()
     """answers of the closed tasks"""
-    label_ids: Mapping[str, str | None] = field(default_factory=lambda: _NO_IDS)
+    label_ids: Mapping[str, str | None] = field(default_factory=dict)
     """label → Cell Ontology id, as `data.ontology.map_labels` finds it"""
     ontology: OntologyGraph | None = None
     """by default the part of the Cell Ontology that ships with the package"""
-    reference: Mapping[str, Sentences] = field(default_factory=lambda: _NO_REFERENCE)
+    reference: Mapping[str, Sentences] = field(default_factory=dict)
     """cell type → sentences of training cells, each its genes from the highest on"""
     lm: LanguageModel | None = None
     """a frozen model whose hidden states measure distances; not the one in training, or the measure would move"""
