@@ -215,12 +215,11 @@ class ConstraintProcessor(LogitsProcessor):
         # Fewer tokens are another generation's.
         if written_bt.shape[1] < n_seen or written_bt.device != seen_bt.device:
             return None
-        if n_seen == 0:
-            same_start = len(written_bt) == len(seen_bt)
-            return torch.empty(0, dtype=torch.int64, device=seen_bt.device) if same_start else None
         begun_bt = written_bt[:, :n_seen]
         if torch.equal(begun_bt, seen_bt):
             return torch.empty(0, dtype=torch.int64, device=seen_bt.device)
+        if n_seen == 0:  # a batch of another size
+            return None
         rows = (_fingerprints(begun_bt)[:, None] == _fingerprints(seen_bt)).byte().argmax(dim=1)
         return rows if torch.equal(begun_bt, seen_bt[rows]) else None
 

@@ -48,7 +48,7 @@ class CompiledTrieState(AnswerState):
     @property
     def is_finished_b(self) -> Tensor:
         """Rows whose answer is complete, end of text included."""
-        return torch.from_numpy(self._is_finished_b())
+        return torch.from_numpy(self._slots.at[self._slot_b, kernels.N_CLOSED] >= len(self.trie.arrays.closing_c))
 
     def allowed(self) -> Tensor:
         """Return the symbols that each row may take next, bool (b, s); a finished row may repeat end of text."""
@@ -94,14 +94,8 @@ class CompiledTrieState(AnswerState):
         slots = self._slots
         return [
             slots.words_rw[r, : slots.at[r, kernels.N_WORDS]].tolist() if is_finished else None
-            for r, is_finished in zip(self._slot_b.tolist(), self._is_finished_b().tolist(), strict=True)
+            for r, is_finished in zip(self._slot_b.tolist(), self.is_finished_b.tolist(), strict=True)
         ]
-
-    def _is_finished_b(self) -> NDArray[np.bool_]:
-        is_finished: NDArray[np.bool_] = self._slots.at[self._slot_b, kernels.N_CLOSED] >= len(
-            self.trie.arrays.closing_c
-        )
-        return is_finished
 
 
 def _new_slots(trie: WordTrie, n_slots: int, most_words: int) -> Slots:

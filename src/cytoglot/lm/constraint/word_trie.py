@@ -87,7 +87,17 @@ def build_trie(
     symbol_of = np.full(symbol_tokens_s.max() + 1, -1, dtype=np.int64)
     symbol_of[symbol_tokens_s] = np.arange(n_symbols)
 
-    edges, end_w = _number_nodes(symbol_of[tokens_wt], lengths_w, n_symbols=n_symbols)
+    # The edges into nodes 1, 2, ..., level by level, and the node at which each word ends.
+    end_w, n_nodes = np.zeros(len(words), dtype=np.int64), 1
+    levels: list[NDArray[np.int64]] = []
+    for depth in range(tokens_wt.shape[1]):
+        live = lengths_w > depth
+        steps = end_w[live] * n_symbols + symbol_of[tokens_wt[live, depth]]
+        level, which = np.unique(steps, return_inverse=True)
+        end_w[live] = n_nodes + which
+        n_nodes += len(level)
+        levels.append(level)
+    edges = np.concatenate(levels)
     nodes, first_at, n_words = np.unique(end_w, return_index=True, return_counts=True)
     shared = np.flatnonzero(n_words > 1)
     if len(shared):
@@ -97,7 +107,6 @@ def build_trie(
             f"the tokenizer cannot tell {words[one]!r} from {words[other]!r}: both are tokens "
             f"{word_tokens[one].tolist()}; leave one of them out or use another tokenizer"
         )
-    n_nodes = len(edges) + 1
     parent_k = np.concatenate([[0], edges // n_symbols, [0]])
     word_k = np.full(n_nodes + 1, -1, dtype=np.int32)
     word_k[end_w] = np.arange(len(words))
@@ -124,19 +133,3 @@ def build_trie(
         n_words_below_k=n_words_below_k,
         word_lengths_w=lengths_w,
     )
-
-
-def _number_nodes(
-    symbols_wt: NDArray[np.int64], lengths_w: NDArray[np.int64], *, n_symbols: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the edges into nodes 1, 2, ... and the node at which each word ends."""
-    node_w = np.zeros(len(lengths_w), dtype=np.int64)
-    levels: list[NDArray[np.int64]] = []
-    n_nodes = 1
-    for depth in range(symbols_wt.shape[1]):
-        live = lengths_w > depth
-        edges, which = np.unique(node_w[live] * n_symbols + symbols_wt[live, depth], return_inverse=True)
-        node_w[live] = n_nodes + which
-        n_nodes += len(edges)
-        levels.append(edges)
-    return np.concatenate(levels), node_w

@@ -105,15 +105,11 @@ class EmbedTally:
     n_batches: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    @property
-    def padding(self) -> float:
-        """Share of padding among all tokens, 0 without any."""
-        return 1 - self.n_tokens / self.n_computed if self.n_computed else 0.0
-
     def __str__(self) -> str:
+        padding = 1 - self.n_tokens / self.n_computed if self.n_computed else 0.0
         return (
             f"{self.n_texts} texts of {self.n_tokens} tokens in {self.n_batches} batches, "
-            f"{100 * self.padding:.1f} % padding, {time.perf_counter() - self.started:.1f} s"
+            f"{100 * padding:.1f} % padding, {time.perf_counter() - self.started:.1f} s"
         )
 
 

@@ -305,20 +305,16 @@ def finish(
             except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
                 logger.warning("the tasks are not measured on validation records: %s", error)
         with writing("the model", run.folder):
-            _write(run, model, told, split)
+            with own_progress_only():
+                model.lm.model.save_pretrained(run.folder)
+                model.lm.tokenizer.save_pretrained(run.folder)
+            make_readable(run.folder)
+            if split is not None:
+                save_split(split, run.folder)
+            write_json(run.folder / TRAINING_FILE, told)
+            model.spec.save(run.folder)  # from here on the folder holds a model
+            write_model_card(run.folder)
+            shutil.rmtree(run.work, ignore_errors=True)
         logger.info("wrote %s (calibration and saving took %.1f s)", run.folder, time.perf_counter() - started)
     wait_for_all()
     return model or load_cell_model(run.folder, device=run.device)
-
-
-def _write(run: Run, model: CellModel, training: Mapping[str, Any], split: Split | None) -> None:
-    with own_progress_only():
-        model.lm.model.save_pretrained(run.folder)
-        model.lm.tokenizer.save_pretrained(run.folder)
-    make_readable(run.folder)
-    if split is not None:
-        save_split(split, run.folder)
-    write_json(run.folder / TRAINING_FILE, training)
-    model.spec.save(run.folder)
-    write_model_card(run.folder)
-    shutil.rmtree(run.work, ignore_errors=True)

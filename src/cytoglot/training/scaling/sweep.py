@@ -36,7 +36,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.model.scratch import ScratchSettings
 from cytoglot.lm.scoring.score import score_pairs
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
-from cytoglot.metrics.scaling import SweepFit, fit_ladder
+from cytoglot.metrics.scaling import fit_ladder
 from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap
 from cytoglot.training.recipe import LoraRecipe, ModelRecipe, TrainRecipe
 from cytoglot.training.run import train
@@ -306,7 +306,19 @@ def summary(results: Sequence[RunResult], held_out: TestCells, recipe: ScaleReci
     for mode in dict.fromkeys(recipe.modes):
         of_mode = [result for result in results if result.run.mode == mode]
         try:
-            fit = _fit(of_mode, held_out, words_u, seed=seed)
+            loss_ru, weight_u = np.stack([result.loss_u for result in of_mode]), words_u
+            if held_out.groups_u is not None:
+                codes, names = pd.factorize(held_out.groups_u)
+                member_ug = (codes[:, None] == np.arange(len(names))).astype(np.float64)
+                loss_ru, weight_u = loss_ru @ member_ug, words_u @ member_ug
+            fit = fit_ladder(
+                np.array([result.parameters_without_vectors for result in of_mode], dtype=np.float64),
+                np.array([result.cells for result in of_mode], dtype=np.float64),
+                loss_ru,
+                weight_u,
+                seed_r=[result.run.seed for result in of_mode],
+                seed=seed,
+            )
             laws[mode] = {
                 **fit.law.to_dict(),
                 "intervals": {name: list(bounds) for name, bounds in fit.intervals.items()},
@@ -323,23 +335,6 @@ def summary(results: Sequence[RunResult], held_out: TestCells, recipe: ScaleReci
         "baselines": {"accuracy": control},
         "held_out": {"cells": len(held_out.truth_u), "unit": held_out.unit, "words": int(words_u.sum())},
     }
-
-
-def _fit(results: Sequence[RunResult], held_out: TestCells, words_u: NDArray[np.float64], *, seed: int) -> SweepFit:
-    loss_ru = np.stack([result.loss_u for result in results])
-    weight_u = words_u
-    if held_out.groups_u is not None:
-        codes, names = pd.factorize(held_out.groups_u)
-        member_ug = (codes[:, None] == np.arange(len(names))).astype(np.float64)
-        loss_ru, weight_u = loss_ru @ member_ug, words_u @ member_ug
-    return fit_ladder(
-        np.array([result.parameters_without_vectors for result in results], dtype=np.float64),
-        np.array([result.cells for result in results], dtype=np.float64),
-        loss_ru,
-        weight_u,
-        seed_r=[result.run.seed for result in results],
-        seed=seed,
-    )
 
 
 def _row(result: RunResult, held_out: TestCells, words_u: NDArray[np.float64], *, seed: int) -> dict[str, Any]:

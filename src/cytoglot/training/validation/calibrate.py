@@ -129,14 +129,11 @@ def generation_temperature(
     lengths_of = {name: np.array([len(words) for words in some]) for name, some in real.items()}
     before: tuple[float, float] | None = None
     for temperature in _TEMPERATURES:
-        found = float(
-            np.mean(
-                [
-                    pairwise_diversity(model.generate_ids(name, lengths, temperature=temperature, seed=seed))
-                    for name, lengths in lengths_of.items()
-                ]
-            )
+        written = (
+            model.generate_ids(name, lengths, temperature=temperature, seed=seed)
+            for name, lengths in lengths_of.items()
         )
+        found = float(np.mean([pairwise_diversity(cells) for cells in written]))
         if found <= target:
             if before is None:
                 return temperature
