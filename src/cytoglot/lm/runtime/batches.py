@@ -68,15 +68,15 @@ def check_lengths(
     lm: LanguageModel, lengths: NDArray[np.int64], *, what: str, numbers: NDArray[np.int64] | None = None
 ) -> None:
     """Refuse empty rows and rows beyond the model's context; `what` names a row ("prompt"), `numbers` tell which."""
-    numbers = np.arange(len(lengths)) if numbers is None else numbers
+    named = np.arange(len(lengths)) if numbers is None else numbers
     if (lengths < 1).any():
-        row = numbers[np.argmax(lengths < 1)]
+        row = named[np.argmax(lengths < 1)]
         raise InputError(f"{what} {row} is empty and the tokenizer puts no opening token; give at least one word")
     limit = lm.context_length
     if limit is not None and (lengths > limit).any():
-        too_long = np.flatnonzero(lengths > limit)
-        others = f" (nor do {len(too_long) - 1} others of {len(lengths)})" if len(too_long) > 1 else ""
-        raise InputError(
-            f"{what} {numbers[too_long[0]]} does not fit the model's context of {limit:,} tokens{others}: it has "
-            f"{lengths[too_long[0]]:,}; use fewer words"
-        )
+        row, n = int(np.argmax(lengths > limit)), int((lengths > limit).sum())
+        # How many of them there are is known only where these rows are all.
+        begun, has = f"{n} of {len(lengths)} do not fit", f"{what} {row} has"
+        if numbers is not None:
+            begun, has = f"{what} {named[row]} does not fit", "it has"
+        raise InputError(f"{begun} the model's context of {limit:,} tokens: {has} {lengths[row]:,}; use fewer words")
