@@ -40,10 +40,10 @@ from cytoglot.applications.embed_file import embed_file
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import CellModelSpec
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.lm.embedding.embed import Precision, embed_texts, embedding_batches, padding_share
+from cytoglot.lm.embedding.embed import MAX_PADDING, Precision, embed_texts
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts
-from cytoglot.lm.runtime.batches import DEFAULT_BATCH_TOKENS
+from cytoglot.lm.runtime.batches import DEFAULT_BATCH_TOKENS, length_batches
 from cytoglot.sentence.cell_sentence import RankSettings
 
 PYTHIA_ROWS = 50_304
@@ -255,12 +255,18 @@ def _peak_mb() -> float:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
 
+def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    """Return the share of padding among all tokens of the batches."""
+    n_computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    return 1 - sum(int(lengths[batch].sum()) for batch in batches) / n_computed if n_computed else 0.0
+
+
 def describe(
     texts: list[str], bpe: PreTrainedTokenizerBase, by_gene: PreTrainedTokenizerBase
 ) -> dict[str, float | str]:
     lengths = {name: _lengths(tokenizer, texts) for name, tokenizer in (("bpe", bpe), ("genes", by_gene))}
     in_order = [np.arange(i, min(i + PEER_BATCH, len(texts))) for i in range(0, len(texts), PEER_BATCH)]
-    batches = embedding_batches(lengths["bpe"], max_tokens=DEFAULT_BATCH_TOKENS["cpu"])
+    batches = length_batches(lengths["bpe"], max_tokens=DEFAULT_BATCH_TOKENS["cpu"], max_padding=MAX_PADDING)
     return {
         "cells": len(texts),
         "tokens a cell": f"{lengths['bpe'].mean():.0f} ({lengths['bpe'].min()} to {lengths['bpe'].max()})",

@@ -40,6 +40,7 @@ from cytoglot.data.datasets import known_datasets, load_dataset
 from cytoglot.lm.model.language_model import LanguageModel, set_threads
 from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
+from cytoglot.lm.runtime import prefix_cache
 from cytoglot.lm.runtime.batches import length_batches, pad_right
 from cytoglot.lm.scoring import score
 from cytoglot.lm.scoring.answer_tree import AnswerTree
@@ -328,22 +329,22 @@ def questions(lm: LanguageModel, cell: str, genes: Sequence[str], rounds: int) -
     hook = lm.model.get_input_embeddings().register_forward_hook(
         lambda _module, _inputs, out: read.__setitem__(0, read[0] + out.shape[0] * out.shape[1])
     )
-    shared_prefixes = score.shared_prefixes
+    shared_prefixes = prefix_cache.shared_prefixes
     found: dict[str, tuple[int, float, float, Any]] = {}
     try:
         for _ in range(rounds):
             for name, finder in {
-                "apart": lambda rows: [score._all_alone(rows)],
+                "apart": lambda rows: [prefix_cache.ungrouped(rows)],
                 "shared": shared_prefixes,
             }.items():
-                score.shared_prefixes = finder
+                prefix_cache.shared_prefixes = finder
                 read[0] = 0
                 kept: list[Any] = []
                 wall, cpu = timed(lambda kept=kept: kept.append(score_answers(lm, prompts, answers, terminator=False)))
                 best = found.get(name, (0, np.inf, np.inf, None))
                 found[name] = (read[0], min(wall, best[1]), min(cpu, best[2]), kept[0])
     finally:
-        score.shared_prefixes = shared_prefixes
+        prefix_cache.shared_prefixes = shared_prefixes
         hook.remove()
     apart, shared = found["apart"], found["shared"]
     return {

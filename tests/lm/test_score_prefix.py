@@ -14,6 +14,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
+from cytoglot.lm.runtime import prefix_cache
 from cytoglot.lm.scoring import score
 from cytoglot.lm.scoring.score import score_answers, score_answers_naive, score_pairs
 from cytoglot.lm.scoring.tree_attention import last_queries_masked
@@ -38,7 +39,7 @@ def unshared(monkeypatch):
 
     def run(function, *arguments):
         with monkeypatch.context() as patched:
-            patched.setattr(score, "shared_prefixes", lambda rows: [score._all_alone(rows)])
+            patched.setattr(prefix_cache, "shared_prefixes", lambda rows: [prefix_cache.ungrouped(rows)])
             return function(*arguments)
 
     return run

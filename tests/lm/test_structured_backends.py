@@ -43,17 +43,15 @@ def genes(words) -> DistinctWords:
 
 
 def test_grammars_by_hand():
-    assert grammar_of(LABELS, terminator=".").fields() == {"choice": [" NK.", " NK cell.", " T cell, naive."]}
+    assert grammar_of(LABELS, terminator=".") == {"choice": [" NK.", " NK cell.", " T cell, naive."]}
     two = DistinctWords(words=("A1", 'B"2'), min_words=1, max_words=2)
-    assert grammar_of(two, terminator=".").fields() == {
-        "grammar": 'root ::= (" " word){1,2} "."\nword ::= "A1" | "B\\"2"\n'
-    }
-    assert grammar_of(two, terminator="").grammar.startswith('root ::= (" " word){1,2}\n')
+    assert grammar_of(two, terminator=".") == {"grammar": 'root ::= (" " word){1,2} "."\nword ::= "A1" | "B\\"2"\n'}
+    assert grammar_of(two, terminator="")["grammar"].startswith('root ::= (" " word){1,2}\n')
     assert grammar_of(FreeText(), terminator=".") is None
-    number = grammar_of(Number(low=-1, high=25), terminator=".").regex
+    number = grammar_of(Number(low=-1, high=25), terminator=".")["regex"]
     for text, fits in ((" 3.", 1), (" -0.5.", 1), (" 25.123456.", 1), (" 100.", 0), ("3.", 0), (" 03.", 0), (" 3", 0)):
         assert bool(re.fullmatch(number, text)) == fits, text
-    assert not re.fullmatch(grammar_of(Number(low=0, high=1), terminator=".").regex, " -1.")
+    assert not re.fullmatch(grammar_of(Number(low=0, high=1), terminator=".")["regex"], " -1.")
 
 
 def test_reading_by_hand():
@@ -91,7 +89,7 @@ def test_vllm_is_called_as_documented(engine, genes, prompts):
         assert set(chosen) <= set(genes.words)
     first, *later = engine.llm.calls
     assert (first.temperature, first.top_p, first.n, first.logprobs) == (0.7, 0.9, 1, 0)
-    assert first.structured_outputs.grammar == grammar_of(genes, terminator=".").grammar
+    assert first.structured_outputs.grammar == grammar_of(genes, terminator=".")["grammar"]
     assert len({params.seed for params in engine.llm.calls}) == len(engine.llm.calls), "each request has its own seed"
     rest = [params.structured_outputs.grammar for params in later[14:]]
     assert rest, "twelve words with repeats mostly leave some to ask for again"
@@ -139,7 +137,7 @@ def test_our_constraint_inside_of_vllm(monkeypatch, scratch_lm, words, prompts):
 
 def test_formats_go_to_the_engine_by_a_file(tmp_path, genes):
     for one in (genes, LABELS, Number(low=0, high=1.5), FreeText(max_tokens=3)):
-        assert read_format(str(write_format(tmp_path, one, terminator=";"))) == (one, ";")
+        assert read_format(str(write_format(tmp_path / "format.json", one, terminator=";"))) == (one, ";")
     with pytest.raises(ValueError, match="cytoglot_format must name a file written by write_format, found 'absent'"):
         read_format("absent")
 
@@ -251,7 +249,7 @@ def test_a_vllm_server_is_given_grammars(server, genes, prompts, monkeypatch):
     for text in (text for samples in answers for text in samples):
         assert 5 <= len(set(text.split(" "))) == len(text.split(" ")) <= 9
     body = next(body for body in server.bodies if body["prompt"] == prompts[0])
-    assert body["structured_outputs"] == grammar_of(genes, terminator=".").fields()
+    assert body["structured_outputs"] == grammar_of(genes, terminator=".")
     assert (body["model"], body["temperature"], body["logprobs"]) == ("tiny", 0.5, 1)
     assert server.headers[0]["Authorization"] == "Bearer secret"
     assert backend(server, temperature=0.5, concurrency=1).generate(prompts, genes, n_samples=2, seed=1) == answers

@@ -72,7 +72,7 @@ def check_the_whole_way(name: str, adata: AnnData, folder: Path, *, reward: str,
     from cytoglot.cell_model.task_scores import EvalTask, scores_of
     from cytoglot.lm.model.scratch import ScratchSettings
     from cytoglot.training.cells import training_cells
-    from cytoglot.training.job import make_job
+    from cytoglot.training.job import TrainJob, settled
     from cytoglot.training.recipe import GrpoRecipe, ModelRecipe, OptimRecipe, SentenceRecipe, TrainRecipe
     from cytoglot.training.rl.prompts import plan_prompts, reward_prompts, source_of_corpus
     from cytoglot.training.rl.rewards import RewardInputs, make_reward
@@ -123,7 +123,7 @@ def check_the_whole_way(name: str, adata: AnnData, folder: Path, *, reward: str,
         optim=OptimRecipe(steps=1, learning_rate=1e-4, evaluate_every=1),
         grpo=GrpoRecipe(**grpo),
     )
-    job = make_job(corpus, recipe=align, out=folder / "aligned", seed=3, device="cpu")
+    job = settled(TrainJob(source=corpus, recipe=align, out=folder / "aligned", seed=3, device="cpu"))
     with training_cells(job, corpus) as known:
         prompts = plan_prompts(source_of_corpus(known, align, n_training=8, seed=1), model.lm, n=8, seed=1)
     columns = reward_prompts(prompts).as_columns()

@@ -14,7 +14,7 @@ from cytoglot.cell_model.load import CellModel
 from cytoglot.corpus.from_cells import LABELLED, UNLABELLED
 from cytoglot.errors import InputError
 from cytoglot.training.cells import TrainingCells, training_cells, weights_of_file
-from cytoglot.training.job import make_job
+from cytoglot.training.job import TrainJob, settled
 from cytoglot.training.loop.loss import loss_sum
 from cytoglot.training.loop.trainer import n_averaged
 from cytoglot.training.recipe import TrainRecipe
@@ -43,7 +43,7 @@ def test_tasks_have_their_shares_whatever_is_labelled(
     if every > 1:
         partly.obs.loc[partly.obs_names[::every], "cell_type"] = "unknown"
     recipe = tiny_recipe.model_copy(update={"tasks": SHARES, "paraphrase_share": 0.0})
-    job = make_job(partly, label="cell_type", recipe=recipe, needs_folder=False)
+    job = settled(TrainJob(source=partly, label="cell_type", recipe=recipe), needs_folder=False)
     with training_cells(job, job.open()) as found:
         prompts = _prompts(tiny_model, found, recipe, 4000)
     asked = Counter(
@@ -66,7 +66,7 @@ def test_weights_by_hand() -> None:
 def test_validation_asks_labels_of_cells_as_they_are(
     cells: AnnData, tiny_model: CellModel, tiny_recipe: TrainRecipe, tmp_path: Path
 ) -> None:
-    job = make_job(cells, label="cell_type", recipe=tiny_recipe, seed=3, needs_folder=False)
+    job = settled(TrainJob(source=cells, label="cell_type", recipe=tiny_recipe, seed=3), needs_folder=False)
     with training_cells(job, job.open()) as found:
         batches = validation_batches(tiny_model.lm, found, tiny_recipe, seed=0, packed=False)
         assert found.split is not None
@@ -87,7 +87,7 @@ def test_a_token_mean_weighs_every_learned_token_the_same(
     """The loss of a batch is then the mean over the tokens of all its answers, as published models have it."""
     optim = tiny_recipe.optim.model_copy(update={"loss": "token_mean"})
     recipe = tiny_recipe.model_copy(update={"optim": optim})
-    job = make_job(cells, label="cell_type", recipe=recipe, needs_folder=False)
+    job = settled(TrainJob(source=cells, label="cell_type", recipe=recipe), needs_folder=False)
     with training_cells(job, job.open()) as found:
         plain, mean = (
             next(iter(training_batches(tiny_model.lm, found, one, seed=0, packed=False)))

@@ -20,7 +20,7 @@ from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.training import run
-from cytoglot.training.job import TrainJob, make_job
+from cytoglot.training.job import TrainJob, is_corpus_source, settled
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.run import train
 
@@ -60,7 +60,7 @@ def test_files_and_corpora_go_one_way(calls: Calls, small_corpus: Corpus, cells:
     assert (of_file.label, of_file.out, of_file.seed, of_file.split_by) == ("cell_type", Path("m"), 7, "donor")
     assert of_file.recipe.kind == kind
     assert (of_folder.source, of_folder.threads, of_folder.label) == (small_corpus.folder, 1, None)
-    assert [job.on_corpus for job in (of_file, of_folder, of_corpus)] == [False, True, True]
+    assert [is_corpus_source(job.source) for job in (of_file, of_folder, of_corpus)] == [False, True, True]
 
 
 def test_reinforcement_learning_takes_either(
@@ -95,7 +95,7 @@ def test_what_is_missing_is_named(cells: AnnData, small_corpus: Corpus) -> None:
         train(cells, label="cell_type")
     with pytest.raises(InputError, match="pass --label, the column of obs with the cell types"):
         train(cells, out="m")
-    assert make_job(small_corpus, recipe=TrainRecipe(), needs_folder=False).on_corpus
+    assert settled(TrainJob(source=small_corpus, recipe=TrainRecipe()), needs_folder=False).open() is small_corpus
 
 
 def test_what_is_settled_in_a_corpus_cannot_be_given(small_corpus: Corpus) -> None:

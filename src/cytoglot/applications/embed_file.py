@@ -42,7 +42,7 @@ from cytoglot.lm.embedding.embed import (
     n_dimensions,
     read_texts,
 )
-from cytoglot.lm.runtime.prefetch import one_ahead
+from cytoglot.lm.runtime.prefetch import ahead
 from cytoglot.manifest import fingerprint_file
 from cytoglot.progress import progress_bar
 from cytoglot.sentence.cell_sentence import CellSentences
@@ -169,7 +169,7 @@ def embed_file(
             tally = EmbedTally()
             with progress_bar(total=cells.n_cells, description="embed", unit="cell") as bar:
                 bar.update(n_resumed)
-                for number, (tokens, lengths) in enumerate(one_ahead(read), start=first):
+                for number, (tokens, lengths) in enumerate(ahead(read), start=first):
                     vectors_nd = embed_tokens(
                         model.lm, tokens, layer=asked, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
                     )

@@ -71,7 +71,7 @@ def train_command(
 ) -> None:
     """Train as a recipe says: pretrain, sft or grpo, on a file or a corpus; the same command resumes."""
     from cytoglot.config import load_recipe
-    from cytoglot.training.job import is_corpus_source, make_job
+    from cytoglot.training.job import TrainJob, is_corpus_source, settled
     from cytoglot.training.loop.distributed import is_first
     from cytoglot.training.recipe import TrainRecipe
     from cytoglot.training.run import run_job
@@ -82,8 +82,8 @@ def train_command(
     if asked is not None and is_corpus_source(asked):
         unfit = _options_of_files(label, layer, gene_column, gene_mapping, duplicates, dry_run=False)
         _refuse_for_corpus(asked, unfit | {"--split-by": split_by if split_by != "auto" else None})
-    job = make_job(
-        source,
+    asked_for = TrainJob(
+        source=source,
         label=label,
         out=output,
         recipe=chosen,
@@ -94,14 +94,14 @@ def train_command(
         device=device,
         threads=threads,
         overwrite=overwrite,
-        needs_folder=not dry_run,
     )
+    job = settled(asked_for, needs_folder=not dry_run)
     if dry_run:
         show(_forecast_training(job), as_json=json)
         return
     model = run_job(job)
     if is_first():
-        _show_model(model, job.out, as_json=json)
+        _show_model(model, job.folder, as_json=json)
 
 
 def card_command(

@@ -5,6 +5,7 @@ A file of cells becomes a corpus of its own for as long as it is trained on; fro
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,18 +25,20 @@ from cytoglot.corpus.from_cells import LABELLED, UNLABELLED, CellOptions, corpus
 from cytoglot.corpus.read.epoch_plan import checked_sources
 from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.records import read_row_group, row_groups
-from cytoglot.data.genes.options import AS_NAMED
+from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES
+from cytoglot.data.input_fingerprints import fingerprint_cells, group_columns
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.splits.content import content_of_cells
 from cytoglot.data.splits.matching import match_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-from cytoglot.manifest import Manifest
+from cytoglot.lm.model.fingerprint import folder_fingerprint
+from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
 from cytoglot.training.job import TrainJob
-from cytoglot.training.loop.fit import Run, manifest_of_cells, manifest_of_corpus
+from cytoglot.training.loop.fit import Run
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.release.model_card import corpus_facts
 
@@ -101,24 +104,40 @@ class TrainingCells:
 
 
 def begin_run(job: TrainJob, source: AnnData | Corpus) -> Run:
-    """Return the run of a job, whose manifest tells the content of its inputs."""
+    """Return the run of a job, whose manifest tells what made the model.
+
+    Two runs are the same where config and inputs are equal.
+    """
     recipe = job.recipe
+    config: dict[str, Any] = {"recipe": recipe.model_dump(mode="json")}
+    inputs: dict[str, Any]
     if isinstance(source, Corpus):
-        # Which tasks a corpus can ask is part of what was trained, where the recipe leaves it open.
-        shares = None if recipe.kind == "grpo" else shares_of(source, recipe)
-        manifest = manifest_of_corpus(source, recipe, seed=job.seed, shares=shares)
+        inputs = {"corpus": source.description.fingerprint, "source": source.folder.name}
+        if recipe.kind != "grpo":  # which tasks a corpus can ask is part of it, where the recipe leaves it open
+            config["recipe"]["tasks"] = shares_of(source, recipe)
     else:
-        manifest = manifest_of_cells(
-            source,
-            job.source,
-            recipe,
-            label=str(job.label),
-            split_by=job.split_by,
-            split=job.split,
-            gene_options=job.gene_options,
-            seed=job.seed,
-        )
-    return Run(folder=job.out, recipe=recipe, manifest=manifest, seed=job.seed, device=job.device)
+        kept = None if job.split is None else json.dumps(job.split.to_dict() | {"content": None})
+        config |= {"label": job.label, "split": job.split_by if kept is None else fingerprint_texts([kept])}
+        # What gene options did to the cells is in the inputs already.
+        config |= job.gene_options.to_dict() if job.gene_options != DEFAULT_GENES else {}
+        columns = [
+            job.label,
+            recipe.sentence.hvg_batch_key,
+            *([] if job.split_by in ("auto", "cell") else [job.split_by]),
+        ]
+        if recipe.kind == "grpo" or (job.split is None and job.split_by == "auto"):  # one of them may be chosen
+            columns += group_columns(source)
+        inputs = {
+            **fingerprint_cells(source, [column for column in columns if column is not None]),
+            "source": Path(job.source).name if isinstance(job.source, (str, Path)) else "AnnData",
+        }
+    base = recipe.model.base
+    if base is not None:
+        folder = Path(base).expanduser()
+        named = f"{base}@{recipe.model.revision or 'main'}"
+        inputs = {**inputs, "base": folder_fingerprint(folder) if folder.is_dir() else named}
+    manifest = Manifest(command="train", config=config, seeds={"seed": job.seed}, inputs=inputs)
+    return Run(folder=job.folder, recipe=recipe, manifest=manifest, seed=job.seed, device=job.device)
 
 
 @contextmanager
@@ -138,24 +157,20 @@ def training_cells(
         The cells or the label column cannot be used, or cannot be asked by a task that the recipe names.
     """
     if isinstance(source, Corpus):
-        yield _of_corpus(job, source)
+        shares = shares_of(source, job.recipe)
+        yield TrainingCells(
+            corpus=source,
+            shares=shares,
+            weights=shares,
+            visits=checked_sources(source, job.recipe.sources),
+            sample=sample_cells(source, "train", n=_SAMPLE_CELLS, seed=job.seed),
+            validation_weights=shares,
+            facts={"corpus": corpus_facts(source)},
+        )
         return
     check_file_tasks(job.recipe)
     with TemporaryDirectory(prefix="cytoglot-") as folder:
         yield _of_file(job, source, Path(folder) / "corpus", base)
-
-
-def _of_corpus(job: TrainJob, corpus: Corpus) -> TrainingCells:
-    shares = shares_of(corpus, job.recipe)
-    return TrainingCells(
-        corpus=corpus,
-        shares=shares,
-        weights=shares,
-        visits=checked_sources(corpus, job.recipe.sources),
-        sample=sample_cells(corpus, "train", n=_SAMPLE_CELLS, seed=job.seed),
-        validation_weights=shares,
-        facts={"corpus": corpus_facts(corpus)},
-    )
 
 
 def _of_file(job: TrainJob, adata: AnnData, folder: Path, base: CellModel | None) -> TrainingCells:

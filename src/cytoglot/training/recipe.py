@@ -304,25 +304,21 @@ class TrainRecipe(Settings):
         if self.kind != "grpo" and self.grpo != GrpoRecipe():
             raise ValueError(f"grpo says how rewards are followed, but kind is {self.kind}: set kind: grpo")
         if self.kind == "grpo":
-            self._check_grpo()
+            unfit = {
+                "fsdp": self.fsdp is not None,
+                "deepspeed": self.deepspeed is not None,
+                "control": self.control != "none",
+                "train_share": self.train_share != 1,
+                "optim.stop_on": self.optim.stop_on != "loss",
+            }
+            given = [name for name, is_given in unfit.items() if is_given]
+            if given:  # they would be passed over without a word
+                raise ValueError(f"kind grpo has no {', '.join(given)}; leave that out")
         if self.fsdp is not None and self.deepspeed is not None:
             raise ValueError("fsdp and deepspeed are two ways to the same end; name one of them")
         if self.lora is not None and self.model.base is None:
             raise ValueError("lora adapts a trained model: set model.base to a folder or a name on the hub")
         return self
-
-    def _check_grpo(self) -> None:
-        """Refuse settings that would be passed over without a word."""
-        unfit = {
-            "fsdp": self.fsdp is not None,
-            "deepspeed": self.deepspeed is not None,
-            "control": self.control != "none",
-            "train_share": self.train_share != 1,
-            "optim.stop_on": self.optim.stop_on != "loss",
-        }
-        given = [name for name, is_given in unfit.items() if is_given]
-        if given:
-            raise ValueError(f"kind grpo has no {', '.join(given)}; leave that out")
 
     @field_validator("context")
     @classmethod

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cytoglot.cell_model.load import CellModel
+from cytoglot.config import load_recipe
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.splits.split import Split
-from cytoglot.training.job import TrainJob, make_job
+from cytoglot.training.job import TrainJob, settled
 from cytoglot.training.loop.distributed import is_first
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.release.publish import publish
@@ -70,23 +71,21 @@ def train(
         Neither recipe nor call names a source, a label (of a file) or a folder; an option does not fit the source; the
         source or the label column cannot be used; or `out` holds a run with other settings, or other files.
     """
-    return run_job(
-        make_job(
-            source,
-            label=label,
-            out=out,
-            recipe=recipe,
-            overrides=overrides,
-            split_by=split_by,
-            split=split,
-            layer=layer,
-            gene_options=gene_options,
-            seed=seed,
-            device=device,
-            threads=threads,
-            overwrite=overwrite,
-        )
+    job = TrainJob(
+        source=source,
+        label=label,
+        out=out,
+        recipe=recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides),
+        split_by=split_by,
+        split=split,
+        layer=layer,
+        gene_options=gene_options,
+        seed=seed,
+        device=device,
+        threads=threads,
+        overwrite=overwrite,
     )
+    return run_job(settled(job))
 
 
 def run_job(job: TrainJob) -> CellModel:
@@ -97,5 +96,5 @@ def run_job(job: TrainJob) -> CellModel:
         from cytoglot.training.supervised.train import train_supervised as train_kind
     model = train_kind(job)
     if job.push_to_hub is not None and is_first():
-        publish(job.out, job.push_to_hub, private=job.recipe.hub_private)
+        publish(job.folder, job.push_to_hub, private=job.recipe.hub_private)
     return model

@@ -16,14 +16,13 @@ from cytoglot.lm.embedding import embed as embed_module
 from cytoglot.lm.embedding.embed import (
     MAX_PADDING,
     embed_texts,
-    embedding_batches,
     in_precision,
-    padding_share,
     pooled_states,
     token_ranges,
 )
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets, word_token_ids
+from cytoglot.lm.runtime.batches import length_batches
 
 FAMILIES = ["llama", "neox", "gpt2", "gemma3", "mistral", "bloom"]
 SENTENCE = "ACTB B2M HLA-DRA"
@@ -189,11 +188,16 @@ def test_batches_are_of_like_length_and_bounded(scratch_lm):
     assert shapes[1][1] < 10
 
 
+def padding_share(lengths: np.ndarray, batches: list[np.ndarray]) -> float:
+    n_computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
+    return 1 - sum(int(lengths[batch].sum()) for batch in batches) / n_computed if n_computed else 0.0
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 3000), max_size=200), st.integers(1, 5000))
 def test_padding_stays_under_its_limit_whatever_the_lengths(lengths, max_tokens):
     lengths = np.array(lengths, dtype=np.int64)
-    batches = embedding_batches(lengths, max_tokens=max_tokens)
+    batches = length_batches(lengths, max_tokens=max_tokens, max_padding=MAX_PADDING)
     assert sorted(np.concatenate([*batches, np.empty(0, int)]).tolist()) == list(range(len(lengths)))
     assert padding_share(lengths, batches) < MAX_PADDING
     assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= max_tokens for batch in batches)

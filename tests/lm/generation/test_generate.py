@@ -30,6 +30,7 @@ from cytoglot.lm.generation.generate import generate_answers, sample_answers
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler, keep_top_p
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts
+from cytoglot.lm.runtime import prefix_cache
 from cytoglot.lm.scoring.score import score_answers_naive
 
 FAMILIES = ("llama", "neox", "gpt2", "gemma2", "gemma3", "mistral", "bloom", "mamba")
@@ -202,7 +203,7 @@ def test_what_prompts_share_is_read_once_and_changes_nothing(
     assert len(read) == (2 if shares else 0)
     assert all(n >= 48 for n in read)
     with monkeypatch.context() as patched:
-        patched.setattr(generate, "can_share", lambda *_: False)
+        patched.setattr(prefix_cache, "can_share", lambda *_: False)
         assert shared == generate_answers(lm, questions, genes(words), keys=keys, **options)
     order = np.random.default_rng(0).permutation(len(questions)).tolist()
     shuffled = generate_answers(
@@ -228,7 +229,7 @@ def test_a_shared_cell_saves_eight_of_nine_prefill_tokens(lm, words, monkeypatch
     monkeypatch.setattr(generate, "read_prefix", lambda lm, ids: n_tokens.append(len(ids)) or read_prefix(lm, ids))
     ours = generate_answers(lm, questions, genes(words), seed=0)
     n_shared = sum(n_tokens)
-    monkeypatch.setattr(generate, "can_share", lambda *_: False)
+    monkeypatch.setattr(prefix_cache, "can_share", lambda *_: False)
     n_tokens.clear()
     assert generate_answers(lm, questions, genes(words), seed=0) == ours
     assert sum(n_tokens) >= 8 * n_shared
@@ -411,7 +412,7 @@ def test_no_batch_order_or_company_changes_a_sample(batch_size, order, n_left_ou
     chosen = order[n_left_out:]
     with pytest.MonkeyPatch.context() as patched:
         if not shares:
-            patched.setattr(generate, "can_share", lambda *_: False)
+            patched.setattr(prefix_cache, "can_share", lambda *_: False)
         found = generate_answers(
             lm,
             [asked[i] for i in chosen],

@@ -11,13 +11,13 @@ import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from cytoglot.data.genes.options import DEFAULT_GENES
 from cytoglot.data.readers.read import read
 from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.model.fingerprint import folder_fingerprint
 from cytoglot.manifest import Manifest
-from cytoglot.training.loop.fit import manifest_of_cells
+from cytoglot.training.cells import begin_run
+from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.run_folder import check_folder, open_work
 from cytoglot.training.recipe import TrainRecipe
 
@@ -25,8 +25,8 @@ from cytoglot.training.recipe import TrainRecipe
 def manifest(
     adata: AnnData, *, source: str = "cells.h5ad", recipe: TrainRecipe | None = None, **options: Any
 ) -> Manifest:
-    settings = {"label": "cell_type", "split_by": "auto", "split": None, "gene_options": DEFAULT_GENES, "seed": 0}
-    return manifest_of_cells(read(adata), source, recipe or TrainRecipe(), **{**settings, **options})
+    job = TrainJob(source=source, label="cell_type", recipe=recipe or TrainRecipe(), **options)
+    return begin_run(job, read(adata)).manifest
 
 
 @pytest.fixture

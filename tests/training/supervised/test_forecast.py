@@ -12,7 +12,7 @@ from anndata import AnnData
 from cytoglot.cell_model.load import CellModel
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.training.cells import training_cells
-from cytoglot.training.job import make_job
+from cytoglot.training.job import TrainJob, settled
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.supervised import forecast
 
@@ -23,7 +23,7 @@ def _recipe(base: TrainRecipe, **values: Any) -> TrainRecipe:
 
 def forecast_training(source: AnnData | Corpus, recipe: TrainRecipe) -> dict[str, Any]:
     label = "cell_type" if isinstance(source, AnnData) else None
-    job = make_job(source, label=label, recipe=recipe, needs_folder=False)
+    job = settled(TrainJob(source=source, label=label, recipe=recipe), needs_folder=False)
     with training_cells(job, job.open()) as cells:
         return forecast.forecast_training(cells, recipe)
 

@@ -75,8 +75,36 @@ class OpenAiServer(AskedModel):
     def ask(self, questions: Sequence[Question]) -> list[Completion]:
         """Send the questions, several at a time."""
         kind = self._grammar_kind
-        bodies = [self._body(question, kind) for question in questions]
-        return self._all(lambda body: _completion(self._call("completions", body)), bodies)
+
+        def completed(question: Question) -> Completion:
+            body: dict[str, Any] = {
+                "model": self.model,
+                "prompt": question.prompt,
+                "max_tokens": question.max_tokens,
+                "temperature": self.temperature,
+                "top_p": self.top_p,
+                "seed": question.seed,
+                "logprobs": 1,
+            }
+            grammar = grammar_of(question.answer_format, terminator=self.terminator)
+            if grammar is not None and kind == "structured_outputs":
+                body["structured_outputs"] = grammar
+            elif grammar is not None and kind == "guided":
+                body |= {f"guided_{name}": value for name, value in grammar.items()}
+            reply = self._call("completions", body)
+            try:
+                choice = reply["choices"][0]
+                text = str(choice["text"])
+            except (KeyError, IndexError, TypeError) as error:
+                raise InputError(f"the server's reply has no completion: {json.dumps(reply)[:120]}") from error
+            log_probs = ((choice.get("logprobs") or {}).get("token_logprobs")) or ()
+            return Completion(
+                text=text,
+                ended=choice.get("finish_reason") != "length",
+                token_log_probs=tuple(float(one) for one in log_probs if one is not None),
+            )
+
+        return self._all(completed, questions)
 
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """Return log p(answer with terminator | prompt) in nats, shape (n_prompts, n_answers).
@@ -90,8 +118,22 @@ class OpenAiServer(AskedModel):
             The server does not echo, or its tokenizer joins the end of a prompt with the answer.
         """
         _ = self._grammar_kind  # says hello
-        pairs = [(p, f" {a.strip()}{self.terminator}") for p in prompts for a in answers]
-        scores = self._all(lambda pair: self._echoed(*pair), pairs)
+
+        def echoed(pair: tuple[str, str]) -> float:
+            prompt, answer = pair
+            body = {"model": self.model, "prompt": prompt + answer, "max_tokens": 1, "echo": True, "logprobs": 1}
+            choice = self._call("completions", {**body, "temperature": 0})["choices"][0]
+            told = choice.get("logprobs") or {}
+            offsets, log_probs = told.get("text_offset") or [], told.get("token_logprobs") or []
+            first, last = len(prompt), len(prompt) + len(answer)
+            if not str(choice.get("text", "")).startswith(prompt) or first not in offsets:
+                raise InputError(
+                    f"the server at {self.url} gives no log-probabilities of a prompt (echo), or its tokenizer joins "
+                    f"the prompt with {answer[:20]!r}; score with the backend transformers or vllm"
+                )
+            return math.fsum(p for offset, p in zip(offsets, log_probs, strict=True) if first <= offset < last)
+
+        scores = self._all(echoed, [(p, f" {a.strip()}{self.terminator}") for p in prompts for a in answers])
         return np.array(scores, dtype=np.float64).reshape(len(prompts), len(answers))
 
     def _all(self, send: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
@@ -102,37 +144,6 @@ class OpenAiServer(AskedModel):
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-
-    def _echoed(self, prompt: str, answer: str) -> float:
-        body = {"model": self.model, "prompt": prompt + answer, "max_tokens": 1, "echo": True, "logprobs": 1}
-        choice = self._call("completions", {**body, "temperature": 0})["choices"][0]
-        told = choice.get("logprobs") or {}
-        offsets, log_probs = told.get("text_offset") or [], told.get("token_logprobs") or []
-        first, last = len(prompt), len(prompt) + len(answer)
-        if not str(choice.get("text", "")).startswith(prompt) or first not in offsets:
-            raise InputError(
-                f"the server at {self.url} gives no log-probabilities of a prompt (echo), or its tokenizer joins the "
-                f"prompt with {answer[:20]!r}; score with the backend transformers or vllm"
-            )
-        scored = [log_prob for offset, log_prob in zip(offsets, log_probs, strict=True) if first <= offset < last]
-        return math.fsum(scored)
-
-    def _body(self, question: Question, kind: str) -> dict[str, Any]:
-        body: dict[str, Any] = {
-            "model": self.model,
-            "prompt": question.prompt,
-            "max_tokens": question.max_tokens,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": question.seed,
-            "logprobs": 1,
-        }
-        grammar = grammar_of(question.answer_format, terminator=self.terminator)
-        if grammar is None or kind == "none":
-            return body
-        if kind == "structured_outputs":
-            return {**body, "structured_outputs": grammar.fields()}
-        return {**body, **{f"guided_{name}": value for name, value in grammar.fields().items()}}
 
     @cached_property
     def _grammar_kind(self) -> str:
@@ -158,11 +169,13 @@ class OpenAiServer(AskedModel):
             try:
                 return self._send(path, body)
             except (OSError, http.client.HTTPException) as error:
-                if left == 0 or not _is_passing(error):
-                    raise InputError(self._why(path, error)) from error
-                asked = error.headers.get("Retry-After") if isinstance(error, urllib.error.HTTPError) else None
+                why = self._why(path, error)
+                told = error if isinstance(error, urllib.error.HTTPError) else None
+                if left == 0 or (told is not None and told.code not in _PASSING):
+                    raise InputError(why) from error
+                asked = told.headers.get("Retry-After") if told is not None else None
                 wait_s = float(asked) if asked is not None and asked.isdigit() else pause_s * random.uniform(0.8, 1.2)
-                logger.warning("%s; trying again in %.1f s", self._why(path, error), wait_s)
+                logger.warning("%s; trying again in %.1f s", why, wait_s)
                 time.sleep(min(wait_s, _LONGEST_PAUSE_S))
                 left, pause_s = left - 1, min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -188,7 +201,17 @@ class OpenAiServer(AskedModel):
 
     def _why(self, path: str, error: Exception) -> str:
         if isinstance(error, urllib.error.HTTPError):
-            said = _said(error)
+            try:
+                content = error.read().decode(errors="replace")
+                told = json.loads(content)
+                told = told.get("error", told)
+                content = told.get("message", content) if isinstance(told, dict) else str(told)
+            except OSError:
+                content = ""
+            except (ValueError, AttributeError):  # a text of another kind is told as it is
+                pass
+            short = " ".join(str(content).split())[:200]
+            said = f": {short}" if short else ""
             hint = {
                 401: f"; set {self.key_variable} to a valid key",
                 403: f"; set {self.key_variable} to a key that may use the model",
@@ -201,40 +224,3 @@ class OpenAiServer(AskedModel):
             )
         reason = getattr(error, "reason", error)
         return f"no connection to the server at {self.url} ({reason}); is it running, and the address right?"
-
-
-def _completion(reply: Mapping[str, Any]) -> Completion:
-    try:
-        choice = reply["choices"][0]
-        text = str(choice["text"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise InputError(f"the server's reply has no completion: {json.dumps(reply)[:120]}") from error
-    log_probs = ((choice.get("logprobs") or {}).get("token_logprobs")) or ()
-    return Completion(
-        text=text,
-        ended=choice.get("finish_reason") != "length",
-        token_log_probs=tuple(float(one) for one in log_probs if one is not None),
-    )
-
-
-def _is_passing(error: Exception) -> bool:
-    return error.code in _PASSING if isinstance(error, urllib.error.HTTPError) else True
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """Return the message that a server gives with an error, in short."""
-    content = getattr(error, "said", None)
-    if content is None:
-        try:
-            content = error.read().decode(errors="replace")
-        except OSError:
-            content = ""
-        error.said = content  # type: ignore[attr-defined]
-    try:
-        parsed = json.loads(content)
-        told = parsed.get("error", parsed)
-        content = told.get("message", content) if isinstance(told, dict) else str(told)
-    except (ValueError, AttributeError):
-        pass
-    short = " ".join(str(content).split())[:200]
-    return f": {short}" if short else ""

@@ -14,7 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, GeneratedAnswer, Number, OneOf
 from cytoglot.errors import InputError
@@ -63,35 +63,23 @@ class Completion:
     token_log_probs: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Grammar:
-    """A constraint in the words of structured outputs; the text is `choice`s, or matches a `regex` or a `grammar`."""
+def grammar_of(answer_format: AnswerFormat, *, terminator: str) -> dict[str, Any] | None:
+    """Return the grammar of answers in their frame (space, answer, terminator); None for free text.
 
-    choice: tuple[str, ...] | None = None
-    regex: str | None = None
-    grammar: str | None = None
-
-    def fields(self) -> dict[str, object]:
-        """Return the one field that is set, as JSON values."""
-        if self.choice is not None:
-            return {"choice": list(self.choice)}
-        return {"regex": self.regex} if self.regex is not None else {"grammar": self.grammar}
-
-
-def grammar_of(answer_format: AnswerFormat, *, terminator: str) -> Grammar | None:
-    """Return the grammar of answers in their frame (space, answer, terminator); None for free text."""
+    It is in the words of structured outputs: `choice` of these texts, or a `regex` or a `grammar` that a text matches.
+    """
     match answer_format:
         case OneOf(options=options):
-            return Grammar(choice=tuple(f" {option}{terminator}" for option in options))
+            return {"choice": [f" {option}{terminator}" for option in options]}
         case DistinctWords(words=words, min_words=few, max_words=many):
             rules = " | ".join(_quoted(word) for word in words)
             end = f" {_quoted(terminator)}" if terminator else ""
-            return Grammar(grammar=f'root ::= (" " word){{{few},{many}}}{end}\nword ::= {rules}\n')
+            return {"grammar": f'root ::= (" " word){{{few},{many}}}{end}\nword ::= {rules}\n'}
         case Number(low=low, high=high):
             sign = "-?" if low < 0 <= high else "-" if high < 0 else ""
             digits = len(str(int(max(abs(low), abs(high))))) - 1
             whole = f"(0|[1-9][0-9]{{0,{digits}}})"
-            return Grammar(regex=f" {sign}{whole}(\\.[0-9]{{1,{DECIMALS}}})?{re.escape(terminator)}")
+            return {"regex": f" {sign}{whole}(\\.[0-9]{{1,{DECIMALS}}})?{re.escape(terminator)}"}
         case FreeText():
             return None
 
@@ -200,36 +188,29 @@ class AskedModel(ABC):
 
     def _take(self, one: _Pending, completion: Completion) -> None:
         """Settle what is valid of a completion."""
-        text: str | None = None
-        if isinstance(one.answer_format, DistinctWords):
-            n_before = len(one.words)
-            text = self._take_words(one, completion)
-            gained = len(one.words) > n_before
+        answer_format, n_before = one.answer_format, len(one.words)
+        if isinstance(answer_format, DistinctWords):
+            new, end = read_words(completion.text, answer_format.words, terminator=self.terminator)
+            if end == "open" and not completion.ended and not completion.text[-1:].isspace():
+                new = new[:-1]  # perhaps cut off by the limit of tokens
+            one.words += [word for word in dict.fromkeys(new) if word not in one.words]
+            del one.words[answer_format.max_words :]
+            is_complete = end == "terminator" or (end == "open" and completion.ended)
+            enough = answer_format.min_words if is_complete else answer_format.max_words
+            text = " ".join(one.words) if len(one.words) >= enough else None
         else:
-            text, gained = read_answer(completion.text, one.answer_format, terminator=self.terminator), False
+            text = read_answer(completion.text, answer_format, terminator=self.terminator)
         if text is not None:
             plain = one.n_asked == 1 and completion.text.strip() in (text, text + self.terminator)
             one.answer = GeneratedAnswer(text=text, token_log_probs=completion.token_log_probs if plain else ())
             return
-        one.n_failed = 0 if gained else one.n_failed + 1
+        one.n_failed = 0 if len(one.words) > n_before else one.n_failed + 1
         # The most likely answer is the same each time.
         if one.n_failed >= (1 if self.temperature == 0 else self.max_failures):
             raise InputError(
                 f"the model gave no valid answer to prompt {one.key} when asked {one.n_failed} times, at last "
                 f"{completion.text[:60]!r}; use a server with structured outputs (vLLM), another model or format"
             )
-
-    def _take_words(self, one: _Pending, completion: Completion) -> str | None:
-        answer_format = one.answer_format
-        assert isinstance(answer_format, DistinctWords)
-        new, end = read_words(completion.text, answer_format.words, terminator=self.terminator)
-        if end == "open" and not completion.ended and not completion.text[-1:].isspace():
-            new = new[:-1]  # perhaps cut off by the limit of tokens
-        one.words += [word for word in dict.fromkeys(new) if word not in one.words]
-        del one.words[answer_format.max_words :]
-        is_complete = end == "terminator" or (end == "open" and completion.ended)
-        enough = answer_format.min_words if is_complete else answer_format.max_words
-        return " ".join(one.words) if len(one.words) >= enough else None
 
 
 def read_answer(text: str, answer_format: AnswerFormat, *, terminator: str) -> str | None:

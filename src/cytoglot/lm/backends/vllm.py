@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, GeneratedAnswer, Number, OneOf
+from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
 from cytoglot.errors import InputError
 from cytoglot.extras import require
 from cytoglot.lm.backends.structured import AskedModel, Completion, Question, grammar_of
@@ -44,31 +44,47 @@ class VllmEngine(AskedModel):
     exact: bool = False
     """whether the engine was made with our constraint, which answers are then asked under"""
 
-    def sample(
-        self,
-        prompts: Sequence[str],
-        answer_format: AnswerFormat,
-        n_samples: int = 1,
-        seed: int = 0,
-        *,
-        keys: Sequence[str] | None = None,
-    ) -> list[list[GeneratedAnswer]]:
-        """Return `n_samples` answers for each prompt; see `AskedModel.sample`."""
-        if not self.exact or isinstance(answer_format, FreeText):
-            return super().sample(prompts, answer_format, n_samples, seed, keys=keys)
-        return self._sample_exactly(prompts, answer_format, n_samples, seed, keys)
-
     def ask(self, questions: Sequence[Question]) -> list[Completion]:
         """Give all questions to the engine at once, which batches them itself."""
-        vllm = _vllm()
-        params = []
-        for question in questions:
-            grammar = grammar_of(question.answer_format, terminator=self.terminator)
-            held: dict[str, Any] = {}
-            if grammar is not None:
-                held["structured_outputs"] = vllm.sampling_params.StructuredOutputsParams(**grammar.fields())
-            params.append(self._params(max_tokens=question.max_tokens, seed=question.seed, **held))
-        return [_completion(one) for one in self._run([question.prompt for question in questions], params)]
+        structured_outputs, params = _vllm().sampling_params.StructuredOutputsParams, []
+        held: dict[str, Any]
+        constraints: dict[AnswerFormat, tuple[AnswerConstraint, Path]] = {}
+        with tempfile.TemporaryDirectory(prefix="cytoglot-") as folder:
+            for question in questions:
+                answer_format, held = question.answer_format, {"max_tokens": question.max_tokens}
+                if self.exact and not isinstance(answer_format, FreeText):
+                    if answer_format not in constraints:
+                        # 36,000 genes would be sent to the engine with each request; the name of a file is short.
+                        path = Path(folder) / f"{len(constraints)}.json"
+                        constraints[answer_format] = (
+                            constrain(answer_format, self.llm.get_tokenizer(), terminator=self.terminator),
+                            write_format(path, answer_format, terminator=self.terminator),
+                        )
+                    own, path = constraints[answer_format]
+                    held = {"max_tokens": own.max_tokens(), "extra_args": {"cytoglot_format": str(path)}}
+                elif (grammar := grammar_of(answer_format, terminator=self.terminator)) is not None:
+                    held["structured_outputs"] = structured_outputs(**grammar)
+                params.append(self._params(seed=question.seed, **held))
+            rows = encode_prompts(self.llm.get_tokenizer(), [question.prompt for question in questions])
+            outputs = self.llm.generate([{"prompt_token_ids": ids.tolist()} for ids in rows], params, use_tqdm=False)
+        completions = []
+        for question, written in zip(questions, (output.outputs[0] for output in outputs), strict=True):
+            text = written.text
+            if question.answer_format in constraints:
+                own, _ = constraints[question.answer_format]
+                # Whether the engine hands out end of text makes no difference.
+                text = own.read(torch.tensor([[*written.token_ids, own.eos_id]]))[0]
+                if text is None:
+                    raise InputError(
+                        f"the engine broke the constraint at prompt {question.key} with {written.text[:60]!r}; was it "
+                        "made by load_vllm(..., exact=True), and is its context long enough?"
+                    )
+                text += self.terminator
+            told = [] if written.logprobs is None else zip(written.token_ids, written.logprobs, strict=True)
+            log_probs = tuple(float(of_token[token].logprob) for token, of_token in told)
+            ended = written.finish_reason != "length"
+            completions.append(Completion(text=text, ended=ended, token_log_probs=log_probs))
+        return completions
 
     def log_likelihood(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
         """Return log p(answer with terminator and end of text | prompt) in nats, shape (n_prompts, n_answers).
@@ -95,44 +111,6 @@ class VllmEngine(AskedModel):
             for (ids, n_prompt), output in zip(pairs, outputs, strict=True)
         ]
         return np.array(scores, dtype=np.float64).reshape(len(prompts), len(answers))
-
-    def _sample_exactly(
-        self,
-        prompts: Sequence[str],
-        answer_format: AnswerFormat,
-        n_samples: int,
-        seed: int,
-        keys: Sequence[str] | None,
-    ) -> list[list[GeneratedAnswer]]:
-        constraint = constrain(answer_format, self.llm.get_tokenizer(), terminator=self.terminator)
-        pending = self._pending(prompts, answer_format, n_samples, keys)
-        questions = [self._question(one, seed) for one in pending]
-        with tempfile.TemporaryDirectory(prefix="cytoglot-") as folder:
-            # A list of 36,000 genes would be sent to the engine with each request; the name of a file is short.
-            path = write_format(Path(folder), answer_format, terminator=self.terminator)
-            most = constraint.max_tokens()
-            params = [
-                self._params(max_tokens=most, seed=one.seed, extra_args={"cytoglot_format": str(path)})
-                for one in questions
-            ]
-            outputs = self._run([one.prompt for one in pending], params)
-        answers = []
-        for one, output in zip(pending, outputs, strict=True):
-            text = _read(constraint, output.outputs[0].token_ids)
-            if text is None:
-                raise InputError(
-                    f"the engine broke the constraint at prompt {one.key} with {output.outputs[0].text[:60]!r}; was it "
-                    "made by load_vllm(..., exact=True), and is its context long enough?"
-                )
-            answers.append(GeneratedAnswer(text=text, token_log_probs=_log_probs(output.outputs[0])))
-        return [answers[start : start + n_samples] for start in range(0, len(answers), n_samples)]
-
-    def _run(self, prompts: Sequence[str], params: Sequence[Any]) -> list[Any]:
-        rows = encode_prompts(self.llm.get_tokenizer(), prompts)
-        outputs: list[Any] = self.llm.generate(
-            [{"prompt_token_ids": ids.tolist()} for ids in rows], list(params), use_tqdm=False
-        )
-        return outputs
 
     def _params(self, **fields: Any) -> Any:
         return _vllm().SamplingParams(n=1, temperature=self.temperature, top_p=self.top_p, logprobs=0, **fields)
@@ -190,25 +168,8 @@ def _vllm() -> Any:
     return require("vllm", extra="vllm", purpose="the backend 'vllm'")
 
 
-def _completion(output: Any) -> Completion:
-    one = output.outputs[0]
-    return Completion(text=one.text, ended=one.finish_reason != "length", token_log_probs=_log_probs(one))
-
-
-def _log_probs(one: Any) -> tuple[float, ...]:
-    if one.logprobs is None:
-        return ()
-    return tuple(float(told[token].logprob) for token, told in zip(one.token_ids, one.logprobs, strict=True))
-
-
-def _read(constraint: AnswerConstraint, token_ids: Sequence[int]) -> str | None:
-    """Return the answer that token ids spell; whether the engine hands out end of text makes no difference."""
-    return constraint.read(torch.tensor([[*token_ids, constraint.eos_id]]))[0]
-
-
-def write_format(folder: Path, answer_format: AnswerFormat, *, terminator: str) -> Path:
-    """Write an answer format to a file in a folder, for `read_format` in the engine's process."""
-    path = folder / "answer_format.json"
+def write_format(path: Path, answer_format: AnswerFormat, *, terminator: str) -> Path:
+    """Write an answer format to a file and return its path, for `read_format` in the engine's process."""
     fields = {"kind": type(answer_format).__name__, "terminator": terminator, **asdict(answer_format)}
     path.write_text(json.dumps(fields), encoding="utf-8")
     return path

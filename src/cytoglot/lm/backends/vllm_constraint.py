@@ -75,7 +75,12 @@ class AnswerLogitsProcessor(LogitsProcessor):
             path = (params.extra_args or {}).get(ARGUMENT)
             self._requests.pop(row, None)
             if path is not None:
-                self._requests[row] = self._started(str(path), params, len(prompt_ids or ()), written)
+                answer_format, terminator = _format(str(path))
+                constraint = constrain(answer_format, self._tokenizer, terminator=terminator)
+                budget = self._context_length - len(prompt_ids or ())
+                budget = budget if params.max_tokens is None else min(budget, params.max_tokens)
+                state = constraint.start(torch.tensor([budget]))
+                self._requests[row] = _Request(constraint=constraint, state=state, written=written)
         for source, target, direction in batch_update.moved:
             moved, replaced = self._requests.pop(source, None), self._requests.pop(target, None)
             if moved is not None:
@@ -91,14 +96,6 @@ class AnswerLogitsProcessor(LogitsProcessor):
             allowed[request.constraint.tokens_s] = request.state.allowed()[0]
             logits[row].masked_fill_(~allowed.to(logits.device), -torch.inf)
         return logits
-
-    def _started(self, path: str, params: Any, n_prompt: int, written: list[int]) -> _Request:
-        answer_format, terminator = _format(path)
-        constraint = constrain(answer_format, self._tokenizer, terminator=terminator)
-        budget = self._context_length - n_prompt
-        if params.max_tokens is not None:
-            budget = min(budget, params.max_tokens)
-        return _Request(constraint=constraint, state=constraint.start(torch.tensor([budget])), written=written)
 
 
 _format = lru_cache(maxsize=64)(read_format)

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +22,7 @@ from cytoglot.errors import InputError
 from cytoglot.lm.constraint import sampling_kernels
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AllowedSymbols:
+class AllowedSymbols(NamedTuple):
     """What each row may take next, as compiled loops read it, on the CPU: a shared or lasting mask, and a short list.
 
     Row b may take the symbols s below `open_rs.shape[1]` where `open_rs[slot_b[b], s]`, provided that
@@ -50,30 +48,37 @@ class AllowedSymbols:
         )
 
 
-class AnswerState(Protocol):
+class AnswerState(ABC):
     """How far each row of a batch has come with its answer."""
 
     @property
+    @abstractmethod
     def is_finished_b(self) -> Tensor:
         """Rows whose answer is complete, bool."""
 
+    @abstractmethod
     def allowed(self) -> Tensor:
         """Return the symbols that each row may take next, bool (b, s); at least one in each row."""
 
     def allowed_symbols(self) -> AllowedSymbols:
         """Return the same for compiled loops, of a state on the CPU; good until the state changes."""
+        return AllowedSymbols.of_mask(self.allowed())
 
+    @abstractmethod
     def advance(self, symbol_b: Tensor) -> None:
         """Take one more symbol for each row, -1 for a token without one; finished rows ignore it."""
 
+    @abstractmethod
     def select(self, rows: Tensor) -> None:
         """Keep, repeat or drop rows, in the order given."""
 
+    @abstractmethod
     def texts(self) -> list[str | None]:
         """Return each row's answer without its frame, None where it is not complete."""
 
     def word_tokens(self) -> list[tuple[int, ...]]:
         """Return how many tokens each word of each row took; empty for formats without words."""
+        return [()] * len(self.is_finished_b)
 
 
 class AnswerConstraint(ABC):
@@ -138,16 +143,14 @@ class AnswerConstraint(ABC):
                 scores.contiguous().numpy(),
                 self._tokens_on_cpu,
                 self._runs(allowed.open_rs.shape[1]),
-                allowed.open_rs,
-                allowed.shows_open_r,
-                allowed.few_rc,
-                allowed.n_few_r,
-                allowed.slot_b,
+                allowed,
                 masked.numpy(),
             )
             return masked
+        if self._tokens_elsewhere.device != scores.device:
+            self._tokens_elsewhere = self.tokens_s.to(scores.device)
         is_masked = torch.ones(scores.shape, dtype=torch.bool, device=scores.device)
-        is_masked[:, self._on(scores.device)] = ~state.allowed()
+        is_masked[:, self._tokens_elsewhere] = ~state.allowed()
         return scores.masked_fill(is_masked, -torch.inf)
 
     def symbols_of(self, token_ids: Tensor) -> Tensor:
@@ -157,11 +160,6 @@ class AnswerConstraint(ABC):
             self._sorted_tokens_s = self._sorted_tokens_s.to(token_ids.device)
         place = torch.searchsorted(self._sorted_tokens_s, token_ids.contiguous()).clamp(max=len(self._symbols_s) - 1)
         return torch.where(self._sorted_tokens_s[place] == token_ids, self._symbols_s[place], -1)
-
-    def _on(self, device: torch.device) -> Tensor:
-        if self._tokens_elsewhere.device != device:
-            self._tokens_elsewhere = self.tokens_s.to(device)
-        return self._tokens_elsewhere
 
     def _runs(self, n_symbols: int) -> NDArray[np.int64]:
         """Return where, among the first symbols, tokens leave off following each other; 0 and the end included."""
@@ -196,12 +194,8 @@ class ConstraintProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Return scores (b, v) with minus infinity for what is not allowed; `scores` is not changed."""
-        state = self._follow(input_ids[:, self.prompt_length :])
-        return self.constraint.mask(scores, state)
-
-    def _follow(self, written_bt: Tensor) -> AnswerState:
-        n_seen = self._seen_bt.shape[1]
-        state = self._state
+        written_bt = input_ids[:, self.prompt_length :]
+        n_seen, state = self._seen_bt.shape[1], self._state
         rows = None if state is None else self._origins(written_bt)
         if state is None or rows is None:
             n_seen = 0
@@ -212,7 +206,7 @@ class ConstraintProcessor(LogitsProcessor):
         for symbol_b in self.constraint.symbols_of(written_bt[:, n_seen:]).unbind(dim=1):
             state.advance(symbol_b)
         self._state, self._seen_bt = state, written_bt.clone()
-        return state
+        return self.constraint.mask(scores, state)
 
     def _origins(self, written_bt: Tensor) -> Tensor | None:
         """Return the earlier row that each row continues, nothing if it is its own, None if some row continues none."""
@@ -221,12 +215,11 @@ class ConstraintProcessor(LogitsProcessor):
         # Fewer tokens are another generation's.
         if written_bt.shape[1] < n_seen or written_bt.device != seen_bt.device:
             return None
-        if n_seen == 0:
-            same_start = len(written_bt) == len(seen_bt)
-            return torch.empty(0, dtype=torch.int64, device=seen_bt.device) if same_start else None
         begun_bt = written_bt[:, :n_seen]
         if torch.equal(begun_bt, seen_bt):
             return torch.empty(0, dtype=torch.int64, device=seen_bt.device)
+        if n_seen == 0:  # a batch of another size
+            return None
         rows = (_fingerprints(begun_bt)[:, None] == _fingerprints(seen_bt)).byte().argmax(dim=1)
         return rows if torch.equal(begun_bt, seen_bt[rows]) else None
 

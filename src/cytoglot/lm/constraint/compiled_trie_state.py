@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cytoglot.lm.constraint import trie_kernels as kernels
-from cytoglot.lm.constraint.answer_constraint import AllowedSymbols
-from cytoglot.lm.constraint.trie_kernels import Slots, TrieArrays
+from cytoglot.lm.constraint.answer_constraint import AllowedSymbols, AnswerState
+from cytoglot.lm.constraint.trie_kernels import Slots
 from cytoglot.lm.constraint.word_trie import WordTrie
 
 
-class CompiledTrieState:
+class CompiledTrieState(AnswerState):
     """Where each row of a batch stands: the node in its word, the words it has used, how far it has closed.
 
     Parameters
@@ -38,28 +38,17 @@ class CompiledTrieState:
         budget_b: NDArray[np.int64],
     ) -> None:
         self.trie = trie
-        self._arrays = TrieArrays(
-            parent_k=trie.parent_k,
-            word_k=trie.word_k,
-            first_child_k=trie.first_child_k,
-            n_children_k=trie.n_children_k,
-            symbol_k=trie.symbol_k,
-            end_w=trie.end_w,
-            closing_c=trie.closing_c.astype(np.int32),
-            n_first=trie.n_first,
-            depth=trie.depth,
-        )
         self._slots = _new_slots(trie, len(budget_b), int(max_words_b.max(initial=1)))
         at = self._slots.at
         at[:, kernels.MIN_WORDS], at[:, kernels.MAX_WORDS] = min_words_b, max_words_b
         at[:, kernels.BUDGET] = np.minimum(budget_b, np.iinfo(np.int32).max)
         self._slot_b = np.arange(len(budget_b))
-        kernels.say_next(self._arrays, self._slots)
+        kernels.say_next(trie.arrays, self._slots)
 
     @property
     def is_finished_b(self) -> Tensor:
         """Rows whose answer is complete, end of text included."""
-        return torch.from_numpy(self._is_finished_b())
+        return torch.from_numpy(self._slots.at[self._slot_b, kernels.N_CLOSED] >= len(self.trie.arrays.closing_c))
 
     def allowed(self) -> Tensor:
         """Return the symbols that each row may take next, bool (b, s); a finished row may repeat end of text."""
@@ -80,13 +69,16 @@ class CompiledTrieState:
 
     def advance(self, symbol_b: Tensor) -> None:
         """Take one more symbol for each row, int64 (b,); -1 stands for a token that no answer uses."""
-        kernels.advance_rows(self._arrays, self._slots, self._slot_b, symbol_b.contiguous().numpy())
+        kernels.advance_rows(self.trie.arrays, self._slots, self._slot_b, symbol_b.contiguous().numpy())
 
     def select(self, rows: Tensor) -> None:
         """Keep, repeat or drop rows, in the order given; what rows have in common is not copied."""
-        self._make_room(len(rows))
+        n_more = len(rows) - len(self._slots.at)
+        if n_more > 0:
+            more = _new_slots(self.trie, n_more, self._slots.words_rw.shape[1])
+            self._slots = Slots(*(np.concatenate(both) for both in zip(self._slots, more, strict=True)))
         slot_b = np.empty(len(rows), dtype=np.int64)
-        kernels.move_rows(self._arrays, self._slots, self._slot_b, rows.contiguous().numpy(), slot_b)
+        kernels.move_rows(self.trie.arrays, self._slots, self._slot_b, rows.contiguous().numpy(), slot_b)
         self._slot_b = slot_b
 
     def texts(self) -> list[str | None]:
@@ -102,31 +94,20 @@ class CompiledTrieState:
         slots = self._slots
         return [
             slots.words_rw[r, : slots.at[r, kernels.N_WORDS]].tolist() if is_finished else None
-            for r, is_finished in zip(self._slot_b.tolist(), self._is_finished_b().tolist(), strict=True)
+            for r, is_finished in zip(self._slot_b.tolist(), self.is_finished_b.tolist(), strict=True)
         ]
-
-    def _is_finished_b(self) -> NDArray[np.bool_]:
-        is_finished: NDArray[np.bool_] = self._slots.at[self._slot_b, kernels.N_CLOSED] >= len(self.trie.closing_c)
-        return is_finished
-
-    def _make_room(self, n_rows: int) -> None:
-        n_more = n_rows - len(self._slots.at)
-        if n_more > 0:
-            more = _new_slots(self.trie, n_more, self._slots.words_rw.shape[1])
-            both = zip(self._slots, more, strict=True)
-            self._slots = Slots(*(np.concatenate([old, new]) for old, new in both))
 
 
 def _new_slots(trie: WordTrie, n_slots: int, most_words: int) -> Slots:
     at = np.zeros((n_slots, kernels.N_COLUMNS), dtype=np.int32)
     at[:, [kernels.LAST_WORD, kernels.HIDDEN]] = -1
-    at[:, kernels.N_OPEN] = trie.n_first
+    at[:, kernels.N_OPEN] = trie.arrays.n_first
     return Slots(
         at=at,
         unused_rk=np.tile(trie.n_words_below_k, (n_slots, 1)),
         is_used_rw=np.zeros((n_slots, len(trie.words)), dtype=np.bool_),
         words_rw=np.full((n_slots, most_words), -1, dtype=np.int32),
-        open_rs=np.ones((n_slots, trie.n_first), dtype=np.bool_),
+        open_rs=np.ones((n_slots, trie.arrays.n_first), dtype=np.bool_),
         shows_open_r=np.zeros(n_slots, dtype=np.bool_),
         # The children of a node, the next of the closing, and its first.
         few_rc=np.empty((n_slots, trie.widest + 2), dtype=np.int32),

@@ -95,12 +95,14 @@ class WordConstraint(AnswerConstraint):
 
     def max_tokens(self, n_words: int | None = None) -> int:
         """Return a budget of tokens that forbids no answer: `n_words` times the longest word, and the closing."""
-        return (self.bounds[1] if n_words is None else n_words) * self._trie.depth + len(self._trie.closing_c)
+        return (self.bounds[1] if n_words is None else n_words) * self._trie.arrays.depth + len(
+            self._trie.arrays.closing_c
+        )
 
     def enough_tokens(self, n_words: int | None = None) -> int:
         """Return the tokens of the `n_words` longest words and of what closes an answer."""
         n_words = self.bounds[0] if n_words is None else n_words
-        return int(self._longest_n[n_words - 1]) + len(self._trie.closing_c)
+        return int(self._longest_n[n_words - 1]) + len(self._trie.arrays.closing_c)
 
 
 def _trie(tokenizer: PreTrainedTokenizerBase, words: tuple[str, ...], terminator: str, *, separate: bool) -> WordTrie:

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cytoglot.answer_format import FreeText
 from cytoglot.errors import InputError
-from cytoglot.lm.constraint.answer_constraint import AllowedSymbols, AnswerConstraint, decode_tokens
+from cytoglot.lm.constraint.answer_constraint import AllowedSymbols, AnswerConstraint, AnswerState, decode_tokens
 
 
 class FreeTextConstraint(AnswerConstraint):
@@ -36,7 +36,7 @@ class FreeTextConstraint(AnswerConstraint):
         return self.answer_format.max_tokens
 
 
-class FreeTextState:
+class FreeTextState(AnswerState):
     """The tokens that each row has written; a row is finished at end of text or when its budget is spent."""
 
     def __init__(self, constraint: FreeTextConstraint, *, budget_b: Tensor) -> None:
@@ -79,7 +79,3 @@ class FreeTextState:
             tokens = self._constraint.tokens_s[torch.tensor([s for s in symbols if s >= 0], dtype=torch.int64)].tolist()
             texts.append(decode_tokens(self._constraint.tokenizer, tokens).strip() if is_finished else None)
         return texts
-
-    def word_tokens(self) -> list[tuple[int, ...]]:
-        """Return nothing for each row: free text is not cut into words."""
-        return [()] * len(self._symbols_bt)

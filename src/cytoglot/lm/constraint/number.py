@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from cytoglot.errors import InputError
-from cytoglot.lm.constraint.answer_constraint import AllowedSymbols, AnswerConstraint, decode_tokens
+from cytoglot.lm.constraint.answer_constraint import AnswerConstraint, AnswerState, decode_tokens
 from cytoglot.lm.model.tokenizer import encode_completions
 
 DECIMALS = 6
@@ -141,7 +141,7 @@ class NumberConstraint(AnswerConstraint):
         return self._allowed[text]
 
 
-class NumberState:
+class NumberState(AnswerState):
     """The text that each row has written of its number."""
 
     def __init__(self, constraint: NumberConstraint, *, n_rows: int, device: torch.device) -> None:
@@ -159,10 +159,6 @@ class NumberState:
         allowed_bs = torch.stack([self._constraint.allowed_after(text) for text in self._written])
         allowed_bs[:, self._constraint.eos_symbol] |= ~allowed_bs.any(dim=1)
         return allowed_bs.to(self._device)
-
-    def allowed_symbols(self) -> AllowedSymbols:
-        """Return the same for compiled loops."""
-        return AllowedSymbols.of_mask(self.allowed())
 
     def advance(self, symbol_b: Tensor) -> None:
         """Take one more symbol for each row."""
@@ -185,32 +181,25 @@ class NumberState:
         pairs = zip(self._written, self._is_finished, strict=True)
         return [self._constraint.grammar.number_in(text) if is_finished else None for text, is_finished in pairs]
 
-    def word_tokens(self) -> list[tuple[int, ...]]:
-        """Return nothing for each row: a number has no words."""
-        return [()] * len(self._written)
-
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, characters: set[str]) -> dict[int, str]:
     """Return the tokens that consist of these characters alone, id → the text that they add to a text."""
     known = _PIECES.setdefault(tokenizer, {})
     # Tokens can be added to a tokenizer.
     key = (frozenset(characters), len(tokenizer))
-    if key not in known:
-        known[key] = _find_pieces(tokenizer, characters)
-    return known[key]
-
-
-def _find_pieces(tokenizer: PreTrainedTokenizerBase, characters: set[str]) -> dict[int, str]:
+    if key in known:
+        return known[key]
     anchor = encode_completions(tokenizer, ["a"])[0].tolist()
     start = len(decode_tokens(tokenizer, anchor))
     special: set[Any] = set(tokenizer.all_special_ids)
-    pieces = {}
+    pieces: dict[int, str] = {}
     for spelling, token_id in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if token_id in special or _holds_letters(spelling, characters):
             continue
         piece = decode_tokens(tokenizer, [*anchor, token_id])[start:]
         if piece and characters.issuperset(piece):
             pieces[token_id] = piece
+    known[key] = pieces
     return pieces
 
 

@@ -1,6 +1,6 @@
 """Compiled loops over what each row may take next: masking scores, drawing symbols.
 
-The arrays of an `AllowedSymbols` come one by one. Nothing here looks at a symbol that is not allowed, so that a row
+`allowed` is an `AllowedSymbols`. Nothing here looks at a symbol that is not allowed, so that a row
 inside a word costs a few operations however large the vocabulary.
 
 Axes: b rows, v vocabulary, s symbols, n allowed symbols of one row.
@@ -25,16 +25,17 @@ _BLOCK = 128
 
 
 @numba.njit(**_options)
-def mask_scores(scores_bv, tokens_s, run_start_n, open_rs, shows_open_r, few_rc, n_few_r, slot_b, masked_bv):
+def mask_scores(scores_bv, tokens_s, run_start_n, allowed, masked_bv):
     """Copy the scores of allowed symbols, minus infinity elsewhere.
 
     `run_start_n` are the symbols whose token does not follow that of the symbol before, and the end.
     """
-    for b in range(len(slot_b)):
-        r = slot_b[b]
+    open_rs, few_rc = allowed.open_rs, allowed.few_rc
+    for b in range(len(allowed.slot_b)):
+        r = allowed.slot_b[b]
         scores_v, masked_v = scores_bv[b], masked_bv[b]
         masked_v[:] = -np.inf
-        if shows_open_r[r]:
+        if allowed.shows_open_r[r]:
             for run in range(len(run_start_n) - 1):
                 start = run_start_n[run]
                 length, token = run_start_n[run + 1] - start, tokens_s[start]
@@ -43,38 +44,24 @@ def mask_scores(scores_bv, tokens_s, run_start_n, open_rs, shows_open_r, few_rc,
                     open_rs[r, start : start + length],
                     masked_v[token : token + length],
                 )
-        for c in range(n_few_r[r]):
+        for c in range(allowed.n_few_r[r]):
             token = tokens_s[few_rc[r, c]]
             masked_v[token] = scores_v[token]
 
 
 @numba.njit(**_options)
 def draw_symbols(
-    logits_bv,
-    column_s,
-    tokens_s,
-    open_rs,
-    shows_open_r,
-    few_rc,
-    n_few_r,
-    slot_b,
-    stream_b,
-    step,
-    temperature,
-    top_p,
-    with_log_probs,
-    symbol_b,
-    log_prob_b,
+    logits_bv, column_s, tokens_s, allowed, stream_b, step, temperature, top_p, with_log_probs, symbol_b, log_prob_b
 ):
     """Draw a symbol for each row, and the log of its probability among the allowed ones if asked.
 
     `column_s` is where a symbol stands in the logits, `tokens_s` what names its noise.
     """
-    most = open_rs.shape[1] + few_rc.shape[1]
+    most = allowed.open_rs.shape[1] + allowed.few_rc.shape[1]
     symbol_n, logit_n, weight_n = np.empty(most, np.int64), np.empty(most, np.float32), np.empty(most, np.float32)
-    for b in range(len(slot_b)):
+    for b in range(len(allowed.slot_b)):
         key = mixed(stream_b[b] + np.uint64(step) * STEP)
-        n = _gather(logits_bv[b], column_s, open_rs, shows_open_r, few_rc, n_few_r, slot_b[b], symbol_n, logit_n)
+        n = _gather(logits_bv[b], column_s, allowed, allowed.slot_b[b], symbol_n, logit_n)
         first, log_total = 0, 0.0
         if with_log_probs or temperature == 0.0 or top_p < 1.0:
             first = _first_largest(logit_n[:n])
@@ -92,15 +79,16 @@ def draw_symbols(
 
 
 @numba.njit(**_options)
-def _gather(logits_v, column_s, open_rs, shows_open_r, few_rc, n_few_r, r, symbol_n, logit_n):
+def _gather(logits_v, column_s, allowed, r, symbol_n, logit_n):
     """Write the allowed symbols of a row and their logits; return how many they are."""
+    open_rs, few_rc = allowed.open_rs, allowed.few_rc
     n = 0
-    if shows_open_r[r]:
+    if allowed.shows_open_r[r]:
         for s in range(open_rs.shape[1]):
             symbol_n[n] = s
             logit_n[n] = logits_v[column_s[s]]
             n += open_rs[r, s]
-    for c in range(n_few_r[r]):
+    for c in range(allowed.n_few_r[r]):
         symbol_n[n] = few_rc[r, c]
         logit_n[n] = logits_v[column_s[few_rc[r, c]]]
         n += 1

@@ -33,17 +33,23 @@ _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 
 
 class TrieArrays(NamedTuple):
-    """The arrays of a `WordTrie`."""
+    """The arrays of a `WordTrie`; not to be written to."""
 
     parent_k: NDArray[np.int32]
     word_k: NDArray[np.int32]
+    """Index of the word that ends at a node, else -1."""
     first_child_k: NDArray[np.int32]
     n_children_k: NDArray[np.int32]
     symbol_k: NDArray[np.int32]
+    """Symbol that leads to a node from its parent, ascending among siblings; -1 for the root and the sink."""
     end_w: NDArray[np.int32]
+    """Node at which each word ends."""
     closing_c: NDArray[np.int32]
+    """Symbols that follow the last word: the terminator's, then end of text."""
     n_first: int
+    """Number of symbols that can begin a word."""
     depth: int
+    """Tokens of the longest word."""
 
 
 class Slots(NamedTuple):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cytoglot.lm.constraint.answer_constraint import AllowedSymbols
+from cytoglot.lm.constraint.answer_constraint import AnswerState
 from cytoglot.lm.constraint.word_trie import WordTrie
 
 
@@ -41,30 +41,25 @@ class TrieTensors:
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array.astype(np.int64)).to(device)
 
-        inner = slice(1, trie.sink)
+        arrays, inner = trie.arrays, slice(1, trie.sink)
+        path_wt, node_w = np.full((len(trie.words), arrays.depth), trie.sink), arrays.end_w
+        for step in range(arrays.depth):
+            path_wt[:, step] = np.where(node_w > 0, node_w, trie.sink)
+            node_w = np.where(node_w > 0, arrays.parent_k[node_w], 0)
         return cls(
             trie=trie,
-            closing_c=put(trie.closing_c),
-            word_k=put(trie.word_k),
-            first_child_k=put(trie.first_child_k),
-            n_children_k=put(trie.n_children_k),
-            symbol_k=put(trie.symbol_k),
+            closing_c=put(arrays.closing_c),
+            word_k=put(arrays.word_k),
+            first_child_k=put(arrays.first_child_k),
+            n_children_k=put(arrays.n_children_k),
+            symbol_k=put(arrays.symbol_k),
             n_words_below_k=torch.from_numpy(trie.n_words_below_k).to(device),
-            edges=put(trie.parent_k[inner].astype(np.int64) * trie.n_symbols + trie.symbol_k[inner]),
-            path_wt=put(_paths(trie)),
+            edges=put(arrays.parent_k[inner].astype(np.int64) * trie.n_symbols + arrays.symbol_k[inner]),
+            path_wt=put(path_wt),
         )
 
 
-def _paths(trie: WordTrie) -> np.ndarray:
-    path_wt = np.full((len(trie.words), trie.depth), trie.sink)
-    node_w = trie.end_w
-    for step in range(trie.depth):
-        path_wt[:, step] = np.where(node_w > 0, node_w, trie.sink)
-        node_w = np.where(node_w > 0, trie.parent_k[node_w], 0)
-    return path_wt
-
-
-class TrieState:
+class TrieState(AnswerState):
     """Where each row of a batch stands: the node in its word, the words it has used, how far it has closed.
 
     A row can be in a word and in the closing at once: with the words `TBCE` and `TBCE.1`, a full stop after `TBCE`
@@ -102,10 +97,10 @@ class TrieState:
         self.unused_bk = arrays.n_words_below_k.repeat(n_rows, 1)
         self._rows_b = torch.arange(n_rows, device=device)
         trie = arrays.trie
-        self._n_first, self._n_symbols, self._sink = trie.n_first, trie.n_symbols, trie.sink
-        self._depth, self._widest, self._last = trie.depth, trie.widest, len(trie.closing_c) - 1
+        self._n_first, self._n_symbols, self._sink = trie.arrays.n_first, trie.n_symbols, trie.sink
+        self._depth, self._widest, self._last = trie.arrays.depth, trie.widest, len(trie.arrays.closing_c) - 1
         # A place that lies on the device would be waited for.
-        self._opens_closing, self._ends = int(trie.closing_c[0]), int(trie.closing_c[-1])
+        self._opens_closing, self._ends = int(trie.arrays.closing_c[0]), int(trie.arrays.closing_c[-1])
 
     @property
     def is_finished_b(self) -> Tensor:
@@ -130,17 +125,18 @@ class TrieState:
         others_left_b = self.unused_bk[rows_b, self.first_node_b] > 1
         allowed_bs[rows_b, own_b] &= ~ends_b | others_left_b
         if self._depth > 1:
-            self._allow_children(allowed_bs)
+            slot = torch.arange(self._widest, device=allowed_bs.device)
+            there_bc = (self.node_b > 0)[:, None] & (slot < arrays.n_children_k[self.node_b][:, None])
+            child_bc = torch.where(there_bc, arrays.first_child_k[self.node_b][:, None] + slot, self._sink)
+            symbol_bc = torch.where(there_bc, arrays.symbol_k[child_bc], self._n_symbols)
+            open_bc = there_bc & (self.unused_bk.gather(1, child_bc) > 0)
+            allowed_bs.scatter_(1, symbol_bc, open_bc | allowed_bs.gather(1, symbol_bc))
         closing_b = arrays.closing_c[self.n_closed_b.clamp(max=self._last)]
         allowed_bs[rows_b, closing_b] |= self.n_closed_b > 0
         allowed_bs[:, self._opens_closing] |= may_close_b
         # Only tokens that were forbidden lead to a row without a choice; let it end.
         allowed_bs[:, self._ends] |= ~allowed_bs.any(dim=1)
         return allowed_bs[:, :-1]
-
-    def allowed_symbols(self) -> AllowedSymbols:
-        """Return the same for compiled loops, of a state on the CPU."""
-        return AllowedSymbols.of_mask(self.allowed())
 
     def advance(self, symbol_b: Tensor) -> None:
         """Take one more symbol for each row, int64 (b,); -1 stands for a token that no answer uses."""
@@ -155,12 +151,26 @@ class TrieState:
         self.n_closed_b = torch.where(active_b, n_closed_b, self.n_closed_b)
         self.last_word_b = torch.where(opens_closing_b, word_b, self.last_word_b)
 
-        child_b = self._child(self.node_b, symbol_b)
+        # The node that a symbol leads to, the sink where there is none.
+        edge_b = torch.where(symbol_b >= 0, self.node_b * self._n_symbols + symbol_b, -1)
+        place_b = torch.searchsorted(arrays.edges, edge_b)
+        found_b = arrays.edges[place_b.clamp(max=len(arrays.edges) - 1)] == edge_b
+        child_b = torch.where(found_b, place_b + 1, self._sink)
         may_begin_b = active_b & may_go_on_b & ~opens_closing_b & ~closes_on_b
         is_first_b = (symbol_b >= 0) & (symbol_b < self._n_first)
         begins_b = may_begin_b & (child_b == self._sink) & is_first_b
         completes_b = active_b & self.is_finished_b
-        self._use(begins_b | completes_b, torch.where(completes_b, self.last_word_b, word_b))
+        # The word that ends at each row's node, or ended before its closing, counts as used from now on.
+        uses_b, used_b = begins_b | completes_b, torch.where(completes_b, self.last_word_b, word_b)
+        column_b1 = self.n_words_b.clamp(max=self.words_bw.shape[1] - 1)[:, None]
+        written_b1 = torch.where(uses_b[:, None], used_b[:, None], self.words_bw.gather(1, column_b1))
+        self.words_bw.scatter_(1, column_b1, written_b1)
+        self.n_words_b = self.n_words_b + uses_b
+        used_b = used_b.clamp(min=0)
+        self.is_used_bw[self._rows_b, used_b] |= uses_b
+        # Places in a row may repeat at the sink only, whose count is of no use.
+        path_bt = self.arrays.path_wt[used_b]
+        self.unused_bk.scatter_add_(1, path_bt, -uses_b.int()[:, None].expand_as(path_bt))
 
         from_root_b = begins_b | (self.node_b == 0)
         self.node_b = torch.where(begins_b, symbol_b + 1, child_b)
@@ -200,33 +210,3 @@ class TrieState:
         fits_b = self.budget_b - self.n_steps >= self._depth + self._last + 1
         more_b = (n_words_b < self.max_words_b) & (fits_b | ~enough_b)
         return ends_b, ends_b & enough_b, ends_b & more_b
-
-    def _allow_children(self, allowed_bs: Tensor) -> None:
-        arrays = self.arrays
-        slot = torch.arange(self._widest, device=allowed_bs.device)
-        inside_b = (self.node_b > 0)[:, None]
-        there_bc = inside_b & (slot < arrays.n_children_k[self.node_b][:, None])
-        child_bc = torch.where(there_bc, arrays.first_child_k[self.node_b][:, None] + slot, self._sink)
-        symbol_bc = torch.where(there_bc, arrays.symbol_k[child_bc], self._n_symbols)
-        open_bc = there_bc & (self.unused_bk.gather(1, child_bc) > 0)
-        allowed_bs.scatter_(1, symbol_bc, open_bc | allowed_bs.gather(1, symbol_bc))
-
-    def _child(self, node_b: Tensor, symbol_b: Tensor) -> Tensor:
-        """Return the node that a symbol leads to, the sink where there is none."""
-        edges = self.arrays.edges
-        edge_b = torch.where(symbol_b >= 0, node_b * self._n_symbols + symbol_b, -1)
-        place_b = torch.searchsorted(edges, edge_b)
-        found_b = edges[place_b.clamp(max=len(edges) - 1)] == edge_b
-        return torch.where(found_b, place_b + 1, self._sink)
-
-    def _use(self, uses_b: Tensor, word_b: Tensor) -> None:
-        """Mark the word that ends at each row's node (or ended before its closing) as used."""
-        column_b1 = self.n_words_b.clamp(max=self.words_bw.shape[1] - 1)[:, None]
-        written_b1 = torch.where(uses_b[:, None], word_b[:, None], self.words_bw.gather(1, column_b1))
-        self.words_bw.scatter_(1, column_b1, written_b1)
-        self.n_words_b = self.n_words_b + uses_b
-        word_b = word_b.clamp(min=0)
-        self.is_used_bw[self._rows_b, word_b] |= uses_b
-        # Places in a row may repeat at the sink only, whose count is of no use.
-        path_bt = self.arrays.path_wt[word_b]
-        self.unused_bk.scatter_add_(1, path_bt, -uses_b.int()[:, None].expand_as(path_bt))

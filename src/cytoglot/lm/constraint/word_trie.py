@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cytoglot.errors import InputError
-
-Ints = NDArray[np.int64]
-ShortInts = NDArray[np.int32]
+from cytoglot.lm.constraint.trie_kernels import TrieArrays
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -29,28 +27,16 @@ class WordTrie:
     """A token trie in CSR form; nodes are numbered level by level, the children of a node side by side.
 
     Node 0 is the root, nodes 1 to `n_first` are its children and belong to symbols 0 to `n_first - 1`. The last node
-    is a sink without children, where rows go that are in no word. Arrays are not to be written to.
+    is a sink without children, where rows go that are in no word.
     """
 
     words: tuple[str, ...]
     symbol_tokens_s: Tensor
     """Token id of each symbol, int64."""
-    closing_c: Ints
-    """Symbols that follow the last word: the terminator's, then end of text."""
-    n_first: int
-    """Number of symbols that can begin a word."""
-    parent_k: ShortInts
-    word_k: ShortInts
-    """Index of the word that ends at a node, else -1."""
-    end_w: ShortInts
-    """Node at which each word ends."""
-    n_words_below_k: ShortInts
+    arrays: TrieArrays
+    n_words_below_k: NDArray[np.int32]
     """Number of words that end at a node or below it."""
-    first_child_k: ShortInts
-    n_children_k: ShortInts
-    symbol_k: ShortInts
-    """Symbol that leads to a node from its parent, ascending among siblings; -1 for the root and the sink."""
-    word_lengths_w: Ints
+    word_lengths_w: NDArray[np.int64]
     """Tokens of each word."""
 
     @property
@@ -58,20 +44,15 @@ class WordTrie:
         """Number of tokens that an answer can use."""
         return len(self.symbol_tokens_s)
 
-    @cached_property
-    def depth(self) -> int:
-        """Tokens of the longest word."""
-        return int(self.word_lengths_w.max())
-
     @property
     def sink(self) -> int:
         """The node of rows that are in no word."""
-        return len(self.parent_k) - 1
+        return len(self.arrays.parent_k) - 1
 
     @cached_property
     def widest(self) -> int:
         """Most children of a node below the root."""
-        return int(self.n_children_k[1:].max())
+        return int(self.arrays.n_children_k[1:].max())
 
 
 def build_trie(
@@ -92,7 +73,13 @@ def build_trie(
     tokens_wt = np.full((len(words), max(1, lengths_w.max())), -1, dtype=np.int64)
     # Boolean places are taken row by row, as the tokens come.
     tokens_wt[np.arange(tokens_wt.shape[1]) < lengths_w[:, None]] = np.concatenate(word_tokens)
-    _check_tokens(words, (lengths_w == 0) | np.isin(tokens_wt, refused).any(axis=1))
+    is_faulty_w = (lengths_w == 0) | np.isin(tokens_wt, refused).any(axis=1)
+    if is_faulty_w.any():
+        raise InputError(
+            f"expected every word to have tokens of its own, found {is_faulty_w.sum()} of {len(words)} that the "
+            f"tokenizer drops or does not know, such as {words[int(is_faulty_w.argmax())]!r}; leave them out or use "
+            "another tokenizer"
+        )
     first = np.unique(tokens_wt[:, 0])
     later = np.setdiff1d(np.concatenate([tokens_wt[tokens_wt >= 0], closing]), first)
     symbol_tokens_s = np.concatenate([first, later])
@@ -100,66 +87,17 @@ def build_trie(
     symbol_of = np.full(symbol_tokens_s.max() + 1, -1, dtype=np.int64)
     symbol_of[symbol_tokens_s] = np.arange(n_symbols)
 
-    edges, end_w = _number_nodes(symbol_of[tokens_wt], lengths_w, n_symbols=n_symbols)
-    _check_distinct(words, word_tokens, end_w)
-    n_nodes = len(edges) + 1
-    parent_k = np.concatenate([[0], edges // n_symbols, [0]])
-    word_k = np.full(n_nodes + 1, -1, dtype=np.int32)
-    word_k[end_w] = np.arange(len(words))
-    first_child_k = 1 + np.searchsorted(edges, np.arange(n_nodes + 1) * n_symbols)
-    return WordTrie(
-        words=tuple(words),
-        symbol_tokens_s=torch.from_numpy(symbol_tokens_s),
-        closing_c=symbol_of[closing],
-        n_first=len(first),
-        parent_k=parent_k.astype(np.int32),
-        word_k=word_k,
-        end_w=end_w.astype(np.int32),
-        n_words_below_k=_words_below(parent_k, end_w, lengths_w),
-        first_child_k=first_child_k.astype(np.int32),
-        n_children_k=np.append(np.diff(first_child_k), 0).astype(np.int32),
-        symbol_k=np.concatenate([[-1], edges % n_symbols, [-1]]).astype(np.int32),
-        word_lengths_w=lengths_w,
-    )
-
-
-def _number_nodes(
-    symbols_wt: NDArray[np.int64], lengths_w: NDArray[np.int64], *, n_symbols: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the edges into nodes 1, 2, ... and the node at which each word ends."""
-    node_w = np.zeros(len(lengths_w), dtype=np.int64)
+    # The edges into nodes 1, 2, ..., level by level, and the node at which each word ends.
+    end_w, n_nodes = np.zeros(len(words), dtype=np.int64), 1
     levels: list[NDArray[np.int64]] = []
-    n_nodes = 1
-    for depth in range(symbols_wt.shape[1]):
+    for depth in range(tokens_wt.shape[1]):
         live = lengths_w > depth
-        edges, which = np.unique(node_w[live] * n_symbols + symbols_wt[live, depth], return_inverse=True)
-        node_w[live] = n_nodes + which
-        n_nodes += len(edges)
-        levels.append(edges)
-    return np.concatenate(levels), node_w
-
-
-def _words_below(
-    parent_k: NDArray[np.int64], end_w: NDArray[np.int64], lengths_w: NDArray[np.int64]
-) -> NDArray[np.int32]:
-    n_below_k = np.zeros(len(parent_k), dtype=np.int32)
-    node_w = end_w.copy()
-    for _ in range(int(lengths_w.max()) + 1):
-        np.add.at(n_below_k, node_w, 1)
-        node_w = parent_k[node_w[node_w > 0]]
-    return n_below_k
-
-
-def _check_tokens(words: Sequence[str], is_faulty_w: NDArray[np.bool_]) -> None:
-    if is_faulty_w.any():
-        raise InputError(
-            f"expected every word to have tokens of its own, found {is_faulty_w.sum()} of {len(words)} that the "
-            f"tokenizer drops or does not know, such as {words[int(is_faulty_w.argmax())]!r}; leave them out or use "
-            "another tokenizer"
-        )
-
-
-def _check_distinct(words: Sequence[str], word_tokens: Sequence[NDArray[np.int64]], end_w: NDArray[np.int64]) -> None:
+        steps = end_w[live] * n_symbols + symbol_of[tokens_wt[live, depth]]
+        level, which = np.unique(steps, return_inverse=True)
+        end_w[live] = n_nodes + which
+        n_nodes += len(level)
+        levels.append(level)
+    edges = np.concatenate(levels)
     nodes, first_at, n_words = np.unique(end_w, return_index=True, return_counts=True)
     shared = np.flatnonzero(n_words > 1)
     if len(shared):
@@ -169,3 +107,29 @@ def _check_distinct(words: Sequence[str], word_tokens: Sequence[NDArray[np.int64
             f"the tokenizer cannot tell {words[one]!r} from {words[other]!r}: both are tokens "
             f"{word_tokens[one].tolist()}; leave one of them out or use another tokenizer"
         )
+    parent_k = np.concatenate([[0], edges // n_symbols, [0]])
+    word_k = np.full(n_nodes + 1, -1, dtype=np.int32)
+    word_k[end_w] = np.arange(len(words))
+    first_child_k = 1 + np.searchsorted(edges, np.arange(n_nodes + 1) * n_symbols)
+    # Every word is counted at its end, then a step nearer to the root, until all have come there.
+    n_words_below_k, node_w = np.zeros(n_nodes + 1, dtype=np.int32), end_w
+    for _ in range(int(lengths_w.max()) + 1):
+        np.add.at(n_words_below_k, node_w, 1)
+        node_w = parent_k[node_w[node_w > 0]]
+    return WordTrie(
+        words=tuple(words),
+        symbol_tokens_s=torch.from_numpy(symbol_tokens_s),
+        arrays=TrieArrays(
+            parent_k=parent_k.astype(np.int32),
+            word_k=word_k,
+            first_child_k=first_child_k.astype(np.int32),
+            n_children_k=np.append(np.diff(first_child_k), 0).astype(np.int32),
+            symbol_k=np.concatenate([[-1], edges % n_symbols, [-1]]).astype(np.int32),
+            end_w=end_w.astype(np.int32),
+            closing_c=symbol_of[closing].astype(np.int32),
+            n_first=len(first),
+            depth=int(lengths_w.max()),
+        ),
+        n_words_below_k=n_words_below_k,
+        word_lengths_w=lengths_w,
+    )

@@ -12,9 +12,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +22,9 @@ from numpy.typing import NDArray
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets
-from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, pad_right
+from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches, pad_right
 from cytoglot.lm.runtime.halve_on_oom import in_halves
-from cytoglot.lm.runtime.prefetch import one_ahead
+from cytoglot.lm.runtime.prefetch import ahead
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -87,7 +85,7 @@ def embed_texts(
 
     chunks = _chunks_to_read(texts, checked_batch_tokens(lm, batch_tokens))
     with progress_bar(total=len(texts), description="embed", unit="text") as bar:
-        for chunk, tokens in one_ahead(map(read, chunks)):
+        for chunk, tokens in ahead(map(read, chunks)):
             embedding_nd[chunk] = embed_tokens(
                 lm, tokens, layer=layer, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
             )
@@ -107,15 +105,11 @@ class EmbedTally:
     n_batches: int = 0
     started: float = field(default_factory=time.perf_counter)
 
-    @property
-    def padding(self) -> float:
-        """Share of padding among all tokens, 0 without any."""
-        return 1 - self.n_tokens / self.n_computed if self.n_computed else 0.0
-
     def __str__(self) -> str:
+        padding = 1 - self.n_tokens / self.n_computed if self.n_computed else 0.0
         return (
             f"{self.n_texts} texts of {self.n_tokens} tokens in {self.n_batches} batches, "
-            f"{100 * self.padding:.1f} % padding, {time.perf_counter() - self.started:.1f} s"
+            f"{100 * padding:.1f} % padding, {time.perf_counter() - self.started:.1f} s"
         )
 
 
@@ -148,8 +142,18 @@ def read_texts(
     """
     _check_pooling(pooling)
     _check_spans(texts, spans)
-    rows, ranges = _rows_and_ranges(lm, texts, spans)
-    _check_rows(lm, rows, np.arange(len(rows)) if numbers is None else numbers)
+    if spans is None:
+        rows = encode_prompts(lm.tokenizer, texts)
+        ranges = [np.array([[0, len(row)]], dtype=np.int64) for row in rows]
+    else:
+        rows, offsets = encode_prompts_with_offsets(lm.tokenizer, texts)
+        ranges = [token_ranges(o, np.array([span], dtype=np.int64)) for o, span in zip(offsets, spans, strict=True)]
+        without = [i for i, r in enumerate(ranges) if r[0, 0] == r[0, 1]]
+        for i in without:
+            ranges[i] = np.array([[0, len(rows[i])]], dtype=np.int64)
+        if without:
+            logger.warning("%d of %d spans hold no token: these texts are pooled as a whole", len(without), len(texts))
+    check_lengths(lm, np.array([len(row) for row in rows], dtype=np.int64), what="text", numbers=numbers)
     if pooling == "last":
         ranges = [np.maximum(r, r[:, 1:] - 1) for r in ranges]
     return TextTokens(rows=rows, ranges=ranges)
@@ -210,42 +214,22 @@ def pooled_states(
     rows = [row[: max(1, int(r.max(initial=0)))] for row, r in zip(rows, ranges, strict=True)]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     check_lengths(lm, lengths, what="text")
-    batches = embedding_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens))
-    compute = partial(_pooled, lm, rows, ranges, layer)
+    batches = length_batches(lengths, max_tokens=checked_batch_tokens(lm, batch_tokens), max_padding=MAX_PADDING)
     tally = EmbedTally() if tally is None else tally
+
+    def pooled(batch: Sequence[int]) -> list[NDArray[np.float32]]:
+        weight_bst = torch.from_numpy(_pooling_weights([rows[i] for i in batch], [ranges[i] for i in batch]))
+        with lm.inference():
+            hidden_btd = _hidden_states(lm, pad_right([rows[i] for i in batch], lm.pad_id, lm.device), layer)
+            pooled_bsd = torch.bmm(weight_bst.to(lm.device), hidden_btd.float()).cpu().numpy()
+        return [pooled_sd[: len(ranges[i])] for i, pooled_sd in zip(batch, pooled_bsd, strict=True)]
+
     for batch in batches:
-        yield from zip(batch.tolist(), in_halves(compute, batch.tolist(), what="text"), strict=True)
+        yield from zip(batch.tolist(), in_halves(pooled, batch.tolist(), what="text"), strict=True)
         tally.n_texts += len(batch)
         tally.n_batches += 1
         tally.n_tokens += int(lengths[batch].sum())
         tally.n_computed += len(batch) * int(lengths[batch].max())
-
-
-def embedding_batches(lengths: NDArray[np.int64], *, max_tokens: int) -> list[NDArray[np.int64]]:
-    """Return the row numbers of each batch, longest rows first, so that too little memory shows at once.
-
-    A batch of b rows holds at most `max_tokens` tokens, counted as b x its longest row, but always one row; less than
-    `MAX_PADDING` of that is padding. Every row is in exactly one batch.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    batches = []
-    start = 0
-    while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        candidates = order[start : start + max(1, max_tokens // longest)]
-        room = longest * np.arange(1, len(candidates) + 1)
-        fits = (room - np.cumsum(lengths[candidates])) < MAX_PADDING * room
-        n_rows = len(candidates) if fits.all() else max(1, int(np.argmin(fits)))
-        batches.append(candidates[:n_rows])
-        start += n_rows
-    return batches
-
-
-def padding_share(lengths: NDArray[np.int64], batches: Sequence[NDArray[np.int64]]) -> float:
-    """Return the share of padding among all tokens of the batches, 0 without any."""
-    n_computed = sum(len(batch) * int(lengths[batch].max()) for batch in batches)
-    n_real = sum(int(lengths[batch].sum()) for batch in batches)
-    return 1 - n_real / n_computed if n_computed else 0.0
 
 
 def in_precision(lm: LanguageModel, dtype: Precision) -> LanguageModel:
@@ -323,18 +307,6 @@ def _check_pooling(pooling: str) -> None:
         raise InputError(f"pooling must be 'mean' or 'last', found {pooling!r}")
 
 
-def _check_rows(lm: LanguageModel, rows: Sequence[NDArray[np.int64]], numbers: NDArray[np.int64]) -> None:
-    """Refuse what the model cannot read, under the numbers that the caller knows the texts by."""
-    for number, row in zip(numbers.tolist(), rows, strict=True):
-        if len(row) == 0:
-            raise InputError(f"text {number} is empty and the tokenizer puts no opening token; give at least one word")
-        if lm.context_length is not None and len(row) > lm.context_length:
-            raise InputError(
-                f"text {number} does not fit the model's context of {lm.context_length:,} tokens: it has {len(row):,}; "
-                "use fewer words"
-            )
-
-
 def _check_spans(texts: Sequence[str], spans: Sequence[tuple[int, int]] | None) -> None:
     if spans is None:
         return
@@ -346,36 +318,6 @@ def _check_spans(texts: Sequence[str], spans: Sequence[tuple[int, int]] | None) 
                 f"span {i} must lie in its text of {len(text)} characters, found ({first}, {after}); "
                 "pass positions of characters, the second after the last"
             )
-
-
-def _rows_and_ranges(
-    lm: LanguageModel, texts: Sequence[str], spans: Sequence[tuple[int, int]] | None
-) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    if spans is None:
-        rows = encode_prompts(lm.tokenizer, texts)
-        return rows, [np.array([[0, len(row)]], dtype=np.int64) for row in rows]
-    rows, offsets = encode_prompts_with_offsets(lm.tokenizer, texts)
-    found = [token_ranges(o, np.array([span], dtype=np.int64)) for o, span in zip(offsets, spans, strict=True)]
-    without = [i for i, r in enumerate(found) if r[0, 0] == r[0, 1]]
-    for i in without:
-        found[i] = np.array([[0, len(rows[i])]], dtype=np.int64)
-    if without:
-        logger.warning("%d of %d spans hold no token: these texts are pooled as a whole", len(without), len(texts))
-    return rows, found
-
-
-def _pooled(
-    lm: LanguageModel,
-    rows: Sequence[NDArray[np.int64]],
-    ranges: Sequence[NDArray[np.int64]],
-    layer: int,
-    batch: Sequence[int],
-) -> list[NDArray[np.float32]]:
-    weight_bst = torch.from_numpy(_pooling_weights([rows[i] for i in batch], [ranges[i] for i in batch]))
-    with lm.inference():
-        hidden_btd = _hidden_states(lm, pad_right([rows[i] for i in batch], lm.pad_id, lm.device), layer)
-        pooled_bsd = torch.bmm(weight_bst.to(lm.device), hidden_btd.float()).cpu().numpy()
-    return [pooled_sd[: len(ranges[i])] for i, pooled_sd in zip(batch, pooled_bsd, strict=True)]
 
 
 def _pooling_weights(rows: Sequence[NDArray[np.int64]], ranges: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
@@ -396,30 +338,21 @@ class _ReachedError(Exception):
 
 
 def _hidden_states(lm: LanguageModel, ids_bt: torch.Tensor, layer: int) -> torch.Tensor:
-    if layer == lm.model.config.get_text_config().num_hidden_layers:
-        return lm.body(input_ids=ids_bt, use_cache=False).last_hidden_state
-    with _stopping_before(lm, layer) as stops:
-        try:
-            result = lm.body(input_ids=ids_bt, use_cache=False, output_hidden_states=not stops)
-        except _ReachedError as reached:
-            return reached.hidden_btd
-    return result.hidden_states[layer]
-
-
-@contextmanager
-def _stopping_before(lm: LanguageModel, layer: int) -> Iterator[bool]:
-    """Make the body stop in front of a layer; yields False where its layers cannot be told, and it does not stop."""
     n_layers = lm.model.config.get_text_config().num_hidden_layers
+    if layer == n_layers:
+        return lm.body(input_ids=ids_bt, use_cache=False).last_hidden_state
     stacks = [m for m in lm.body.children() if isinstance(m, torch.nn.ModuleList) and len(m) == n_layers]
-    if len(stacks) != 1:
-        yield False
-        return
+    if len(stacks) != 1:  # which layers are the model's cannot be told, so all of them are run
+        return lm.body(input_ids=ids_bt, use_cache=False, output_hidden_states=True).hidden_states[layer]
 
     def stop(_: torch.nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
         raise _ReachedError(args[0] if args else kwargs["hidden_states"])
 
     hook = stacks[0][layer].register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        yield True
+        lm.body(input_ids=ids_bt, use_cache=False)
+    except _ReachedError as reached:
+        return reached.hidden_btd
     finally:
         hook.remove()
+    raise AssertionError("a body that calls each of its layers")

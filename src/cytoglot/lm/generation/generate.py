@@ -34,7 +34,7 @@ from cytoglot.lm.generation.sampling import Sampling, TokenSampler
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.lm.runtime.halve_on_oom import release_memory
-from cytoglot.lm.runtime.prefix_cache import can_share, expand, read_prefix, shared_prefixes
+from cytoglot.lm.runtime.prefix_cache import expand, prefix_groups, read_prefix
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -156,7 +156,20 @@ def sample_answers(
     requests = _requests(lm, prompts, answer_format, keys)
     groups = [(constrain(shared, lm.tokenizer, terminator=terminator), group) for shared, group in _by_words(requests)]
     for constraint, group in groups:
-        _check_room(lm, constraint, group)
+        for request in group:
+            n_prompt = len(request.prompt_ids)
+            if n_prompt == 0:
+                raise InputError(
+                    f"prompt {request.index} is empty and the tokenizer puts no opening token; give a word"
+                )
+            n_answer = constraint.enough_tokens(request.bounds[0] if request.bounds else None)
+            if lm.context_length is not None and n_prompt + n_answer > lm.context_length:
+                asked = f" for {request.bounds[0]:,} words" if request.bounds else ""
+                raise InputError(
+                    f"prompt {request.index} has {n_prompt:,} tokens and its answer may need {n_answer:,}{asked}, "
+                    f"together more than the model's context of {lm.context_length:,}; shorten the prompt or ask for "
+                    "less"
+                )
     answers: dict[tuple[int, int], GeneratedAnswer] = {}
     answering = partial(
         _Answering, lm, sampling=sampling, batch_size=batch_size, with_log_probs=with_log_probs, observer=observer
@@ -212,20 +225,6 @@ def _by_words(requests: Sequence[_Request]) -> list[tuple[AnswerFormat, list[_Re
     return shared
 
 
-def _check_room(lm: LanguageModel, constraint: AnswerConstraint, requests: Sequence[_Request]) -> None:
-    for request in requests:
-        n_prompt = len(request.prompt_ids)
-        if n_prompt == 0:
-            raise InputError(f"prompt {request.index} is empty and the tokenizer puts no opening token; give a word")
-        n_answer = constraint.enough_tokens(request.bounds[0] if request.bounds else None)
-        if lm.context_length is not None and n_prompt + n_answer > lm.context_length:
-            asked = f" for {request.bounds[0]:,} words" if request.bounds else ""
-            raise InputError(
-                f"prompt {request.index} has {n_prompt:,} tokens and its answer may need {n_answer:,}{asked}, together "
-                f"more than the model's context of {lm.context_length:,}; shorten the prompt or ask for less"
-            )
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Batch:
     """Distinct prompts, and the answers to write after them."""
@@ -252,7 +251,9 @@ class _Answering:
     ) -> None:
         self.lm, self.constraint, self.sampling = lm, constraint, sampling
         self.batch_size, self.with_log_probs, self.observer = batch_size, with_log_probs, observer
-        self.takes_padding = _takes_padding(lm)
+        # Families without position ids cannot read rows of different length together.
+        taken = inspect.signature(lm.model.forward).parameters
+        self.takes_padding = {"attention_mask", "position_ids"} <= taken.keys()
 
     def answers(self, requests: Sequence[_Request], n_samples: int) -> Iterator[tuple[_Row, GeneratedAnswer]]:
         """Yield every answer, in the order in which they become ready."""
@@ -262,8 +263,17 @@ class _Answering:
             start = 0
             while start < len(batch.rows):
                 some = batch.rows[start : start + self.batch_size]
-                answers = self._write_if_it_fits(batch, kept, some)
-                if answers is None:
+                try:
+                    answers = self._write(batch, kept, some)
+                except torch.OutOfMemoryError as error:
+                    if len(some) < 2:
+                        error.add_note(
+                            "a single answer does not fit the memory of the device; use a smaller model or prompt"
+                        )
+                        raise
+                    answers = []
+                # Outside of the handler, whose traceback would keep the tensors of the failed attempt alive.
+                if not answers:
                     release_memory()
                     self.batch_size = len(some) // 2
                     logger.warning(
@@ -273,30 +283,21 @@ class _Answering:
                 yield from zip(some, answers, strict=True)
                 start += len(some)
 
-    def _write_if_it_fits(
-        self, batch: _Batch, kept: _Reading | None, rows: Sequence[_Row]
-    ) -> list[GeneratedAnswer] | None:
-        """Return the answers of some rows, None where memory is too small for them and they are more than one."""
-        try:
-            return self._write(batch, kept, rows)
-        except torch.OutOfMemoryError as error:
-            # What the failed attempt holds is let go with the traceback, so before the next one.
-            if len(rows) < 2:
-                error.add_note("a single answer does not fit the memory of the device; use a smaller model or prompt")
-                raise
-            return None
-
     def _batches(self, requests: Sequence[_Request], n_samples: int) -> Iterator[_Batch]:
         """Give batches of prompts of similar length, of at most `batch_size` answers, or all those of one prompt."""
         of_prompt: dict[bytes, list[_Request]] = {}
         for request in requests:
             of_prompt.setdefault(request.prompt_ids.tobytes(), []).append(request)
         distinct = list(of_prompt.values())
-        for prefix, members in self._prefixes([same[0].prompt_ids for same in distinct]):
-            cache = read_prefix(self.lm, prefix) if len(prefix) else None
-            make = partial(_batch, n_samples=n_samples, prefix=prefix, prefix_cache=cache)
+        prompt_ids = [same[0].prompt_ids for same in distinct]
+        longest = max(map(len, prompt_ids)) + self.constraint.max_tokens()
+        if self.lm.context_length is not None:
+            longest = min(longest, self.lm.context_length)
+        for group in prefix_groups(self.lm, prompt_ids, longest):
+            cache = read_prefix(self.lm, group.prefix) if len(group.prefix) else None
+            make = partial(_batch, n_samples=n_samples, prefix=group.prefix, prefix_cache=cache)
             batch: list[list[_Request]] = []
-            for same in sorted((distinct[row] for row in members), key=lambda same: len(same[0].prompt_ids)):
+            for same in sorted((distinct[row] for row in group.members), key=lambda same: len(same[0].prompt_ids)):
                 n_rows = (sum(map(len, batch)) + len(same)) * n_samples
                 mixed = bool(batch) and len(batch[-1][0].prompt_ids) != len(same[0].prompt_ids)
                 if batch and (n_rows > self.batch_size or (mixed and not self.takes_padding)):
@@ -305,15 +306,6 @@ class _Answering:
                 batch.append(same)
             if batch:
                 yield make(batch)
-
-    def _prefixes(self, prompt_ids: Sequence[Ids]) -> list[tuple[Ids, list[int]]]:
-        """Return what groups of prompts begin with, and their numbers."""
-        longest = max(len(ids) for ids in prompt_ids) + self.constraint.max_tokens()
-        if self.lm.context_length is not None:
-            longest = min(longest, self.lm.context_length)
-        if len(prompt_ids) > 1 and can_share(self.lm, longest):
-            return [(group.prefix, group.members.tolist()) for group in shared_prefixes(prompt_ids)]
-        return [(np.empty(0, dtype=np.int64), list(range(len(prompt_ids))))]
 
     def _write(self, batch: _Batch, kept: _Reading | None, rows: Sequence[_Row]) -> list[GeneratedAnswer]:
         if kept is None:
@@ -337,17 +329,6 @@ def _batch(batch: Sequence[Sequence[_Request]], *, n_samples: int, prefix: Ids, 
     ]
     prompt_ids = [same[0].prompt_ids for same in batch]
     return _Batch(prompt_ids=prompt_ids, rows=rows, prefix=prefix, prefix_cache=prefix_cache)
-
-
-def _takes_padding(lm: LanguageModel) -> bool:
-    """Return whether rows of different length can be read together; families without position ids cannot."""
-    return {"attention_mask", "position_ids"} <= inspect.signature(lm.model.forward).parameters.keys()
-
-
-def _cache_name(lm: LanguageModel) -> str | None:
-    """Return the argument by which the model takes what it has read; None where it must read everything each time."""
-    taken = inspect.signature(lm.model.forward).parameters
-    return next((name for name in ("past_key_values", "cache_params") if name in taken), None)
 
 
 @dataclass(kw_only=True)
@@ -413,11 +394,13 @@ def _forward(
     lm: LanguageModel, ids_bt: Tensor, cache: Cache | None, mask_bt: Tensor | None, positions_bt: Tensor | None
 ) -> tuple[Tensor, Cache | None]:
     """Return the logits after the last token of each row, and keys and values of all tokens so far, if kept."""
-    name = _cache_name(lm)
+    taken = inspect.signature(lm.model.forward).parameters
+    # By which name the model takes what it has read; None where it must read everything each time.
+    name = next((name for name in ("past_key_values", "cache_params") if name in taken), None)
     options: dict[str, Any] = {} if name is None else {"use_cache": True, name: cache}
     if mask_bt is not None:
         options |= {"attention_mask": mask_bt, "position_ids": positions_bt}
-    if "logits_to_keep" in inspect.signature(lm.model.forward).parameters:
+    if "logits_to_keep" in taken:
         options["logits_to_keep"] = 1
     output = lm.model(input_ids=ids_bt, **options)
     return output.logits[:, -1], None if name is None else output[name]
@@ -436,8 +419,12 @@ class _Writer:
     ) -> None:
         self.lm, self.constraint, self.reading = lm, constraint, reading
         self.named = [(row.request.index, row.sample) for row in rows]
-        budgets = [self._budget(row.request) for row in rows]
         bounds = [row.request.bounds for row in rows if row.request.bounds is not None]
+        # As much as its format can take, or what is left of the context.
+        budgets = [constraint.max_tokens(row.request.bounds[1] if row.request.bounds else None) for row in rows]
+        if lm.context_length is not None:
+            left = [lm.context_length - len(row.request.prompt_ids) for row in rows]
+            budgets = [min(pair) for pair in zip(budgets, left, strict=True)]
         self.state = constraint.start(
             torch.tensor(budgets, device=lm.device),
             bounds_b2=torch.tensor(bounds, device=lm.device) if bounds else None,
@@ -452,12 +439,6 @@ class _Writer:
         self.answers: list[GeneratedAnswer | None] = [None] * len(rows)
         self.log_probs: list[list[float]] = [[] for _ in rows]
 
-    def _budget(self, request: _Request) -> int:
-        """Return the most tokens of an answer: what its format can take, or what is left of the context."""
-        budget = self.constraint.max_tokens(request.bounds[1] if request.bounds else None)
-        limit = self.lm.context_length
-        return budget if limit is None else min(budget, limit - len(request.prompt_ids))
-
     def write(self, *, with_log_probs: bool, observer: StepObserver | None = None) -> list[GeneratedAnswer]:
         """Return the answers in the order of the rows."""
         if observer is not None:
@@ -469,7 +450,10 @@ class _Writer:
                 logits_bs = logits_bv if self.takes_all else logits_bv[:, self.tokens_s]
                 observer.step(self.places, logits_bs.float(), self.state.allowed(), symbol_b)
             if log_prob_b is not None:
-                self._note(log_prob_b)
+                is_finished_b = self.state.is_finished_b.tolist()
+                for place, log_prob, is_finished in zip(self.places, log_prob_b.tolist(), is_finished_b, strict=True):
+                    if not is_finished:
+                        self.log_probs[place].append(log_prob)
             self.state.advance(symbol_b)
             going_on = self._collect()
             if len(going_on) == 0:
@@ -479,12 +463,6 @@ class _Writer:
             observer.finish()
         return [answer for answer in self.answers if answer is not None]
 
-    def _note(self, log_prob_b: Tensor) -> None:
-        is_finished_b = self.state.is_finished_b.tolist()
-        for place, log_prob, is_finished in zip(self.places, log_prob_b.tolist(), is_finished_b, strict=True):
-            if not is_finished:
-                self.log_probs[place].append(log_prob)
-
     def _collect(self) -> Tensor:
         """Take down finished answers once they are half of the rows; return the rows to go on with."""
         finished = self.state.is_finished_b.tolist()
@@ -493,7 +471,13 @@ class _Writer:
         texts, word_tokens = self.state.texts(), self.state.word_tokens()
         for place, text, n_tokens in zip(self.places, texts, word_tokens, strict=True):
             if text is not None:
-                self.answers[place] = _answer(text, self.log_probs[place], n_tokens)
+                log_probs = self.log_probs[place]
+                ends = [0, *accumulate(n_tokens)] if log_probs else []
+                self.answers[place] = GeneratedAnswer(
+                    text=text,
+                    token_log_probs=tuple(log_probs),
+                    word_log_probs=tuple(sum(log_probs[start:end]) for start, end in pairwise(ends)),
+                )
         going_on = [row for row, is_finished in enumerate(finished) if not is_finished]
         rows = torch.tensor(going_on, dtype=torch.int64, device=self.lm.device)
         self.places = [self.places[row] for row in going_on]
@@ -513,9 +497,3 @@ class _Writer:
                 positions_bt = (reading.mask_bt.cumsum(dim=1) - 1).clamp(min=0)
         reading.logits_bv, reading.cache = _forward(self.lm, ids_bt, reading.cache, reading.mask_bt, positions_bt)
         reading.length_b = reading.length_b + 1
-
-
-def _answer(text: str, log_probs: Sequence[float], n_tokens: Sequence[int]) -> GeneratedAnswer:
-    ends = [0, *accumulate(n_tokens)] if log_probs else []
-    words = tuple(sum(log_probs[start:end]) for start, end in pairwise(ends))
-    return GeneratedAnswer(text=text, token_log_probs=tuple(log_probs), word_log_probs=words)

@@ -14,7 +14,7 @@ measures of a word in an answer (presence; rank x presence; value x presence).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -127,8 +127,14 @@ def answer_ranks(
         `sample_answers` refuses.
     """
     formats = list(answer_format) if isinstance(answer_format, Sequence) else [answer_format] * len(prompts)
-    words, n_ranks = _checked(prompts, formats, n_samples)
-    shape = (len(prompts), n_ranks, len(words))
+    if not prompts or len(formats) != len(prompts):
+        raise InputError(f"need at least one prompt and one format for each, found {len(prompts)} and {len(formats)}")
+    if n_samples < 2:
+        raise InputError(f"ranks need at least 2 samples of each prompt, to know their error, found {n_samples}")
+    words = formats[0].words
+    if any(one.words != words for one in formats):
+        raise InputError("the formats have different words; call answer_ranks for each list of words")
+    shape = (len(prompts), max(one.max_words for one in formats), len(words))
     if values_prw is not None:
         _check_values(values_prw, shape)
     tokens = encode_completions(lm.tokenizer, [f" {word}" for word in words])
@@ -202,7 +208,10 @@ class _Sums:
         share_w = np.clip(share_w, 0, 1)
         shares = {"c": 1 - share_w, "h": share_w}
         mean_mpw = (shares["c"] * self._first["c"] + shares["h"] * self._first["h"]) / n_samples
-        square = {pair: self._mixed_product(pair, shares) / n_samples for pair in self._pairs}
+        square = {pair: np.zeros(mean_mpw.shape[1:]) for pair in self._pairs}
+        for (pair, kinds), product_pw in self._second.items():
+            square[pair] += shares[kinds[0]] * shares[kinds[1]] * product_pw
+        square = {pair: total_pw / n_samples for pair, total_pw in square.items()}
         n_prompts = len(self.chosen_prw)
 
         def error(variance_pw: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -228,12 +237,6 @@ class _Sums:
             value_w=mean_mpw[2].mean(axis=0) if has_values else None,
             value_error_w=error(square[2, 2] - mean_mpw[2] ** 2) if has_values else None,
         )
-
-    def _mixed_product(self, pair: tuple[int, int], shares: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        total_pw = np.zeros(self._first["c"].shape[1:])
-        for kinds in ("cc", "ch", "hc", "hh"):
-            total_pw += shares[kinds[0]] * shares[kinds[1]] * self._second[pair, kinds]
-        return total_pw
 
 
 class _NextWords:
@@ -298,17 +301,6 @@ def next_probabilities(logits_bs: Tensor, allowed_bs: Tensor, sampling: Sampling
         return torch.zeros_like(allowed_logits_bs).scatter_(1, best_b, 1.0)
     scaled_bs = allowed_logits_bs / sampling.temperature
     return (scaled_bs if sampling.top_p >= 1 else keep_top_p(scaled_bs, sampling.top_p)).softmax(dim=1)
-
-
-def _checked(prompts: Sequence[str], formats: Sequence[DistinctWords], n_samples: int) -> tuple[tuple[str, ...], int]:
-    if not prompts or len(formats) != len(prompts):
-        raise InputError(f"need at least one prompt and one format for each, found {len(prompts)} and {len(formats)}")
-    if n_samples < 2:
-        raise InputError(f"ranks need at least 2 samples of each prompt, to know their error, found {n_samples}")
-    words = formats[0].words
-    if any(one.words != words for one in formats):
-        raise InputError("the formats have different words; call answer_ranks for each list of words")
-    return words, max(one.max_words for one in formats)
 
 
 def _check_values(values_prw: NDArray[np.floating], shape: tuple[int, ...]) -> None:

@@ -55,7 +55,9 @@ class TokenSampler:
 
     def __init__(self, sampling: Sampling, streams: Sequence[str], *, tokens_s: Tensor | None = None) -> None:
         self.sampling = sampling
-        self._stream_b = torch.tensor([_stream_key(sampling.seed, stream) for stream in streams], dtype=torch.int64)
+        names = (hashlib.blake2b(f"{sampling.seed}\0{stream}".encode(), digest_size=8) for stream in streams)
+        keys = [int.from_bytes(name.digest(), "little", signed=True) for name in names]
+        self._stream_b = torch.tensor(keys, dtype=torch.int64)
         self._n_steps = 0
         self._tokens_s = tokens_s
         self._tokens_on_cpu: NDArray[np.int64] | None = None if tokens_s is None else tokens_s.cpu().numpy()
@@ -107,11 +109,7 @@ class TokenSampler:
             logits_bv.detach().float().contiguous().numpy(),
             places_s,
             places_s if self._tokens_on_cpu is None else self._tokens_on_cpu,
-            allowed.open_rs,
-            allowed.shows_open_r,
-            allowed.few_rc,
-            allowed.n_few_r,
-            allowed.slot_b,
+            allowed,
             self._stream_b.numpy().view(np.uint64),
             self._n_steps,
             float(self.sampling.temperature),
@@ -178,18 +176,11 @@ def keep_top_p(logits_bs: Tensor, top_p: float) -> Tensor:
     The most likely symbol is always kept, and so are all that are as likely as the last one kept.
     """
     probability_bs = logits_bs.softmax(dim=1)
-    falling_bs = _falling(probability_bs)
+    if probability_bs.device.type == "cpu":
+        # torch also sorts the places, which takes it 20 times as long as numpy's vectorized sort of the values.
+        falling_bs = torch.from_numpy(-np.sort(-probability_bs.numpy(), axis=1))
+    else:
+        falling_bs = probability_bs.sort(dim=1, descending=True).values
     n_kept_b = (falling_bs.cumsum(dim=1) - falling_bs < top_p).sum(dim=1)
     least_kept_b = falling_bs.gather(1, n_kept_b[:, None] - 1)
     return logits_bs.masked_fill(probability_bs < least_kept_b, -torch.inf)
-
-
-def _falling(values_bs: Tensor) -> Tensor:
-    if values_bs.device.type != "cpu":
-        return values_bs.sort(dim=1, descending=True).values
-    # torch also sorts the places, which takes it 20 times as long as numpy's vectorized sort of the values.
-    return torch.from_numpy(-np.sort(-values_bs.numpy(), axis=1))
-
-
-def _stream_key(seed: int, stream: str) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}\0{stream}".encode(), digest_size=8).digest(), "little", signed=True)

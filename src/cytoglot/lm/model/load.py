@@ -82,7 +82,12 @@ def load_language_model(
     if adapter is not None:
         lm = replace(_adapted(adapter, device, dtype, trust=trust_remote_code), source=source, revision=commit)
     else:
-        given: dict[str, Any] = {"dtype": _torch_dtype(dtype, target)}
+        known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+        if dtype != "auto" and dtype not in known:
+            raise InputError(f"dtype must be auto, {', '.join(known)}, found {dtype!r}")
+        # Half precision on a CPU changes scores in the second digit; who wants its speed asks for it.
+        own = torch.float32 if target.type == "cpu" else "auto"
+        given: dict[str, Any] = {"dtype": own if dtype == "auto" else known[dtype]}
         if quantization is not None:
             given |= {"quantization_config": quantization, "device_map": {"": str(target)}}
         model, tokenizer = _read(name_or_folder, source, given, options)
@@ -110,8 +115,21 @@ def _read(
         if not isinstance(error, (KeyError, ImportError, RuntimeError)) and not is_of_the_hub(error):
             raise
         raise InputError(_why_not(name_or_folder, error)) from error
-    _check_complete(name_or_folder, loading)
-    _check_tokenizer(name_or_folder, model, tokenizer)
+    for kind, consequence in (("missing_keys", "would be random"), ("mismatched_keys", "have another shape")):
+        keys = sorted(str(key) for key in loading.get(kind) or ())
+        if keys:
+            raise InputError(
+                f"the weights in {name_or_folder} do not fit a causal language model: {len(keys)} tensors "
+                f"{consequence}, such as {keys[0]}"
+            )
+    if not tokenizer("ACTB cell", add_special_tokens=False)["input_ids"]:
+        raise InputError(f"the tokenizer of {name_or_folder} is empty: it gives no token for 'ACTB cell'")
+    n_rows = model.get_input_embeddings().weight.shape[0]
+    if _n_ids(tokenizer) > n_rows:
+        raise InputError(
+            f"the tokenizer of {name_or_folder} has {_n_ids(tokenizer):,} tokens but the model only {n_rows:,} rows; "
+            "they do not belong together (after adding tokens, call model.resize_token_embeddings(len(tokenizer)))"
+        )
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
@@ -192,16 +210,6 @@ def _quantization(quantize: Quantize, device: torch.device) -> BitsAndBytesConfi
     )
 
 
-def _torch_dtype(name: Dtype, device: torch.device) -> torch.dtype | str:
-    if name == "auto":
-        # Half precision on a CPU changes scores in the second digit; who wants its speed asks for it.
-        return torch.float32 if device.type == "cpu" else "auto"
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if name not in known:
-        raise InputError(f"dtype must be auto, {', '.join(known)}, found {name!r}")
-    return known[name]
-
-
 def _why_not(name_or_folder: str | Path, error: Exception) -> str:
     reason = " ".join(str(error).split())[:500]
     if "trust_remote_code" in reason:
@@ -215,27 +223,6 @@ def _why_not(name_or_folder: str | Path, error: Exception) -> str:
         f"no folder {str(name_or_folder)!r} here, and the Hugging Face hub could not provide a model of that name "
         f"(no network, HF_HUB_OFFLINE set, a wrong name, or a licence to accept first?): {reason}"
     )
-
-
-def _check_complete(name_or_folder: str | Path, loading: dict[str, object]) -> None:
-    for kind, consequence in (("missing_keys", "would be random"), ("mismatched_keys", "have another shape")):
-        keys = sorted(str(key) for key in loading.get(kind) or ())  # type: ignore[attr-defined]
-        if keys:
-            raise InputError(
-                f"the weights in {name_or_folder} do not fit a causal language model: {len(keys)} tensors "
-                f"{consequence}, such as {keys[0]}"
-            )
-
-
-def _check_tokenizer(name_or_folder: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer("ACTB cell", add_special_tokens=False)["input_ids"]:
-        raise InputError(f"the tokenizer of {name_or_folder} is empty: it gives no token for 'ACTB cell'")
-    n_rows = model.get_input_embeddings().weight.shape[0]
-    if _n_ids(tokenizer) > n_rows:
-        raise InputError(
-            f"the tokenizer of {name_or_folder} has {_n_ids(tokenizer):,} tokens but the model only {n_rows:,} rows; "
-            "they do not belong together (after adding tokens, call model.resize_token_embeddings(len(tokenizer)))"
-        )
 
 
 def _n_ids(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -66,8 +66,21 @@ def add_lora(
         `peft` is not installed.
     """
     peft = require("peft", extra="train", purpose="training with LoRA")
-    layers = dict(_linear_layers(lm.model))
-    chosen = sorted(layers if targets == "all-linear" else _named(layers, targets))
+    output = lm.model.get_output_embeddings()
+    barred = _READ_BY_KERNELS if lm.model.config.model_type in _STATE_SPACE_FAMILIES else set()
+    layers = {
+        name: layer
+        for name, layer in lm.model.named_modules()
+        if isinstance(layer, (torch.nn.Linear, Conv1D)) and layer is not output and name.split(".")[-1] not in barred
+    }
+    named = set(layers) if targets == "all-linear" else set()
+    for target in () if targets == "all-linear" else targets:
+        matching = {name for name in layers if f".{name}".endswith(f".{target}")}
+        if not matching:
+            kinds = sorted({name.split(".")[-1] for name in layers})
+            raise InputError(f"lora.targets: no layer is called {target!r}, {nearest_names(target, kinds)}")
+        named |= matching
+    chosen = sorted(named)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
@@ -150,23 +163,3 @@ def _vectors(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     layers = [cast(Any, model).get_input_embeddings(), cast(Any, model).get_output_embeddings()]
     found = {id(p): p for layer in layers if layer is not None for p in layer.parameters()}
     return list(found.values())
-
-
-def _linear_layers(model: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Yield name and layer of each linear layer that an adapter can be put on."""
-    output = model.get_output_embeddings()
-    barred = _READ_BY_KERNELS if model.config.model_type in _STATE_SPACE_FAMILIES else set()
-    for name, layer in model.named_modules():
-        if isinstance(layer, (torch.nn.Linear, Conv1D)) and layer is not output and name.split(".")[-1] not in barred:
-            yield name, layer
-
-
-def _named(layers: dict[str, torch.nn.Module], targets: Sequence[str]) -> set[str]:
-    found: set[str] = set()
-    for target in targets:
-        matching = {name for name in layers if name == target or name.endswith(f".{target}")}
-        if not matching:
-            kinds = sorted({name.split(".")[-1] for name in layers})
-            raise InputError(f"lora.targets: no layer is called {target!r}, {nearest_names(target, kinds)}")
-        found |= matching
-    return found

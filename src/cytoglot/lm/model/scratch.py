@@ -127,7 +127,10 @@ def scratch_model(
             _check_vectors(words, word_vectors, settings)
             token_ids = torch.from_numpy(word_token_ids(tokenizer, words or []))
             texts = [np.asarray(ids, dtype=np.int64) for ids in word_texts or () if len(ids)]
-            embedding_wd = _word_embedding(word_vectors, _frequency(len(word_vectors), texts), settings)
+            # How often each word occurs in the texts; without any, all alike.
+            counts = np.bincount(np.concatenate(texts or [np.arange(len(word_vectors))]), minlength=len(word_vectors))
+            frequency_w = torch.from_numpy((counts / counts.sum()).astype(np.float32))
+            embedding_wd = _word_embedding(word_vectors, frequency_w, settings)
             with torch.no_grad():
                 model.get_input_embeddings().weight[token_ids] = embedding_wd
                 if settings.pool_gain > 0:
@@ -197,26 +200,14 @@ def _start_as_pool(
     hand it on unrotated. The constant coordinate is dropped, being the same for every text.
     """
     first = int(settings.word_constant > 0)
-    pooled = _pooled_size(embedding_wd, texts, slice(first, first + n_vector_columns))
+    # Root mean square, over texts and the vectors' columns, of the centred means of normalized embeddings.
+    normal_wd = embedding_wd / embedding_wd.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
+    means = [normal_wd[torch.from_numpy(word_ids)].mean(dim=0) for word_ids in texts]
+    mean_td = torch.stack(means) if len(means) > 1 else normal_wd
+    centred = (mean_td - mean_td.mean(dim=0))[:, first : first + n_vector_columns]
+    pooled = max(float(centred.square().mean().sqrt()), 1e-6)
     rotation, _ = torch.linalg.qr(torch.randn(settings.hidden_size, settings.hidden_size))
     rotation[:, :first] = 0
     attention = model.model.layers[settings.pool_layer].self_attn
     attention.v_proj.weight.copy_(rotation)
     attention.o_proj.weight.copy_(rotation.T * (settings.pool_gain / pooled))
-
-
-def _frequency(n_words: int, texts: Texts) -> torch.Tensor:
-    """Share of each word among all words of the texts, uniform without texts."""
-    if not texts:
-        return torch.full((n_words,), 1 / n_words)
-    counts = np.bincount(np.concatenate(texts), minlength=n_words)
-    return torch.from_numpy((counts / counts.sum()).astype(np.float32))
-
-
-def _pooled_size(embedding_wd: torch.Tensor, texts: Texts, columns: slice) -> float:
-    """Root mean square, over texts and the vectors' columns, of the centred means of normalized embeddings."""
-    normal_wd = embedding_wd / embedding_wd.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-6)
-    means = [normal_wd[torch.from_numpy(word_ids)].mean(dim=0) for word_ids in texts]
-    mean_td = torch.stack(means) if len(means) > 1 else normal_wd
-    centred = (mean_td - mean_td.mean(dim=0))[:, columns]
-    return max(float(centred.square().mean().sqrt()), 1e-6)

@@ -9,7 +9,6 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HTTPError
@@ -103,7 +102,14 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
     if is_hub_name(source):
         if find_adapter_config_file(source, revision=revision) is None:
             return None
-        folder = _download(source, revision)
+        wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer*", "special_tokens_map.json", *TOKENIZER_FILES]
+        try:
+            folder = Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=wanted))
+        except Exception as error:
+            if not is_of_the_hub(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"the adapter {source} cannot be fetched from the Hugging Face hub: {reason}") from error
     elif not (folder / ADAPTER_CONFIG).is_file():
         return None
     if not (folder / ADAPTER_WEIGHTS).is_file():
@@ -111,8 +117,15 @@ def find_adapter(source: str, revision: str | None) -> Adapter | None:
             f"the adapter in {source} has no {ADAPTER_WEIGHTS}, found {_listed(folder)}; save it again with "
             "safe_serialization=True: other formats can run code and are not read"
         )
-    config = _read_config(folder)
-    return Adapter(folder=folder, base=_base_of(config, folder), revision=config.get("revision"))
+    path = folder / ADAPTER_CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON ({error}); copy the adapter again") from error
+    if not isinstance(config, dict) or not config.get("base_model_name_or_path"):
+        raise InputError(f"{path} names no base model; write its folder or hub name into base_model_name_or_path")
+    base = _base_of(str(config["base_model_name_or_path"]), folder)
+    return Adapter(folder=folder, base=base, revision=config.get("revision"))
 
 
 def find_file(source: str, name: str, revision: str | None = None) -> Path | None:
@@ -148,31 +161,8 @@ def check_index(source: str, revision: str | None) -> None:
         )
 
 
-def _download(source: str, revision: str | None) -> Path:
-    wanted = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "tokenizer*", "special_tokens_map.json", *TOKENIZER_FILES]
-    try:
-        return Path(huggingface_hub.snapshot_download(source, revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        if not is_of_the_hub(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the adapter {source} cannot be fetched from the Hugging Face hub: {reason}") from error
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / ADAPTER_CONFIG
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); copy the adapter again") from error
-    if not isinstance(value, dict) or not value.get("base_model_name_or_path"):
-        raise InputError(f"{path} names no base model; write its folder or hub name into base_model_name_or_path")
-    return value
-
-
-def _base_of(config: dict[str, Any], folder: Path) -> str:
+def _base_of(base: str, folder: Path) -> str:
     """Return the base as it can be loaded: a folder is looked for from here and from the adapter's folder."""
-    base = str(config["base_model_name_or_path"])
     for candidate in (Path(base).expanduser(), folder / base):
         if candidate.is_dir():
             return str(candidate)

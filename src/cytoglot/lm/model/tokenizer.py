@@ -22,6 +22,13 @@ from cytoglot.errors import InputError
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 N_BYTES = 256
+_PLAIN: dict[str, Any] = {
+    "add_special_tokens": False,
+    "split_special_tokens": True,
+    "return_attention_mask": False,
+    "return_token_type_ids": False,
+    "verbose": False,
+}
 
 
 def build_tokenizer(
@@ -59,9 +66,22 @@ def build_tokenizer(
         Words are empty, repeated or hold white space, or `n_subwords` is below 256.
     """
     _check_words(words, n_subwords)
-    splitter = _splitter(words)
-    trained = _train_bpe(_texts_without(set(words), texts), splitter, n_subwords)
-    vocabulary, merges = _with_words(trained, words)
+    splitter, known = _splitter(words), set(words)
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = splitter
+    trained.train_from_iterator(
+        (" ".join(part for part in text.split(" ") if part.rstrip(".,;:") not in known) for text in texts),
+        trainers.BpeTrainer(
+            vocab_size=n_subwords, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        ),
+    )
+    learned = json.loads(trained.to_str())["model"]
+    to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    spelled = [to_characters(" " + word)[0][0] for word in words]
+    taken = set(spelled)
+    subwords = [piece for piece in sorted(learned["vocab"], key=learned["vocab"].get) if piece not in taken]
+    vocabulary = {piece: i for i, piece in enumerate([BOS, EOS, PAD, *subwords, *spelled])}
+    merges = [(left, right) for left, right in learned["merges"]]
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
     backend.pre_tokenizer = splitter
     backend.decoder = decoders.ByteLevel()
@@ -124,15 +144,7 @@ def encode_prompts_with_offsets(
     if len(texts) == 0:
         return [], []
     opening = opening_ids(tokenizer)
-    found = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_offsets_mapping=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
+    found = tokenizer(list(texts), return_offsets_mapping=True, **_PLAIN)
     rows = [np.concatenate([opening, np.array(ids, dtype=np.int64)]) for ids in found["input_ids"]]
     before = np.zeros((len(opening), 2), dtype=np.int64)
     places = [np.array(offsets, dtype=np.int64).reshape(-1, 2) for offsets in found["offset_mapping"]]
@@ -152,7 +164,8 @@ def encode_completions(
     InputError
         `eos` is asked of a tokenizer that has no end-of-text token.
     """
-    if _adds_a_space(tokenizer):
+    first = tokenizer.convert_ids_to_tokens(_encode_plain(tokenizer, ["a"])[0].tolist())[0]
+    if first.startswith(("▁", "Ġ")):
         texts = [text.removeprefix(" ") for text in texts]
     encoded = _encode_plain(tokenizer, texts)
     if not eos:
@@ -181,6 +194,11 @@ def encode_pair(
     return encode_pairs(tokenizer, [prompt], [completion], eos=eos)[0]
 
 
+def plain_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Return the token ids of texts, to which nothing is added, as a call of the tokenizer gives them."""
+    return tokenizer(texts, **_PLAIN)["input_ids"]
+
+
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     """Return the special tokens that the tokenizer puts in front of a text when called plainly (often `<bos>`)."""
     bare = _encode_plain(tokenizer, ["a"])[0].tolist()
@@ -205,24 +223,11 @@ def _encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> l
     if len(texts) == 0:
         return []
     is_plain = isinstance(tokenizer, PreTrainedTokenizerFast)
-    if is_plain and type(tokenizer)._encode_plus is PreTrainedTokenizerFast._encode_plus:
-        return _encode_in_backend(tokenizer.backend_tokenizer, texts)
-    encoded = tokenizer(
-        list(texts),
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )["input_ids"]
-    return [np.array(ids, dtype=np.int64) for ids in encoded]
-
-
-def _encode_in_backend(backend: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.int64]]:
-    """Return what a plain call returns, in a third of its time: it turns every encoding into lists of all kinds.
-
-    Settings are left as such a call leaves them.
-    """
+    if not is_plain or type(tokenizer)._encode_plus is not PreTrainedTokenizerFast._encode_plus:
+        return [np.array(ids, dtype=np.int64) for ids in plain_ids(tokenizer, list(texts))]
+    # A plain call takes three times as long, since it turns every encoding into lists of all kinds. Settings are left
+    # as it leaves them.
+    backend = tokenizer.backend_tokenizer
     if backend.truncation is not None:
         backend.no_truncation()
     if backend.padding is not None:
@@ -231,11 +236,6 @@ def _encode_in_backend(backend: Tokenizer, texts: Sequence[str]) -> list[NDArray
         backend.encode_special_tokens = True
     encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
     return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-
-
-def _adds_a_space(tokenizer: PreTrainedTokenizerBase) -> bool:
-    first = tokenizer.convert_ids_to_tokens(_encode_plain(tokenizer, ["a"])[0].tolist())[0]
-    return first.startswith(("▁", "Ġ"))
 
 
 def _check_words(words: Sequence[str], n_subwords: int) -> None:
@@ -258,44 +258,16 @@ def _splitter(words: Sequence[str]) -> pre_tokenizers.PreTokenizer:
     The few words of another shape (`TRB@`) get a pattern of their own, which ends where no letter or digit follows.
     """
     joints = sorted({"-", ".", "_"} | {c for word in words for c in word[1:-1] if not c.isalnum()})
-    usual = _pieces(_pattern(joints, ()))
+    word = rf"[\p{{L}}\p{{N}}]+(?:[{''.join(map(re.escape, joints))}][\p{{L}}\p{{N}}]+)*"
+
+    def pieces(odd: str) -> pre_tokenizers.PreTokenizer:
+        pattern = Regex(rf"{odd} ?{word}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+")
+        split = pre_tokenizers.Split(pattern, behavior="isolated")
+        return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+    usual = pieces("")
     odd = [word for word in words if len(usual.pre_tokenize_str(" " + word)) > 1]
-    return _pieces(_pattern(joints, sorted(odd, key=len, reverse=True))) if odd else usual
-
-
-def _pattern(joints: Sequence[str], odd_words: Sequence[str]) -> str:
-    joint = "".join(map(re.escape, joints))
-    word = rf"[\p{{L}}\p{{N}}]+(?:[{joint}][\p{{L}}\p{{N}}]+)*"
-    odd = rf" (?:{'|'.join(map(re.escape, odd_words))})(?![\p{{L}}\p{{N}}])|" if odd_words else ""
-    return rf"{odd} ?{word}| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
-
-
-def _pieces(pattern: str) -> pre_tokenizers.PreTokenizer:
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-
-
-def _texts_without(words: set[str], texts: Iterable[str]) -> Iterable[str]:
-    for text in texts:
-        yield " ".join(part for part in text.split(" ") if part.rstrip(".,;:") not in words)
-
-
-def _train_bpe(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer, n_subwords: int) -> dict[str, Any]:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = splitter
-    trainer = trainers.BpeTrainer(
-        vocab_size=n_subwords, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
-    return model
-
-
-def _with_words(trained: dict[str, Any], words: Sequence[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Return the vocabulary in the order special tokens, subwords, words, and the merges."""
-    to_characters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
-    spelled = [to_characters(" " + word)[0][0] for word in words]
-    taken = set(spelled)
-    subwords = [piece for piece in sorted(trained["vocab"], key=trained["vocab"].get) if piece not in taken]
-    vocabulary = {piece: i for i, piece in enumerate([BOS, EOS, PAD, *subwords, *spelled])}
-    return vocabulary, [(left, right) for left, right in trained["merges"]]
+    if not odd:
+        return usual
+    alternatives = "|".join(map(re.escape, sorted(odd, key=len, reverse=True)))
+    return pieces(rf" (?:{alternatives})(?![\p{{L}}\p{{N}}])|")

@@ -19,21 +19,31 @@ DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 
 
 def length_batches(
-    lengths: NDArray[np.int64], *, max_tokens: int, extra: int = 0, max_rows: int | None = None
+    lengths: NDArray[np.int64],
+    *,
+    max_tokens: int,
+    extra: int = 0,
+    max_rows: int | None = None,
+    max_padding: float = 1.0,
 ) -> list[NDArray[np.int64]]:
     """Return the row numbers of each batch, longest rows first, so that too little memory shows at once.
 
     A batch of b rows holds at most `max_tokens` tokens, counted as b x (longest row + `extra`), and at most `max_rows`
-    rows; but always one. Every row is in exactly one batch.
+    rows; less than `max_padding` of the tokens are padding. But it holds one row always, and every row is in one batch.
     """
     order = np.argsort(-lengths, kind="stable")
     batches = []
     start = 0
     while start < len(order):
-        n_rows = max(1, max_tokens // max(1, int(lengths[order[start]]) + extra))
-        n_rows = n_rows if max_rows is None else min(n_rows, max_rows)
-        batches.append(order[start : start + n_rows])
-        start += n_rows
+        longest = max(1, int(lengths[order[start]]) + extra)
+        n_rows = max(1, max_tokens // longest)
+        batch = order[start : start + (n_rows if max_rows is None else min(n_rows, max_rows))]
+        if max_padding < 1:
+            room = longest * np.arange(1, len(batch) + 1)
+            fits = room - np.cumsum(lengths[batch]) < max_padding * room
+            batch = batch if fits.all() else batch[: max(1, int(np.argmin(fits)))]
+        batches.append(batch)
+        start += len(batch)
     return batches
 
 
@@ -54,15 +64,19 @@ def checked_batch_tokens(lm: LanguageModel, batch_tokens: int | None) -> int:
     return batch_tokens
 
 
-def check_lengths(lm: LanguageModel, lengths: NDArray[np.int64], *, what: str) -> None:
-    """Refuse empty rows and rows beyond the model's context; `what` names a row ("prompt")."""
+def check_lengths(
+    lm: LanguageModel, lengths: NDArray[np.int64], *, what: str, numbers: NDArray[np.int64] | None = None
+) -> None:
+    """Refuse empty rows and rows beyond the model's context; `what` names a row ("prompt"), `numbers` tell which."""
+    named = np.arange(len(lengths)) if numbers is None else numbers
     if (lengths < 1).any():
-        row = int(np.argmax(lengths < 1))
+        row = named[np.argmax(lengths < 1)]
         raise InputError(f"{what} {row} is empty and the tokenizer puts no opening token; give at least one word")
     limit = lm.context_length
     if limit is not None and (lengths > limit).any():
-        too_long = np.flatnonzero(lengths > limit)
-        raise InputError(
-            f"{len(too_long)} of {len(lengths)} do not fit the model's context of {limit:,} tokens: "
-            f"{what} {too_long[0]} has {lengths[too_long[0]]:,}; use fewer words"
-        )
+        row, n = int(np.argmax(lengths > limit)), int((lengths > limit).sum())
+        # How many of them there are is known only where these rows are all.
+        begun, has = f"{n} of {len(lengths)} do not fit", f"{what} {row} has"
+        if numbers is not None:
+            begun, has = f"{what} {named[row]} does not fit", "it has"
+        raise InputError(f"{begun} the model's context of {limit:,} tokens: {has} {lengths[row]:,}; use fewer words")

@@ -78,6 +78,18 @@ def shared_prefixes(rows: Sequence[Ids], *, min_tokens: int = 32) -> list[Prefix
     return groups
 
 
+def prefix_groups(lm: LanguageModel, rows: Sequence[Ids], longest: int) -> list[PrefixGroup]:
+    """Return the groups of `shared_prefixes`, or one of all rows where the model cannot share `longest` tokens."""
+    groups = shared_prefixes(rows)
+    # The model is tried out only where there is something to share.
+    return groups if all(len(g.prefix) == 0 for g in groups) or can_share(lm, longest) else [ungrouped(rows)]
+
+
+def ungrouped(rows: Sequence[Ids]) -> PrefixGroup:
+    """Return all rows as one group that shares nothing."""
+    return PrefixGroup(prefix=np.empty(0, dtype=np.int64), members=np.arange(len(rows)))
+
+
 def read_prefix(lm: LanguageModel, ids: Ids) -> Cache:
     """Return keys and values of one prefix, for a batch of one; to be called inside of `lm.inference()`.
 
@@ -148,7 +160,12 @@ def _best_groups(rows: Sequence[Ids], order: Sequence[int], min_tokens: int) -> 
     stack: list[tuple[int, list[_Branch]]] = [(0, [])]
     for place, row in enumerate(order):
         leaf = _Branch(depth=max(0, len(rows[row]) - 1), rows=[row], n_tokens=len(rows[row]))
-        ahead = _common(rows[row], rows[order[place + 1]]) if place + 1 < len(order) else 0
+        ahead = 0  # how many first tokens it shares with the next row, less than either has
+        if place + 1 < len(order):
+            one, other = rows[row], rows[order[place + 1]]
+            ahead = max(0, min(len(one), len(other)) - 1)
+            differs = one[:ahead] != other[:ahead]
+            ahead = int(np.argmax(differs)) if differs.any() else ahead
         if stack[-1][0] < ahead:
             stack.append((ahead, []))
         stack[-1][1].append(leaf)
@@ -159,13 +176,6 @@ def _best_groups(rows: Sequence[Ids], order: Sequence[int], min_tokens: int) -> 
                 stack.append((ahead, []))
             stack[-1][1].append(joined)
     return _join(0, stack[0][1], min_tokens).groups
-
-
-def _common(one: Ids, other: Ids) -> int:
-    """Return how many first tokens two rows share, less than either row has."""
-    n = max(0, min(len(one), len(other)) - 1)
-    differs = one[:n] != other[:n]
-    return int(np.argmax(differs)) if differs.any() else n
 
 
 def _join(depth: int, children: Sequence[_Branch], min_tokens: int) -> _Branch:
@@ -180,11 +190,9 @@ def _join(depth: int, children: Sequence[_Branch], min_tokens: int) -> _Branch:
     rows = [row for child in children for row in child.rows]
     branch = _Branch(depth=depth, rows=rows, n_tokens=sum(child.n_tokens for child in children))
     gains = [_saved(depth, child) - child.saved if depth >= min_tokens else 0.0 for child in children]
-    joins = [gain > 0 for gain in gains]
-    if sum(gain for gain in gains if gain > 0) <= depth:
-        joins = [False] * len(children)
-    joining = [child for child, is_in in zip(children, joins, strict=True) if is_in]
-    apart = [child for child, is_in in zip(children, joins, strict=True) if not is_in]
+    pays = sum(gain for gain in gains if gain > 0) > depth
+    joining = [child for child, gain in zip(children, gains, strict=True) if pays and gain > 0]
+    apart = [child for child, gain in zip(children, gains, strict=True) if not (pays and gain > 0)]
     branch.groups = [group for child in apart for group in child.groups]
     branch.saved = sum(child.saved for child in apart)
     if joining:

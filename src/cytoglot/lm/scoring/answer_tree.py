@@ -53,23 +53,19 @@ class AnswerTree:
                 node = nodes.setdefault(path[:k], len(nodes))
                 steps.append(edges.setdefault((node, token), len(edges)))
             answer_edges.append(np.array(steps, dtype=np.int64))
+        sees = np.eye(len(nodes), dtype=bool)
+        for path, node in nodes.items():  # parents come before their children
+            if path:
+                sees[node] |= sees[nodes[path[:-1]]]
         edge_node, edge_token = np.array(list(edges), dtype=np.int64).T
         return cls(
             token=np.array([path[-1] if path else 0 for path in nodes], dtype=np.int64),
             depth=np.array([len(path) for path in nodes], dtype=np.int64),
-            sees=_ancestors(nodes),
+            sees=sees,
             edge_node=edge_node,
             edge_token=edge_token,
             answer_edges=tuple(answer_edges),
         )
-
-
-def _ancestors(nodes: dict[tuple[int, ...], int]) -> NDArray[np.bool_]:
-    sees = np.eye(len(nodes), dtype=bool)
-    for path, node in nodes.items():  # parents come before their children
-        if path:
-            sees[node] |= sees[nodes[path[:-1]]]
-    return sees
 
 
 def split_answers(answers: Sequence[Ids], max_nodes: int) -> list[Ids]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -33,7 +33,7 @@ from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches
 from cytoglot.lm.runtime.halve_on_oom import in_halves
-from cytoglot.lm.runtime.prefix_cache import PrefixGroup, can_share, read_prefix, shared_prefixes
+from cytoglot.lm.runtime.prefix_cache import PrefixGroup, prefix_groups, read_prefix, ungrouped
 from cytoglot.lm.scoring import strategies as answer_passes
 from cytoglot.lm.scoring.answer_tree import AnswerTree, Ids, split_answers
 from cytoglot.lm.scoring.strategies import cached_batch, cached_tree, full_forward, single_pass_tree
@@ -125,7 +125,7 @@ def score_pairs(
     likelihood_n = np.empty(len(prompt_ids))
     longest = max(len(p) + len(c) for p, c in zip(prompt_ids, completion_ids, strict=True))
     with lm.inference():
-        for group in _prefix_groups(lm, prompt_ids, longest):
+        for group in prefix_groups(lm, prompt_ids, longest):
             prefix = read_prefix(lm, group.prefix) if len(group.prefix) else None
             some, their_completions = ([rows[i] for i in group.members] for rows in (prompt_ids, completion_ids))
             likelihood_n[group.members] = full_forward(
@@ -186,34 +186,19 @@ def _score(lm: LanguageModel, prompts: Sequence[Ids], answers: Sequence[Ids], ba
     if len(prompts) == 0:
         return np.empty((0, len(answers)))
     longest = max(map(len, prompts)) + max(map(len, answers))
+    strategies: tuple[ScoringStrategy, ...] = ("single_pass_tree", "cached_tree", "cached_batch")
     if longest > (lm.attention_window or longest):
-        strategies: tuple[ScoringStrategy, ...] = (
-            "cached_batch",
-        )  # a sliding layer would see too far through the tree's mask
-    else:
-        strategies = (
-            ("single_pass_tree", "cached_tree", "cached_batch")
-            if len(_parts(lm, answers)) == 1
-            else ("cached_tree", "cached_batch")
-        )
+        strategies = strategies[2:]  # a sliding layer would see too far through the tree's mask
+    elif len(_parts(lm, answers)) > 1:
+        strategies = strategies[1:]
     with lm.inference():
         strategy = _chosen_strategy(lm, prompts, answers, strategies)
-        groups = [_all_alone(prompts)] if strategy == "full_forward" else _prefix_groups(lm, prompts, longest)
+        groups = [ungrouped(prompts)] if strategy == "full_forward" else prefix_groups(lm, prompts, longest)
         return _checked(_evaluate(lm, prompts, answers, strategy, batch_tokens, groups))
 
 
 def _parts(lm: LanguageModel, answers: Sequence[Ids]) -> list[Ids]:
     return split_answers(answers, max(2, min(MAX_NODES, answer_passes.MAX_LOGITS // lm.n_vocabulary)))
-
-
-def _all_alone(prompts: Sequence[Ids]) -> PrefixGroup:
-    return PrefixGroup(prefix=np.empty(0, dtype=np.int64), members=np.arange(len(prompts)))
-
-
-def _prefix_groups(lm: LanguageModel, prompts: Sequence[Ids], longest: int) -> list[PrefixGroup]:
-    groups = shared_prefixes(prompts)
-    # The model is tried out only where there is something to share.
-    return groups if all(len(g.prefix) == 0 for g in groups) or can_share(lm, longest) else [_all_alone(prompts)]
 
 
 def _checked(likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -253,24 +238,18 @@ def _evaluate(
         if strategy in ("single_pass_tree", "cached_tree")
         else 1
     )
-    batching = {"max_tokens": batch_tokens, "extra": n_nodes, "max_rows": max_rows}
     likelihood_na = np.empty((len(prompts), len(answers)))
-    with progress_bar(total=len(prompts), description="score", unit="prompt") as bar:
-        for prefix, batch in _batches(lm, prompts, groups, batching):
-            likelihood_na[batch] = in_halves(partial(score, prefix), batch.tolist(), what="prompt with its answers")
-            bar.update(len(batch))
-    return likelihood_na
-
-
-def _batches(
-    lm: LanguageModel, prompts: Sequence[Ids], groups: Sequence[PrefixGroup], batching: Mapping[str, int]
-) -> Iterator[tuple[Cache | None, Ids]]:
-    """Give the prompts of each batch, and keys and values of what they begin with, read once for all batches."""
     lengths = np.array([len(prompt) for prompt in prompts], dtype=np.int64)
-    for group in groups:
-        prefix = read_prefix(lm, group.prefix) if len(group.prefix) else None
-        for batch in length_batches(lengths[group.members] - len(group.prefix), **batching):
-            yield prefix, group.members[batch]
+    with progress_bar(total=len(prompts), description="score", unit="prompt") as bar:
+        for group in groups:
+            # What a group begins with is read once for all of its batches.
+            prefix = read_prefix(lm, group.prefix) if len(group.prefix) else None
+            left = lengths[group.members] - len(group.prefix)
+            for some in length_batches(left, max_tokens=batch_tokens, extra=n_nodes, max_rows=max_rows):
+                batch = group.members[some]
+                likelihood_na[batch] = in_halves(partial(score, prefix), batch.tolist(), what="prompt with its answers")
+                bar.update(len(batch))
+    return likelihood_na
 
 
 def _chosen_strategy(
@@ -317,7 +296,7 @@ def _find_strategy(
     tolerance = HALF_TOLERANCE if is_half else TOLERANCE
 
     def score(strategy: ScoringStrategy, example: tuple[list[Ids], list[Ids]]) -> NDArray[np.float64]:
-        return _evaluate(lm, *example, strategy, MAX_NODES, [_all_alone(example[0])])
+        return _evaluate(lm, *example, strategy, MAX_NODES, [ungrouped(example[0])])
 
     expected = [score("full_forward", example) for example in examples]
     for strategy in strategies:

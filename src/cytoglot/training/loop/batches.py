@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from cytoglot.lm.runtime.prefetch import ahead
 from cytoglot.training.loop.loss import Batch
 
 
@@ -36,41 +35,10 @@ class ReadAhead:
     def __iter__(self) -> Iterator[Batch]:
         """Go on after the last batch that was given."""
         self._source.load_state_dict(self._state)
-        made: queue.Queue[tuple[Batch | None, Any]] = queue.Queue(self._n_ahead)
-        stopped = threading.Event()
-
-        def put(item: tuple[Batch | None, Any]) -> None:
-            while not stopped.is_set():
-                try:
-                    made.put(item, timeout=0.1)
-                except queue.Full:
-                    continue
-                return
-
-        def make() -> None:
-            try:
-                for batch in self._source:
-                    put((batch, self._source.state_dict()))
-                    if stopped.is_set():
-                        return
-                put((None, None))
-            except BaseException as error:  # noqa: BLE001 - raised again where the batch would be given
-                put((None, error))
-
-        thread = threading.Thread(target=make, daemon=True, name="batches")
-        thread.start()
-        try:
-            while True:
-                batch, state = made.get()
-                if batch is None:
-                    if state is not None:
-                        raise state
-                    return
-                self._state = state
-                yield batch
-        finally:
-            stopped.set()
-            thread.join()
+        made = ((batch, self._source.state_dict()) for batch in self._source)
+        for batch, state in ahead(made, n=self._n_ahead):
+            self._state = state
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch that was given."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -21,16 +21,6 @@ AVERAGE_FILE = "weight_average.safetensors"
 AVERAGE_STATE = "weight_average.json"
 HISTORY_FILE = "history.json"
 _START_SHARE = 0.25  # the first steps are far from where training ends and would only slow the average down
-
-
-class Kept(Protocol):
-    """What a checkpoint holds beside weights and optimizer. Every process saves and restores."""
-
-    def save(self, checkpoint: Path) -> None:
-        """Write into a checkpoint."""
-
-    def restore(self, checkpoint: Path) -> None:
-        """Read what `save` wrote."""
 
 
 class WeightAverage(TrainerCallback):
@@ -161,18 +151,24 @@ class WeightAverage(TrainerCallback):
 class History(TrainerCallback):
     """Rows of step, tokens, losses and held-out scores, and the one progress bar."""
 
-    def __init__(self) -> None:
-        self.rows: list[dict[str, float | int | None]] = []
+    def __init__(self, description: str = "train") -> None:
+        self._description = description
+        self.rows: list[dict[str, Any]] = []
         self.n_tokens = 0
         self._bar: Any = None
         self._started = 0.0
         self._seconds_before = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Time that training has taken so far, that of an interrupted run included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar, at the step where a resumed run goes on."""
         self._started = time.perf_counter()
         self._tokens_before = self.n_tokens
-        self._bar = progress_bar(total=state.max_steps, description="train", unit="step")
+        self._bar = progress_bar(total=state.max_steps, description=self._description, unit="step")
         self._bar.update(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -191,7 +187,6 @@ class History(TrainerCallback):
         logs = logs or {}
         if "loss" not in logs and "eval_loss" not in logs:
             return
-        seconds = time.perf_counter() - self._started
         scores = {name.removeprefix("eval_"): value for name, value in logs.items() if name.startswith("eval_")}
         self.rows.append(
             {
@@ -200,11 +195,11 @@ class History(TrainerCallback):
                 "train_loss": logs.get("loss"),
                 "validation_loss": _finite(scores.pop("loss", None)),
                 **{name: _finite(value) for name, value in scores.items()},
-                "seconds": round(self._seconds_before + seconds, 2),
+                "seconds": round(self.seconds, 2),
             }
         )
         if "loss" in logs:
-            rate = (self.n_tokens - self._tokens_before) / max(seconds, 1e-9)
+            rate = (self.n_tokens - self._tokens_before) / max(self.seconds - self._seconds_before, 1e-9)
             self._bar.set_postfix_str(f"loss {logs['loss']:.3f}, {rate:,.0f} tokens/s")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -214,8 +209,7 @@ class History(TrainerCallback):
     def save(self, checkpoint: Path) -> None:
         """Write the rows into a checkpoint."""
         if is_first():
-            seconds = self._seconds_before + time.perf_counter() - self._started
-            value = {"rows": self.rows, "n_tokens": self.n_tokens, "seconds": seconds}
+            value = {"rows": self.rows, "n_tokens": self.n_tokens, "seconds": self.seconds}
             (checkpoint / HISTORY_FILE).write_text(json.dumps(value), encoding="utf-8")
 
     def restore(self, checkpoint: Path) -> None:

@@ -5,7 +5,6 @@ A run is begun by `begin`, trained by `fit` and ended by `finish`, in each of it
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -16,24 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_reporting_integration_callbacks
 
 from cytoglot.atomic import write_json
-from cytoglot.cell_model.load import CellModel, check_same_genes, load_cell_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, save_split
-from cytoglot.corpus.format.folder import Corpus
-from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
-from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.input_fingerprints import fingerprint_cells, group_columns
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-from cytoglot.lm.model.fingerprint import folder_fingerprint
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
 from cytoglot.lm.model.load import load_language_model
 from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
-from cytoglot.manifest import Manifest, fingerprint_texts
+from cytoglot.manifest import Manifest
 from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, join_processes, wait_for_all
@@ -46,6 +39,7 @@ from cytoglot.training.loop.run_folder import (
     make_readable,
     open_work,
     step_of,
+    writing,
 )
 from cytoglot.training.loop.sharded import check_sharding, whole_model, whole_weights
 from cytoglot.training.loop.trainer import AnswerTrainer, HeldOutScores, TrainingData, training_arguments, uses_bf16
@@ -53,7 +47,7 @@ from cytoglot.training.recipe import OptimRecipe, TrainRecipe
 from cytoglot.training.release.model_card import write_model_card
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -106,70 +100,6 @@ def open_run(run: Run, *, overwrite: bool) -> None:
     wait_for_all()
 
 
-def base_fingerprint(recipe: TrainRecipe) -> Mapping[str, str]:
-    """Return what a manifest says of the model that training starts from: nothing where it starts from nothing."""
-    base = recipe.model.base
-    if base is None:
-        return {}
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
-        return {"base": f"{base}@{recipe.model.revision or 'main'}"}
-    return {"base": folder_fingerprint(folder)}
-
-
-def manifest_of_cells(
-    adata: AnnData,
-    source: object,
-    recipe: TrainRecipe,
-    *,
-    label: str,
-    split_by: str,
-    split: Split | None,
-    gene_options: GeneOptions,
-    seed: int,
-) -> Manifest:
-    """Return what made a model of a file of cells; two runs are the same where config and inputs are equal."""
-    divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict() | {"content": None})])
-    columns = [label, recipe.sentence.hvg_batch_key] + ([] if split_by in ("auto", "cell") else [split_by])
-    if recipe.kind == "grpo" or (split is None and split_by == "auto"):  # one of them may be chosen
-        columns += group_columns(adata)
-    # What gene options did to the cells is in the inputs already.
-    genes = gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
-    return Manifest(
-        command="train",
-        config={"recipe": recipe.model_dump(mode="json"), "label": label, "split": divided, **genes},
-        seeds={"seed": seed},
-        inputs={
-            **fingerprint_cells(adata, [column for column in columns if column is not None]),
-            "source": Path(source).name if isinstance(source, (str, Path)) else "AnnData",
-            **base_fingerprint(recipe),
-        },
-    )
-
-
-def manifest_of_corpus(
-    corpus: Corpus, recipe: TrainRecipe, *, seed: int, shares: Mapping[str, float] | None = None
-) -> Manifest:
-    """Return what made a model of a corpus; `shares` are those of the tasks where the recipe leaves them open."""
-    settings = recipe.model_dump(mode="json")
-    return Manifest(
-        command="train",
-        config={"recipe": settings if shares is None else {**settings, "tasks": shares}},
-        seeds={"seed": seed},
-        inputs={
-            "corpus": corpus.description.fingerprint,
-            "source": corpus.folder.name,
-            **base_fingerprint(recipe),
-        },
-    )
-
-
-def check_base(recipe: TrainRecipe, vocabulary: GeneVocabulary) -> None:
-    """Refuse a base that knows too few of the genes to train on; a `VocabularyMismatchError`."""
-    if recipe.model.base is not None:
-        check_same_genes(recipe.model.base, vocabulary, min_share=recipe.model.min_known_genes)
-
-
 def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> LanguageModel:
     """Return the model that training starts from: the recipe's base, with an adapter if it has one, or a new one.
 
@@ -193,18 +123,14 @@ def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreT
             revision=recipe.model.revision,
             quantize=quantize,
         )
-    if recipe.lora is not None:
-        lora = recipe.lora
-        lm = add_lora(
-            lm,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            targets=lora.targets,
-            train_vectors=lora.train_vectors,
-            seed=run.seed,
-        )
-    return lm
+    return adapted(lm, recipe, seed=run.seed)
+
+
+def adapted(lm: LanguageModel, recipe: TrainRecipe, *, seed: int) -> LanguageModel:
+    """Return the model with the recipe's adapter, as it is where there is none."""
+    if recipe.lora is None:
+        return lm
+    return add_lora(lm, **recipe.lora.model_dump(exclude={"quantize"}), seed=seed)
 
 
 def can_pack(lm: LanguageModel, optim: OptimRecipe, *, auto: bool) -> bool:
@@ -233,19 +159,22 @@ def can_pack(lm: LanguageModel, optim: OptimRecipe, *, auto: bool) -> bool:
     return False
 
 
-def check_trackers(recipe: TrainRecipe) -> None:
-    """Refuse a tracker that is unknown or not installed.
+def prepare_trackers(run: Run) -> None:
+    """Refuse a tracker that is unknown or not installed; TensorBoard is told its folder.
 
     Raises
     ------
     InputError
         The message says which, and how it is installed.
     """
+    names = run.recipe.report_to
     try:
-        for callback in get_reporting_integration_callbacks(list(recipe.report_to)):
+        for callback in get_reporting_integration_callbacks(list(names)):
             callback()
     except (RuntimeError, ValueError, ImportError) as error:
-        raise InputError(f"report_to {', '.join(recipe.report_to)}: {' '.join(str(error).split())}") from error
+        raise InputError(f"report_to {', '.join(names)}: {' '.join(str(error).split())}") from error
+    if "tensorboard" in names:  # else it would write into the work folder, which goes away
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
 
 
 def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = False) -> tuple[LanguageModel, History]:
@@ -268,16 +197,24 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = Fa
         A single example does not fit the device.
     """
     optim = run.recipe.optim
+    higher = False
+    if optim.stop_on != "loss":
+        if data.held_out is None:
+            raise InputError(
+                f"optim.stop_on is {optim.stop_on!r}, but nothing is held out to measure it on; set it to loss"
+            )
+        higher = data.held_out.better(optim.stop_on) == "higher"
     history = History()
     average = WeightAverage(
         lm.model,
         decay=optim.weight_average,
         patience=optim.patience,
         stop_on=optim.stop_on,
-        higher=_higher_is_better(optim.stop_on, data.held_out),
+        higher=higher,
     )
-    check_trackers(run.recipe)
-    arguments = _arguments(run, lm, data)
+    prepare_trackers(run)
+    validates = len(data.validation) > 0 or data.held_out is not None
+    arguments = training_arguments(run.work, run.recipe, lm, seed=run.seed, validates=validates)
     open_run(run, overwrite=overwrite)
     if lm.device.type == "cuda":
         data = replace(data, batches=ReadAhead(data.batches))
@@ -293,36 +230,15 @@ def fit(run: Run, lm: LanguageModel, data: TrainingData, *, overwrite: bool = Fa
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         average.keep_best()
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            lm = _whole(lm, trainer)
+            # Each process holds a part of the model, and the first one has it whole afterwards.
+            sharded = trainer.is_deepspeed_enabled
+            whole = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else whole_weights(lm.model)
+            lm = whole_model(lm, whole) if is_first() else lm
         for name in ("forward", "_original_forward"):  # mixed precision was laid over the model's own
             vars(lm.model).pop(name, None)
     lm = replace(lm, device=next(lm.model.parameters()).device)
     lm.model.eval()
     return lm, history
-
-
-def _whole(lm: LanguageModel, trainer: AnswerTrainer) -> LanguageModel:
-    """Return the model of which each process holds a part, whole in the first one."""
-    if trainer.is_deepspeed_enabled:
-        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    else:
-        weights = whole_weights(lm.model)
-    return whole_model(lm, weights) if is_first() else lm
-
-
-def _arguments(run: Run, lm: LanguageModel, data: TrainingData) -> TrainingArguments:
-    if "tensorboard" in run.recipe.report_to:  # else it would write into the work folder, which goes away
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
-    validates = len(data.validation) > 0 or data.held_out is not None
-    return training_arguments(run.work, run.recipe, lm, seed=run.seed, validates=validates)
-
-
-def _higher_is_better(stop_on: str, held_out: HeldOutScores | None) -> bool:
-    if stop_on == "loss":
-        return False
-    if held_out is None:
-        raise InputError(f"optim.stop_on is {stop_on!r}, but nothing is held out to measure it on; set it to loss")
-    return held_out.better(stop_on) == "higher"
 
 
 @contextmanager
@@ -374,56 +290,31 @@ def finish(
     model = None
     if is_first():
         started = time.perf_counter()
-        with explain_write_errors(run):
+        with writing("the model", run.folder):
             if is_adapted(lm):
                 save_adapter(lm, run.folder / ADAPTER_FOLDER)
-            lm = _merged(run, lm)
+            if run.recipe.lora is None or run.recipe.lora.quantize == "none":
+                lm = merge_lora(lm)
+            else:  # into weights that were quantized for training, the adapter is merged as they were before
+                lm = load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
         model = make_model(lm)
-        told = {"history": history.rows, "messages": list(messages), **(facts or {}), **_measured(lm, held_out)}
-        with explain_write_errors(run):
-            _write(run, model, told, split)
+        told = {"history": history.rows, "messages": list(messages), **(facts or {})}
+        if held_out is not None:
+            try:
+                told["validation"] = held_out.scores(lm)
+            except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
+                logger.warning("the tasks are not measured on validation records: %s", error)
+        with writing("the model", run.folder):
+            with own_progress_only():
+                model.lm.model.save_pretrained(run.folder)
+                model.lm.tokenizer.save_pretrained(run.folder)
+            make_readable(run.folder)
+            if split is not None:
+                save_split(split, run.folder)
+            write_json(run.folder / TRAINING_FILE, told)
+            model.spec.save(run.folder)  # from here on the folder holds a model
+            write_model_card(run.folder)
+            shutil.rmtree(run.work, ignore_errors=True)
         logger.info("wrote %s (calibration and saving took %.1f s)", run.folder, time.perf_counter() - started)
     wait_for_all()
     return model or load_cell_model(run.folder, device=run.device)
-
-
-def _merged(run: Run, lm: LanguageModel) -> LanguageModel:
-    """Merge the adapter; into weights that were quantized for training, it is merged as they were before."""
-    if run.recipe.lora is None or run.recipe.lora.quantize == "none":
-        return merge_lora(lm)
-    return load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
-
-
-def _measured(lm: LanguageModel, held_out: HeldOutScores | None) -> dict[str, Mapping[str, float]]:
-    if held_out is None:
-        return {}
-    try:
-        return {"validation": held_out.scores(lm)}
-    except InputError as error:  # such as an answer that does not fit the context: no reason to lose the model
-        logger.warning("the tasks are not measured on validation records: %s", error)
-        return {}
-
-
-def _write(run: Run, model: CellModel, training: Mapping[str, Any], split: Split | None) -> None:
-    with own_progress_only():
-        model.lm.model.save_pretrained(run.folder)
-        model.lm.tokenizer.save_pretrained(run.folder)
-    make_readable(run.folder)
-    if split is not None:
-        save_split(split, run.folder)
-    write_json(run.folder / TRAINING_FILE, training)
-    model.spec.save(run.folder)
-    write_model_card(run.folder)
-    shutil.rmtree(run.work, ignore_errors=True)
-
-
-@contextmanager
-def explain_write_errors(run: Run) -> Iterator[None]:
-    """Say in one line that the folder cannot be written, and what to do."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"the model cannot be written into {run.folder}: {error}; make room or allow writing, and run the same "
-            "command again: it goes on from the last checkpoint"
-        ) from error

@@ -10,8 +10,7 @@ Axes: b rows, t tokens, v vocabulary, n tokens that are predicted with a weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -53,30 +52,22 @@ def logits_at(
     layer that is nearly twice as fast as computing all. What a family does to its logits afterwards, such as Gemma's
     soft cap or the scales of Cohere and Granite, is done by the model itself.
     """
-    with _only(chosen_bt, inside):
-        logits: Tensor = model(**inputs, use_cache=False).logits
-    if logits.shape[:2] == chosen_bt.shape:  # a family that does not call its output layer
-        return logits[chosen_bt]
-    return logits[0]
-
-
-@contextmanager
-def _only(chosen_bt: Tensor, model: torch.nn.Module) -> Iterator[None]:
-    """Let the output layer see the chosen hidden states alone, as one row."""
 
     def choose(_: torch.nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden_btd = arguments[0]
         return (hidden_btd[chosen_bt][None], *arguments[1:]) if hidden_btd.shape[:2] == chosen_bt.shape else None
 
-    layer = model.get_output_embeddings()  # type: ignore[operator]
-    if layer is None:
-        yield
-        return
-    handle = layer.register_forward_pre_hook(choose)
+    # The output layer sees the chosen hidden states alone, as one row.
+    layer = inside.get_output_embeddings()  # type: ignore[operator]
+    handle = None if layer is None else layer.register_forward_pre_hook(choose)
     try:
-        yield
+        logits: Tensor = model(**inputs, use_cache=False).logits
     finally:
-        handle.remove()
+        if handle is not None:
+            handle.remove()
+    if logits.shape[:2] == chosen_bt.shape:  # a family that does not call its output layer
+        return logits[chosen_bt]
+    return logits[0]
 
 
 def uses_flash(model: torch.nn.Module) -> bool:
@@ -141,15 +132,12 @@ def check_apart(model: torch.nn.Module) -> bool:
     finally:
         model.train(training)
     alone_tv = torch.cat(alone)
-    return bool((together_tv - alone_tv).abs().max() < _tolerance(model) * alone_tv.std())
+    # Rounding, relative to the spread of the logits; a leak changes them by a few hundredths at least.
+    tolerance = 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05
+    return bool((together_tv - alone_tv).abs().max() < tolerance * alone_tv.std())
 
 
 def _all_logits(model: torch.nn.Module, batch: Batch) -> Tensor:
     if "position_ids" in batch and uses_flash(model):
         batch = in_one_row(batch)
     return logits_at(model, batch, torch.ones_like(batch["input_ids"], dtype=torch.bool), inside=model).float()
-
-
-def _tolerance(model: torch.nn.Module) -> float:
-    """Rounding, relative to the spread of the logits; a leak changes them by a few hundredths at least."""
-    return 1e-4 if next(model.parameters()).dtype == torch.float32 else 0.05

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.spec import SPEC_FILE, CellModelSpec
@@ -84,9 +87,25 @@ def open_work(folder: Path, manifest: Manifest, *, overwrite: bool) -> None:
         raise InputError(f"expected a folder that can be written, found {folder}: {error.strerror or error}") from error
 
 
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint of ours that was written whole."""
-    found = [path for path in work.glob("checkpoint-*") if (path / MARK_FILE).is_file()]
+@contextmanager
+def writing(what: str, folder: str | Path) -> Iterator[None]:
+    """Say in one line that something cannot be written into a folder, and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # torch's writer of archives says so by a RuntimeError.
+        words = ("iostream", "PytorchStreamWriter")
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in words):
+            raise
+        raise InputError(
+            f"{what} cannot be written into {folder}: {error}; make room or allow writing, and run the same command "
+            "again: it goes on from the last checkpoint"
+        ) from error
+
+
+def last_checkpoint(work: Path, *, mark: str = MARK_FILE) -> Path | None:
+    """Return the newest checkpoint of ours that was written whole: `mark` is written last."""
+    found = [path for path in work.glob("checkpoint-*") if (path / mark).is_file()]
     return max(found, key=step_of, default=None)
 
 

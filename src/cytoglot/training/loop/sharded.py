@@ -52,11 +52,8 @@ def check_sharding(recipe: TrainRecipe, device: torch.device) -> None:
 
 def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return every weight whole, on the CPU, by the names of `state_dict`; each process has to call it."""
-    weights = {}
-    for name, value in model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        weights[name] = whole.detach().cpu()
-    return weights
+    values = model.state_dict().items()
+    return {n: (v.full_tensor() if isinstance(v, DTensor) else v).detach().cpu() for n, v in values}
 
 
 def whole_model(lm: LanguageModel, weights: Mapping[str, torch.Tensor]) -> LanguageModel:

@@ -11,11 +11,11 @@ import json
 import logging
 import pickle
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -25,9 +25,7 @@ from transformers import (
     Trainer,
     TrainerControl,
     TrainingArguments,
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_linear_schedule_with_warmup,
+    get_scheduler,
 )
 
 from cytoglot.atomic import write_json
@@ -35,13 +33,14 @@ from cytoglot.errors import InputError, NotFiniteError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.runtime.halve_on_oom import release_memory
 from cytoglot.training.loop.batches import BatchSource
-from cytoglot.training.loop.callbacks import History, Kept, WeightAverage
+from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, n_processes, rank, sum_over_all, wait_for_all
 from cytoglot.training.loop.loss import Batch, halves, loss_sum
-from cytoglot.training.loop.run_folder import MARK_FILE, discard_old_checkpoints
+from cytoglot.training.loop.run_folder import MARK_FILE, discard_old_checkpoints, writing
 from cytoglot.training.recipe import OptimRecipe, TrainRecipe
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 WEIGHTS_FILE = "weights.safetensors"
 _STATE_FILE = "trainer_state.json"
@@ -76,7 +75,19 @@ def n_averaged(batch: Batch) -> int:
     return int(batch["n_averaged" if "n_averaged" in batch else "n_examples"])
 
 
-class AnswerTrainer(Trainer):
+class OneLineFaults(Trainer):
+    """A trainer that says in one line what is wrong with a checkpoint."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with readable_checkpoint(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with readable_checkpoint(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+class AnswerTrainer(OneLineFaults):
     """Minimizes the weighted negative log-likelihood per example; validation looks at the averaged weights."""
 
     optimizer: torch.optim.Optimizer | None
@@ -92,12 +103,10 @@ class AnswerTrainer(Trainer):
         args: TrainingArguments,
         average: WeightAverage,
         history: History,
-        kept: Sequence[Kept] = (),
     ) -> None:
         # Set before: the base class asks for them.
         self._lm, self._data, self._recipe = lm, data, recipe
         self._average, self._history = average, history
-        self._kept: tuple[Kept, ...] = (average, history, *kept)
         super().__init__(model=lm.model, args=args, callbacks=[average, history], eval_dataset=list(data.validation))
         self.remove_callback(PrinterCallback)  # the bar and the history say it all
         self.loss_is_scaled_for_ga = True
@@ -145,33 +154,35 @@ class AnswerTrainer(Trainer):
         self, model: torch.nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
         """Add the gradients of a batch, in halves where memory runs out; return its share of the step's loss."""
-        self._check_wrapped(model)
+        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these wrap in place
+        if n_processes() > 1 and model is self.model and not shared:
+            # They would not exchange gradients, and train several models without a word.
+            raise RuntimeError(f"{n_processes()} processes, but {type(model).__name__} is not wrapped to join them")
         model.train()
         batch = self._prepare_inputs(inputs)
         assert num_items_in_batch is not None
         # Gradients are averaged over processes, and the loss is that of all of their examples.
         scale = n_processes() / num_items_in_batch
-        again = False
-        while True:
-            try:
-                if again:  # the failed attempt has left some of its gradients
-                    model.zero_grad()
-                    with self.accelerator.no_sync(model):
-                        for earlier in self._step_batches:
-                            self._add_gradients(model, earlier, scale)
-                loss = self._add_gradients(model, batch, scale)
-                break
-            except torch.OutOfMemoryError as error:
-                self._check_can_halve(batch, error)
-            # Outside of the handler, whose traceback would keep the tensors of the failed attempt alive.
-            self._log_halving(batch)
-            again = True
+        has_failed = False
+
+        def add(parts: list[Batch]) -> torch.Tensor:
+            nonlocal has_failed
+            if has_failed:  # the failed attempt has left some of its gradients
+                model.zero_grad()
+                with self.accelerator.no_sync(model):
+                    for earlier in self._step_batches:
+                        self._add_gradients(model, self._parts(earlier), scale)
+            has_failed = True
+            return self._add_gradients(model, parts, scale)
+
+        loss = self._in_parts(batch, add)
         self._step_batches.append(batch)
         self._step_losses.append(loss)
         return loss
 
-    def _add_gradients(self, model: torch.nn.Module, batch: Batch, scale: torch.Tensor | float) -> torch.Tensor:
-        parts = self._parts(batch)
+    def _add_gradients(
+        self, model: torch.nn.Module, parts: Sequence[Batch], scale: torch.Tensor | float
+    ) -> torch.Tensor:
         total = torch.zeros((), device=self.args.device)
         self._has_sent = False
         for number, part in enumerate(parts):
@@ -190,40 +201,37 @@ class AnswerTrainer(Trainer):
             parts = [half for part in parts for half in halves(part)]
         return parts
 
-    def _check_can_halve(self, batch: Batch, error: torch.OutOfMemoryError) -> None:
-        before = len(self._parts(batch))
-        self._n_halvings += 1
-        if len(self._parts(batch)) == before:
-            error.add_note("a single example does not fit the memory of the device; shorten sentence.top_genes")
-            raise error
-        if n_processes() > 1 and (self._has_sent or self.is_fsdp_enabled or self.is_deepspeed_enabled):
-            error.add_note("gradients were being exchanged; lower optim.batch_size, raise optim.gradient_accumulation")
-            raise error
-
-    def _log_halving(self, batch: Batch) -> None:
-        release_memory()
-        logger.warning(
-            "out of memory at step %d; batches of %d examples go on in %d parts, with the same loss",
-            self.state.global_step + 1,
-            int(batch["n_examples"]),
-            len(self._parts(batch)),
-        )
-
-    def _check_wrapped(self, model: torch.nn.Module) -> None:
-        """Several processes that do not exchange gradients would train several models without a word."""
-        shared = self.is_fsdp_enabled or self.is_deepspeed_enabled  # these wrap in place
-        if n_processes() > 1 and model is self.model and not shared:
-            raise RuntimeError(f"{n_processes()} processes, but {type(model).__name__} is not wrapped to join them")
+    def _in_parts(self, batch: Batch, compute: Callable[[list[Batch]], Result]) -> Result:
+        """Return what is computed of a batch's parts, which are twice as many from where memory runs out."""
+        while True:
+            parts = self._parts(batch)
+            try:
+                return compute(parts)
+            except torch.OutOfMemoryError as error:
+                self._n_halvings += 1
+                if len(self._parts(batch)) == len(parts):
+                    error.add_note("a single example does not fit the memory of the device; shorten sentence.top_genes")
+                    raise
+                if n_processes() > 1 and (self._has_sent or self.is_fsdp_enabled or self.is_deepspeed_enabled):
+                    error.add_note(
+                        "gradients were being exchanged; lower optim.batch_size, raise optim.gradient_accumulation"
+                    )
+                    raise
+            # Outside of the handler, whose traceback would keep the tensors of the failed attempt alive.
+            release_memory()
+            logger.warning(
+                "out of memory at step %d; batches of %d examples go on in %d parts, with the same loss",
+                self.state.global_step + 1,
+                int(batch["n_examples"]),
+                len(self._parts(batch)),
+            )
 
     def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
         """End the training where a loss or a gradient is not a number, before the weights take it up."""
         norm = super()._get_grad_norm(model, grad_norm)
         seen = [*self._step_losses, torch.as_tensor(0.0 if norm is None else norm, device=self.args.device)]
-        if not bool(torch.isfinite(torch.stack([value.float() for value in seen])).all()):
-            self._stop_not_finite()
-        return norm
-
-    def _stop_not_finite(self) -> None:
+        if bool(torch.isfinite(torch.stack([value.float() for value in seen])).all()):
+            return norm
         step = self.state.global_step + 1
         file = Path(str(self.args.output_dir)) / f"not_finite-step-{step}-process-{rank()}.json"
         losses = [float(loss) for loss in self._step_losses]
@@ -247,7 +255,17 @@ class AnswerTrainer(Trainer):
         """Measure the averaged weights on the validation examples: the loss, and the held-out scores if there are."""
         with self._average.applied():
             self._lm.model.eval()
-            metrics = {"eval_loss": self._validation_loss()}
+            total, batches = torch.zeros(2, dtype=torch.float64), self._data.validation
+            for start in range(0, len(batches), n_processes()):
+                # Each process computes as often as the others: under shared weights they need each other for it.
+                batch = self._prepare_inputs(batches[min(start + rank(), len(batches) - 1)])
+                self._has_sent = False
+                with torch.no_grad(), self.compute_loss_context_manager():
+                    loss = self._in_parts(batch, lambda parts: sum(float(loss_sum(self._lm.model, p)) for p in parts))
+                if start + rank() < len(batches):
+                    total += torch.tensor([loss, n_averaged(batch)])
+            loss, n_items = sum_over_all(total, self.args.device).tolist()
+            metrics = {"eval_loss": loss / n_items if n_items else float("nan")}
             if self._data.held_out is not None:
                 scores = self._data.held_out.scores(self._lm) if is_first() else {}
                 metrics |= {f"eval_{name}": value for name, value in from_first(dict(scores)).items()}
@@ -255,71 +273,39 @@ class AnswerTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _validation_loss(self) -> float:
-        total = torch.zeros(2, dtype=torch.float64)
-        batches = self._data.validation
-        for start in range(0, len(batches), n_processes()):
-            # Each process computes as often as the others: under shared weights they need each other for it.
-            batch = batches[min(start + rank(), len(batches) - 1)]
-            loss = self._loss_without_gradients(batch)
-            if start + rank() < len(batches):
-                total += torch.tensor([loss, n_averaged(batch)])
-        loss, n_items = sum_over_all(total, self.args.device).tolist()
-        return loss / n_items if n_items else float("nan")
-
-    def _loss_without_gradients(self, batch: Batch) -> float:
-        prepared = self._prepare_inputs(batch)
-        while True:
-            try:
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    return sum(float(loss_sum(self._lm.model, part)) for part in self._parts(prepared))
-            except torch.OutOfMemoryError as error:
-                self._has_sent = False
-                self._check_can_halve(prepared, error)
-            self._log_halving(prepared)
-
     # A checkpoint.
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write a checkpoint under another name, and give it its own once it is whole."""
-        step = self.state.global_step
         work = Path(str(self.args.output_dir))
-        partial, whole = work / ".checkpoint", work / f"checkpoint-{step}"
-        try:
+        partial, whole = work / ".checkpoint", work / f"checkpoint-{self.state.global_step}"
+        with writing(f"the checkpoint of step {self.state.global_step}", work):
             if is_first():
                 shutil.rmtree(partial, ignore_errors=True)
                 partial.mkdir(parents=True)
             wait_for_all()
-            self._write_checkpoint(partial)
-            wait_for_all()
-            if is_first():
-                write_json(partial / MARK_FILE, self._mark())
-                shutil.rmtree(whole, ignore_errors=True)
-                partial.replace(whole)
-                discard_old_checkpoints(work, n_kept=2)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            if not isinstance(error, OSError) and not is_about_files(error):
+            try:
+                if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                    self.save_model(str(partial), _internal_call=True)
+                elif is_first():
+                    trained = ((n, p) for n, p in self._lm.model.named_parameters() if p.requires_grad)
+                    save_file({n: p.detach().contiguous() for n, p in trained}, partial / WEIGHTS_FILE)
+                self._save_optimizer_and_scheduler(str(partial))
+                self._save_rng_state(str(partial))
+                self._average.save(partial)
+                self._history.save(partial)
+                write_json(partial / f"reader-{rank()}.json", self._data.batches.state_dict())
+                wait_for_all()
+                if is_first():
+                    self.state.save_to_json(str(partial / _STATE_FILE))
+                    write_json(partial / MARK_FILE, self._mark())
+                    shutil.rmtree(whole, ignore_errors=True)
+                    partial.replace(whole)
+                    discard_old_checkpoints(work, n_kept=2)
+            except Exception:
+                shutil.rmtree(partial, ignore_errors=True)
                 raise
-            raise InputError(
-                f"the checkpoint of step {step} cannot be written into {work}: {error}; make room or allow "
-                "writing, and run the same command again: it goes on from the checkpoint before"
-            ) from error
         wait_for_all()
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.save_model(str(folder), _internal_call=True)
-        elif is_first():
-            weights = {n: p.detach().contiguous() for n, p in self._lm.model.named_parameters() if p.requires_grad}
-            save_file(weights, folder / WEIGHTS_FILE)
-        self._save_optimizer_and_scheduler(str(folder))
-        self._save_rng_state(str(folder))
-        for one in self._kept:
-            one.save(folder)
-        write_json(folder / f"reader-{rank()}.json", self._data.batches.state_dict())
-        if is_first():
-            self.state.save_to_json(str(folder / _STATE_FILE))
 
     def _mark(self) -> dict[str, Any]:
         """Return what a checkpoint must agree in with the run that it is read into."""
@@ -349,8 +335,8 @@ class AnswerTrainer(Trainer):
                     f"{found.get(name)}; go on as it was begun, or pass --overwrite to start anew"
                 )
         with readable_checkpoint(checkpoint):
-            for one in self._kept:
-                one.restore(checkpoint)
+            self._average.restore(checkpoint)
+            self._history.restore(checkpoint)
             position = (checkpoint / f"reader-{rank()}.json").read_text(encoding="utf-8")
             self._data.batches.load_state_dict(json.loads(position))
 
@@ -368,14 +354,6 @@ class AnswerTrainer(Trainer):
                         raise InputError(f"{file} holds other weights than this model: {name}; pass --overwrite")
                     value.copy_(weights[name])
 
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with readable_checkpoint(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with readable_checkpoint(checkpoint):
-            super()._load_rng_state(checkpoint)
-
 
 @contextmanager
 def readable_checkpoint(checkpoint: str | Path | None) -> Iterator[None]:
@@ -387,16 +365,15 @@ def readable_checkpoint(checkpoint: str | Path | None) -> Iterator[None]:
             f"{checkpoint} holds other things than numbers and was not written by cytoglot; delete it, or pass "
             "--overwrite to start anew"
         ) from error
-    except (OSError, SafetensorError, EOFError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, EOFError, json.JSONDecodeError, KeyError, RuntimeError) as error:
+        # torch's reader of archives says so by a RuntimeError of many lines.
+        if isinstance(error, RuntimeError) and "PytorchStreamReader" not in str(error):
+            raise
+        reason = str(error).split(".")[0] if isinstance(error, RuntimeError) else error
         raise InputError(
-            f"{checkpoint} is damaged ({type(error).__name__}: {error}); delete it and run the same command again: it "
+            f"{checkpoint} is damaged ({type(error).__name__}: {reason}); delete it and run the same command again: it "
             "goes on from the checkpoint before"
         ) from error
-
-
-def is_about_files(error: Exception) -> bool:
-    """Tell the failures to write of torch and safetensors, which are no OSErrors, from others."""
-    return isinstance(error, SafetensorError) or any(word in str(error) for word in ("iostream", "PytorchStreamWriter"))
 
 
 def make_optimizer(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool) -> torch.optim.Optimizer:
@@ -421,18 +398,8 @@ def make_optimizer(model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing:
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: OptimRecipe) -> torch.optim.lr_scheduler.LambdaLR:
     """Return the warm-up and what follows it."""
     warmup = max(1, round(recipe.warmup_share * recipe.steps)) if recipe.warmup_share else 0
-    if recipe.schedule == "constant":
-        return get_constant_schedule_with_warmup(optimizer, warmup)
-    falling = get_cosine_schedule_with_warmup if recipe.schedule == "cosine" else get_linear_schedule_with_warmup
-    return falling(optimizer, warmup, recipe.steps)
-
-
-def optimizer_and_schedule(
-    model: torch.nn.Module, recipe: OptimRecipe, *, from_nothing: bool
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """Return both, for a trainer that is given them."""
-    optimizer = make_optimizer(model, recipe, from_nothing=from_nothing)
-    return optimizer, make_schedule(optimizer, recipe)
+    name = "constant_with_warmup" if recipe.schedule == "constant" else recipe.schedule
+    return get_scheduler(name, optimizer, warmup, recipe.steps)
 
 
 def uses_bf16(recipe: OptimRecipe, device: torch.device) -> bool:

@@ -6,25 +6,24 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from cytoglot.atomic import write_json
 from cytoglot.errors import NotFiniteError
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.progress import progress_bar
+from cytoglot.training.loop.callbacks import History
 from cytoglot.training.loop.distributed import is_first
 from cytoglot.training.rl.collapse import CollapseMonitor, Diversity
 from cytoglot.training.rl.reward_eval import CONSTRAINED, RewardEval, ValidationRewards
 
 logger = logging.getLogger(__name__)
 
-_HISTORY = "alignment.json"
+HISTORY = "alignment.json"
 """the last file of a checkpoint"""
 _LOGGED = {
     "loss": "loss",
@@ -44,7 +43,7 @@ _LOGGED = {
 """TRL's name → ours; beside these each reward has `rewards/NAME`, its `…/std` and the share `…/clipped`"""
 
 
-class GrpoCallback(TrainerCallback):
+class GrpoCallback(History):
     """Rows of the log, evaluations on held-out prompts, and the end of a training that has collapsed.
 
     The model is evaluated every `every` steps and at the end; each good evaluation makes a checkpoint. Where training
@@ -54,32 +53,29 @@ class GrpoCallback(TrainerCallback):
     def __init__(
         self, lm: LanguageModel, held_out: ValidationRewards, *, every: int, max_overlap_gain: float, on_collapse: str
     ) -> None:
+        super().__init__("align")
         self._lm, self._held_out, self._every = lm, held_out, every
         self._max_overlap_gain, self._on_collapse = max_overlap_gain, on_collapse
-        self.rows: list[dict[str, float | int | None]] = []
         self.evaluations: list[RewardEval] = []
         self.messages: list[str] = []
         self.last_good_step: int | None = None
         """the step whose weights are kept, where these are not the last"""
         self._last_good: tuple[int, dict[str, torch.Tensor]] | None = None
         self._monitor: CollapseMonitor | None = None
-        self._bar: Any = None
-        self._started, self._seconds_before, self._flat_steps = 0.0, 0.0, 0
+        self._flat_steps = 0
 
     def evaluate_start(self) -> None:
-        """RewardEval at the model before training, unless a checkpoint has told."""
+        """Look at the model before training, unless a checkpoint has told."""
         if not self.evaluations:
             self._evaluate(0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar, at the step where a resumed run goes on."""
-        self._started = time.perf_counter()
-        self._bar = progress_bar(total=state.max_steps, description="align", unit="step")
-        self._bar.update(state.global_step)
+        super().on_train_begin(args, state, control)
         self._keep(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Advance the bar; evaluation where it is time."""
+        """Advance the bar; evaluate where it is time."""
         self._bar.update(1)
         if state.global_step % self._every and state.global_step < state.max_steps:
             return
@@ -104,17 +100,15 @@ class GrpoCallback(TrainerCallback):
             alike,
             time.perf_counter() - started,
         )
-        self._warn(evaluation)
-        return evaluation
-
-    def _warn(self, evaluation: RewardEval) -> None:
         if self._monitor is None:
             self._monitor = self._make_monitor()
-            return
-        warning = self._monitor.warning(self._seen(evaluation))
-        if warning is not None:
-            logger.warning("step %d: %s", evaluation.step, warning)
-            self.messages.append(f"step {evaluation.step}: {warning}")
+        elif (warning := self._monitor.warning(self._seen(evaluation))) is not None:
+            self._say(f"step {step}: {warning}")
+        return evaluation
+
+    def _say(self, message: str) -> None:
+        logger.warning("%s", message)
+        self.messages.append(message)
 
     def _make_monitor(self) -> CollapseMonitor:
         return CollapseMonitor(
@@ -149,9 +143,7 @@ class GrpoCallback(TrainerCallback):
                 if name in weights:
                     parameter.copy_(weights[name])
         self.last_good_step = step
-        message = f"training was stopped at step {self.evaluations[-1].step}; the weights of step {step} are kept"
-        logger.warning("%s", message)
-        self.messages.append(message)
+        self._say(f"training was stopped at step {self.evaluations[-1].step}; the weights of step {step} are kept")
 
     def on_log(
         self,
@@ -164,36 +156,30 @@ class GrpoCallback(TrainerCallback):
         """Keep a row; show the reward on the bar; say when no group had any spread."""
         if not logs or "loss" not in logs:
             return
-        seconds = self._seconds_before + time.perf_counter() - self._started
-        row: dict[str, Any] = {"step": state.global_step, "seconds": round(seconds, 2)}
+        row: dict[str, Any] = {"step": state.global_step, "seconds": round(self.seconds, 2)}
         row |= {ours: logs[theirs] for theirs, ours in _LOGGED.items() if theirs in logs}
-        row |= {_part_name(name): value for name, value in logs.items() if name.startswith("rewards/")}
+        # `rewards/overlap/mean` is the reward itself.
+        row |= {name.removesuffix("/mean"): value for name, value in logs.items() if name.startswith("rewards/")}
         self.rows.append(row)
         if not math.isfinite(logs["loss"]):
             raise NotFiniteError(
                 f"the loss is {logs['loss']} at step {state.global_step}, so no step could follow; lower "
                 "optim.learning_rate, or raise grpo.kl; the same call goes on from the last checkpoint"
             )
-        self._note_flat(row, state.global_step)
+        # Steps without any difference between rewards teach nothing; that is said once.
+        if row.get("share_without_spread") == 1.0:
+            self._flat_steps += 1
+            if self._flat_steps == 1:
+                self._say(
+                    f"step {state.global_step}: all answers to each prompt earned the same, so nothing is learned from "
+                    "them; raise grpo.temperature or grpo.group_size, or choose a reward with finer steps"
+                )
         reward = row.get("reward")
         self._bar.set_postfix_str("" if reward is None else f"reward {reward:.3f}")
 
-    def _note_flat(self, row: Mapping[str, Any], step: int) -> None:
-        """Say once that steps without any difference between rewards teach nothing."""
-        if row.get("share_without_spread") != 1.0:
-            return
-        self._flat_steps += 1
-        if self._flat_steps == 1:
-            message = (
-                f"step {step}: all answers to each prompt earned the same, so nothing is learned from them; raise "
-                "grpo.temperature or grpo.group_size, or choose a reward with finer steps"
-            )
-            logger.warning("%s", message)
-            self.messages.append(message)
-
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""
-        self._bar.close()
+        super().on_train_end(args, state, control)
         if self._flat_steps > 1:
             self.messages.append(f"in {self._flat_steps} steps no group of answers had any spread of rewards")
 
@@ -207,25 +193,14 @@ class GrpoCallback(TrainerCallback):
             "evaluations": [evaluation.to_dict() for evaluation in self.evaluations],
             "messages": self.messages,
             "flat_steps": self._flat_steps,
-            "seconds": self._seconds_before + time.perf_counter() - self._started,
+            "seconds": self.seconds,
         }
-        write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _HISTORY, value)
+        write_json(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / HISTORY, value)
 
     def restore(self, checkpoint: Path) -> None:
         """Read what `on_save` wrote."""
-        value = json.loads((checkpoint / _HISTORY).read_text(encoding="utf-8"))
+        value = json.loads((checkpoint / HISTORY).read_text(encoding="utf-8"))
         self.rows, self.messages = value["rows"], value["messages"]
         self.evaluations = [RewardEval.from_dict(evaluation) for evaluation in value["evaluations"]]
         self._seconds_before, self._flat_steps = value["seconds"], value["flat_steps"]
         self._monitor = self._make_monitor()
-
-
-def _part_name(name: str) -> str:
-    """`rewards/overlap/mean` is the reward itself."""
-    return name.removesuffix("/mean")
-
-
-def last_checkpoint(work: Path) -> Path | None:
-    """Return the newest checkpoint that was written whole."""
-    found = [path for path in work.glob("checkpoint-*") if (path / _HISTORY).is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from cytoglot.metrics.generation import duplicate_share, pairwise_overlap
+from cytoglot.training.rl.rewards.mixture import known_mean, plain
 
 _MAX_REPEATED_GAIN = 0.05
 """more repeated words than before, as a share of all words, that are worth a word"""
@@ -34,7 +35,7 @@ class Diversity:
 
     def as_row(self) -> dict[str, float | None]:
         """Return plain JSON values."""
-        return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
+        return plain(asdict(self))
 
     @classmethod
     def from_row(cls, row: Mapping[str, float | None]) -> Diversity:
@@ -50,17 +51,10 @@ def diversity(samples_of_prompts: Sequence[Sequence[Sequence[str]]]) -> Diversit
         repeated.append(1 - len({tuple(sample) for sample in samples}) / len(samples) if samples else math.nan)
         words += [duplicate_share(sample) for sample in samples]
         lengths += [float(len(sample)) for sample in samples]
+    means = (float(known_mean(np.array(values, dtype=np.float64))) for values in (alike, repeated, words, lengths))
     return Diversity(
-        between_samples=_mean(alike),
-        repeated_answers=_mean(repeated),
-        repeated_words=_mean(words),
-        words=_mean(lengths),
+        **dict(zip(("between_samples", "repeated_answers", "repeated_words", "words"), means, strict=True))
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,36 +13,30 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-import math
-import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from trl import GRPOConfig
 
-from cytoglot.answer_format import FreeText
+from cytoglot.answer_format import DistinctWords, FreeText
 from cytoglot.cell_model.load import CellModel, is_model_folder, load_cell_model
-from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
 from cytoglot.lm.model.load import load_language_model
-from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
-from cytoglot.manifest import Manifest
-from cytoglot.training.cells import TrainingCells, begin_run, spec_of, training_cells
+from cytoglot.training.cells import begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
-from cytoglot.training.loop.callbacks import History
 from cytoglot.training.loop.distributed import from_first, n_processes
-from cytoglot.training.loop.fit import Run, begin, check_trackers, finish, open_run
-from cytoglot.training.loop.trainer import optimizer_and_schedule, uses_bf16
+from cytoglot.training.loop.fit import Run, adapted, begin, finish, open_run, prepare_trackers
+from cytoglot.training.loop.run_folder import last_checkpoint
+from cytoglot.training.loop.trainer import make_optimizer, make_schedule, uses_bf16
 from cytoglot.training.recipe import GrpoRecipe, TrainRecipe
-from cytoglot.training.rl.callback import GrpoCallback, last_checkpoint
+from cytoglot.training.rl.callback import HISTORY, GrpoCallback
 from cytoglot.training.rl.hacking_checks import check_reward_hacking
 from cytoglot.training.rl.prompts import (
     EvalPrompt,
@@ -58,67 +52,13 @@ from cytoglot.training.rl.trainer import CellGrpoTrainer, FormatConstraints
 from cytoglot.training.validation.calibrate import calibrate_model
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    pass
 
 logger = logging.getLogger(__name__)
 
 TERMINATOR = "."
 _PROBED = 64
 """prompts of each task that probes are written for, at most"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GrpoSetup:
-    """The model that training starts from, the cells that it is asked about, and the prompts made of them."""
-
-    lm: LanguageModel
-    base: CellModel | None
-    """the same with what it knows of cells; None for a checkpoint that was not trained here"""
-    cells: TrainingCells
-    recipe: TrainRecipe
-    """with sentences of the base's length"""
-    prompts: PromptSource
-    seed: int
-
-    @classmethod
-    @contextmanager
-    def prepare(cls, job: TrainJob, source: AnnData | Corpus) -> Iterator[GrpoSetup]:
-        """Load the base, and give what it is trained on for as long as the block lasts.
-
-        Raises
-        ------
-        InputError
-            The base or the cells cannot be used, or the base knows other genes than the corpus.
-        """
-        lm, base = _load_base(job.recipe, job.device)
-        sentence = job.recipe.sentence
-        if base is not None:
-            named = sentence.top_genes if "top_genes" in sentence.model_fields_set else None
-            limits = [n for n in (base.spec.ranking.top_genes, named) if n is not None]
-            sentence = sentence.model_copy(update={"top_genes": min(limits, default=None)})
-        recipe = job.recipe.model_copy(update={"sentence": sentence})
-        with training_cells(replace(job, recipe=recipe), source, base=base) as cells:
-            corpus = cells.corpus
-            if base is not None and base.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
-                raise InputError(
-                    f"the base model knows {len(base.spec.vocabulary)} genes and {corpus.folder} "
-                    f"{len(corpus.vocabulary)} others; train on the corpus that it was trained on, or on one built "
-                    "with its genes"
-                )
-            types = () if base is None else base.spec.labels
-            prompts = source_of_corpus(cells, recipe, n_training=_n_prompts(recipe), types=types, seed=job.seed)
-            yield cls(lm=lm, base=base, cells=cells, recipe=recipe, prompts=prompts, seed=job.seed)
-
-    def cell_model(self, lm: LanguageModel, manifest: Manifest) -> CellModel:
-        """Return a trained model with its spec, calibrated on validation cells."""
-        if self.base is None:
-            spec = spec_of(self.cells, self.recipe, manifest)
-        else:
-            spec = replace(self.base.spec, manifest=manifest.to_dict())
-        found = self.cells.calibration_cells(self.seed)
-        return calibrate_model(
-            CellModel(lm=lm, spec=spec), found, generation=self.cells.fits_generation, seed=self.seed
-        )
 
 
 def train_grpo(job: TrainJob) -> CellModel:
@@ -141,10 +81,95 @@ def train_grpo(job: TrainJob) -> CellModel:
     if finished is not None:
         return finished
     set_threads(job.threads)
-    with GrpoSetup.prepare(job, source) as setup:
-        for message in setup.cells.messages:
+
+    # The model that training starts from and, if it is one of ours, what it knows of cells.
+    base: CellModel | None = None
+    name, device = str(job.recipe.model.base), job.device
+    if is_model_folder(name):
+        base = load_cell_model(name, device=device, dtype="float32")
+        lm = base.lm
+    else:
+        lm = load_language_model(name, device=device, dtype="float32", revision=job.recipe.model.revision)
+    recipe, grpo, seed = job.recipe, job.recipe.grpo, job.seed
+    if base is not None:  # sentences are no longer than those that the base has learned
+        sentence = recipe.sentence
+        named = sentence.top_genes if "top_genes" in sentence.model_fields_set else None
+        limits = [n for n in (base.spec.ranking.top_genes, named) if n is not None]
+        shorter = sentence.model_copy(update={"top_genes": min(limits, default=None)})
+        recipe = recipe.model_copy(update={"sentence": shorter})
+
+    with training_cells(replace(job, recipe=recipe), source, base=base) as cells:
+        corpus = cells.corpus
+        if base is not None and base.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
+            raise InputError(
+                f"the base model knows {len(base.spec.vocabulary)} genes and {corpus.folder} "
+                f"{len(corpus.vocabulary)} others; train on the corpus that it was trained on, or on one built with "
+                "its genes"
+            )
+        for message in cells.messages:
             logger.info("%s", message)
-        return _run_grpo(setup, run, overwrite=job.overwrite)
+
+        # What is asked, and what rewards may know of it.
+        n_prompts = recipe.optim.steps // grpo.updates * grpo.prompts_per_step
+        types = () if base is None else base.spec.labels
+        prompts = source_of_corpus(cells, recipe, n_training=n_prompts, types=types, seed=seed)
+        plan = plan_prompts(prompts, lm, n=n_prompts, seed=seed)
+        held_out = held_out_prompts(prompts, lm, n=grpo.held_out_prompts)
+        max_tokens = _room(lm, [*plan, *held_out], grpo)
+        context = _reward_inputs(lm, prompts, plan, grpo)
+        reward = make_reward(grpo.rewards, context)
+
+        # Rewards are tested before anything is trained.
+        messages = [*cells.messages, *_check_rewards(reward, plan)]
+        if grpo.top_p < 1:
+            messages.append(
+                f"answers are drawn from the likeliest {grpo.top_p:.0%}, but learned from as if from all: the gradient "
+                "is biased towards them; set grpo.top_p: 1 to avoid it"
+            )
+            logger.warning("%s", messages[-1])
+        probes = _probe(reward, prompts, lm, context, grpo, max_tokens=max_tokens)
+
+        watched = ValidationRewards(
+            held_out,
+            reward,
+            context,
+            constrained=grpo.constrained,
+            n_samples=grpo.held_out_samples,
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=seed),
+            unit=prompts.unit,
+        )
+        lm = adapted(lm, recipe, seed=seed)
+        prepare_trackers(run)
+        arguments = grpo_arguments(run, lm, reward, max_tokens=max_tokens)
+        open_run(run, overwrite=job.overwrite)
+        watch = _fit(lm, plan, reward, watched, run, arguments)
+
+        def make_model(aligned: LanguageModel) -> CellModel:
+            aligned.model.__dict__.pop("forward", None)  # what TRL has put on it
+            aligned.model.model_tags = None
+            if base is None:
+                spec = spec_of(cells, recipe, run.manifest)
+            else:
+                spec = replace(base.spec, manifest=run.manifest.to_dict())
+            model = CellModel(lm=aligned, spec=spec, folder=run.folder)
+            found = cells.calibration_cells(seed)
+            return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
+
+        return finish(
+            run,
+            make_model,
+            lm,
+            watch,
+            split=cells.split,
+            messages=[*messages, *watch.messages],
+            facts={
+                "evaluation": watched.table(watch.evaluations, seed=seed),
+                "diversity": watched.diversity_table(watch.evaluations),
+                "probes": probes,
+                "last_good_step": watch.last_good_step,
+            },
+        )
 
 
 def _check_recipe(recipe: TrainRecipe) -> None:
@@ -181,83 +206,16 @@ def _check_recipe(recipe: TrainRecipe) -> None:
         )
 
 
-def _n_prompts(recipe: TrainRecipe) -> int:
-    return recipe.optim.steps // recipe.grpo.updates * recipe.grpo.prompts_per_step
-
-
-def _load_base(recipe: TrainRecipe, device: str) -> tuple[LanguageModel, CellModel | None]:
-    """Return the model that training starts from, alone and, if it is one of ours, with what it knows of cells."""
-    base = str(recipe.model.base)
-    if is_model_folder(base):
-        model = load_cell_model(base, device=device, dtype="float32")
-        return model.lm, model
-    return load_language_model(base, device=device, dtype="float32", revision=recipe.model.revision), None
-
-
-def _run_grpo(setup: GrpoSetup, run: Run, *, overwrite: bool) -> CellModel:
-    """Test the rewards, train, and write everything."""
-    recipe, grpo, lm = run.recipe, run.recipe.grpo, setup.lm
-    plan = plan_prompts(setup.prompts, lm, n=_n_prompts(recipe), seed=run.seed)
-    held_out = held_out_prompts(setup.prompts, lm, n=grpo.held_out_prompts)
-    max_tokens = _room(lm, [*plan, *held_out], grpo)
-    context = _reward_inputs(setup, plan, grpo)
-    reward = make_reward(grpo.rewards, context)
-    messages = [*setup.cells.messages, *_check_rewards(reward, plan)]
-    if grpo.top_p < 1:
-        messages.append(
-            f"answers are drawn from the likeliest {grpo.top_p:.0%}, but learned from as if from all: the gradient is "
-            "biased towards them; set grpo.top_p: 1 to avoid it"
-        )
-        logger.warning("%s", messages[-1])
-    probes = _probe(reward, setup.prompts, lm, context, grpo, max_tokens=max_tokens)
-    watched = ValidationRewards(
-        held_out,
-        reward,
-        context,
-        constrained=grpo.constrained,
-        n_samples=grpo.held_out_samples,
-        max_tokens=max_tokens,
-        sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=run.seed),
-        unit=setup.prompts.unit,
-    )
-    lm = _with_adapter(lm, recipe, seed=run.seed)
-    check_trackers(recipe)
-    arguments = grpo_arguments(run, lm, reward, max_tokens=max_tokens)
-    open_run(run, overwrite=overwrite)
-    watch = _fit(lm, plan, reward, watched, run, arguments)
-    history = History()
-    history.rows = watch.rows
-    return finish(
-        run,
-        lambda aligned: replace(setup.cell_model(_without_trl(aligned), run.manifest), folder=run.folder),
-        lm,
-        history,
-        split=setup.cells.split,
-        messages=[*messages, *watch.messages],
-        facts={
-            "evaluation": watched.table(watch.evaluations, seed=run.seed),
-            "diversity": _diversity_rows(watch, watched),
-            "probes": probes,
-            "last_good_step": watch.last_good_step,
-        },
-    )
-
-
-def _with_adapter(lm: LanguageModel, recipe: TrainRecipe, *, seed: int) -> LanguageModel:
-    lora = recipe.lora
-    if lora is None:
-        return lm
-    return add_lora(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=lora.targets, seed=seed)
-
-
 def _room(lm: LanguageModel, asked: Sequence[EvalPrompt], grpo: GrpoRecipe) -> int:
     """Return the most tokens of an answer: as the recipe says, or what the context leaves after the longest prompt."""
     longest = max(len(ids) for ids in encode_prompts(lm.tokenizer, [one.prompt for one in asked]))
     room = grpo.max_answer_tokens if lm.context_length is None else lm.context_length - longest
     limit = min(grpo.max_answer_tokens, room)
     constraints = FormatConstraints(lm.tokenizer, terminator=TERMINATOR)
-    words = [one for one in asked if not isinstance(one.answer_format, FreeText)]
-    needed = max((constraints.enough_tokens(one.answer_format) for one in words), default=1)
+    # What every answer of a closed form needs to end well.
+    forms = [one.answer_format for one in asked if not isinstance(one.answer_format, FreeText)]
+    fewest = [one.min_words if isinstance(one, DistinctWords) else None for one in forms]
+    needed = max((constraints.of(f).enough_tokens(n) for f, n in zip(forms, fewest, strict=True)), default=1)
     true = [len(i) for i in encode_completions(lm.tokenizer, [f" {one.answer}." for one in asked], eos=True)]
     # Answers of a closed form must fit; of the others, most true ones.
     needed = max(needed if grpo.constrained else 1, int(np.median(true)))
@@ -270,27 +228,24 @@ def _room(lm: LanguageModel, asked: Sequence[EvalPrompt], grpo: GrpoRecipe) -> i
     return limit
 
 
-def _reward_inputs(setup: GrpoSetup, plan: Sequence[EvalPrompt], grpo: GrpoRecipe) -> RewardInputs:
-    source = setup.prompts
+def _reward_inputs(
+    lm: LanguageModel, source: PromptSource, plan: Sequence[EvalPrompt], grpo: GrpoRecipe
+) -> RewardInputs:
     labels = tuple(dict.fromkeys(label for some in source.labels.values() for label in some))
     labels = labels or tuple(source.reference)
-    measures = any("embedding" in str(settings.get("reward", name)) for name, settings in grpo.rewards.items())
+    # Distances are measured by the model as it is now, which no step will move.
+    frozen = None
+    if any("embedding" in str(settings.get("reward", name)) for name, settings in grpo.rewards.items()):
+        frozen = replace(lm, model=copy.deepcopy(lm.model).requires_grad_(requires_grad=False))
     return RewardInputs(
         genes=source.vocabulary.symbols,
         labels=labels,
         label_ids=map_labels(list(labels)).ids if labels else {},
         reference=source.reference,
-        lm=_frozen_copy(setup.lm) if measures else None,
+        lm=frozen,
         texts=tuple(dict.fromkeys(one.answer for one in plan if one.num_genes == 0)),
         terminator=TERMINATOR,
     )
-
-
-def _frozen_copy(lm: LanguageModel) -> LanguageModel:
-    """Return the model as it is now, which no step will move."""
-    model = copy.deepcopy(lm.model)
-    model.requires_grad_(requires_grad=False)
-    return replace(lm, model=model)
 
 
 def _check_rewards(reward: MixedReward, plan: Sequence[EvalPrompt]) -> list[str]:
@@ -337,16 +292,7 @@ def _probe(
             "grpo.probes: warn to train nevertheless"
         )
     (logger.warning if report.hackable else logger.info)("%s", report.message)
-    return list(_plain(report.to_dict())["rows"])
-
-
-def _plain(value: Any) -> Any:
-    """Return JSON values, None for what is no number."""
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return list(report.to_dict()["rows"])
 
 
 def _fit(
@@ -361,6 +307,7 @@ def _fit(
     recipe, grpo = run.recipe, run.recipe.grpo
     every = -(-recipe.optim.evaluate_every // grpo.updates) * grpo.updates  # answers do not outlive a checkpoint
     watch = GrpoCallback(lm, watched, every=every, max_overlap_gain=grpo.max_overlap_gain, on_collapse=grpo.on_collapse)
+    optimizer = make_optimizer(lm.model, recipe.optim, from_nothing=False)
     trainer = CellGrpoTrainer(
         lm,
         plan,
@@ -369,10 +316,10 @@ def _fit(
         constrained=grpo.constrained,
         kl=grpo.kl,
         terminator=TERMINATOR,
-        optimizers=optimizer_and_schedule(lm.model, recipe.optim, from_nothing=False),
+        optimizers=(optimizer, make_schedule(optimizer, recipe.optim)),
         callbacks=[watch],
     )
-    checkpoint = from_first(last_checkpoint(run.work))
+    checkpoint = from_first(last_checkpoint(run.work, mark=HISTORY))
     if checkpoint is not None:
         logger.info("resuming from step %s", checkpoint.name.removeprefix("checkpoint-"))
         watch.restore(checkpoint)
@@ -389,14 +336,23 @@ def _fit(
 def grpo_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_tokens: int) -> GRPOConfig:
     """Return what TRL is to do: our batches and evaluations, our bar, nothing printed."""
     recipe, grpo, optim = run.recipe, run.recipe.grpo, run.recipe.optim
-    per_device, n_batches = _batches(recipe)
-    if "tensorboard" in recipe.report_to:  # else it would write into the work folder, which goes away
-        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(run.folder / "runs"))
+    world = n_processes()
+    if grpo.prompts_per_step % world:  # some rewards compare the answers to a prompt, so these stay together
+        raise InputError(
+            f"grpo.prompts_per_step ({grpo.prompts_per_step}) must be a multiple of the {world} processes, which "
+            "share the prompts; change one of the two"
+        )
+    # At most `optim.batch_size` answers at a time, in batches of one size.
+    local = grpo.group_size * grpo.prompts_per_step // world
+    per_device = next(n for n in range(min(local, optim.batch_size), 0, -1) if local % n == 0)
+    # transformers 5.20 or so gave the setting another name, and warns of the old one.
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    recomputes = next(name for name in names if name in GRPOConfig.__dataclass_fields__)
     return GRPOConfig(
         output_dir=str(run.work),
         max_steps=optim.steps,
         per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=n_batches,
+        gradient_accumulation_steps=local // per_device,
         num_generations=grpo.group_size,
         num_iterations=grpo.updates,
         beta=0.0,  # the trainer is given the divergence, and makes the reference itself
@@ -419,7 +375,7 @@ def grpo_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_toke
         save_total_limit=2,
         max_grad_norm=optim.max_grad_norm,
         bf16=uses_bf16(optim, lm.device),
-        **_recomputed(on=optim.gradient_checkpointing),
+        **{recomputes: optim.gradient_checkpointing},
         disable_tqdm=True,
         log_level="error",
         report_to=list(recipe.report_to) or "none",
@@ -427,44 +383,3 @@ def grpo_arguments(run: Run, lm: LanguageModel, reward: MixedReward, *, max_toke
         use_cpu=lm.device.type == "cpu",
         dataloader_pin_memory=lm.device.type == "cuda",
     )
-
-
-def _recomputed(*, on: bool) -> dict[str, bool]:
-    """Return the setting by its name: transformers 5.20 or so gave it another, and warns of the old one."""
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    return {next(name for name in names if name in GRPOConfig.__dataclass_fields__): on}
-
-
-def _batches(recipe: TrainRecipe) -> tuple[int, int]:
-    """Return answers of a batch and device, and batches of a step: at most `optim.batch_size` answers at a time."""
-    grpo, world = recipe.grpo, n_processes()
-    if grpo.prompts_per_step % world:  # some rewards compare the answers to a prompt, so these stay together
-        raise InputError(
-            f"grpo.prompts_per_step ({grpo.prompts_per_step}) must be a multiple of the {world} processes, which "
-            "share the prompts; change one of the two"
-        )
-    local = grpo.group_size * grpo.prompts_per_step // world
-    size = next(n for n in range(min(local, recipe.optim.batch_size), 0, -1) if local % n == 0)
-    return size, local // size
-
-
-def _diversity_rows(watch: GrpoCallback, watched: ValidationRewards) -> list[dict[str, Any]]:
-    real = watched.real_overlap()
-    return [
-        {
-            "step": evaluation.step,
-            "answers": mode,
-            **found.as_row(),
-            "overlap_with_true_cell": None if np.isnan(evaluation.overlap[mode]) else evaluation.overlap[mode],
-            "between_real_cells": None if np.isnan(real) else real,
-        }
-        for evaluation in watch.evaluations
-        for mode, found in evaluation.diversity.items()
-    ]
-
-
-def _without_trl(lm: LanguageModel) -> LanguageModel:
-    """Return the model without what TRL has put on it."""
-    lm.model.__dict__.pop("forward", None)
-    lm.model.model_tags = None
-    return lm

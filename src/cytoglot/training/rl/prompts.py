@@ -5,7 +5,7 @@ A prompt carries the columns that rewards are told, and the format of a valid an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,13 +21,13 @@ from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.tasks.instance import TaskInstance
-from cytoglot.tasks.record import CellRecord, Record
+from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.record_source import record_sources
-from cytoglot.tasks.task import AnswerSpace, Task
+from cytoglot.tasks.task import AnswerSpace
 from cytoglot.tasks.task import tasks as registered_tasks
 from cytoglot.training.cells import TrainingCells
 from cytoglot.training.recipe import TrainRecipe
-from cytoglot.training.rl.rewards.context import RewardPrompts
+from cytoglot.training.rl.rewards.context import COLUMNS, RewardPrompts
 from cytoglot.training.validation.held_out import held_out_of_corpus
 
 _POOL = 4096
@@ -56,17 +56,13 @@ class EvalPrompt:
     @property
     def columns(self) -> dict[str, Any]:
         """What rewards are told beside the prompt."""
-        return {name: getattr(self, name) for name in ("task", "answer", "cell_type", "num_genes", "key")}
+        return {name: getattr(self, name) for name in COLUMNS}
 
 
 def reward_prompts(asked: Sequence[EvalPrompt]) -> RewardPrompts:
     """Return prompts as rewards take them."""
-    rows = [one.columns for one in asked]
-    names = ("task", "answer", "cell_type", "num_genes", "key")
-    return RewardPrompts(
-        prompts=tuple(one.prompt for one in asked),
-        columns={name: tuple(row[name] for row in rows) for name in names},
-    )
+    columns = {name: tuple(getattr(one, name) for one in asked) for name in COLUMNS}
+    return RewardPrompts(prompts=tuple(one.prompt for one in asked), columns=columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,38 +84,31 @@ class PromptSource:
 
     def asked(self, lm: LanguageModel, task: str, part: Part, n: int) -> Iterator[EvalPrompt]:
         """Yield up to `n` prompts of a task that fit the model's context with their true answer."""
-        answers, found = ModelAnswers(lm, self.vocabulary), 0
+        answers, found, labels = ModelAnswers(lm, self.vocabulary), 0, self.labels.get(task, ())
         for question in self.questions.get((task, part), ()):
             if found == n:
                 return
-            one = self._ask(answers, question)
-            if one is not None:
-                found += 1
-                yield one
-
-    def _ask(self, answers: ModelAnswers, question: TaskInstance) -> EvalPrompt | None:
-        name, record = question.task.name, question.record
-        labels = self.labels.get(name, ())
-        kind = question.task.answer_kind
-        fitted = answers.fitted(question, labels)
-        if fitted is None:
-            return None
-        n_genes = len(fitted.truth.split()) if kind == "genes" else 0
-        answer_format: AnswerFormat = FreeText()
-        if kind == "genes":
-            answer_format = question.task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
-        elif kind == "label":
-            answer_format = OneOf(options=labels)
-        return EvalPrompt(
-            prompt=fitted.prompt,
-            task=name,
-            answer=fitted.truth,
-            answer_format=answer_format,
-            cell_type=record.metadata.get("cell_type", ""),
-            num_genes=n_genes,
-            key=record.key,
-            group=self.groups.get(record.key, ""),
-        )
+            fitted = answers.fitted(question, labels)
+            if fitted is None:
+                continue
+            found += 1
+            record, kind, n_genes = question.record, question.task.answer_kind, 0
+            answer_format: AnswerFormat = FreeText()
+            if kind == "genes":
+                n_genes = len(fitted.truth.split())
+                answer_format = question.task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
+            elif kind == "label":
+                answer_format = OneOf(options=labels)
+            yield EvalPrompt(
+                prompt=fitted.prompt,
+                task=task,
+                answer=fitted.truth,
+                answer_format=answer_format,
+                cell_type=record.metadata.get("cell_type", ""),
+                num_genes=n_genes,
+                key=record.key,
+                group=self.groups.get(record.key, ""),
+            )
 
 
 def source_of_corpus(
@@ -132,7 +121,8 @@ def source_of_corpus(
     types
         The types that a base model chooses from; () for those of the training cells.
     """
-    corpus, top_genes, questions = cells.corpus, recipe.sentence.top_genes, {}
+    corpus, top_genes = cells.corpus, recipe.sentence.top_genes
+    questions: dict[tuple[str, Part], tuple[TaskInstance, ...]] = {}
     wanted: dict[Part, int] = {"train": min(n_training, _POOL), "validation": recipe.grpo.held_out_prompts}
     for name in cells.shares:
         task = corpus.templates_of_tasks.get(name, registered_tasks[name])
@@ -140,10 +130,16 @@ def source_of_corpus(
             there = corpus.shards(part) or not record_sources[task.unit].is_of_cells
             drawn = CorpusExamples(corpus, part, top_genes=top_genes, metadata_share=1.0)
             found = drawn.sample(n, name, seed=seed) if there else []
-            records = [one.record for one in found]
-            questions[name, part] = tuple(_questions(records, task, recipe, part, seed))
-    held_out = held_out_of_corpus(corpus, cells.shares, recipe, seed)
-    labels = _closed_labels(held_out.labels, questions)
+            rng, share = np.random.default_rng([seed, 24]), recipe.paraphrase_share if part == "train" else 0.0
+            templates = [None if rng.random() < share else task.short_template(one.record) for one in found]
+            questions[name, part] = tuple(
+                TaskInstance(task, one.record, template, seed=seed)
+                for one, template in zip(found, templates, strict=True)
+            )
+    labels = dict(held_out_of_corpus(corpus, cells.shares, recipe, seed).labels)
+    for name in cells.shares:  # where validation asks none, the answers of the training prompts
+        if registered_tasks[name].closed_answer and name not in labels and questions[name, "train"]:
+            labels[name] = tuple(sorted({question.answer() for question in questions[name, "train"]}))
     if types and "cell_type_annotation" in labels:
         labels["cell_type_annotation"] = types
     asked = [q.record for (_, part), some in questions.items() if part == "validation" for q in some]
@@ -152,7 +148,11 @@ def source_of_corpus(
     )
     reference = CorpusExamples(corpus, "train", top_genes=top_genes)
     is_typed = "cell_generation" in available_tasks(corpus, "train")
-    typed = reference.sample(_POOL, "cell_generation", seed=seed) if is_typed else []
+    of_type: dict[str, list[tuple[str, ...]]] = {}
+    for one in reference.sample(_POOL, "cell_generation", seed=seed) if is_typed else []:
+        label = one.record.metadata.get("cell_type")
+        if isinstance(one.record, CellRecord) and label is not None and len(one.record.genes):
+            of_type.setdefault(label, []).append(tuple(one.record.genes))
     return PromptSource(
         vocabulary=corpus.vocabulary,
         shares=cells.shares,
@@ -160,40 +160,8 @@ def source_of_corpus(
         questions=questions,
         groups={} if values is None else {r.key: str(v) for r, v in zip(asked, values, strict=True)},
         unit="prompt" if values is None else unit,
-        reference=_reference((one.record for one in typed), _REFERENCE_CELLS),
+        reference={label: tuple(some[:_REFERENCE_CELLS]) for label, some in sorted(of_type.items())},
     )
-
-
-def _questions(
-    records: Iterable[Record], task: Task[Any, Any], recipe: TrainRecipe, part: str, seed: int
-) -> Iterator[TaskInstance]:
-    rng = np.random.default_rng([seed, 24])
-    for record in records:
-        paraphrased = part == "train" and rng.random() < recipe.paraphrase_share
-        yield TaskInstance(task, record, None if paraphrased else task.short_template(record), seed=seed)
-
-
-def _closed_labels(
-    known: Mapping[str, tuple[str, ...]], questions: Mapping[tuple[str, Part], Sequence[TaskInstance]]
-) -> dict[str, tuple[str, ...]]:
-    """Return the answers of each closed task; where validation asks none, those of the training prompts."""
-    labels = dict(known)
-    for (name, part), asked in questions.items():
-        if part == "train" and registered_tasks[name].closed_answer and name not in labels and asked:
-            labels[name] = tuple(sorted({q.answer() for q in asked}))
-    return labels
-
-
-def _reference(records: Iterable[Record], n_each: int) -> dict[str, tuple[tuple[str, ...], ...]]:
-    """Return up to `n_each` sentences of each type."""
-    found: dict[str, list[tuple[str, ...]]] = {}
-    for record in records:
-        label = record.metadata.get("cell_type")
-        if isinstance(record, CellRecord) and label is not None and len(record.genes):
-            sentences = found.setdefault(label, [])
-            if len(sentences) < n_each:
-                sentences.append(tuple(record.genes))
-    return {label: tuple(sentences) for label, sentences in sorted(found.items())}
 
 
 def plan_prompts(source: PromptSource, lm: LanguageModel, *, n: int, seed: int) -> list[EvalPrompt]:

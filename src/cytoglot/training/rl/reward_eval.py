@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,12 @@ from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.metrics.generation import gene_overlap, pairwise_overlap
-from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap, bootstrap_difference
+from cytoglot.metrics.uncertainty import bootstrap, bootstrap_difference
 from cytoglot.training.rl.collapse import Diversity, diversity
 from cytoglot.training.rl.prompts import EvalPrompt, reward_prompts
 from cytoglot.training.rl.rewards.context import RewardInputs, read_answers
-from cytoglot.training.rl.rewards.mixture import MixedReward
+from cytoglot.training.rl.rewards.mixture import TOTAL, MixedReward, known_mean, mean_statistic, plain
 
-TOTAL = "reward"
-"""the weighted sum, beside the parts by their names"""
 FREE, CONSTRAINED = "free", "constrained"
 _MIN_GROUPS = 5
 
@@ -46,27 +44,22 @@ class RewardEval:
 
     def mean(self, mode: str, name: str = TOTAL) -> float:
         """Return a reward over all prompts that it says something of."""
-        known = self.rewards[mode][name]
-        known = known[~np.isnan(known)]
-        return float(known.mean()) if len(known) else math.nan
+        return float(known_mean(self.rewards[mode][name]))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "step": self.step,
-            "rewards": {m: {n: _plain(v) for n, v in parts.items()} for m, parts in self.rewards.items()},
-            "diversity": {mode: found.as_row() for mode, found in self.diversity.items()},
-            "overlap": {mode: _plain(np.array([value]))[0] for mode, value in self.overlap.items()},
-        }
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> RewardEval:
         """Read what `to_dict` wrote."""
         return cls(
             step=value["step"],
-            rewards={m: {n: _numbers(v) for n, v in parts.items()} for m, parts in value["rewards"].items()},
+            rewards={
+                m: {n: np.array(v, dtype=np.float64) for n, v in parts.items()} for m, parts in value["rewards"].items()
+            },
             diversity={mode: Diversity.from_row(row) for mode, row in value["diversity"].items()},
-            overlap={mode: float(_numbers([one])[0]) for mode, one in value["overlap"].items()},
+            overlap={mode: math.nan if one is None else one for mode, one in value["overlap"].items()},
         )
 
 
@@ -128,12 +121,14 @@ class ValidationRewards:
         for one in self._asked:
             if one.num_genes:
                 by_type.setdefault(one.cell_type, set()).add(tuple(one.answer.split()))
-        return _mean([pairwise_overlap(sorted(sentences)) for sentences in by_type.values()])
+        return float(known_mean(np.array([pairwise_overlap(sorted(sentences)) for sentences in by_type.values()])))
 
     def _write(self, lm: LanguageModel, mode: str) -> list[str]:
         """Return the completions, all samples of a prompt one after the other."""
+        # Free text has no more tokens than training allows.
         free: AnswerFormat = FreeText(max_tokens=self._max_tokens)
-        formats = [free if mode == FREE else _limited(one.answer_format, self._max_tokens) for one in self._asked]
+        is_free = [mode == FREE or isinstance(one.answer_format, FreeText) for one in self._asked]
+        formats = [free if i else one.answer_format for i, one in zip(is_free, self._asked, strict=True)]
         answers = generate_answers(
             lm,
             [one.prompt for one in self._asked],
@@ -146,7 +141,7 @@ class ValidationRewards:
             terminator=self._context.terminator,
         )
         # A free answer is shown with whatever ends it.
-        endings = ["" if isinstance(one, FreeText) else self._context.terminator for one in formats]
+        endings = ["" if i else self._context.terminator for i in is_free]
         return [f" {text}{end}" for samples, end in zip(answers, endings, strict=True) for text in samples]
 
     def _columns(self) -> dict[str, list[Any]]:
@@ -154,16 +149,16 @@ class ValidationRewards:
         return reward_prompts(self._asked).take(rows).as_columns()
 
     def _rate(self, completions: list[str]) -> dict[str, NDArray[np.float64]]:
-        parts = self._reward.parts(completions, **self._columns())
-        found = {TOTAL: self._reward.total(parts), **parts}
-        return {name: _per_prompt(values, self._n_samples) for name, values in found.items()}
+        found = self._reward.by_prompt(completions, self._n_samples, **self._columns())
+        return {name: known_mean(values_ps) for name, values_ps in found.items()}
 
     def _compare(self, completions: list[str]) -> tuple[Diversity, float]:
         answers = read_answers(completions, self._columns(), self._context)
         samples = [answers[i : i + self._n_samples] for i in range(0, len(answers), self._n_samples)]
         sentences = [some for some in samples if some[0].is_sentence]
         overlap = [gene_overlap(one.words, one.true.split()) for some in sentences for one in some]
-        return diversity([[one.words for one in some] for some in sentences]), _mean(overlap)
+        alike = diversity([[one.words for one in some] for some in sentences])
+        return alike, float(known_mean(np.array(overlap, dtype=np.float64)))
 
     def table(self, evaluations: Sequence[RewardEval], *, seed: int = 0) -> list[dict[str, Any]]:
         """Return a row for each evaluation, way of writing and reward, with bootstrap intervals.
@@ -183,56 +178,27 @@ class ValidationRewards:
             for name in evaluation.rewards[mode]
         ]
 
+    def diversity_table(self, evaluations: Sequence[RewardEval]) -> list[dict[str, Any]]:
+        """Return a row for each evaluation and way of writing: how alike answers are, beside real cells of a type."""
+        real = self.real_overlap()
+        return [
+            {
+                "step": evaluation.step,
+                "answers": mode,
+                **found.as_row(),
+                **plain({"overlap_with_true_cell": evaluation.overlap[mode], "between_real_cells": real}),
+            }
+            for evaluation in evaluations
+            for mode, found in evaluation.diversity.items()
+        ]
+
     def _row(self, first: RewardEval, evaluation: RewardEval, mode: str, name: str, seed: int) -> dict[str, Any]:
         now_p, before_p = evaluation.rewards[mode][name], first.rewards[mode][name]
         known_p = ~np.isnan(now_p) & ~np.isnan(before_p)
         groups = None if self._groups is None else self._groups[known_p]
         settings: dict[str, Any] = {"groups": groups, "unit": self._unit, "seed": seed}
-        now, before = _mean_of(now_p[known_p]), _mean_of(before_p[known_p])
+        now, before = mean_statistic(now_p[known_p]), mean_statistic(before_p[known_p])
         level, gain = bootstrap(now, **settings), bootstrap_difference(now, before, **settings)
-        found = {
-            "mean": level.value,
-            "low": level.low,
-            "high": level.high,
-            "gain": gain.value,
-            "gain_low": gain.low,
-            "gain_high": gain.high,
-        }
-        plain: dict[str, Any] = {key: None if math.isnan(value) else float(value) for key, value in found.items()}
-        return {**plain, "prompts": int(known_p.sum()), "unit": self._unit, "units": level.n_units}
-
-
-def _limited(answer_format: AnswerFormat, max_tokens: int) -> AnswerFormat:
-    """Return the format with no more tokens of free text than training allows."""
-    return FreeText(max_tokens=max_tokens) if isinstance(answer_format, FreeText) else answer_format
-
-
-def _per_prompt(values: Sequence[float | None], n_samples: int) -> NDArray[np.float64]:
-    """Return means over the samples of each prompt, of those that are known."""
-    values_ps = np.array([math.nan if v is None else v for v in values], dtype=np.float64).reshape(-1, n_samples)
-    known_ps = ~np.isnan(values_ps)
-    n_known_p = known_ps.sum(axis=1)
-    sums_p = np.where(known_ps, values_ps, 0.0).sum(axis=1)
-    return np.where(n_known_p > 0, sums_p / np.maximum(n_known_p, 1), math.nan)
-
-
-def _mean_of(values_p: NDArray[np.float64]) -> AdditiveStatistic:
-    rows_p2 = np.stack([values_p, np.ones_like(values_p)], axis=1)
-
-    def combine(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(sums[..., 0] / np.maximum(sums[..., 1], 1))
-
-    return AdditiveStatistic(rows_nk=rows_p2, combine=combine)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
-
-
-def _plain(values: NDArray[np.float64]) -> list[float | None]:
-    return [None if math.isnan(value) else float(value) for value in values]
-
-
-def _numbers(values: Sequence[float | None]) -> NDArray[np.float64]:
-    return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+        found = {"mean": level.value, "low": level.low, "high": level.high}
+        found |= {"gain": gain.value, "gain_low": gain.low, "gain_high": gain.high}
+        return {**plain(found), "prompts": int(known_p.sum()), "unit": self._unit, "units": level.n_units}

@@ -21,22 +21,21 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerBase, PrinterCallback
 from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp, unwrap_model_for_generation
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
-from cytoglot.errors import InputError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint, AnswerState
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
-from cytoglot.training.loop.trainer import is_about_files, readable_checkpoint
+from cytoglot.training.loop.run_folder import writing
+from cytoglot.training.loop.trainer import OneLineFaults, readable_checkpoint
 from cytoglot.training.rl.prompts import EvalPrompt
-from cytoglot.training.rl.rewards.mixture import RewardTerm
+from cytoglot.training.rl.rewards.mixture import CheckedReward
 
 NUMBER = "number"
 """column of the data set and key of a batch: which prompt of the plan a row is"""
@@ -63,11 +62,6 @@ class FormatConstraints:
     def key(answer_format: AnswerFormat) -> object:
         """Return what formats have in common that share a constraint."""
         return answer_format.words if isinstance(answer_format, DistinctWords) else answer_format
-
-    def enough_tokens(self, answer_format: AnswerFormat) -> int:
-        """Return the least budget of tokens in which every answer of the format ends well."""
-        n_words = answer_format.min_words if isinstance(answer_format, DistinctWords) else None
-        return self.of(answer_format).enough_tokens(n_words)
 
 
 @dataclass(frozen=True)
@@ -98,20 +92,16 @@ class AnswerStates:
         members: dict[object, list[int]] = {}
         for row, one in enumerate(formats):
             members.setdefault(constraints.key(one), []).append(row)
-        self._shared = [self._start(constraints, formats, rows, budget) for rows in members.values()]
-
-    def _start(
-        self, constraints: FormatConstraints, formats: Sequence[AnswerFormat], rows: list[int], budget: int
-    ) -> _SharedState:
-        constraint = constraints.of(formats[rows[0]])
-        bounds = [(f.min_words, f.max_words) for f in (formats[row] for row in rows) if isinstance(f, DistinctWords)]
-        state = constraint.start(
-            torch.full((len(rows),), budget, dtype=torch.int64, device=self._device),
-            bounds_b2=torch.tensor(bounds, device=self._device) if bounds else None,
-        )
-        return _SharedState(
-            torch.tensor(rows, device=self._device), constraint, state, constraint.tokens_s.to(self._device)
-        )
+        self._shared = []
+        for rows in members.values():
+            constraint, of_rows = constraints.of(formats[rows[0]]), [formats[row] for row in rows]
+            bounds = [(f.min_words, f.max_words) for f in of_rows if isinstance(f, DistinctWords)]
+            state = constraint.start(
+                torch.full((len(rows),), budget, dtype=torch.int64, device=device),
+                bounds_b2=torch.tensor(bounds, device=device) if bounds else None,
+            )
+            places = torch.tensor(rows, device=device)
+            self._shared.append(_SharedState(places, constraint, state, constraint.tokens_s.to(device)))
 
     def allowed(self, n_vocabulary: int) -> Tensor:
         """Return the tokens that each row may take next, bool (b, v); a finished row may repeat end of text."""
@@ -178,7 +168,7 @@ def group_spread(rewards_nr: Tensor, weights_r: Tensor, group_size: int) -> floa
     return sum(spreads) / len(spreads) if spreads else math.nan
 
 
-class CellGrpoTrainer(GRPOTrainer):
+class CellGrpoTrainer(OneLineFaults, GRPOTrainer):
     """TRL's trainer for our prompts.
 
     Differs from it in these: the policy sees exactly the tokens of `encode_prompts`; positions count from the first
@@ -201,7 +191,7 @@ class CellGrpoTrainer(GRPOTrainer):
         prompts: Sequence[EvalPrompt],
         *,
         args: Any,
-        reward_terms: Sequence[RewardTerm],
+        reward_terms: Sequence[CheckedReward],
         constrained: bool,
         kl: float,
         terminator: str = ".",
@@ -216,7 +206,7 @@ class CellGrpoTrainer(GRPOTrainer):
         # args.beta is 0, or TRL would load the reference by the name in the model's configuration.
         super().__init__(
             model=lm.model,
-            reward_funcs=[term.function for term in reward_terms],
+            reward_funcs=list(reward_terms),
             args=args,
             train_dataset=rows,
             processing_class=lm.tokenizer,
@@ -226,25 +216,19 @@ class CellGrpoTrainer(GRPOTrainer):
         self.remove_callback(PrinterCallback)
         self.beta = kl
         if reference is not None:
-            self.ref_model = self._prepared(reference)
-        signature = inspect.signature(self._base.forward).parameters
+            reference.requires_grad_(requires_grad=False)
+            disable_dropout_in_model(reference)
+            add_fused_lm_head(reference, temperature=self.temperature)
+            if self.is_deepspeed_enabled:
+                self.ref_model = prepare_deepspeed(reference, self.accelerator)
+            elif self.is_fsdp_enabled:
+                self.ref_model = prepare_fsdp(reference, self.accelerator)
+            else:
+                self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        base: Any = lm.model.get_base_model() if has_adapter else lm.model
+        signature = inspect.signature(base.forward).parameters
         self._takes_positions = "position_ids" in signature
         self._keeps_some_logits = "logits_to_keep" in signature
-
-    @property
-    def _base(self) -> PreTrainedModel:
-        model: Any = self._lm.model
-        return model.get_base_model() if is_peft_model(model) else model
-
-    def _prepared(self, reference: PreTrainedModel) -> Any:
-        reference.requires_grad_(requires_grad=False)
-        disable_dropout_in_model(reference)
-        add_fused_lm_head(reference, temperature=self.temperature)
-        if self.is_deepspeed_enabled:
-            return prepare_deepspeed(reference, self.accelerator)
-        if self.is_fsdp_enabled:
-            return prepare_fsdp(reference, self.accelerator)
-        return self.accelerator.prepare_model(reference, evaluation_mode=True)
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
@@ -254,27 +238,12 @@ class CellGrpoTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint, or say in one line why it cannot be written."""
-        try:
+        with writing(f"the checkpoint of step {self.state.global_step}", self.args.output_dir):
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if not isinstance(error, OSError) and not is_about_files(error):
-                raise
-            raise InputError(
-                f"the checkpoint of step {self.state.global_step} cannot be written into {self.args.output_dir}: "
-                f"{error}; make room or allow writing, and run the same command again: it goes on from the one before"
-            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        with _whole(resume_from_checkpoint):
+        with readable_checkpoint(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _whole(checkpoint):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        with _whole(checkpoint):
-            super()._load_rng_state(checkpoint)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [ids.tolist() for ids in encode_prompts(self._lm.tokenizer, prompts)], None, {}
@@ -304,7 +273,7 @@ class CellGrpoTrainer(GRPOTrainer):
         if not math.isnan(spread):
             log["group_std"].append(spread)
         for term, value_n in zip(self._terms, rewards_nr.unbind(dim=1), strict=True):
-            bounds = [b for b in (term.function.settings.clip_low, term.function.settings.clip_high) if b is not None]
+            bounds = [b for b in (term.settings.clip_low, term.settings.clip_high) if b is not None]
             known_n = value_n[~value_n.isnan()]
             if bounds and len(known_n):
                 at_bound = torch.isin(known_n, torch.tensor(bounds, dtype=known_n.dtype, device=known_n.device))
@@ -341,7 +310,10 @@ class CellGrpoTrainer(GRPOTrainer):
     ) -> tuple[list[list[int]], Any]:
         if self._constraints is None:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
-        ids_bt, mask_bt = self._padded(prompt_ids)
+        width, device = max(map(len, prompt_ids)), self.accelerator.device
+        rows = [[self._lm.pad_id] * (width - len(row)) + row for row in prompt_ids]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in prompt_ids]
+        ids_bt, mask_bt = torch.tensor(rows, device=device), torch.tensor(mask, device=device)
         processor = AnswerProcessor(self._states(self._rows), prompt_length=ids_bt.shape[1])
         with (
             unwrap_model_for_generation(
@@ -360,20 +332,10 @@ class CellGrpoTrainer(GRPOTrainer):
                 generation_config=self.generation_config,
                 logits_processor=LogitsProcessorList([processor]),
             )[:, ids_bt.shape[1] :]
-        return [self._to_end(row) for row in written_bt.tolist()], None
-
-    def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Return ids filled up on the left, and where the real ones are."""
-        width = max(map(len, rows))
-        ids = [[self._lm.pad_id] * (width - len(row)) + list(row) for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        device = self.accelerator.device
-        return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-    def _to_end(self, ids: list[int]) -> list[int]:
-        """Return the tokens up to end of text, that included."""
-        end = next((i for i, token in enumerate(ids) if token in self.eos_token_ids), len(ids) - 1)
-        return ids[: end + 1]
+        # Tokens up to end of text, that included.
+        written = written_bt.tolist()
+        ends = [next((i for i, token in enumerate(ids) if token in self.eos_token_ids), len(ids)) for ids in written]
+        return [ids[: end + 1] for ids, end in zip(written, ends, strict=True)], None
 
     def _get_per_token_logps_and_entropies(
         self,
@@ -419,15 +381,3 @@ class CellGrpoTrainer(GRPOTrainer):
             allowed_btv = torch.stack(list(self._states(rows).replay(written_bt, logits_btv.shape[-1])), dim=1)
         log_p_bt, entropy_bt = masked_log_probs(logits_btv, written_bt, allowed_btv)
         return log_p_bt.masked_fill(~real_bt, 0.0), entropy_bt.masked_fill(~real_bt, 0.0)
-
-
-@contextmanager
-def _whole(checkpoint: str | None) -> Iterator[None]:
-    """Say in one line that a checkpoint cannot be read."""
-    with readable_checkpoint(checkpoint):
-        try:
-            yield
-        except RuntimeError as error:
-            if "PytorchStreamReader" not in str(error):
-                raise
-            raise OSError(str(error).split(".")[0]) from error

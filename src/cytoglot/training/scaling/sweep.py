@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,8 +36,8 @@ from cytoglot.errors import InputError
 from cytoglot.lm.model.scratch import ScratchSettings
 from cytoglot.lm.scoring.score import score_pairs
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
-from cytoglot.metrics.scaling import SweepFit, fit_ladder
-from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap
+from cytoglot.metrics.scaling import fit_ladder
+from cytoglot.metrics.uncertainty import AdditiveStatistic, bootstrap
 from cytoglot.training.recipe import LoraRecipe, ModelRecipe, TrainRecipe
 from cytoglot.training.run import train
 
@@ -101,11 +102,7 @@ class ScaleRecipe(Settings):
             raise ValueError(f"train.model.base would stand for the sizes {', '.join(without)}; give them a base each")
         if self.train.kind == "grpo":
             raise ValueError("a sweep is of kind pretrain or sft, found train.kind grpo")
-        return self
-
-    @model_validator(mode="after")
-    def _are_models(self) -> ScaleRecipe:
-        """Refuse a size that is no model, before another is trained."""
+        # A size that is no model is refused before another is trained.
         below = (self.train if self.pretrain is None else self.pretrain.train).model.scratch
         for name, size in self.sizes.items():
             if not re.fullmatch(r"[\w.+-]+", name):  # it is a part of a folder's name
@@ -222,43 +219,26 @@ def run_sweep(
 
 def grid(recipe: ScaleRecipe) -> Iterator[SweepRun]:
     """Yield the runs, smallest shares first, so that a first picture is there early."""
-    for share in sorted(recipe.shares):
-        for size in recipe.sizes:
-            for mode in recipe.modes:
-                for seed in recipe.seeds:
-                    yield SweepRun(size=size, mode=mode, share=share, seed=seed)
+    for share, size, mode, seed in product(sorted(recipe.shares), recipe.sizes, recipe.modes, recipe.seeds):
+        yield SweepRun(size=size, mode=mode, share=share, seed=seed)
 
 
 def _recipe_of(run: SweepRun, recipe: ScaleRecipe, folder: Path, *, device: str, threads: int | None) -> TrainRecipe:
-    values = recipe.train.model_dump(exclude_unset=True) | {"train_share": run.share}
-    size = dict(recipe.sizes[run.size])
-    if recipe.pretrain is not None and "base" not in size:
-        size = {"base": str(_pretrained(run.size, recipe, folder, device=device, threads=threads))}
-    model = dict(values.get("model", {}))
-    values["model"] = (
-        {**model, **size} if "base" in size else {**model, "scratch": {**model.get("scratch", {}), **size}}
-    )
-    if run.mode == "lora":
-        values["lora"] = recipe.lora.model_dump()
-    return TrainRecipe.model_validate(values)
+    """Return how a run learns; a base of its size is trained first where the sweep asks for one, at the first run."""
+    size, learns, pretrain = dict(recipe.sizes[run.size]), recipe.train, recipe.pretrain
+    if pretrain is not None and "base" not in size:
+        out, own = folder / "bases" / run.size, _of_size(pretrain.train, size)
+        train(pretrain.source, label=pretrain.label, out=out, recipe=own, device=device, threads=threads)
+        size = {"base": str(out)}
+    adapters = {"lora": recipe.lora.model_dump()} if run.mode == "lora" else {}
+    return _of_size(learns, size, train_share=run.share, **adapters)
 
 
-def _pretrained(size: str, recipe: ScaleRecipe, folder: Path, *, device: str, threads: int | None) -> Path:
-    """Return the folder of the base of a size, trained at the first call."""
-    assert recipe.pretrain is not None
-    out = folder / "bases" / size
-    values = recipe.pretrain.train.model_dump(exclude_unset=True)
+def _of_size(recipe: TrainRecipe, size: dict[str, Any], **changed: Any) -> TrainRecipe:
+    values = recipe.model_dump(exclude_unset=True) | changed
     model = dict(values.get("model", {}))
-    values["model"] = {**model, "scratch": {**model.get("scratch", {}), **recipe.sizes[size]}}
-    train(
-        recipe.pretrain.source,
-        label=recipe.pretrain.label,
-        out=out,
-        recipe=TrainRecipe.model_validate(values),
-        device=device,
-        threads=threads,
-    )
-    return out
+    own = size if "base" in size else {"scratch": {**model.get("scratch", {}), **size}}
+    return TrainRecipe.model_validate({**values, "model": {**model, **own}})
 
 
 def choose_test_cells(adata: AnnData, split: Split, recipe: ScaleRecipe, *, seed: int) -> TestCells:
@@ -288,47 +268,63 @@ def evaluate_run(model: CellModel, run: SweepRun, held_out: TestCells) -> RunRes
         labelled = replace(record, metadata={**record.metadata, "cell_type": label})
         examples.append(task.example(labelled, template=task.short_template(labelled)))
     scores_uk = model.label_scores(sentences)
+    assert model.folder is not None
+    split = load_split(model.folder)
+    assert split is not None
+    history = json.loads((model.folder / TRAINING_FILE).read_text(encoding="utf-8"))["history"]
     total = sum(p.numel() for p in model.lm.model.parameters())
+    trained = total
+    if run.mode == "lora":
+        with safe_open(model.folder / "adapter" / "adapter_model.safetensors", framework="np") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        trained = sum(int(np.prod(shape)) for shape in shapes)
     return RunResult(
         run=run,
         parameters=total,
         parameters_without_vectors=total - model.lm.model.get_input_embeddings().weight.numel(),
-        trained_parameters=_adapter_size(model) if run.mode == "lora" else total,
-        cells=_n_cells(model, run),
-        tokens=_n_tokens(model),
+        trained_parameters=trained,
+        cells=max(1, round(run.share * len(split.train))),
+        tokens=int(history[-1]["tokens"]) if history else 0,
         loss_u=-score_pairs(model.lm, [e.prompt for e in examples], [e.completion for e in examples]),
         words_u=np.array([len(record.genes) for record in records], dtype=np.float64),
         answers_u=np.array(model.spec.labels, dtype=object)[scores_uk.argmax(axis=1)],
     )
 
 
-def _adapter_size(model: CellModel) -> int:
-    assert model.folder is not None
-    with safe_open(model.folder / "adapter" / "adapter_model.safetensors", framework="np") as tensors:
-        return sum(int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
-
-
-def _n_cells(model: CellModel, run: SweepRun) -> int:
-    split = load_split(model.folder or Path())
-    assert split is not None
-    return max(1, round(run.share * len(split.train)))
-
-
-def _n_tokens(model: CellModel) -> int:
-    path = (model.folder or Path()) / TRAINING_FILE
-    history = json.loads(path.read_text(encoding="utf-8"))["history"]
-    return int(history[-1]["tokens"]) if history else 0
-
-
 def summary(results: Sequence[RunResult], held_out: TestCells, recipe: ScaleRecipe, *, seed: int) -> dict[str, Any]:
     """Return rows with intervals, and a power law for each mode that has enough runs."""
-    words_u = _words(results)
+    words_u = results[0].words_u
+    for other in results:
+        # Losses per word compare runs only where they are of the same words.
+        if not np.array_equal(other.words_u, words_u):
+            raise InputError(
+                f"runs {results[0].run.name} and {other.run.name} write other words for the same cells (another "
+                "context length or vocabulary); set sentence.top_genes to what fits every model"
+            )
     rows = [_row(result, held_out, words_u, seed=seed) for result in results]
     laws: dict[str, Any] = {}
     for mode in dict.fromkeys(recipe.modes):
         of_mode = [result for result in results if result.run.mode == mode]
         try:
-            laws[mode] = _law(_fit(of_mode, held_out, words_u, seed=seed))
+            loss_ru, weight_u = np.stack([result.loss_u for result in of_mode]), words_u
+            if held_out.groups_u is not None:
+                codes, names = pd.factorize(held_out.groups_u)
+                member_ug = (codes[:, None] == np.arange(len(names))).astype(np.float64)
+                loss_ru, weight_u = loss_ru @ member_ug, words_u @ member_ug
+            fit = fit_ladder(
+                np.array([result.parameters_without_vectors for result in of_mode], dtype=np.float64),
+                np.array([result.cells for result in of_mode], dtype=np.float64),
+                loss_ru,
+                weight_u,
+                seed_r=[result.run.seed for result in of_mode],
+                seed=seed,
+            )
+            laws[mode] = {
+                **fit.law.to_dict(),
+                "intervals": {name: list(bounds) for name, bounds in fit.intervals.items()},
+                "leave_one_out": {name: list(bounds) for name, bounds in fit.leave_one_out.items()},
+                "r2_log": fit.r2_log,
+            }
         except ValueError as error:
             laws[mode] = {"not_fitted": str(error)}
     most = pd.Series(held_out.truth_u).value_counts()
@@ -338,44 +334,6 @@ def summary(results: Sequence[RunResult], held_out: TestCells, recipe: ScaleReci
         "power_law": laws,
         "baselines": {"accuracy": control},
         "held_out": {"cells": len(held_out.truth_u), "unit": held_out.unit, "words": int(words_u.sum())},
-    }
-
-
-def _words(results: Sequence[RunResult]) -> NDArray[np.float64]:
-    """Return the words of each held-out cell; losses per word compare runs only where they are of the same words."""
-    first = results[0]
-    for other in results:
-        if not np.array_equal(other.words_u, first.words_u):
-            raise InputError(
-                f"runs {first.run.name} and {other.run.name} write other words for the same cells (another context "
-                "length or vocabulary); set sentence.top_genes to what fits every model"
-            )
-    return first.words_u
-
-
-def _fit(results: Sequence[RunResult], held_out: TestCells, words_u: NDArray[np.float64], *, seed: int) -> SweepFit:
-    loss_ru = np.stack([result.loss_u for result in results])
-    weight_u = words_u
-    if held_out.groups_u is not None:
-        codes, names = pd.factorize(held_out.groups_u)
-        member_ug = (codes[:, None] == np.arange(len(names))).astype(np.float64)
-        loss_ru, weight_u = loss_ru @ member_ug, words_u @ member_ug
-    return fit_ladder(
-        np.array([result.parameters_without_vectors for result in results], dtype=np.float64),
-        np.array([result.cells for result in results], dtype=np.float64),
-        loss_ru,
-        weight_u,
-        seed_r=[result.run.seed for result in results],
-        seed=seed,
-    )
-
-
-def _law(fit: SweepFit) -> dict[str, Any]:
-    return {
-        **fit.law.to_dict(),
-        "intervals": {name: list(bounds) for name, bounds in fit.intervals.items()},
-        "leave_one_out": {name: list(bounds) for name, bounds in fit.leave_one_out.items()},
-        "r2_log": fit.r2_log,
     }
 
 
@@ -395,10 +353,7 @@ def _row(result: RunResult, held_out: TestCells, words_u: NDArray[np.float64], *
     flops = 6 * result.parameters_without_vectors * result.tokens
     row: dict[str, Any] = {**asdict(result.run), **numbers, "flops": flops}
     for name, statistic in measured.items():
-        row |= _bounds(name, bootstrap(statistic, groups=held_out.groups_u, unit=held_out.unit, seed=seed))
+        interval = bootstrap(statistic, groups=held_out.groups_u, unit=held_out.unit, seed=seed)
+        bounds = {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        row |= {key: None if np.isnan(value) else float(value) for key, value in bounds.items()}
     return row
-
-
-def _bounds(name: str, interval: Interval) -> dict[str, float | None]:
-    found = {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return {key: None if np.isnan(value) else float(value) for key, value in found.items()}

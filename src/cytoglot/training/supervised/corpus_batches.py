@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from cytoglot.corpus.read.tokenize import GeneTokenizer
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.extras import require
-from cytoglot.lm.model.tokenizer import opening_ids
+from cytoglot.lm.model.tokenizer import opening_ids, plain_ids
 from cytoglot.training.loop.loss import Batch
 
 if TYPE_CHECKING:
@@ -27,27 +28,10 @@ if TYPE_CHECKING:
 ARRAYS = ("input_ids", "weights", "position_ids", "segment_ids")
 
 
-class _Encode:
-    """The tokenizer as a function; a class, so that it can be sent to worker processes."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-
-    def __call__(self, texts: list[str]) -> Sequence[Sequence[int]]:
-        return self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )["input_ids"]
-
-
 def gene_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: GeneVocabulary) -> GeneTokenizer:
     """Return a tokenizer for a loader; its ids are those of `encode_pairs` of `cytoglot.lm.model.tokenizer`."""
     return GeneTokenizer(
-        _Encode(tokenizer), vocabulary, opening=opening_ids(tokenizer).tolist(), eos=tokenizer.eos_token_id
+        partial(plain_ids, tokenizer), vocabulary, opening=opening_ids(tokenizer).tolist(), eos=tokenizer.eos_token_id
     )
 
 

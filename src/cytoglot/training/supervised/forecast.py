@@ -6,19 +6,16 @@ Nothing is trained or written, and of a base model only configuration and tokeni
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from cytoglot.corpus.read.examples import CorpusExamples
 from cytoglot.lm.model.load import read_configuration
 from cytoglot.lm.model.scratch import llama_config
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
-from cytoglot.tasks.task import Example
 from cytoglot.training.cells import TrainingCells
 from cytoglot.training.loop.memory import Mode, ModelSize, model_size, training_memory
 from cytoglot.training.recipe import TrainRecipe
@@ -29,18 +26,6 @@ _TRIED_PARAMETERS, _TRIED_TOKENS = 60_000_000, 1024
 """a model of so many parameters at most is tried for its speed, on so many tokens"""
 _LONGEST = 1 << 15
 _BYTES = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Lengths:
-    """Mean tokens of an example, and their shares."""
-
-    prompt: float
-    answer: float
-
-    @property
-    def whole(self) -> float:
-        return self.prompt + self.answer
 
 
 def forecast_training(cells: TrainingCells, recipe: TrainRecipe) -> dict[str, Any]:
@@ -57,12 +42,24 @@ def forecast_training(cells: TrainingCells, recipe: TrainRecipe) -> dict[str, An
         cells.corpus, "train", top_genes=recipe.sentence.top_genes, metadata_share=cells.metadata_share
     )
     examples = [found.example for found in drawn.sample(_EXAMPLES, tasks=cells.shares)]
-    config, tokenizer = _model(recipe, cells)
-    size, lengths = model_size(config), _lengths(tokenizer, examples)
+    if recipe.model.base is not None:
+        config, tokenizer = read_configuration(recipe.model.base, revision=recipe.model.revision)
+    else:
+        tokenizer = new_tokenizer(cells, recipe.model.scratch.context_length)
+        config = llama_config(tokenizer, recipe.model.scratch)
+    size, prompts, answers = model_size(config), 1.0, 1.0
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or _LONGEST
-    answers = min(lengths.answer, recipe.grpo.max_answer_tokens) if recipe.kind == "grpo" else lengths.answer
-    per_example = min(lengths.prompt + answers, float(context))
+    if examples:  # mean tokens, an answer's with its end of text
+        prompts = float(np.mean([len(ids) for ids in encode_prompts(tokenizer, [e.prompt for e in examples])]))
+        written = encode_completions(tokenizer, [example.completion for example in examples])
+        answers = 1 + float(np.mean([len(ids) for ids in written]))
+    if recipe.kind == "grpo":
+        answers = min(answers, recipe.grpo.max_answer_tokens)
+    per_example = min(prompts + answers, float(context))
     optim = recipe.optim
+    trained = size.parameters
+    if recipe.lora is not None:
+        trained = recipe.lora.rank * size.linear_ends + (size.vectors if recipe.lora.train_vectors else 0)
     packed = cells.packed if optim.packing == "auto" else optim.packing == "on"
     if recipe.kind == "grpo":
         n_examples = optim.steps * recipe.grpo.prompts_per_step * recipe.grpo.group_size
@@ -80,39 +77,15 @@ def forecast_training(cells: TrainingCells, recipe: TrainRecipe) -> dict[str, An
         "tokens_per_example": round(per_example, 1),
         "context": int(context),
         "parameters": size.parameters,
-        "trainable_parameters": _trained(size, recipe),
+        "trainable_parameters": trained,
         "seconds": _seconds(config, size, recipe, n_examples * per_example, answers / per_example),
-        "memory_mb": round(_memory(size, recipe, int(batch_tokens), answers / per_example) / 1e6),
-        "disk_mb": round(_disk(size, recipe) / 1e6),
+        "memory_mb": round(_memory(size, recipe, trained, int(batch_tokens), answers / per_example) / 1e6),
+        # The model, and two checkpoints of weights, moments and averages of what is trained.
+        "disk_mb": round(_BYTES * (size.parameters + 2 * 5 * trained) / 1e6),
     }
 
 
-def _model(recipe: TrainRecipe, cells: TrainingCells) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """Return configuration and tokenizer of the model."""
-    if recipe.model.base is not None:
-        return read_configuration(recipe.model.base, revision=recipe.model.revision)
-    tokenizer = new_tokenizer(cells, recipe.model.scratch.context_length)
-    return llama_config(tokenizer, recipe.model.scratch), tokenizer
-
-
-def _lengths(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> _Lengths:
-    if not examples:
-        return _Lengths(prompt=1.0, answer=1.0)
-    prompts = encode_prompts(tokenizer, [example.prompt for example in examples])
-    answers = encode_completions(tokenizer, [example.completion for example in examples])
-    return _Lengths(
-        prompt=float(np.mean([len(ids) for ids in prompts])), answer=1 + float(np.mean([len(ids) for ids in answers]))
-    )
-
-
-def _trained(size: ModelSize, recipe: TrainRecipe) -> int:
-    if recipe.lora is None:
-        return size.parameters
-    vectors = size.vectors if recipe.lora.train_vectors else 0
-    return recipe.lora.rank * size.linear_ends + vectors
-
-
-def _memory(size: ModelSize, recipe: TrainRecipe, batch_tokens: int, learned_share: float) -> float:
+def _memory(size: ModelSize, recipe: TrainRecipe, trained: int, batch_tokens: int, learned_share: float) -> float:
     """Return bytes: those of `training_memory`, and what our averages of the weights and a reference take besides."""
     optim, lora = recipe.optim, recipe.lora
     mode: Mode = "full" if lora is None else "lora" if lora.quantize == "none" else "qlora"
@@ -125,15 +98,10 @@ def _memory(size: ModelSize, recipe: TrainRecipe, batch_tokens: int, learned_sha
         checkpointing=optim.gradient_checkpointing,
     )
     averages = 2 if optim.weight_average > 0 else 1  # the running one and the best one
-    needed += _BYTES * averages * _trained(size, recipe)
+    needed += _BYTES * averages * trained
     if recipe.kind == "grpo" and recipe.grpo.kl > 0 and lora is None:
         needed += _BYTES * size.parameters
     return needed
-
-
-def _disk(size: ModelSize, recipe: TrainRecipe) -> float:
-    """Return bytes: the model, and two checkpoints of weights, moments and averages of what is trained."""
-    return _BYTES * (size.parameters + 2 * 5 * _trained(size, recipe))
 
 
 def _seconds(
@@ -148,11 +116,10 @@ def _seconds(
         width = min(512, getattr(config.get_text_config(), "max_position_embeddings", None) or 512)
         ids_bt = torch.randint(0, size.vocabulary, (max(1, _TRIED_TOKENS // width), width))
     n_learned = max(1, round(learned_share * width))
-    return round(min(_step(model, ids_bt, n_learned) for _ in range(2)) * tokens / ids_bt.numel(), 1)
-
-
-def _step(model: torch.nn.Module, ids_bt: torch.Tensor, n_learned: int) -> float:
-    started = time.perf_counter()
-    hidden_btd = model.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state  # type: ignore[operator]
-    model.get_output_embeddings()(hidden_btd[:, -n_learned:]).logsumexp(-1).mean().backward()  # type: ignore[operator]
-    return time.perf_counter() - started
+    taken: list[float] = []
+    for _ in range(2):
+        started = time.perf_counter()
+        hidden_btd = model.base_model(input_ids=ids_bt, use_cache=False).last_hidden_state
+        model.get_output_embeddings()(hidden_btd[:, -n_learned:]).logsumexp(-1).mean().backward()
+        taken.append(time.perf_counter() - started)
+    return round(min(taken) * tokens / ids_bt.numel(), 1)

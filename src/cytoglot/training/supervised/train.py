@@ -14,7 +14,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.load import CellModel, check_same_genes
 from cytoglot.corpus.format.folder import Part
 from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.loader import BatchSettings, ExampleSettings
@@ -22,10 +22,10 @@ from cytoglot.lm.model.language_model import LanguageModel, set_threads
 from cytoglot.lm.model.scratch import scratch_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, padding_id
 from cytoglot.tasks.task import tasks
-from cytoglot.training.cells import CellSample, TrainingCells, begin_run, spec_of, training_cells
+from cytoglot.training.cells import TrainingCells, begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.distributed import n_processes, rank
-from cytoglot.training.loop.fit import begin, can_pack, check_base, finish, fit, start_model
+from cytoglot.training.loop.fit import begin, can_pack, finish, fit, start_model
 from cytoglot.training.loop.loss import Batch
 from cytoglot.training.loop.trainer import TrainingData
 from cytoglot.training.recipe import TrainRecipe
@@ -62,7 +62,8 @@ def train_supervised(job: TrainJob) -> CellModel:
         return finished
     set_threads(job.threads)
     with training_cells(job, source) as cells:
-        check_base(recipe, cells.corpus.vocabulary)
+        if recipe.model.base is not None:
+            check_same_genes(recipe.model.base, cells.corpus.vocabulary, min_share=recipe.model.min_known_genes)
         for message in cells.messages:
             logger.info("%s", message)
         lm = start_model(run, lambda: new_model(cells, recipe, seed=seed))
@@ -173,25 +174,20 @@ def new_model(
     tokenizer = new_tokenizer(cells, scratch.context_length)
     vectors = None
     if recipe.model.word_vectors == "co_expression":
-        expression_ng = _expression(cells.sample, recipe)
+        expression_ng = cells.sample.log_ng
+        if expression_ng is None:  # what falls like it, where only ranks are kept
+            some = sentences[: _MAX_DENSE // len(words)]
+            if recipe.sentence.top_genes is not None:
+                some = some.truncate(recipe.sentence.top_genes)
+            weights = (1 / np.log2(1.0 + some.ranks())).astype(np.float32)
+            arrays = (weights, some.gene_ids.astype(np.int32), some.offsets)
+            expression_ng = csr_matrix(arrays, shape=(len(some), len(words)))
         rank = min(recipe.model.word_vector_rank, scratch.hidden_size - 1, expression_ng.shape[0] - 1)
         vectors = co_expression_vectors(expression_ng, rank=rank, seed=seed)
-    some = np.random.default_rng([seed, 4]).permutation(len(sentences))[:1000]
-    texts = [sentences.ids(int(i))[: recipe.sentence.top_genes] for i in some]
+    chosen = np.random.default_rng([seed, 4]).permutation(len(sentences))[:1000]
+    texts = [sentences.ids(int(i))[: recipe.sentence.top_genes] for i in chosen]
     model = scratch_model(tokenizer, scratch, seed=seed, words=words, word_vectors=vectors, word_texts=texts)
     return model, tokenizer
-
-
-def _expression(sample: CellSample, recipe: TrainRecipe) -> csr_matrix:
-    """Return (n, g) expression of the sampled cells, or what falls like it where only ranks are kept."""
-    if sample.log_ng is not None:
-        return sample.log_ng
-    sentences = sample.sentences[: _MAX_DENSE // len(sample.sentences.vocabulary)]
-    if recipe.sentence.top_genes is not None:
-        sentences = sentences.truncate(recipe.sentence.top_genes)
-    weights = (1 / np.log2(1.0 + sentences.ranks())).astype(np.float32)
-    shape = (len(sentences), len(sentences.vocabulary))
-    return csr_matrix((weights, sentences.gene_ids.astype(np.int32), sentences.offsets), shape=shape)
 
 
 def new_tokenizer(cells: TrainingCells, context_length: int) -> PreTrainedTokenizerBase:

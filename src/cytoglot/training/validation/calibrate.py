@@ -117,33 +117,26 @@ def generation_temperature(
     float
         1 where no type has enough cells or the cells at temperature 1 are not too diverse; 0.2 at the least.
     """
-    real = _cells_by_type(model, sentences, labels, seed)
+    rng = np.random.default_rng([seed, 9])
+    real: dict[str, list[NDArray[np.int64]]] = {}
+    for name in model.spec.labels:  # most frequent first
+        rows = np.flatnonzero((labels == name) & (sentences.lengths > 0))
+        if len(rows) >= _MIN_CELLS and len(real) < _MAX_TYPES:
+            real[name] = [sentences.ids(int(i)).astype(np.int64) for i in rng.permutation(rows)[:_MAX_CELLS]]
     if not real:
         return 1.0
     target = float(np.mean([pairwise_diversity(words) for words in real.values()]))
+    lengths_of = {name: np.array([len(words) for words in some]) for name, some in real.items()}
     before: tuple[float, float] | None = None
     for temperature in _TEMPERATURES:
-        found = float(np.mean([_diversity(model, name, words, temperature, seed) for name, words in real.items()]))
+        written = (
+            model.generate_ids(name, lengths, temperature=temperature, seed=seed)
+            for name, lengths in lengths_of.items()
+        )
+        found = float(np.mean([pairwise_diversity(cells) for cells in written]))
         if found <= target:
             if before is None:
                 return temperature
             return float(np.interp(target, [found, before[0]], [temperature, before[1]]))
         before = (found, temperature)
     return _TEMPERATURES[-1]
-
-
-def _diversity(model: CellModel, name: str, real: list[NDArray[np.int64]], temperature: float, seed: int) -> float:
-    lengths = np.array([len(words) for words in real])
-    return pairwise_diversity(model.generate_ids(name, lengths, temperature=temperature, seed=seed))
-
-
-def _cells_by_type(
-    model: CellModel, sentences: CellSentences, labels: NDArray[np.object_], seed: int
-) -> dict[str, list[NDArray[np.int64]]]:
-    rng = np.random.default_rng([seed, 9])
-    chosen: dict[str, list[NDArray[np.int64]]] = {}
-    for name in model.spec.labels:  # most frequent first
-        rows = np.flatnonzero((labels == name) & (sentences.lengths > 0))
-        if len(rows) >= _MIN_CELLS and len(chosen) < _MAX_TYPES:
-            chosen[name] = [sentences.ids(int(i)).astype(np.int64) for i in rng.permutation(rows)[:_MAX_CELLS]]
-    return chosen

@@ -38,7 +38,7 @@ _ANSWER_TOKENS, _FEWEST = 4_000, 8
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutTasks:
-    """TaskInstances about validation records, and the scores of a model's answers.
+    """Questions about validation records, and the scores of a model's answers.
 
     Made by `held_out_of_corpus`. A score is named `TASK.METRIC`, such as
     `cell_type_annotation.macro_f1`.
@@ -82,26 +82,23 @@ class HeldOutTasks:
         """
         answerer = ModelAnswers(lm, self.vocabulary)
         found: dict[str, float] = {}
+        scores: Mapping[str, float]
         for name in self.questions:
-            for metric, value in self._scores_of(name, lm, answerer).items():
-                if math.isfinite(value):
-                    found[f"{name}.{metric}"] = value
+            task, labels = self._task(name), self.labels.get(name, ())
+            fitted = [one for q in self.questions[name] if (one := answerer.fitted(q, labels)) is not None]
+            if not fitted:
+                continue
+            if task.closed_answer:
+                asked = EvalTask(task=task, vocabulary=self.vocabulary, records=tuple(fitted), labels=labels)
+                scores = _label_scores(lm, asked)
+            else:
+                n_tokens = answerer.n_tokens(task, [one.truth for one in fitted])
+                n = max(_FEWEST, int(np.searchsorted(np.cumsum(n_tokens), _ANSWER_TOKENS, side="right")))
+                asked = EvalTask(task=task, vocabulary=self.vocabulary, records=tuple(fitted[:n]), labels=labels)
+                # A free answer has room for the longest of the true ones: how long its own should be is not told.
+                scores = scores_of(asked, answerer.answers(asked, [max(n_tokens[:n])] * len(fitted[:n])))
+            found |= {f"{name}.{metric}": value for metric, value in scores.items() if math.isfinite(value)}
         return found
-
-    def _scores_of(self, name: str, lm: LanguageModel, answerer: ModelAnswers) -> Mapping[str, float]:
-        task, labels = self._task(name), self.labels.get(name, ())
-        fitted = [one for q in self.questions[name] if (one := answerer.fitted(q, labels)) is not None]
-        if not task.closed_answer and fitted:
-            n_tokens = np.cumsum(answerer.n_tokens(task, [one.truth for one in fitted]))
-            fitted = fitted[: max(_FEWEST, int(np.searchsorted(n_tokens, _ANSWER_TOKENS, side="right")))]
-        if not fitted:
-            return {}
-        asked = EvalTask(task=task, vocabulary=self.vocabulary, records=tuple(fitted), labels=labels)
-        if task.closed_answer:
-            return _label_scores(lm, asked)
-        # A free answer has room for the longest of the true ones: how long its own should be is not told.
-        longest = max(answerer.n_tokens(task, [one.truth for one in fitted]))
-        return scores_of(asked, answerer.answers(asked, [longest] * len(fitted)))
 
     def _task(self, name: str) -> Task[Any, Any]:
         return self.questions[name][0].task
@@ -109,41 +106,24 @@ class HeldOutTasks:
 
 def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: TrainRecipe, seed: int) -> HeldOutTasks:
     """Return what the tasks of `shares` ask of the validation part of a corpus: some records, the same for a seed."""
-    wanted = _Wanted(recipe, shares)
+    watched = recipe.optim.stop_on.rpartition(".")[0]
     askable = set(available_tasks(corpus, "validation")) if corpus.shards("validation") else set()
     sampled = CorpusExamples(
         corpus, "validation", top_genes=recipe.sentence.top_genes, metadata_share=1.0, paraphrase_share=0.0
     )
     questions: dict[str, tuple[TaskInstance, ...]] = {}
     labels: dict[str, tuple[str, ...]] = {}
-    for task in wanted.tasks:
-        if task.name not in askable:
+    for name in (name for name in shares if name in askable):
+        n_records = _WATCHED if name == watched else _OTHERS
+        records = [found.record for found in sampled.sample(n_records, name, seed=seed)]
+        if not records:
             continue
-        records = [found.record for found in sampled.sample(wanted.n_records(task.name), task.name, seed=seed)]
-        if records:
-            asked = corpus.templates_of_tasks.get(task.name, task)
-            questions[task.name] = tuple(TaskInstance(asked, r, asked.short_template(r), seed=seed) for r in records)
-            if isinstance(asked, LabelAnswer):
-                labels[task.name] = _labels_of(corpus, asked)
+        task = corpus.templates_of_tasks.get(name, registered_tasks[name])
+        questions[name] = tuple(TaskInstance(task, r, task.short_template(r), seed=seed) for r in records)
+        if isinstance(task, LabelAnswer):
+            known = task.label_completions([value for value in corpus.count(task.field, "train") if value.strip()])
+            labels[name] = tuple(dict.fromkeys(task.templates.bare(answer) for answer in known))
     return HeldOutTasks(vocabulary=corpus.vocabulary, questions=questions, labels=labels)
-
-
-class _Wanted:
-    """Which tasks are asked, and how many records of each."""
-
-    def __init__(self, recipe: TrainRecipe, shares: Mapping[str, float]) -> None:
-        self._watched = recipe.optim.stop_on.rpartition(".")[0]
-        self.tasks: list[Task[Any, Any]] = [registered_tasks[name] for name in shares]
-
-    def n_records(self, name: str) -> int:
-        return _WATCHED if name == self._watched else _OTHERS
-
-
-def _labels_of(corpus: Corpus, task: LabelAnswer[Any]) -> tuple[str, ...]:
-    """Return the answers of a closed task that occur in the training part, most frequent first."""
-    column = task.field
-    values = [value for value in corpus.count(column, "train") if value.strip()]
-    return tuple(dict.fromkeys(task.templates.bare(answer) for answer in task.label_completions(values)))
 
 
 def _label_scores(lm: LanguageModel, asked: EvalTask) -> dict[str, float]:

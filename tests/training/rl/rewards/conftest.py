@@ -42,7 +42,7 @@ def rate(context: RewardInputs) -> Rate:
     ) -> list[float | None]:
         n = len(completions)
         term = make_reward({name: settings}, given or context).terms[0]
-        return term.function(
+        return term(
             list(completions),
             prompts=list(prompts or ["Write a cell."] * n),
             task=[task] * n,

@@ -65,7 +65,7 @@ def test_a_reward_can_be_there_twice_and_be_limited_to_tasks(context) -> None:
 
 def test_trl_sees_the_name_of_each_term(context) -> None:
     reward = make_reward({"overlap": {}, f"{OWN}:length": {}}, context)
-    assert [term.function.__name__ for term in reward.terms] == ["overlap", f"{OWN}:length"]
+    assert [term.__name__ for term in reward.terms] == ["overlap", f"{OWN}:length"]
 
 
 def test_settings_of_an_own_function_are_its_arguments(context) -> None:
@@ -98,7 +98,7 @@ def test_a_bad_reward_is_named(context, function: str, message: str) -> None:
 
 def test_an_array_of_rewards_is_a_list_too(context) -> None:
     reward = make_reward({"overlap": {}}, context).terms[0]
-    checked = CheckedReward("array", lambda completions, **_: np.array([0.5, 2.0]), reward.function.settings)
+    checked = CheckedReward("array", lambda completions, **_: np.array([0.5, 2.0]), reward.settings)
     assert checked(["a", "b"]) == [0.5, 2.0]
 
 
@@ -173,7 +173,7 @@ class TestContract:
     def test_odd_answers_have_a_reward_in_range_or_none(self, context, name: str, task: str) -> None:
         term = make_reward({name: SETTINGS.get(name, {})}, context).terms[0]
         for n_genes in (0, 2, 100):
-            rated = term.function(ODD, **columns(len(ODD), task=task, num_genes=n_genes))
+            rated = term(ODD, **columns(len(ODD), task=task, num_genes=n_genes))
             assert len(rated) == len(ODD)
             assert all(r is None or rewards[name].low <= r <= rewards[name].high for r in rated)
 
@@ -181,13 +181,13 @@ class TestContract:
     @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_any_text_has_a_reward_in_range(self, context, name: str, texts: list[str]) -> None:
         reward = rewards[name]
-        function = make_reward({name: SETTINGS.get(name, {})}, context).terms[0].function
+        function = make_reward({name: SETTINGS.get(name, {})}, context).terms[0]
         assert isinstance(function, Reward)
         for value in function(texts, **columns(len(texts))):
             assert value is None or (reward.low <= value <= reward.high and math.isfinite(value))
 
     def test_it_does_not_depend_on_the_order_of_the_answers(self, context, name: str) -> None:
-        function = make_reward({name: SETTINGS.get(name, {})}, context).terms[0].function
+        function = make_reward({name: SETTINGS.get(name, {})}, context).terms[0]
         answers = [" A B.", " B A.", " C D.", " A A"]
         assert function(answers[::-1], **columns(4)) == function(answers, **columns(4))[::-1]
 

@@ -110,7 +110,7 @@ def test_a_program_beside_its_controls_by_hand(rate) -> None:
 def test_programs_by_type_and_controls_of_like_rank(rate, context) -> None:
     by_type = {"genes_of_type": {"B cell": ("C",)}, "controls_per_gene": 1}
     assert rate("program_score", [" C A B D."], cell_type="Monocyte", **by_type) == [None]
-    reward = make_reward({"program_score": by_type}, context).terms[0].function.reward
+    reward = make_reward({"program_score": by_type}, context).terms[0].reward
     (control,) = reward.controls["B cell"]
     assert control in set("DEFGHI")  # C is rarely high; A, B and J usually are
 

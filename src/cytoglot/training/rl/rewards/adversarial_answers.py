@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ _HOUSEKEEPING = tuple(
     CFL1 MYL6 OAZ1 UBC UBB YWHAZ PPIA HPRT1 TBP GUSB HMBS SDHA TUBB LDHA PGK1 ALDOA ENO1 TPI1 COX4I1 ATP5F1E
     """.split()  # noqa: SIM905 - one quoted gene a line would fill a page
 )
-_NONE: Mapping[str, Callable[[str], tuple[str, ...]]] = MappingProxyType({})
 _MEMORIZED = 5
 """training cells of a type that are tried as an answer to all of its prompts"""
 _N_WORDS = 10
@@ -48,14 +46,14 @@ class AdversarialAnswers:
         prompts: RewardPrompts,
         context: RewardInputs,
         *,
-        favorites: Mapping[str, Callable[[str], tuple[str, ...]]] = _NONE,
+        favorites: Mapping[str, Callable[[str], tuple[str, ...]]] | None = None,
         group_size: int,
         max_words: int | None,
         seed: int,
     ) -> None:
         self._context, self.group_size = context, group_size
         self._max_words, self._rng = max_words, np.random.default_rng([seed, 8])
-        self._favorites = favorites
+        self._favorites = favorites or {}
         task = tasks[str(prompts.columns["task"][0])]
         # The true answer is one draw among many cells of the type.
         self._is_draw = task.answer_kind == "genes" and not task.identifies_record
@@ -66,18 +64,31 @@ class AdversarialAnswers:
         repeated = prompts.take(i for i in range(len(prompts)) for _ in range(self.group_size))
         self.columns: dict[str, list[Any]] = repeated.as_columns()
         self.completions: dict[str, list[str]] = self._write()
-        self.memorized = self._memorized() if self._is_draw else []
+        self.memorized: list[list[str]] = []
         """candidates for `ONE_CELL`: the same training cell for all prompts of a type"""
         self.standard = OTHER if self._is_draw else TRUE
         self.real = frozenset({TRUE, OTHER})
+        cells = {name: [c for c in context.profiles.cells(name) if c] for name in set(self.types)}
+        if self._is_draw and all(cells.values()):
+            for at in (np.arange(_MEMORIZED) + 0.5) / _MEMORIZED:
+                known = {name: " ".join(some[int(at * len(some))]) for name, some in cells.items()}
+                self.memorized.append(self._each(lambda i, of=known: self._cut(of[self.types[i]], i)))  # type: ignore[misc]
 
     def _write(self) -> dict[str, list[str]]:
-        constant = self._constant()
+        # A cell of the type with most training cells, or the commonest of the true answers.
+        constant = str(Counter(self._prompts.columns["answer"]).most_common(1)[0][0])
+        types = [cells for cells in self._context.reference.values() if cells]
+        if any(self._asked) and types:
+            commonest = max(types, key=len)
+            longest: tuple[str, ...] = max(commonest, key=len)
+            constant = " ".join(longest)
+        ribosomal = sorted(name for name in self._by_name if name.startswith(("RPL", "RPS", "MT-")))
+        housekeeping = [self._by_name[name] for name in (*_HOUSEKEEPING, *ribosomal) if name in self._by_name]
         writers: dict[str, Callable[[int], str]] = {
             TRUE: lambda i: str(self._prompts.columns["answer"][i]),
             "a constant answer": lambda i: self._cut(constant, i),
             "a copy of the prompt": self._copy,
-            "housekeeping genes": lambda i: self._sentence(self._housekeeping(), i),
+            "housekeeping genes": lambda i: self._sentence(housekeeping, i),
             "the mean profile of the type": lambda i: " ".join(self._profile(i)),
             "one gene repeated": lambda i: " ".join([self._usual(1)[0]] * self._n_words(i)),
             "an empty answer": lambda i: "",
@@ -90,22 +101,11 @@ class AdversarialAnswers:
         written = {kind: self._each(writer) for kind, writer in writers.items()}
         if self._is_draw:
             written[OTHER] = self._other_cells()
-        labels = self._labels()
-        if labels:
-            written["every label"] = self._each(lambda i: ", ".join(labels))
+        if self._context.labels and not any(self._asked):
+            written["every label"] = self._each(lambda i: ", ".join(self._context.labels))
         written["random genes"] = self._drawn(lambda i: self._n_words(i))
         written["random genes, as many as allowed"] = self._drawn(lambda i: self._max_words or 4 * self._n_words(i))
         return written
-
-    def _memorized(self) -> list[list[str]]:
-        cells = {name: [c for c in self._context.profiles.cells(name) if c] for name in set(self.types)}
-        if not all(cells.values()):
-            return []
-        places = (np.arange(_MEMORIZED) + 0.5) / _MEMORIZED
-        return [
-            self._each(lambda i, at=at: self._cut(" ".join(_at(cells[self.types[i]], at)), i))  # type: ignore[misc]
-            for at in places
-        ]
 
     def _each(self, writer: Callable[[int], str]) -> list[str]:
         return [self._completed(writer(i)) for i in range(len(self._prompts)) for _ in range(self.group_size)]
@@ -113,15 +113,6 @@ class AdversarialAnswers:
     def _completed(self, text: str) -> str:
         """Return a text as a completion; nothing stays nothing."""
         return f" {text}{self._context.terminator}" if text else ""
-
-    def _constant(self) -> str:
-        """Return a cell of the type with most training cells, or the commonest of the true answers."""
-        types = {name: cells for name, cells in self._context.reference.items() if cells}
-        if any(self._asked) and types:
-            commonest = max(types, key=lambda name: len(types[name]))
-            longest: tuple[str, ...] = max(types[commonest], key=len)
-            return " ".join(longest)
-        return str(Counter(self._prompts.columns["answer"]).most_common(1)[0][0])
 
     def _cut(self, text: str, i: int) -> str:
         return " ".join(text.split()[: self._asked[i]]) if self._asked[i] else text
@@ -131,10 +122,6 @@ class AdversarialAnswers:
         prompt = self._prompts.prompts[i]
         shown = [word for word in (w.strip(".,:;") for w in prompt.split()) if word in self._context.gene_set]
         return " ".join(shown or prompt.split()).rstrip(". ")
-
-    def _housekeeping(self) -> list[str]:
-        ribosomal = sorted(name for name in self._by_name if name.startswith(("RPL", "RPS", "MT-")))
-        return [self._by_name[name] for name in (*_HOUSEKEEPING, *ribosomal) if name in self._by_name]
 
     def _sentence(self, genes: list[str], i: int) -> str:
         """Return as many genes as were asked for: these, then the usual ones of all cells."""
@@ -158,13 +145,10 @@ class AdversarialAnswers:
     def _n_words(self, i: int) -> int:
         return self._asked[i] or _N_WORDS
 
-    def _labels(self) -> tuple[str, ...]:
-        return () if any(self._asked) else self._context.labels
-
     def _with_other_cells(self, prompts: RewardPrompts) -> RewardPrompts:
         """Return the prompts whose type has other real cells enough for a group, which is made smaller if none has.
 
-        No cell may stand twice in a group: real answers would evaluation less diverse than they are.
+        No cell may stand twice in a group: real answers would look less diverse than they are.
         """
         n_others = [len(held_out) + len(training) for held_out, training in self._others_of(prompts)]
         self.group_size = min(self.group_size, max(n_others))
@@ -181,7 +165,11 @@ class AdversarialAnswers:
         chosen: list[list[str]] = []
         for i, (others, training) in enumerate(self._others_of(self._prompts)):
             pool = others if len(others) >= self.group_size else [*others, *training]
-            chosen += (words[: self._asked[i]] for words in self._longest_enough(pool, i))
+            # At random among those that have the words asked for, else the longest.
+            order = self._rng.permutation(len(pool))
+            missing = np.array([max(0, self._asked[i] - len(pool[j])) for j in order])
+            best = order[np.argsort(missing, kind="stable")]
+            chosen += (pool[j][: self._asked[i]] for j in best[: self.group_size])
         return [self._completed(" ".join(words)) for words in chosen]
 
     def _others_of(self, prompts: RewardPrompts) -> Iterator[tuple[list[list[str]], list[list[str]]]]:
@@ -201,14 +189,3 @@ class AdversarialAnswers:
                 [list(words) for words in held_out[name] if words != own],
                 [list(words) for words in training if words[: len(own)] != own],
             )
-
-    def _longest_enough(self, pool: list[list[str]], i: int) -> list[list[str]]:
-        """Return `group_size` cells, at random among those that have the words asked for, else the longest."""
-        order = self._rng.permutation(len(pool))
-        missing = np.array([max(0, self._asked[i] - len(pool[j])) for j in order])
-        best = order[np.argsort(missing, kind="stable")]
-        return [pool[j] for j in best[: self.group_size]]
-
-
-def _at(cells: Sequence[tuple[str, ...]], place: float) -> tuple[str, ...]:
-    return cells[int(place * len(cells))]

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cytoglot.errors import InputError
@@ -21,9 +20,6 @@ Sentences = tuple[tuple[str, ...], ...]
 COLUMNS = ("task", "answer", "cell_type", "num_genes", "key")
 """what is told of every prompt beside its text"""
 
-_NO_REFERENCE: Mapping[str, Sentences] = MappingProxyType({})
-_NO_IDS: Mapping[str, str | None] = MappingProxyType({})
-
 
 @dataclass(frozen=True, kw_only=True)
 class RewardInputs:
@@ -33,11 +29,11 @@ class RewardInputs:
     """the vocabulary: what counts as a gene, letter for letter"""
     labels: tuple[str, ...] = ()
     """answers of the closed tasks"""
-    label_ids: Mapping[str, str | None] = field(default_factory=lambda: _NO_IDS)
+    label_ids: Mapping[str, str | None] = field(default_factory=dict)
     """label → Cell Ontology id, as `data.ontology.map_labels` finds it"""
     ontology: OntologyGraph | None = None
     """by default the part of the Cell Ontology that ships with the package"""
-    reference: Mapping[str, Sentences] = field(default_factory=lambda: _NO_REFERENCE)
+    reference: Mapping[str, Sentences] = field(default_factory=dict)
     """cell type → sentences of training cells, each its genes from the highest on"""
     lm: LanguageModel | None = None
     """a frozen model whose hidden states measure distances; not the one in training, or the measure would move"""
@@ -56,7 +52,7 @@ class RewardInputs:
 
     @cached_property
     def gene_set(self) -> frozenset[str]:
-        """The vocabulary for evaluation-ups."""
+        """The vocabulary for look-ups."""
         return frozenset(self.genes)
 
     @cached_property
@@ -137,7 +133,16 @@ def read_answers(
     InputError
         A column is missing or does not have one value per completion, or a completion is not a text.
     """
-    _check_columns(completions, columns)
+    for name in COLUMNS[:-1]:
+        if name not in columns:
+            raise InputError(f"a reward needs the column {name!r} of the prompts; found {sorted(columns)}")
+        if len(columns[name]) != len(completions):
+            raise InputError(
+                f"column {name!r} needs one value per completion: {len(completions)}, found {len(columns[name])}"
+            )
+    odd = next((c for c in completions if not isinstance(c, str)), None)
+    if odd is not None:
+        raise InputError(f"completions must be texts, found {type(odd).__name__}; chat messages are not rated")
     prompts = columns.get("prompts") or [""] * len(completions)
     types, answers = known_types(columns), []
     for i, completion in enumerate(completions):
@@ -170,19 +175,6 @@ def known_types(columns: Mapping[str, Sequence[Any]]) -> list[str]:
     }
     pairs = zip(columns["task"], columns["cell_type"], strict=True)
     return ["" if task in untyped else str(name or "") for task, name in pairs]
-
-
-def _check_columns(completions: Sequence[str], columns: Mapping[str, Sequence[Any]]) -> None:
-    for name in COLUMNS[:-1]:
-        if name not in columns:
-            raise InputError(f"a reward needs the column {name!r} of the prompts; found {sorted(columns)}")
-        if len(columns[name]) != len(completions):
-            raise InputError(
-                f"column {name!r} needs one value per completion: {len(completions)}, found {len(columns[name])}"
-            )
-    odd = next((c for c in completions if not isinstance(c, str)), None)
-    if odd is not None:
-        raise InputError(f"completions must be texts, found {type(odd).__name__}; chat messages are not rated")
 
 
 def _without_terminator(completion: str, context: RewardInputs) -> tuple[str, bool]:

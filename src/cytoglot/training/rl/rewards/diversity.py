@@ -31,7 +31,15 @@ class Diversity(AnswerReward[RewardSettings]):
                 groups[answer.prompt, answer.key].append(i)
         rated: list[float | None] = [None] * len(answers)
         for members in (group for group in groups.values() if len(group) > 1):
-            likeness = self._likeness([answers[i] for i in members])
+            group = [answers[i] for i in members]
+            genes = [self.context.gene_set.intersection(answer.words) for answer in group]
+            sums = [0.0] * len(group)
+            for i in range(len(group)):
+                for j in range(i):
+                    overlap = len(genes[i] & genes[j]) / max(group[i].longest, group[j].longest)
+                    sums[i] += overlap
+                    sums[j] += overlap
+            likeness = [total / (len(group) - 1) for total in sums]
             for i, m in zip(members, likeness, strict=True):
                 rated[i] = sum(likeness) / len(likeness) / 2 - m
         return rated
@@ -39,14 +47,3 @@ class Diversity(AnswerReward[RewardSettings]):
     def rate(self, answer: Answer) -> float | None:
         """Return None: an answer alone is neither like nor unlike others."""
         return None
-
-    def _likeness(self, group: Sequence[Answer]) -> list[float]:
-        """Return each answer's mean overlap with the others, of which there must be one."""
-        genes = [self.context.gene_set.intersection(answer.words) for answer in group]
-        sums = [0.0] * len(group)
-        for i in range(len(group)):
-            for j in range(i):
-                overlap = len(genes[i] & genes[j]) / max(group[i].longest, group[j].longest)
-                sums[i] += overlap
-                sums[j] += overlap
-        return [total / (len(group) - 1) for total in sums]

@@ -65,27 +65,24 @@ class EmbeddingDistance(AnswerReward[EmbeddingDistanceSettings]):
     def rate_all(self, answers: Sequence[Answer]) -> list[float | None]:
         """Return the rewards; None for what is no sentence, and for a type with fewer than two training cells."""
         genes = [tuple(dict.fromkeys(w for w in a.words if w in self.context.gene_set)) for a in answers]
-        rated: list[float | None] = [0.0 if self._can_rate(answer) else None for answer in answers]
+        clouds = [self._cloud(answer.cell_type) if answer.is_sentence else None for answer in answers]
+        rated: list[float | None] = [None if cloud is None else 0.0 for cloud in clouds]
         chosen = [i for i, value in enumerate(rated) if value is not None and genes[i]]
         distinct = list(dict.fromkeys(genes[i] for i in chosen))
         vector_of = dict(zip(distinct, self._embed(distinct), strict=True)) if distinct else {}
         for i in chosen:
-            cloud = self._cloud(answers[i].cell_type)
+            cloud = clouds[i]
             assert cloud is not None
-            distance = float(np.linalg.norm(vector_of[genes[i]] - cloud.centroid_d))
-            rated[i] = self._nearness(distance, cloud) * len(genes[i]) / answers[i].longest
+            away = float(np.linalg.norm(vector_of[genes[i]] - cloud.centroid_d))
+            if self.settings.target == "typical":
+                away = abs(away - cloud.typical)
+            nearness = float(np.exp(-away / (self.settings.width * cloud.scale)))
+            rated[i] = nearness * len(genes[i]) / answers[i].longest
         return rated
 
     def rate(self, answer: Answer) -> float | None:
         """Return the reward of one answer; many at once are faster."""
         return self.rate_all([answer])[0]
-
-    def _can_rate(self, answer: Answer) -> bool:
-        return answer.is_sentence and self._cloud(answer.cell_type) is not None
-
-    def _nearness(self, distance: float, cloud: _Cloud) -> float:
-        away = abs(distance - cloud.typical) if self.settings.target == "typical" else distance
-        return float(np.exp(-away / (self.settings.width * cloud.scale)))
 
     def _measure(self, cell_type: str) -> _Cloud | None:
         cells = [sentence for sentence in self.context.profiles.cells(cell_type) if sentence]

@@ -75,6 +75,12 @@ class ProgramScore(AnswerReward[ProgramScoreSettings]):
         self.programs: Mapping[str, Genes] = {name: genes for name, genes in known.items() if genes}
         if not self.programs:
             raise InputError(f"none of the program's genes is in the vocabulary of {len(context.genes)} genes")
+        # Gene → mean rank weight in the training cells of all types.
+        self._usual: dict[str, float] = {}
+        sentences = context.profiles.cells("")
+        for sentence in sentences:
+            for gene, weight in _rank_weights(sentence, len(sentence)).items():
+                self._usual[gene] = self._usual.get(gene, 0.0) + weight / len(sentences)
         self.controls: Mapping[str, Genes] = {name: self._draw_controls(genes) for name, genes in self.programs.items()}
 
     def rate(self, answer: Answer) -> float | None:
@@ -109,7 +115,7 @@ class ProgramScore(AnswerReward[ProgramScoreSettings]):
         return {name: markers.get(str(ids.get(name)), ())[: settings.n_markers] for name in labels}
 
     def _draw_controls(self, program: Genes) -> Genes:
-        usual = self._usual_weights()
+        usual = self._usual
         others = np.array(sorted(self.context.gene_set.difference(program)), dtype=object)
         others = others[np.argsort([usual.get(gene, 0.0) for gene in others], kind="stable")]
         levels = np.array([usual.get(gene, 0.0) for gene in others])
@@ -121,15 +127,6 @@ class ProgramScore(AnswerReward[ProgramScoreSettings]):
             first = min(max(0, place - 5 * n // 2), max(0, len(others) - 5 * n))
             chosen += [str(g) for g in rng.choice(others[first : first + 5 * n], n, replace=False)]
         return tuple(chosen)
-
-    def _usual_weights(self) -> Mapping[str, float]:
-        """Return gene → mean rank weight in the training cells of all types."""
-        sums: dict[str, float] = {}
-        sentences = self.context.profiles.cells("")
-        for sentence in sentences:
-            for gene, weight in _rank_weights(sentence, len(sentence)).items():
-                sums[gene] = sums.get(gene, 0.0) + weight / len(sentences)
-        return sums
 
 
 def _rank_weights(words: Genes, n: int) -> dict[str, float]:

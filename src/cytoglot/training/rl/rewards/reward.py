@@ -76,13 +76,12 @@ class AnswerReward(ABC, Generic[S]):
 _FOUNDATIONS = {"context", "reward", "mixture", "own_function", "type_profile", "text_encoder", "adversarial_answers"}
 
 
-def _reward_modules() -> tuple[str, ...]:
-    """Return every module beside this one but its foundations: a new file is a new reward."""
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(f"cytoglot.training.rl.rewards.{name}" for name in found if name not in _FOUNDATIONS)
+# Every module beside this one but these is a reward: a new file is a new one.
+_modules = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])} - _FOUNDATIONS
 
-
-rewards: Registry[type[AnswerReward[Any]]] = Registry("reward", _reward_modules())
+rewards: Registry[type[AnswerReward[Any]]] = Registry(
+    "reward", tuple(f"cytoglot.training.rl.rewards.{name}" for name in sorted(_modules))
+)
 
 R = TypeVar("R", bound=type[AnswerReward[Any]])
 

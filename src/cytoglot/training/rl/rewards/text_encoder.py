@@ -6,7 +6,7 @@ Axes: t tokens of a text, d dimensions, b texts of a batch.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,20 +73,12 @@ class TextEncoder:
                 _encodable(text), truncation=True, max_length=self._max_tokens, add_special_tokens=False
             )
             counts.update(set(ids["input_ids"]))
-        return _Rarity({token: math.log((len(texts) + 1) / (n + 1)) for token, n in counts.items()}, len(texts))
+        known = {token: math.log((len(texts) + 1) / (n + 1)) for token, n in counts.items()}
+        return defaultdict(lambda: math.log(len(texts) + 1), known)
 
 
 def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair is no text to a tokenizer
-
-
-class _Rarity(dict[int, float]):
-    def __init__(self, values: Mapping[int, float], n_texts: int) -> None:
-        super().__init__(values)
-        self._unseen = math.log(n_texts + 1)
-
-    def __missing__(self, token: int) -> float:
-        return self._unseen
 
 
 def load_text_encoder(name_or_folder: str | Path, *, layer: int = -1, device: str = "cpu") -> TextEncoder:

@@ -59,29 +59,22 @@ class TextSimilarity(AnswerReward[TextSimilaritySettings]):
     def rate_all(self, answers: Sequence[Answer]) -> list[float | None]:
         """Return the rewards; None unless the true answer is a text, or the settings name the task."""
         rated: list[float | None] = [None] * len(answers)
-        chosen = [i for i, answer in enumerate(answers) if self._can_rate(answer)]
+        in_words = [not answer.is_sentence and not is_label(answer) for answer in answers]
+        asked = [is_text or a.task in self.settings.tasks for is_text, a in zip(in_words, answers, strict=True)]
+        chosen = [i for i, answer in enumerate(answers) if answer.true and asked[i]]
         texts = list(dict.fromkeys(text for i in chosen for text in (answers[i].text, answers[i].true) if text))
         tokens = dict(zip(texts, self._encoder.tokens(texts), strict=True)) if texts else {}
         for i in chosen:
-            rated[i] = self._rescaled(self._f1(tokens.get(answers[i].text), tokens[answers[i].true]))
+            text, true, f1 = tokens.get(answers[i].text), tokens[answers[i].true], 0.0
+            if text is not None and not text.is_special.all() and not true.is_special.all():
+                (text_td, text_w), (true_td, true_w) = self._countable(text), self._countable(true)
+                f1 = match_tokens(text_td, true_td, text_weights=text_w, reference_weights=true_w).f1
+            rated[i] = min(1.0, max(-1.0, (f1 - self.settings.baseline) / (1 - self.settings.baseline)))
         return rated
 
     def rate(self, answer: Answer) -> float | None:
         """Return the reward of one answer; many at once are faster."""
         return self.rate_all([answer])[0]
-
-    def _can_rate(self, answer: Answer) -> bool:
-        in_words = not answer.is_sentence and not is_label(answer)
-        return bool(answer.true) and (in_words or answer.task in self.settings.tasks)
-
-    def _f1(self, text: TextTokens | None, true: TextTokens) -> float:
-        if text is None or text.is_special.all() or true.is_special.all():
-            return 0.0
-        (text_td, text_w), (true_td, true_w) = self._countable(text), self._countable(true)
-        return match_tokens(text_td, true_td, text_weights=text_w, reference_weights=true_w).f1
-
-    def _rescaled(self, f1: float) -> float:
-        return min(1.0, max(-1.0, (f1 - self.settings.baseline) / (1 - self.settings.baseline)))
 
     def _countable(self, tokens: TextTokens) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         weight_t = (

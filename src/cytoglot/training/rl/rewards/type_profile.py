@@ -29,14 +29,6 @@ class TypeProfiles:
             return self._reference.get(cell_type, ())
         return [sentence for sentences in self._reference.values() for sentence in sentences]
 
-    def detected(self, cell_type: str) -> Mapping[str, float]:
-        """Return gene → share of the type's sentences that hold it; empty without sentences."""
-        return self._shares(cell_type)[0]
-
-    def mean_inverse_rank(self, cell_type: str) -> Mapping[str, float]:
-        """Return gene → mean of 1 / rank over the type's sentences, an absent gene counting 0."""
-        return self._shares(cell_type)[1]
-
     def _top(self, cell_type: str, n: int) -> Sentence:
         """Return the `n` genes that most of the type's sentences hold, in the order of their mean inverse rank.
 
@@ -48,6 +40,7 @@ class TypeProfiles:
         return tuple(sorted(typical, key=lambda gene: (-inverse[gene], gene)))
 
     def _count(self, cell_type: str) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Return gene → share of the type's sentences that hold it, and mean of 1 / rank, an absent gene counting 0."""
         sentences = self.cells(cell_type)
         counts: defaultdict[str, float] = defaultdict(float)
         inverse: defaultdict[str, float] = defaultdict(float)
