@@ -14,8 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
-import numba
-
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.extras import require
 from cytoglot.progress import progress_bar
@@ -139,7 +137,7 @@ class Workers:
             self._pool = ProcessPoolExecutor(
                 self.n_workers,
                 mp_context=multiprocessing.get_context("spawn"),
-                initializer=_set_threads,
+                initializer=set_numba_threads,
                 initargs=(max(1, (os.cpu_count() or 1) // self.n_workers),),
             )
             self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
@@ -208,10 +206,13 @@ def running(engine: Engine, workers: int) -> Iterator[Workers]:
         started.stop()
 
 
-def _set_threads(n_threads: int) -> None:
+def set_numba_threads(n_threads: int) -> None:
+    """Let numba compute with this many threads, at most with those that it has."""
+    import numba
+
     numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
 
 
 def _with_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
-    _set_threads(1)
+    set_numba_threads(1)
     return function(item)

@@ -5,6 +5,7 @@ The folder that is written holds everything the report needs; nothing in it is c
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -19,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.applications.annotation import label_probabilities
+from cytoglot.applications.forecast import forecast_cells
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.baselines import BASELINES, Baseline
 from cytoglot.benchmark.generation import evaluate_generation
@@ -26,7 +28,7 @@ from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
 from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
-from cytoglot.cell_model.load import CellModel, VocabularyOverlap, load_cell_model
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
@@ -151,6 +153,31 @@ def evaluate(
         cells=held_out.matched.counts,
         unknown_labels=work.unknown_labels,
     )
+
+
+def forecast_evaluation(
+    source: AnnData | Path,
+    model: str | Path,
+    settings: EvaluateSettings,
+    *,
+    layer: str | None,
+    gene_options: GeneOptions,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Forecast the model's own time from a few cells; for the control it is the time that its training took."""
+    loaded = load_cell_model(model, device=device)
+    forecast = forecast_cells(
+        loaded, source, passes=loaded.spec.views + 1, layer=layer, gene_options=gene_options, min_overlap=MIN_OVERLAP
+    )
+    training = Path(model) / TRAINING_FILE
+    history = json.loads(training.read_text(encoding="utf-8"))["history"] if training.is_file() else []
+    control = float(history[-1]["seconds"]) if history and settings.control else 0.0
+    rest = 20.0 + (15.0 if settings.maps else 0.0) + (10.0 if settings.generation else 0.0)
+    return forecast | {
+        "seconds": round(forecast["seconds"] + control + rest, 1),
+        "control_seconds": round(control, 1),
+        "disk_mb": 5.0,
+    }
 
 
 def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None, new_cells: bool = False) -> HeldOut:

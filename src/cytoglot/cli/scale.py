@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cytoglot.cli.output import Device, DryRun, Json, Seed, Threads, quiet_for_json, show
+from cytoglot.cli import options as opt
+from cytoglot.cli.output import show
 
 _SHOWN = ("size", "mode", "share", "seed", "parameters_without_vectors", "cells", "tokens")
 
@@ -20,21 +21,18 @@ def add_commands(app: typer.Typer) -> None:
 def scale_command(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the sweep, such as recipes/scaling.yaml.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")
-    ] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
+    settings: opt.Settings = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    seed: opt.Seed = 0,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
 ) -> None:
     """Train models of several sizes on several amounts of data, and fit how the held-out loss falls."""
     from cytoglot.config import load_recipe
     from cytoglot.report.scaling_figure import write_scaling_figure
     from cytoglot.training.scaling.sweep import ScaleRecipe, grid, run_sweep
 
-    quiet_for_json(as_json=json)
     chosen = load_recipe(ScaleRecipe, recipe, settings or [])
     if dry_run:
         runs = [{"run": run.name} for run in grid(chosen)]
