@@ -1,7 +1,7 @@
 """What a run would take in time, memory and disk: a few cells are tried, and the numbers multiplied.
 
-Encoding needs no torch, so what does is imported where it is used. The constants are rounded from runs on one machine and
-mean to warn: a forecast is right within a factor of two.
+Encoding needs no torch, so what does is imported where it is used. The constants are rounded from runs on one machine
+and mean to warn: a forecast is right within a factor of two.
 """
 
 from __future__ import annotations

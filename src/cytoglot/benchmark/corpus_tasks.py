@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.constant_answer import fit_constant_answer
-from cytoglot.benchmark.results import ResultRow, as_dicts
+from cytoglot.benchmark.results import OURS, ResultRow, as_dicts
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.task_answers import ModelAnswers
 from cytoglot.cell_model.task_scores import EvalRecord, EvalTask, statistics
@@ -43,7 +43,7 @@ from cytoglot.tasks.task import tasks as registered_tasks
 
 logger = logging.getLogger(__name__)
 
-OURS, CONSTANT, SHUFFLED = "cytoglot", "constant answer", "control: shuffled truths"
+CONSTANT, SHUFFLED = "constant answer", "control: shuffled truths"
 _PROMPT_CHARACTERS = 400
 """of a prompt in `answers.parquet`"""
 

@@ -20,6 +20,9 @@ from cytoglot.metrics.classification import (
 )
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap, bootstrap_difference
 
+OURS = "cytoglot"
+"""the method that is the model judged"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResultRow:
@@ -48,6 +51,11 @@ class Prediction(LabelProbabilities):
     """What one method says of the test cells."""
 
     method: str
+
+    @classmethod
+    def of(cls, method: str, found: LabelProbabilities) -> Prediction:
+        """Say whose probabilities these are."""
+        return cls(method=method, labels=found.labels, probability_nk=found.probability_nk)
 
 
 def statistics(truth: NDArray[np.object_], prediction: Prediction) -> Mapping[str, AdditiveStatistic]:
