@@ -297,7 +297,7 @@ def _generate(
     context: Mapping[str, str] | None,
     seed: int,
 ) -> list[ParsedLabel]:
-    prompts = model.prompts(sentences, context=context)
+    prompts = [prompt.text for prompt in model.cell_prompts(sentences, context=context)]
     answers = generate_answers(model.lm, prompts, FreeText(max_tokens=32), temperature=0.0, seed=seed)
     task, space = model.task("cell_type_annotation"), AnswerSpace(labels=labels)
     return [task.parse(first, space) for (first, *_) in answers]

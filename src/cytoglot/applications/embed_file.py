@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from cytoglot.applications.embedding import KEY, embedding_record
 from cytoglot.applications.outputs import check_key, check_record, model_settings, parts_of
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
-from cytoglot.cell_model.sentence_stream import open_sentences
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.formats import readable
 from cytoglot.errors import InputError
@@ -142,10 +141,12 @@ def embed_file(
     asked = checked_layer(model.lm, hidden_layer)
     model = replace(model, lm=in_precision(model.lm, dtype))
     n_d = n_dimensions(model.lm)
-    with open_sentences(
-        model, path, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
-    ) as cells:
-        record = embedding_record(model, cells.overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
+    with model.open_sentences(
+        path, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
+    ) as stream:
+        record = embedding_record(
+            model, stream.overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling
+        )
 
         def settings() -> dict[str, Any]:
             options = {"layer": layer, "context": dict(context or {}), "hidden_layer": asked, "pooling": pooling}
@@ -160,14 +161,14 @@ def embed_file(
 
         with parts_of(out, settings, overwrite=overwrite) as parts:
             assert parts is not None
-            n_parts = -(-cells.n_cells // chunk_cells)
+            n_parts = -(-stream.cells.n_cells // chunk_cells)
             first = n_parts - len(parts.missing(n_parts))
-            n_resumed = min(first * chunk_cells, cells.n_cells)
+            n_resumed = min(first * chunk_cells, stream.cells.n_cells)
             if n_resumed:
-                logger.info("%d of %d cells are kept from an interrupted run", n_resumed, cells.n_cells)
-            read = (_read(model, chunk, context, pooling) for chunk in cells.chunks(n_resumed))
+                logger.info("%d of %d cells are kept from an interrupted run", n_resumed, stream.cells.n_cells)
+            read = (_read(model, chunk, context, pooling) for chunk in stream.chunks(n_resumed))
             tally = EmbedTally()
-            with progress_bar(total=cells.n_cells, description="embed", unit="cell") as bar:
+            with progress_bar(total=stream.cells.n_cells, description="embed", unit="cell") as bar:
                 bar.update(n_resumed)
                 for number, (tokens, lengths) in enumerate(one_ahead(read), start=first):
                     vectors_nd = embed_tokens(
@@ -181,15 +182,15 @@ def embed_file(
             with parts.whole() as partial:
                 vectors = (_vectors(parts.read(number), n_d) for number in range(n_parts))
                 if out.suffix == ".h5ad":
-                    _write_h5ad(path, partial, cells.n_cells, vectors, record, n_d)
+                    _write_h5ad(path, partial, stream.cells.n_cells, vectors, record, n_d)
                 else:
-                    write_vectors(partial, cells.cell_ids, vectors, {"source": path.name, **record}, n_d=n_d)
-    logger.info("%s: %d cells in %.1f s", out, cells.n_cells, time.perf_counter() - started)
+                    write_vectors(partial, stream.cells.cell_ids, vectors, {"source": path.name, **record}, n_d=n_d)
+    logger.info("%s: %d cells in %.1f s", out, stream.cells.n_cells, time.perf_counter() - started)
     return EmbedSummary(
-        cells=cells.n_cells,
+        cells=stream.cells.n_cells,
         dimensions=n_d,
         key=key_added,
-        overlap=str(cells.overlap),
+        overlap=str(stream.overlap),
         output=str(out),
         resumed_cells=n_resumed,
         cells_without_genes=n_empty,

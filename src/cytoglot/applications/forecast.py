@@ -76,26 +76,25 @@ def forecast_cells(
     options
         As in `CellModel.embeddings`.
     """
-    from cytoglot.cell_model.sentence_stream import open_sentences
     from cytoglot.lm.embedding.embed import n_dimensions
 
-    with open_sentences(
-        model, source, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=_TRIED_CELLS
+    with model.open_sentences(
+        source, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=_TRIED_CELLS
     ) as stream:
         some, started = next(stream.chunks(), None), time.perf_counter()
         if some is not None:
             model.embeddings(some, layer=hidden_layer, **options)  # the first time compiles and warms up
             started = time.perf_counter()
             model.embeddings(some, layer=hidden_layer, **options)
-        per_cell = (time.perf_counter() - started) / max(1, min(_TRIED_CELLS, stream.n_cells))
-    vectors_mb = stream.n_cells * n_dimensions(model.lm) * 4 / 1e6
+        per_cell = (time.perf_counter() - started) / max(1, min(_TRIED_CELLS, stream.cells.n_cells))
+    vectors_mb = stream.cells.n_cells * n_dimensions(model.lm) * 4 / 1e6
     n_expressed = float(some.n_expressed.mean()) if some is not None else 0.0
-    cells_mb = stream.n_cells * n_expressed * _VALUE_BYTES / 1e6
+    cells_mb = stream.cells.n_cells * n_expressed * _VALUE_BYTES / 1e6
     is_file = isinstance(source, Path)
     copied_mb = source.stat().st_size / 1e6 if isinstance(source, Path) else cells_mb / 3  # compressed
     return {
-        "cells": stream.n_cells,
-        "seconds": round(per_cell * stream.n_cells * passes, 1),
+        "cells": stream.cells.n_cells,
+        "seconds": round(per_cell * stream.cells.n_cells * passes, 1),
         "memory_mb": round(_weights_mb(model) + _LIBRARIES_MB + (0 if is_file else 2 * cells_mb)),
         "disk_mb": round(2 * vectors_mb + (copied_mb if copies_cells else 0), 1),
         "overlap": str(stream.overlap),

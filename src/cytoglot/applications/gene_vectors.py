@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
-from cytoglot.cell_model.sentence_stream import open_sentences
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.embedding.embed import Precision, checked_layer, in_precision
@@ -95,11 +94,11 @@ def gene_embeddings(
             layer=checked_layer(model.lm, hidden_layer),
             batch_tokens=batch_tokens,
         )
-        with open_sentences(
-            model, cells, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
+        with model.open_sentences(
+            cells, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
         ) as stream:
-            about |= {"hidden_layer": means.layer, "n_cells": stream.n_cells, "overlap": str(stream.overlap)}
-            with progress_bar(total=stream.n_cells, description="gene vectors", unit="cell") as bar:
+            about |= {"hidden_layer": means.layer, "n_cells": stream.cells.n_cells, "overlap": str(stream.overlap)}
+            with progress_bar(total=stream.cells.n_cells, description="gene vectors", unit="cell") as bar:
                 for sentences in stream.chunks():
                     prompts = model.cell_prompts(sentences, context=context)
                     means.add(

@@ -354,9 +354,8 @@ def shortened(text: str, n_characters: int) -> str:
 def _meet(corpus: Corpus, model: CellModel) -> list[str]:
     """Refuse a model of other genes; say what is not known of the model's training."""
     known, asked = model.spec.vocabulary, corpus.vocabulary
-    n_shared = int((known.index_of(asked.symbols) >= 0).sum())
-    overlap = VocabularyOverlap(n_model=len(known), n_query=len(asked), n_shared=n_shared)
-    if n_shared < MIN_OVERLAP * len(asked):
+    overlap = VocabularyOverlap.of(known, asked)
+    if overlap.n_shared < MIN_OVERLAP * len(asked):
         raise VocabularyMismatchError(f"{overlap}; pass a model that was trained on the genes of this corpus")
     messages = [] if known == asked else [f"{overlap}; other genes are read and written letter by letter"]
     if corpus.description.fingerprint not in model.spec.manifest.get("inputs", {}).values():
