@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from cytoglot.applications.reconstruction_plots import PlotPoints
+from cytoglot.applications.reconstruction_plots import N_EXPRESSED, OBSERVED, RANK
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
 from cytoglot.data.normalize import log_normalize
@@ -119,7 +119,7 @@ class Passes:
             for made, fitter in zip(sentence_kinds, fitters, strict=True):
                 fitter.add(*made.encode(counts, log_ng, ids))
 
-    def score(self, fitted: Sequence[FittedCurves]) -> tuple[list[CurveScore], dict[str, PlotPoints]]:
+    def score(self, fitted: Sequence[FittedCurves]) -> tuple[list[CurveScore], dict[str, pd.DataFrame]]:
         """Return the rows of held-out and of training cells, and a sample of the held-out words to plot."""
         held_out, samples = self._score_part(fitted, self._test_n, held_out=True)
         trained_on, _ = self._score_part(fitted, self._train_n, held_out=False)
@@ -127,12 +127,12 @@ class Passes:
 
     def _score_part(
         self, fitted: Sequence[FittedCurves], mask_n: NDArray[np.bool_], *, held_out: bool
-    ) -> tuple[list[CurveScore], dict[str, PlotPoints]]:
+    ) -> tuple[list[CurveScore], dict[str, pd.DataFrame]]:
         n_words = [max(f.words_per_cell * int(mask_n.sum()), 1.0) for f in fitted]
         scorers = [
             CurveScorer(list(f.curves), spearman_share=SPEARMAN_WORDS / n) for f, n in zip(fitted, n_words, strict=True)
         ]
-        samples: list[list[PlotPoints]] = [[] for _ in fitted]
+        samples: list[list[pd.DataFrame]] = [[] for _ in fitted]
         for counts, ids in self._chunks(mask_n):
             log_ng = self._log(counts)
             for f, n, scorer, sample in zip(fitted, n_words, scorers, samples, strict=True):
@@ -141,10 +141,12 @@ class Passes:
                 predicted = {kind: predict_words(curve, ranked) for kind, curve in f.curves.items()}
                 scorer.add(cells, predicted)
                 drawn = (cells.chance_n < PLOT_WORDS / n)[cells.rows]
-                sample.append(PlotPoints.of(ranked, cells.observed, predicted, drawn))
+                n_expressed = np.repeat(ranked.n_expressed, ranked.lengths)
+                words = {RANK: ranked.ranks(), N_EXPRESSED: n_expressed, OBSERVED: cells.observed, **predicted}
+                sample.append(pd.DataFrame({name: values[drawn] for name, values in words.items()}))
         names = [f.sentences.name for f in fitted]
         rows = [row for name, s in zip(names, scorers, strict=True) for row in s.scores(genes=name, held_out=held_out)]
-        return rows, {name: PlotPoints.joined(part) for name, part in zip(names, samples, strict=True)}
+        return rows, {name: pd.concat(part, ignore_index=True) for name, part in zip(names, samples, strict=True)}
 
     def _chunks(self, mask_n: NDArray[np.bool_]) -> Iterator[tuple[csr_matrix, NDArray[np.object_]]]:
         """Yield the chosen cells of every chunk and their ids."""
