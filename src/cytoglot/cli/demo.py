@@ -38,7 +38,16 @@ def run_demo(
     from cytoglot.training.run import train
 
     started = time.perf_counter()
-    _clear(output, overwrite=overwrite)
+    if output.exists():
+        ours = {"model", "evaluation", "annotated.h5ad", "generated.h5ad"}
+        held = {path.name for path in output.iterdir()} if output.is_dir() else {f"the file {output.name}"}
+        foreign = sorted(held - ours)
+        if foreign:
+            raise InputError(
+                f"{output} holds other things than a demo ({', '.join(foreign[:3])}); pass another -o FOLDER"
+            )
+        if overwrite:
+            shutil.rmtree(output)
     adata = load_dataset(DATASET)
     logger.info("1/5 the file: %s", DATASET)
     logger.info("%s", audit(adata, label=LABEL).to_text())
@@ -62,14 +71,3 @@ def run_demo(
     ]
     logger.info("\n%s\n", table(shown))
     return {"model": output / "model", "seconds": round(time.perf_counter() - started, 1), "report": html.resolve()}
-
-
-def _clear(output: Path, *, overwrite: bool) -> None:
-    if not output.exists():
-        return
-    ours = {"model", "evaluation", "annotated.h5ad", "generated.h5ad"}
-    foreign = [path.name for path in output.iterdir() if path.name not in ours] if output.is_dir() else [output.name]
-    if foreign:
-        raise InputError(f"{output} holds other things than a demo ({', '.join(foreign[:3])}); pass another -o FOLDER")
-    if overwrite:
-        shutil.rmtree(output)

@@ -50,7 +50,9 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(given or ["--help"], standalone_mode=False)
     except (InputError, MissingExtraError) as error:
-        return _fail(error, 1 if _is_full_disk(error.__cause__) else 2)
+        cause = error.__cause__
+        is_full_disk = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _fail(error, 1 if is_full_disk else 2)
     except CytoglotError as error:
         return _fail(error, 1)
     except (typer.Abort, KeyboardInterrupt):
@@ -66,10 +68,6 @@ def run(arguments: list[str] | None = None) -> int:
             return _fail(error, 2, text=error.format_message())  # type: ignore[attr-defined]
         return _fail(error, 1, text=f"internal error, {type(error).__name__}: {error} (CYTOGLOT_DEBUG=1 shows where)")
     return int(code or 0)
-
-
-def _is_full_disk(cause: BaseException | None) -> bool:
-    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str:
