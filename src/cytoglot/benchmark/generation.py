@@ -8,7 +8,8 @@ among the others. Axes: n sentences, g genes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,8 +119,8 @@ def _type_sets(
             "cytoglot": model.generate_ids(
                 name, lengths, temperature=model.spec.calibration.generation_temperature, seed=seed
             ),
-            "type_profile_draw": [ids.astype(np.int64) for ids in profile.draw(name, lengths, rng)],
-            "type_profile_top": [ids.astype(np.int64) for ids in profile.top(name, lengths)],
+            "type_profile_draw": profile.draw(name, lengths, rng),
+            "type_profile_top": profile.top(name, lengths),
             REAL: real,
         },
     )
@@ -143,9 +144,8 @@ class _Space:
         self._contents = _contents(words)
 
     def _weights(self, words: Sequence[NDArray[Any]]) -> csr_matrix:
-        offsets = np.cumsum([0, *map(len, words)])
+        offsets, ids = _flat(words)
         values = np.concatenate([1 / np.log2(np.arange(len(w)) + 2.0) for w in words] or [np.empty(0)])
-        ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
         return csr_matrix((values, ids, offsets), shape=(len(words), self._n_genes))
 
     def agreement(self, words: Words, name: str, *, are_training_cells: bool = False) -> float:
@@ -171,11 +171,15 @@ class _Space:
         ]
 
 
+def _flat(words: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each sentence begins, and all ids behind each other."""
+    ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
+    return np.cumsum([0, *map(len, words)]), ids
+
+
 def _contents(words: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
     """Return a hash of each sentence, the same for equal sentences."""
-    offsets = np.cumsum([0, *map(len, words)])
-    ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
-    return content_hashes(offsets, ids, min_genes=0)
+    return content_hashes(*_flat(words), min_genes=0)
 
 
 def _scores(group: TypeSets, method: str, space: _Space, model: CellModel) -> dict[str, float]:
@@ -198,10 +202,10 @@ def _rows(per_type: list[dict[str, Any]], seed: int) -> list[ResultRow]:
         entries = [entry for entry in per_type if entry["method"] == method]
         for metric in [key for key in entries[0] if key not in {"cell_type", "method", "n"}]:
             values = np.array([entry[metric] for entry in entries], dtype=float)
-            interval = bootstrap_function(_mean_of(values), len(values), unit="cell_type", seed=seed)
+
+            def mean(chosen: NDArray[np.int64], values: NDArray[np.float64] = values) -> float:
+                return math.nan if np.isnan(values[chosen]).all() else float(np.nanmean(values[chosen]))
+
+            interval = bootstrap_function(mean, len(values), unit="cell_type", seed=seed)
             rows.append(ResultRow.of("generation", method, metric, interval))
     return rows
-
-
-def _mean_of(values: NDArray[np.float64]) -> Callable[[NDArray[np.int64]], float]:
-    return lambda chosen: float(np.nanmean(values[chosen])) if not np.isnan(values[chosen]).all() else float("nan")
