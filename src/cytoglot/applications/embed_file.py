@@ -14,7 +14,7 @@ import logging
 import shutil
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,6 @@ class EmbedSummary:
     """cells whose vectors an earlier, interrupted run had made"""
     cells_without_genes: int = 0
     """cells without one gene of the model, which have the zero vector"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 def embed_file(
@@ -149,14 +145,16 @@ def embed_file(
         )
 
         def settings() -> dict[str, Any]:
-            options = {"layer": layer, "context": dict(context or {}), "hidden_layer": asked, "pooling": pooling}
             return {
                 **model_settings(model, "cell_type_annotation"),
                 "data": fingerprint_file(path),
                 **gene_options.to_dict(),
                 "key_added": key_added,
                 "chunk_cells": chunk_cells,
-                **options,
+                "layer": layer,
+                "context": dict(context or {}),
+                "hidden_layer": asked,
+                "pooling": pooling,
             }
 
         with parts_of(out, settings, overwrite=overwrite) as parts:
@@ -180,7 +178,8 @@ def embed_file(
             n_empty = sum(int((parts.read(number)["n_words"].to_numpy() == 0).sum()) for number in range(n_parts))
             record = {**record, "cells_without_genes": n_empty}
             with parts.whole() as partial:
-                vectors = (_vectors(parts.read(number), n_d) for number in range(n_parts))
+                columns = (parts.read(number)["vector"].combine_chunks() for number in range(n_parts))
+                vectors = (column.flatten().to_numpy().reshape(-1, n_d) for column in columns)
                 if out.suffix == ".h5ad":
                     _write_h5ad(path, partial, stream.cells.n_cells, vectors, record, n_d)
                 else:
@@ -230,10 +229,6 @@ def _read(
 
 def _column(vectors_nd: NDArray[np.float32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
-
-
-def _vectors(part: pa.Table, n_d: int) -> NDArray[np.float32]:
-    return part["vector"].combine_chunks().flatten().to_numpy().reshape(-1, n_d)
 
 
 def _write_h5ad(

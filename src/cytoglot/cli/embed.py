@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -112,7 +113,7 @@ def embed_command(
             overwrite=anew,
             **options,
         )
-        show(summary.to_dict(), as_json=json)
+        show(asdict(summary), as_json=json)
         return
     file = whole_file(source, layer=layer, genes=genes)
     result = embed(
