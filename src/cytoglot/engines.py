@@ -82,14 +82,22 @@ class Workers:
             yield from self._in_processes(function, items)
 
     def _in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        pool = self._started_pool()
+        if self._pool is None:
+            # Forking a process that has threads (Arrow's, numba's, a model's) may hang, so workers start anew.
+            self._pool = ProcessPoolExecutor(
+                self.n_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=set_numba_threads,
+                initargs=(max(1, (os.cpu_count() or 1) // self.n_workers),),
+            )
+            self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
         under_way: dict[Future[Result], int] = {}
         waiting = iter(enumerate(items))
         try:
             while True:
                 # Not all at once: after an error the rest must not run, and a million items would wait in the pool.
                 while len(under_way) < self._most_under_way and (following := next(waiting, None)) is not None:
-                    under_way[pool.submit(function, following[1])] = following[0]
+                    under_way[self._pool.submit(function, following[1])] = following[0]
                 if not under_way:
                     return
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -103,7 +111,7 @@ class Workers:
             wait(under_way)  # what runs still writes into the folder
 
     def _on_ray(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        ray = self._started_ray()
+        ray = self.ray()
         task = ray.remote(num_cpus=1)(_with_one_thread)
         under_way: dict[Any, int] = {}
         waiting = iter(enumerate(items))
@@ -131,19 +139,14 @@ class Workers:
     def _most_under_way(self) -> int:
         return _QUEUED_PER_WORKER * self.n_workers
 
-    def _started_pool(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Forking a process that has threads (Arrow's, numba's, a model's) may hang, so workers start anew.
-            self._pool = ProcessPoolExecutor(
-                self.n_workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=set_numba_threads,
-                initargs=(max(1, (os.cpu_count() or 1) // self.n_workers),),
-            )
-            self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
-        return self._pool
+    def ray(self) -> Any:
+        """Return Ray, on its cluster, also for what goes beyond a map (Ray Data).
 
-    def _started_ray(self) -> Any:
+        Raises
+        ------
+        MissingExtraError
+            Ray is not installed.
+        """
         if self._ray is None:
             ray = require("ray", extra="ray", purpose="the engine 'ray'")
             if not ray.is_initialized():
@@ -154,16 +157,6 @@ class Workers:
                 self._stack.callback(ray.shutdown)
             self._ray = ray
         return self._ray
-
-    def ray(self) -> Any:
-        """Return Ray, on its cluster, for what goes beyond a map (Ray Data).
-
-        Raises
-        ------
-        MissingExtraError
-            Ray is not installed.
-        """
-        return self._started_ray()
 
     def stop(self) -> None:
         """End the workers that were started here; a cluster that was there before stays."""

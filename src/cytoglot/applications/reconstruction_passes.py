@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
@@ -87,11 +88,23 @@ class Passes:
     def sentence_kinds(self, *, hvg: int | None, settings: RankSettings) -> list[SentenceKind]:
         """Return full sentences and, with `hvg`, those of that many genes chosen on training cells."""
         vocabulary = self._stream.vocabulary
-        rates = self._detection_rates() if settings.needs_tie_rates else None
+        rates = None
+        if settings.needs_tie_rates:
+            n_detected_g = np.zeros(len(vocabulary))
+            for counts, _ in self._chunks(self._train_n):
+                n_detected_g += detection_rates(counts).astype(np.float64) * counts.shape[0]
+            rates = np.asarray(n_detected_g / self._train_n.sum(), dtype=np.float32)
         full = SentenceKind(name="full", columns=None, vocabulary=vocabulary, settings=settings, tie_rates=rates)
         if hvg is None:
             return [full]
-        chosen = vocabulary.subset(self._variable_genes(hvg))
+        drawn_n = hash_uniform(self._ids, self._seed) < HVG_CELLS / int(self._train_n.sum())
+        kept = list(self._chunks(self._train_n & drawn_n))
+        adata = AnnData(
+            X=vstack([counts for counts, _ in kept], format="csr"),
+            obs=pd.DataFrame(index=pd.Index(np.concatenate([ids for _, ids in kept]), dtype=object)),
+            var=pd.DataFrame(index=pd.Index(vocabulary.symbols, dtype=object)),
+        )
+        chosen = vocabulary.subset(select_hvg(adata, n_top=hvg))
         columns = vocabulary.index_of(chosen.symbols).astype(np.int64)
         hvg_rates = None if rates is None else rates[columns]
         return [
@@ -115,7 +128,7 @@ class Passes:
 
     def _add_all(self, fitters: Sequence[CurveFitter], sentence_kinds: Sequence[SentenceKind]) -> None:
         for counts, ids in self._chunks(self._train_n):
-            log_ng = self._log(counts)
+            log_ng = log_normalize(counts, self._stream.state, base=10.0)
             for made, fitter in zip(sentence_kinds, fitters, strict=True):
                 fitter.add(*made.encode(counts, log_ng, ids))
 
@@ -134,7 +147,7 @@ class Passes:
         ]
         samples: list[list[pd.DataFrame]] = [[] for _ in fitted]
         for counts, ids in self._chunks(mask_n):
-            log_ng = self._log(counts)
+            log_ng = log_normalize(counts, self._stream.state, base=10.0)
             for f, n, scorer, sample in zip(fitted, n_words, scorers, samples, strict=True):
                 ranked, expression = f.sentences.encode(counts, log_ng, ids)
                 cells = scored_cells(ranked, expression, seed=self._seed)
@@ -154,24 +167,3 @@ class Passes:
             chosen = np.flatnonzero(mask_n[rows])
             if chosen.size:
                 yield csr_matrix(counts)[chosen], self._ids[rows][chosen]
-
-    def _log(self, counts: csr_matrix) -> csr_matrix:
-        return log_normalize(counts, self._stream.state, base=10.0)
-
-    def _detection_rates(self) -> NDArray[np.float32]:
-        n_detected_g = np.zeros(len(self._stream.vocabulary))
-        for counts, _ in self._chunks(self._train_n):
-            n_detected_g += detection_rates(counts).astype(np.float64) * counts.shape[0]
-        return np.asarray(n_detected_g / self._train_n.sum(), dtype=np.float32)
-
-    def _variable_genes(self, n_top: int) -> list[str]:
-        import anndata
-
-        drawn_n = hash_uniform(self._ids, self._seed) < HVG_CELLS / int(self._train_n.sum())
-        kept = list(self._chunks(self._train_n & drawn_n))
-        adata = anndata.AnnData(
-            X=vstack([counts for counts, _ in kept], format="csr"),
-            obs=pd.DataFrame(index=pd.Index(np.concatenate([ids for _, ids in kept]), dtype=object)),
-            var=pd.DataFrame(index=pd.Index(self._stream.vocabulary.symbols, dtype=object)),
-        )
-        return select_hvg(adata, n_top=n_top)

@@ -58,9 +58,17 @@ def annotate_command(
     """Give every cell a type, with probabilities; a killed run goes on where it stopped."""
     from cytoglot.applications.annotation import CHUNK_CELLS, KEY, UNASSIGNED, annotate
     from cytoglot.applications.forecast import forecast_cells
+    from cytoglot.lm.model.language_model import set_threads
 
-    _prepare(output, threads)
-    given = _read_labels(labels)
+    check_output(output, suffixes=(".h5ad",))
+    set_threads(threads)
+    given: tuple[str, ...] | None = None
+    if labels is not None:
+        if not labels.is_file():
+            raise InputError(f"--labels {labels} does not exist; pass a text file with one label per line")
+        given = tuple(dict.fromkeys(line.strip() for line in read_text(labels).splitlines() if line.strip()))
+        if len(given) < 2:
+            raise InputError(f"--labels {labels} must hold at least two labels, one per line, found {len(given)}")
     metadata = opt.parse_context(context)
     file = whole_file(source, layer=layer, genes=opt.gene_options(gene_column, gene_mapping, duplicates))
     cell_model = load_for_cells(
@@ -139,21 +147,36 @@ def generate_command(
     A killed run goes on where it stopped. With --expected, -n is the number of sentences that expectations rest on (64
     or more is advised), and the output is a table, .csv or .parquet.
     """
+    from cytoglot.applications.expected_expression import expected_expression
     from cytoglot.applications.forecast import forecast_generation
     from cytoglot.applications.generation import CHUNK_CELLS, generate
+    from cytoglot.atomic import atomic_path
     from cytoglot.cell_model.load import load_cell_model
+    from cytoglot.lm.model.language_model import set_threads
 
-    _prepare(output, threads, suffixes=(".csv", ".parquet") if expected else (".h5ad",))
+    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",))
+    set_threads(threads)
     metadata = opt.parse_context(context)
     cell_model = load_cell_model(model, device=device)
     if dry_run:
         show(forecast_generation(cell_model, cell_type, n, n_genes) | {"output": output}, as_json=json)
         return
     if expected:
-        chosen = {"temperature": temperature, "top_p": top_p, "context": metadata, "seed": seed}
-        show(_write_expected(cell_model, cell_type, output, n=n, n_genes=n_genes, **chosen), as_json=json)
+        chosen: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "context": metadata, "seed": seed}
+        genes = expected_expression(cell_model, cell_type, n=n, n_genes=n_genes, **chosen)
+        with atomic_path(output) as path:
+            genes.to_csv(path, index=False) if output.suffix == ".csv" else genes.to_parquet(path, index=False)
+        highest = genes.nlargest(10, "expression_mean")[list(genes.columns[:8])]
+        result = {
+            "genes": len(genes),
+            "cell_type": cell_type or "any",
+            "expected_genes_of_a_sentence": float(genes["p_present"].sum()),
+            "highest": highest.to_dict(orient="records"),
+            "output": output,
+        }
+        show(result, as_json=json)
         return
-    result = generate(
+    written = generate(
         cell_model,
         cell_type,
         n=n,
@@ -166,43 +189,19 @@ def generate_command(
         overwrite=anew,
         chunk_cells=chunk_cells or CHUNK_CELLS,
     )
-    lengths = [len(text.split()) for text in result.obs["cell_sentence"]]
+    lengths = [len(text.split()) for text in written.obs["cell_sentence"]]
     show(
         {
-            "cells": result.n_obs,
+            "cells": written.n_obs,
             "cell_type": cell_type or "any",
-            "invalid_genes": int(result.obs["n_unknown"].sum()),
-            "repeated_genes": int(result.obs["n_duplicates"].sum()),
+            "invalid_genes": int(written.obs["n_unknown"].sum()),
+            "repeated_genes": int(written.obs["n_duplicates"].sum()),
             "mean_genes": sum(lengths) / len(lengths),
-            "first_genes": result.obs["cell_sentence"].iloc[0].split()[:10],
+            "first_genes": written.obs["cell_sentence"].iloc[0].split()[:10],
             "output": output,
         },
         as_json=json,
     )
-
-
-def _write_expected(model: CellModel, cell_type: str | None, output: Path, **options: Any) -> dict[str, Any]:
-    from cytoglot.applications.expected_expression import expected_expression
-    from cytoglot.atomic import atomic_path
-
-    genes = expected_expression(model, cell_type, **options)
-    with atomic_path(output) as path:
-        genes.to_csv(path, index=False) if output.suffix == ".csv" else genes.to_parquet(path, index=False)
-    highest = genes.nlargest(10, "expression_mean")[list(genes.columns[:8])]
-    return {
-        "genes": len(genes),
-        "cell_type": cell_type or "any",
-        "expected_genes_of_a_sentence": float(genes["p_present"].sum()),
-        "highest": highest.to_dict(orient="records"),
-        "output": output,
-    }
-
-
-def _prepare(output: Path, threads: int | None, *, suffixes: tuple[str, ...] = (".h5ad",)) -> None:
-    from cytoglot.lm.model.language_model import set_threads
-
-    check_output(output, suffixes=suffixes)
-    set_threads(threads)
 
 
 def load_for_cells(
@@ -229,14 +228,3 @@ def load_for_cells(
             vocabulary = stream.vocabulary
         model = load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
     return model if templates is None else model.with_templates(templates)
-
-
-def _read_labels(path: Path | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise InputError(f"--labels {path} does not exist; pass a text file with one label per line")
-    labels = tuple(dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip()))
-    if len(labels) < 2:
-        raise InputError(f"--labels {path} must hold at least two labels, one per line, found {len(labels)}")
-    return labels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,14 +15,7 @@ from cytoglot.cli.output import check_output, show
 from cytoglot.data.genes.options import AS_NAMED
 from cytoglot.engines import set_numba_threads
 from cytoglot.errors import InputError
-from cytoglot.sentence.cell_sentence import TieRule
-
-if TYPE_CHECKING:
-    import numpy as np
-    from anndata import AnnData
-    from numpy.typing import NDArray
-
-    from cytoglot.sentence.cell_sentence import RankSettings
+from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 
 logger = logging.getLogger(__name__)
 
@@ -91,28 +84,32 @@ def encode_command(
     """
     from cytoglot.applications.forecast import forecast_encoding
     from cytoglot.data.datasets import resolve_source
+    from cytoglot.data.hvg import select_hvg
     from cytoglot.data.readers.read import read
-    from cytoglot.sentence.cell_sentence import RankSettings
+    from cytoglot.data.readers.stream import open_cells
+    from cytoglot.sentence.encode import encode
+    from cytoglot.sentence.encode_file import encode_file
+    from cytoglot.sentence.parquet import write_sentences
 
     check_output(output, suffixes=(".parquet",))
     if threads is not None:
         set_numba_threads(threads)
     found = resolve_source(source)
     settings = RankSettings(top_genes=top_genes, ties=ties or RankSettings().ties, seed=seed)
-    rates = _tie_rates(tie_rates)
+    rates = None if tie_rates is None else _tie_rates(tie_rates)
+    # A gene without a rate has no place among its equals, so sentences are made of the genes that have one.
+    wanted = None if rates is None or hvg is not None else list(rates)
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
         forecast = forecast_encoding(found, settings=settings, text=text, layer=layer, gene_options=genes)
         show(forecast | {"output": output}, as_json=json)
         return
     if isinstance(found, Path):
-        from cytoglot.sentence.encode_file import encode_file
-
         summary = encode_file(
             found,
             output,
             settings=settings,
-            genes=_genes_of(rates) if hvg is None else None,
+            genes=wanted,
             hvg=hvg,
             tie_rates=rates,
             layer=layer,
@@ -123,8 +120,19 @@ def encode_command(
         )
         counts = {"cells": summary.cells, "genes": summary.genes, "empty_cells": summary.empty_cells}
     else:
+        # A data set of the registry is small and comes loaded.
         adata = read(found, layer=layer, **genes.keywords)
-        counts = _encode_in_memory(adata, output, settings, hvg=hvg, tie_rates=rates, text=text)
+        with open_cells(adata, **AS_NAMED.keywords) as cells:
+            sentences = encode(
+                cells,
+                genes=wanted if hvg is None else select_hvg(adata, n_top=hvg),
+                top_genes=top_genes,
+                ties=settings.ties,
+                seed=seed,
+                tie_rates=rates,
+            )
+        write_sentences(sentences, output, text=text)
+        counts = {"cells": len(sentences), "genes": len(sentences.vocabulary), "empty_cells": sentences.n_empty}
     show(counts | {"output": output}, as_json=json)
 
 
@@ -175,7 +183,6 @@ def reconstruct_command(
     from cytoglot.applications.forecast import forecast_encoding
     from cytoglot.applications.reconstruction import reconstruct
     from cytoglot.data.datasets import resolve_source
-    from cytoglot.sentence.cell_sentence import RankSettings
 
     check_output_folder(output, written_by="reconstruct", mark="curves.json")
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
@@ -215,58 +222,18 @@ def import_c2s_command(
     show(asdict(import_c2s(folder, output)), as_json=json)
 
 
-def _encode_in_memory(
-    adata: AnnData,
-    output: Path,
-    settings: RankSettings,
-    *,
-    hvg: int | None,
-    tie_rates: dict[str, float] | None,
-    text: bool,
-) -> dict[str, int]:
-    """A data set of the registry is small and comes loaded, with its labels; `adata` is what `read` made of it."""
-    from cytoglot.data.hvg import select_hvg
-    from cytoglot.data.readers.stream import open_cells
-    from cytoglot.sentence.encode import encode
-    from cytoglot.sentence.parquet import write_sentences
-
-    genes = _genes_of(tie_rates) if hvg is None else select_hvg(adata, n_top=hvg)
-    with open_cells(adata, **AS_NAMED.keywords) as cells:
-        sentences = encode(
-            cells,
-            genes=genes,
-            top_genes=settings.top_genes,
-            ties=settings.ties,
-            seed=settings.seed,
-            tie_rates=tie_rates,
-        )
-    write_sentences(sentences, output, text=text)
-    return {"cells": len(sentences), "genes": len(sentences.vocabulary), "empty_cells": sentences.n_empty}
-
-
-def _tie_rates(path: Path | None) -> dict[str, float] | None:
+def _tie_rates(path: Path) -> dict[str, float]:
     """Read gene → detection rate from a model folder or from an encoded file."""
-    if path is None:
-        return None
-    rates: NDArray[np.float32] | None
-    if path.is_dir():
-        from cytoglot.cell_model.spec import CellModelSpec
+    from cytoglot.cell_model.spec import CellModelSpec
+    from cytoglot.sentence.parquet import read_sentences
 
+    if path.is_dir():
         spec = CellModelSpec.load(path)
         names, rates = spec.vocabulary.symbols, spec.tie_rates_g
     else:
-        from cytoglot.sentence.parquet import read_sentences
-
         sentences = read_sentences(path)
         names, rates = sentences.vocabulary.symbols, sentences.tie_rates
     if rates is None:
         raise InputError(f"--tie-rates {path} holds no tie rates; encode it with --ties rare_first or common_first")
+    logger.info("sentences are made of the %d genes that have a tie rate", len(names))
     return dict(zip(names, rates.tolist(), strict=True))
-
-
-def _genes_of(tie_rates: dict[str, float] | None) -> list[str] | None:
-    """A gene without a rate has no place among its equals, so sentences are made of the genes that have one."""
-    if tie_rates is None:
-        return None
-    logger.info("sentences are made of the %d genes that have a tie rate", len(tie_rates))
-    return list(tie_rates)

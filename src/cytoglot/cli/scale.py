@@ -41,9 +41,8 @@ def scale_command(
     result = run_sweep(chosen, out=output, device=device, threads=threads, seed=seed)
     folder = output or Path(str(chosen.output))
     figure = write_scaling_figure(folder)
-    runs = result["runs"] if json else [_shown(row) for row in result["runs"]]
-    shown: dict[str, Any] = {"runs": runs}
-    shown |= {"power_law": result["power_law"]} if json else {"power_law": _laws(result["power_law"])}
+    runs, laws = result["runs"], result["power_law"]
+    shown = {"runs": runs if json else [_shown(row) for row in runs], "power_law": laws if json else _laws(laws)}
     show(shown | {"held_out": result["held_out"], "figure": figure, "output": folder}, as_json=json)
 
 
