@@ -322,7 +322,15 @@ class _Answer:
             source: Any = generator
             generator = _opened(source)
         ids, texts = rows.column("id").to_pylist(), rows.column("prompt").to_pylist()
-        answers = _sampled(generator, texts, self.answer_format, self.n_samples, self.seed, ids)
+        if isinstance(generator, AnswerSampler):
+            answers = generator.sample(texts, self.answer_format, self.n_samples, self.seed, keys=ids)
+        else:
+            answers = []
+            for text, one in zip(texts, ids, strict=True):
+                key = f"{self.seed}\0{one}".encode()
+                own_seed = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") >> 1
+                (samples,) = generator.generate([text], self.answer_format, self.n_samples, own_seed)
+                answers.append([GeneratedAnswer(text=sample) for sample in samples])
         flat = [answer for samples in answers for answer in samples]
         columns: dict[str, pa.Array] = {
             "id": pa.array([one for one in ids for _ in range(self.n_samples)], pa.string()),
@@ -342,24 +350,6 @@ class _Answer:
 def _opened(source: Any) -> TextGenerator | AnswerSampler:
     """Return the generator of a source, made once in each process."""
     return source.open()
-
-
-def _sampled(
-    generator: TextGenerator | AnswerSampler,
-    texts: Sequence[str],
-    answer_format: AnswerFormat,
-    n_samples: int,
-    seed: int,
-    ids: Sequence[str],
-) -> list[list[GeneratedAnswer]]:
-    if isinstance(generator, AnswerSampler):
-        return generator.sample(texts, answer_format, n_samples, seed, keys=ids)
-    answers = []
-    for text, one in zip(texts, ids, strict=True):
-        own_seed = int.from_bytes(hashlib.blake2b(f"{seed}\0{one}".encode(), digest_size=4).digest(), "little") >> 1
-        (samples,) = generator.generate([text], answer_format, n_samples, own_seed)
-        answers.append([GeneratedAnswer(text=sample) for sample in samples])
-    return answers
 
 
 def _log_likelihoods(

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.constant_answer import fit_constant_answer
-from cytoglot.benchmark.results import OURS, ResultRow, as_dicts
+from cytoglot.benchmark.results import OURS, ResultRow
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.task_answers import ModelAnswers
 from cytoglot.cell_model.task_scores import EvalRecord, EvalTask, statistics
@@ -262,7 +262,18 @@ class _Work:
         training = self._sample(task, "train", settings.n_training)
         held_out = self._sample(task, settings.part, settings.n_per_task)
         labels = self._labels(task, training) if task.closed_answer else ()
-        self._check_several_answers(task, labels, training, held_out)
+        # One answer that is right whatever is asked tells nothing of a model.
+        learned, asked = ({q.answer() for q in questions} for questions in (training, held_out))
+        possible = learned | asked | set(labels)
+        if isinstance(task, LabelAnswer):
+            possible |= set(self.corpus.labels(task.field))
+        if len(possible) == 1:
+            raise _NotShown(f"a single possible answer in this corpus: {shortened(possible.pop(), 60)!r}")
+        if len(labels or learned) == 1:
+            raise _NotShown(f"a single answer in the training part: {shortened((labels or (*learned,))[0], 60)!r}")
+        if len(asked) == 1:
+            what = f"a single answer in the {settings.part} part"
+            raise _NotShown(f"{what}, for {len(held_out)} records: {shortened(asked.pop(), 60)!r}")
         fitted = [one for q in training if (one := self.answerer.fitted(q, labels)) is not None]
         records = [one for q in held_out if (one := self.answerer.fitted(q, labels)) is not None]
         if not fitted or not records:
@@ -308,32 +319,12 @@ class _Work:
         completions = task.label_completions(sorted(known, key=lambda value: (-n_of[value], value)))
         return tuple(dict.fromkeys(task.templates.bare(answer) for answer in completions))
 
-    def _check_several_answers(
-        self,
-        task: Task[Any, Any],
-        labels: Sequence[str],
-        training: Sequence[TaskInstance],
-        held_out: Sequence[TaskInstance],
-    ) -> None:
-        """Refuse a task in which one answer is right whatever is asked, and so tells nothing of a model."""
-        learned, asked = ({q.answer() for q in questions} for questions in (training, held_out))
-        possible = learned | asked | set(labels)
-        if isinstance(task, LabelAnswer):
-            possible |= set(self.corpus.labels(task.field))
-        if len(possible) == 1:
-            raise _NotShown(f"a single possible answer in this corpus: {shortened(possible.pop(), 60)!r}")
-        if len(labels or learned) == 1:
-            raise _NotShown(f"a single answer in the training part: {shortened((labels or (*learned,))[0], 60)!r}")
-        if len(asked) == 1:
-            what = f"a single answer in the {self.settings.part} part"
-            raise _NotShown(f"{what}, for {len(held_out)} records: {shortened(asked.pop(), 60)!r}")
-
     def write(self, folder: Path) -> None:
         """Write everything into a new folder."""
         settings, description = self.settings, self.corpus.description
         meta = {"method": OURS, "corpus": description.fingerprint, **settings.model_dump(mode="json")}
         content = {
-            "results": as_dicts(self.rows),
+            "results": [asdict(row) for row in self.rows],
             "table": [asdict(line) for line in self.table],
             "not_shown": self.not_shown,
             "messages": self.messages,

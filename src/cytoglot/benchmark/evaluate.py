@@ -27,7 +27,7 @@ from cytoglot.benchmark.generation import evaluate_generation
 from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
-from cytoglot.benchmark.results import OURS, Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
+from cytoglot.benchmark.results import OURS, Prediction, ResultRow, annotation_rows, difference_rows
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.config import Settings
@@ -232,28 +232,25 @@ def _unknown_labels(truth: NDArray[np.object_], unknown: Sequence[str], known: S
     return f"{text}; other spellings are not the same label, it has {', '.join(pairs)}" if pairs else text
 
 
+@dataclass(kw_only=True)
 class _Work:
     """One evaluation, step by step; each step writes its own file."""
 
-    def __init__(
-        self,
-        *,
-        model: CellModel,
-        held_out: HeldOut,
-        settings: EvaluateSettings,
-        sentences: CellSentences,
-        overlap: VocabularyOverlap,
-        seed: int,
-    ) -> None:
-        self.sentences, self.overlap = sentences, overlap
-        self.model, self.held_out, self.settings, self.seed = model, held_out, settings, seed
-        self.rows: list[ResultRow] = []
-        self.messages: list[str] = list(held_out.matched.messages)
-        self.timings: dict[str, float] = {}
-        self.truth = held_out.labels[held_out.test]
-        self.unknown_labels = sorted(set(self.truth) - set(model.spec.labels))
+    model: CellModel
+    held_out: HeldOut
+    settings: EvaluateSettings
+    sentences: CellSentences
+    overlap: VocabularyOverlap
+    seed: int
+    rows: list[ResultRow] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.messages = list(self.held_out.matched.messages)
+        self.truth = self.held_out.labels[self.held_out.test]
+        self.unknown_labels = sorted(set(self.truth) - set(self.model.spec.labels))
         if self.unknown_labels:
-            self.messages.append(_unknown_labels(self.truth, self.unknown_labels, model.spec.labels))
+            self.messages.append(_unknown_labels(self.truth, self.unknown_labels, self.model.spec.labels))
         for message in self.messages:
             logger.warning("%s", message)
 
@@ -417,7 +414,7 @@ class _Work:
             "messages": self.messages,
         }
         write_json(folder / "data_card.json", card)
-        write_json(folder / "results.json", {"results": as_dicts(self.rows), "meta": {"method": OURS}})
+        write_json(folder / "results.json", {"results": [asdict(row) for row in self.rows], "meta": {"method": OURS}})
         write_json(folder / "timings.json", {name: round(seconds, 3) for name, seconds in self.timings.items()})
         training = Path(str(self.model.folder)) / TRAINING_FILE
         if training.is_file():

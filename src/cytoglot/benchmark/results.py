@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,8 +103,3 @@ def difference_rows(
             interval = bootstrap_difference(mine[name], theirs[name], groups=groups, unit=unit, seed=seed)
             rows.append(ResultRow.of("annotation", f"{ours.method} - {other.method}", f"{name}_difference", interval))
     return rows
-
-
-def as_dicts(rows: Iterable[ResultRow]) -> list[dict[str, Any]]:
-    """Return plain JSON values."""
-    return [asdict(row) for row in rows]

@@ -15,11 +15,6 @@ from cytoglot.errors import InputError
 Backend = Literal["transformers", "vllm", "openai"]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("answer")(answer_command)
-
-
 def answer_command(
     prompts: Annotated[Path, typer.Argument(help=".parquet or .jsonl with prompt (and id), or .txt, one per line.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write.")],

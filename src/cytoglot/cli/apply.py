@@ -22,12 +22,6 @@ Method = Literal["score", "generate"]
 Output = Annotated[Path, typer.Option("-o", "--output", help="AnnData file to write.")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("annotate")(annotate_command)
-    app.command("generate")(generate_command)
-
-
 def annotate_command(
     source: opt.Source,
     model: opt.Model,

@@ -19,16 +19,6 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe:
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `corpus build` wrote.")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module, all below `corpus`."""
-    corpus = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
-    corpus.command("build")(build_command)
-    corpus.command("show")(show_command)
-    corpus.command("audit")(audit_command)
-    corpus.command("stats")(stats_command)
-    app.add_typer(corpus, name="corpus")
-
-
 def build_command(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],

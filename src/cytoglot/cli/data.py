@@ -20,15 +20,6 @@ from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 logger = logging.getLogger(__name__)
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("audit")(audit_command)
-    app.command("encode")(encode_command)
-    app.command("decode")(decode_command)
-    app.command("reconstruct")(reconstruct_command)
-    app.command("import-c2s")(import_c2s_command)
-
-
 def audit_command(
     source: opt.Source,
     label: Annotated[str | None, typer.Option("--label", help="Column of obs with the cell types.")] = None,
@@ -99,6 +90,8 @@ def encode_command(
     rates = None if tie_rates is None else _tie_rates(tie_rates)
     # A gene without a rate has no place among its equals, so sentences are made of the genes that have one.
     wanted = None if rates is None or hvg is not None else list(rates)
+    if wanted is not None:
+        logger.info("sentences are made of the %d genes that have a tie rate", len(wanted))
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
         forecast = forecast_encoding(found, settings=settings, text=text, layer=layer, gene_options=genes)
@@ -235,5 +228,4 @@ def _tie_rates(path: Path) -> dict[str, float]:
         names, rates = sentences.vocabulary.symbols, sentences.tie_rates
     if rates is None:
         raise InputError(f"--tie-rates {path} holds no tie rates; encode it with --ties rare_first or common_first")
-    logger.info("sentences are made of the %d genes that have a tie rate", len(names))
     return dict(zip(names, rates.tolist(), strict=True))

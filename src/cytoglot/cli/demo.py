@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ def run_demo(
     from cytoglot.applications.embedding import embed
     from cytoglot.applications.generation import generate
     from cytoglot.benchmark.evaluate import evaluate
-    from cytoglot.benchmark.results import as_dicts
     from cytoglot.data.audit import audit
     from cytoglot.data.datasets import load_dataset
     from cytoglot.report.html import write_report
@@ -61,7 +61,7 @@ def run_demo(
     evaluation = evaluate(adata, model, label=LABEL, out=output / "evaluation", seed=seed)
     logger.info("5/5 the report")
     html = write_report(output / "evaluation")
-    rows = as_dicts(evaluation.results)
+    rows = [asdict(row) for row in evaluation.results]
     if as_json:
         return {"results": rows, "html": html, "seconds": round(time.perf_counter() - started, 1)}
     shown = [

@@ -28,12 +28,6 @@ BatchTokens = Annotated[
 ]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("embed")(embed_command)
-    app.command("gene-vectors")(gene_vectors_command)
-
-
 def embed_command(
     source: opt.Source,
     model: opt.Model,

@@ -8,12 +8,21 @@ import os
 import sys
 import traceback
 import warnings
+from types import ModuleType
 
 import typer
 
 from cytoglot.cli import answer, apply, corpus, data, embed, models, scale
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError
 from cytoglot.extras import EXTRAS
+
+
+def _add_commands(group: typer.Typer, module: ModuleType) -> None:
+    """Every function of a module that is called `…_command` is a command, in the order in which they stand there."""
+    for name, function in vars(module).items():
+        if name.endswith("_command"):
+            group.command(name.removesuffix("_command").replace("_", "-"))(function)
+
 
 app = typer.Typer(
     name="cytoglot",
@@ -22,8 +31,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (data, corpus, models, scale, apply, embed, answer):
-    module.add_commands(app)
+corpora = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
+_add_commands(corpora, corpus)
+app.add_typer(corpora, name="corpus")
+for commands in (data, models, scale, apply, embed, answer):
+    _add_commands(app, commands)
 
 # Typer brings its own copy of click since 0.20, so the base of what it raises is found from what it exports.
 _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

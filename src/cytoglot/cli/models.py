@@ -16,17 +16,6 @@ Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of sett
 Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("train")(train_command)
-    app.command("evaluate")(evaluate_command)
-    app.command("report")(report_command)
-    app.command("card")(card_command)
-    app.command("push")(push_command)
-    app.command("demo")(demo_command)
-    app.command("doctor")(doctor_command)
-
-
 def train_command(
     context: typer.Context,
     source: Annotated[
@@ -151,7 +140,6 @@ def evaluate_command(
     """Judge a model on its held-out cells, or on every task of a corpus, beside baselines and controls."""
     from cytoglot.benchmark.corpus_tasks import CorpusTaskSettings, evaluate_corpus
     from cytoglot.benchmark.evaluate import EvaluateSettings, evaluate, forecast_evaluation
-    from cytoglot.benchmark.results import as_dicts
     from cytoglot.config import load_recipe
     from cytoglot.corpus.format.folder import is_corpus
     from cytoglot.data.datasets import resolve_source
@@ -162,7 +150,11 @@ def evaluate_command(
         _refuse_for_corpus(context, source, "dry_run", "new_cells")
         asked = load_recipe(CorpusTaskSettings, None, settings or [])
         found = evaluate_corpus(source, model, out=output, settings=asked, seed=seed, device=device)
-        shown = {"results": as_dicts(found.rows)} if json else {"tasks": [asdict(line) for line in found.table]}
+        shown = (
+            {"results": [asdict(row) for row in found.rows]}
+            if json
+            else {"tasks": [asdict(line) for line in found.table]}
+        )
         not_shown = [{"task": name, "reason": reason} for name, reason in found.not_shown.items()]
         show(shown | {"not_shown": not_shown, "messages": found.messages, "output": output}, as_json=json)
         return
@@ -188,7 +180,7 @@ def evaluate_command(
     )
     show(
         {
-            "results": as_dicts(result.results),
+            "results": [asdict(row) for row in result.results],
             "cells": result.cells,
             "unknown_labels": result.unknown_labels,
             "messages": result.messages,

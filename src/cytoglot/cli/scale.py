@@ -13,11 +13,6 @@ from cytoglot.cli.output import show
 _SHOWN = ("size", "mode", "share", "seed", "parameters_without_vectors", "cells", "tokens")
 
 
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("scale")(scale_command)
-
-
 def scale_command(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the sweep, such as recipes/scaling.yaml.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,

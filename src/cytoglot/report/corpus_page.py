@@ -54,7 +54,15 @@ def _content(s: CorpusStatistics) -> dict[str, Any]:
         "n_groups": sum(part.cell_groups for part in s.parts),
         "types": types,
         "types_note": _note(types, s.n_cells, _BARS) if types else "",
-        "panels": [_panel(known[name], s.n_cells) for name in order if name not in _NOT_DRAWN],
+        "panels": [
+            {
+                "title": _NAMES.get(name, f"{name[:1].upper()}{name[1:]}".replace("_", " ")),
+                "svg": figures.stacked_bars(known[name].values[:_SMALL_BARS], width=4.8),
+                "note": _note(known[name], s.n_cells, _SMALL_BARS),
+            }
+            for name in order
+            if name not in _NOT_DRAWN
+        ],
         "licences": sorted(licences.items(), key=lambda item: (-item[1], item[0])),  # the most cells first
         "balanced": sorted(s.tasks, key=lambda line: line.task),
         "not_shown": {line.task: line.not_shown for line in s.tasks if line.not_shown},
@@ -86,16 +94,6 @@ def _figures(s: CorpusStatistics, types: ColumnNumbers | None) -> dict[str, str]
     if s.genes.frequent:
         drawn["genes"] = figures.frequent_genes(s.genes)
     return drawn
-
-
-def _panel(column: ColumnNumbers, n_cells: int) -> dict[str, str]:
-    """Return title, figure and note of a metadata column."""
-    name = column.column.replace("_", " ")
-    return {
-        "title": _NAMES.get(column.column, name[:1].upper() + name[1:]),
-        "svg": figures.stacked_bars(column.values[:_SMALL_BARS], width=4.8),
-        "note": _note(column, n_cells, _SMALL_BARS),
-    }
 
 
 def _note(column: ColumnNumbers, n_cells: int, n_bars: int) -> str:

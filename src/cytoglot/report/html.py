@@ -68,7 +68,13 @@ def _content(folder: Path) -> dict[str, Any]:
             f"{', '.join(sorted(_ROW_KEYS))}; pass the folder that `cytoglot evaluate -o` wrote"
         )
     annotation = [row for row in rows if row["task"] == "annotation"]
-    differences = [_difference(row) for row in annotation if row["metric"].endswith("_difference")]
+    differences = []
+    for row in annotation:
+        metric = row["metric"].removesuffix("_difference")
+        if metric != row["metric"]:
+            ours, _, other = row["method"].partition(" - ")
+            names = {"ours": ours, "other": other.replace("_", " "), "metric": _METRIC_NAMES.get(metric, metric)}
+            differences.append({**row, **names})
     verdicts = []  # in words, for accuracy, whether the model beats each other method
     for row in differences:
         if row["ours"] == "cytoglot" and row["metric"] == "accuracy" and row["low"] is not None:
@@ -130,12 +136,6 @@ def _by_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "unit": rows[0]["unit"] if rows else "",
         "n": rows[0]["n"] if rows else 0,
     }
-
-
-def _difference(row: dict[str, Any]) -> dict[str, Any]:
-    ours, _, other = row["method"].partition(" - ")
-    metric = row["metric"].removesuffix("_difference")
-    return {**row, "ours": ours, "other": other.replace("_", " "), "metric": _METRIC_NAMES.get(metric, metric)}
 
 
 def _read(folder: Path, name: str) -> Any:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from cytoglot.atomic import write_text
 from cytoglot.errors import InputError
+from cytoglot.metrics.scaling import PowerLaw
 from cytoglot.report.figures import GRID, MUTED, canvas, color, svg_text
 
 if TYPE_CHECKING:
@@ -94,22 +95,15 @@ def _law(
     sizes: Sequence[str],
     mode: str,
 ) -> None:
+    predict = PowerLaw(**{name: law[name] for name in PowerLaw.__dataclass_fields__})
     ends = (table[name].agg(["min", "max"]).astype(float) for name in ("parameters_without_vectors", "cells"))
     n, d = (np.geomspace(low, high, 50) for low, high in ends)
     for i, share in enumerate(shares):
         cells = float(table.loc[table["share"] == share, "cells"].mean())
-        by_size.plot(n, _predict(law, n, np.full_like(n, cells)), color=color(i), lw=1.2, ls=_LINES[mode])
+        by_size.plot(n, predict(n, np.full_like(n, cells)), color=color(i), lw=1.2, ls=_LINES[mode])
     for i, size in enumerate(sizes):
         parameters = float(table.loc[table["size"] == size, "parameters_without_vectors"].mean())
-        by_data.plot(d, _predict(law, np.full_like(d, parameters), d), color=color(i), lw=1.2, ls=_LINES[mode])
-
-
-def _predict(law: Mapping[str, Any], n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    loss = np.full(len(n), float(law["floor"]))
-    for axis, values, unit in (("size", n, law["n_unit"]), ("data", d, law["d_unit"])):
-        if law[f"{axis}_coefficient"]:
-            loss = loss + law[f"{axis}_coefficient"] * (values / unit) ** -law[f"{axis}_exponent"]
-    return loss
+        by_data.plot(d, predict(np.full_like(d, parameters), d), color=color(i), lw=1.2, ls=_LINES[mode])
 
 
 def _formula(result: Mapping[str, Any], axis: str) -> str:
