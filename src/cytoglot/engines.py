@@ -36,6 +36,7 @@ class Workers:
 
     def __init__(self, engine: Engine, n_workers: int) -> None:
         self.engine, self.n_workers = engine, n_workers
+        self._most_under_way = _QUEUED_PER_WORKER * n_workers
         self._stack = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
         self._ray: Any = None
@@ -134,10 +135,6 @@ class Workers:
                 ray.cancel(reference)
             if under_way:
                 ray.wait(list(under_way), num_returns=len(under_way))
-
-    @property
-    def _most_under_way(self) -> int:
-        return _QUEUED_PER_WORKER * self.n_workers
 
     def ray(self) -> Any:
         """Return Ray, on its cluster, also for what goes beyond a map (Ray Data).

@@ -115,22 +115,21 @@ class Passes:
     def fit(self, kinds: Sequence[CurveKind], sentence_kinds: Sequence[SentenceKind]) -> list[FittedCurves]:
         """Return the curves of every kind of sentences, fitted on the training cells."""
         fitters = [CurveFitter(kinds, made.vocabulary, seed=self._seed) for made in sentence_kinds]
-        self._add_all(fitters, sentence_kinds)
-        if fitters[0].needs_second_reading:
-            for fitter in fitters:
-                fitter.start_second_reading()
-            self._add_all(fitters, sentence_kinds)
+        for reading in (1, 2):
+            if reading == 2:
+                if not fitters[0].needs_second_reading:
+                    break
+                for fitter in fitters:
+                    fitter.start_second_reading()
+            for counts, ids in self._chunks(self._train_n):
+                log_ng = log_normalize(counts, self._stream.state, base=10.0)
+                for made, fitter in zip(sentence_kinds, fitters, strict=True):
+                    fitter.add(*made.encode(counts, log_ng, ids))
         n_train = int(self._train_n.sum())
         return [
             FittedCurves(sentences=made, curves=fitter.curves(), words_per_cell=fitter.n_words / n_train)
             for made, fitter in zip(sentence_kinds, fitters, strict=True)
         ]
-
-    def _add_all(self, fitters: Sequence[CurveFitter], sentence_kinds: Sequence[SentenceKind]) -> None:
-        for counts, ids in self._chunks(self._train_n):
-            log_ng = log_normalize(counts, self._stream.state, base=10.0)
-            for made, fitter in zip(sentence_kinds, fitters, strict=True):
-                fitter.add(*made.encode(counts, log_ng, ids))
 
     def score(self, fitted: Sequence[FittedCurves]) -> tuple[list[CurveScore], dict[str, pd.DataFrame]]:
         """Return the rows of held-out and of training cells, and a sample of the held-out words to plot."""

@@ -73,7 +73,13 @@ def draw_reconstructed(points: Mapping[str, pd.DataFrame], rows: Sequence[CurveS
             ax.plot([low, high], [low, high], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
             ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
             ax.set_title(f"{_TITLES[kind]}\n{_SENTENCES.get(name, name)}", loc="left", fontsize=9)
-            ax.text(0.04, 0.95, _caption(rows, kind, name), transform=ax.transAxes, va="top", fontsize=8, color=_INK)
+            wanted = (kind, name, "expressed", True)
+            row = next((r for r in rows if (r["curve"], r["genes"], r["scope"], r["held_out"]) == wanted), None)
+            parts = (
+                () if row is None else (("R²", row["r2"]), ("Pearson", row["pearson"]), ("Spearman", row["spearman"]))
+            )
+            caption = "\n".join(f"{title} {value:.3f}" for title, value in parts if value is not None)
+            ax.text(0.04, 0.95, caption, transform=ax.transAxes, va="top", fontsize=8, color=_INK)
         for ax in panels[len(kinds) :]:
             ax.set_axis_off()
     figure.supxlabel(f"Observed expression of held-out cells, {_EXPRESSION}", fontsize=10, color=_INK)
@@ -127,15 +133,6 @@ def _density(
         xscale="log" if x_log else "linear",
         extent=extent,
     )
-
-
-def _caption(rows: Sequence[CurveScore], kind: str, genes: str) -> str:
-    wanted = (kind, genes, "expressed", True)
-    row = next((r for r in rows if (r["curve"], r["genes"], r["scope"], r["held_out"]) == wanted), None)
-    if row is None:
-        return ""
-    parts = (("R²", row["r2"]), ("Pearson", row["pearson"]), ("Spearman", row["spearman"]))
-    return "\n".join(f"{name} {value:.3f}" for name, value in parts if value is not None)
 
 
 def _figure(n_rows: int, n_columns: int, *, width: float, height: float) -> tuple[Any, Any]:

@@ -29,12 +29,22 @@ def accuracy_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatis
 
 def macro_f1_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
     """Return the macro-F1 in additive form; a resample without a label averages over the labels that it has."""
-    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=_mean_f1)
+
+    def mean_f1(sums: Floats) -> Floats:
+        hits, truths, predictions = np.split(sums, 3, axis=-1)
+        return _mean_over_present(2 * hits, truths + predictions, truths)
+
+    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=mean_f1)
 
 
 def balanced_accuracy_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
     """Return the balanced accuracy in additive form; a resample averages over the labels that it has."""
-    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=_mean_recall)
+
+    def mean_recall(sums: Floats) -> Floats:
+        hits, truths, _ = np.split(sums, 3, axis=-1)
+        return _mean_over_present(hits, truths, truths)
+
+    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=mean_recall)
 
 
 @metric(
@@ -335,16 +345,6 @@ def _count_rows(truth: ArrayLike, predicted: ArrayLike) -> Floats:
     truth_nl = truth_n[:, None] == labels
     predicted_nl = predicted_n[:, None] == labels
     return np.hstack([truth_nl & predicted_nl, truth_nl, predicted_nl]).astype(np.float64)
-
-
-def _mean_f1(sums: Floats) -> Floats:
-    hits, truths, predictions = np.split(sums, 3, axis=-1)
-    return _mean_over_present(2 * hits, truths + predictions, truths)
-
-
-def _mean_recall(sums: Floats) -> Floats:
-    hits, truths, _ = np.split(sums, 3, axis=-1)
-    return _mean_over_present(hits, truths, truths)
 
 
 def _mean_over_present(numerator: Floats, denominator: Floats, truths: Floats) -> Floats:
