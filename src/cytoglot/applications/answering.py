@@ -265,10 +265,11 @@ def read_prompts(path: str | Path) -> Prompts:
     if not path.is_file():
         raise InputError(f"the file of prompts {path} does not exist")
     # Other signs that end a line, such as U+2028, may stand inside of JSON.
-    text = "" if path.suffix == ".parquet" else read_text(path)
+    text = read_text(path) if path.suffix in {".txt", ".jsonl"} else ""
     lines = text.removesuffix("\n").split("\n") if text else []
     if path.suffix == ".txt":
         return Prompts(ids=tuple(map(str, range(len(lines)))), texts=tuple(lines))
+    rows: dict[str, list[Any]]
     if path.suffix == ".jsonl":
         found = []
         for number, line in enumerate(lines, start=1):

@@ -79,8 +79,9 @@ def decode_file(
         by_sentences: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
         # The curves of the sentences that have these genes, else those of full sentences.
         fitted = by_sentences["full"]
-        for one in by_sentences.values() if sentences is not None else ():
-            if GeneVocabulary.from_dict(one["vocabulary"]).fingerprint == sentences.vocabulary.fingerprint:
+        genes = None if sentences is None else sentences.vocabulary.fingerprint
+        for one in by_sentences.values() if genes is not None else ():
+            if GeneVocabulary.from_dict(one["vocabulary"]).fingerprint == genes:
                 fitted = one
                 break
         if curve not in fitted["curves"]:

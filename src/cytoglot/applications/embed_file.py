@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,6 @@ from cytoglot.lm.embedding.embed import (
 from cytoglot.lm.runtime.prefetch import one_ahead
 from cytoglot.manifest import fingerprint_file
 from cytoglot.progress import progress_bar
-from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.task import check_context
 
 logger = logging.getLogger(__name__)
@@ -164,11 +163,22 @@ def embed_file(
             n_resumed = min(first * chunk_cells, stream.cells.n_cells)
             if n_resumed:
                 logger.info("%d of %d cells are kept from an interrupted run", n_resumed, stream.cells.n_cells)
-            read = (_read(model, chunk, context, pooling) for chunk in stream.chunks(n_resumed))
+
+            def read() -> Iterator[tuple[TextTokens, NDArray[np.int64]]]:
+                for chunk in stream.chunks(n_resumed):
+                    prompts = model.cell_prompts(chunk, context=context)
+                    tokens = read_texts(
+                        model.lm,
+                        [prompt.text for prompt in prompts],
+                        pooling="last" if pooling == "last" else "mean",
+                        spans=[prompt.sentence_span for prompt in prompts] if pooling == "sentence" else None,
+                    )
+                    yield tokens, np.diff(chunk.offsets).astype(np.int64)
+
             tally = EmbedTally()
             with progress_bar(total=stream.cells.n_cells, description="embed", unit="cell") as bar:
                 bar.update(n_resumed)
-                for number, (tokens, lengths) in enumerate(one_ahead(read), start=first):
+                for number, (tokens, lengths) in enumerate(one_ahead(read()), start=first):
                     vectors_nd = embed_tokens(
                         model.lm, tokens, layer=asked, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
                     )
@@ -211,20 +221,6 @@ def takes_vectors(path: str | Path) -> bool:
         if isinstance(file.get("uns/cytoglot"), h5py.Dataset):
             check_record({"cytoglot": None})
         return "obs" in file and "var" in file and "encoding-type" in file["obs"].attrs
-
-
-def _read(
-    model: CellModel, sentences: CellSentences, context: Mapping[str, str] | None, pooling: CellPooling
-) -> tuple[TextTokens, NDArray[np.int64]]:
-    """Return the tokens of a chunk's prompts and the lengths of its sentences."""
-    prompts = model.cell_prompts(sentences, context=context)
-    tokens = read_texts(
-        model.lm,
-        [prompt.text for prompt in prompts],
-        pooling="last" if pooling == "last" else "mean",
-        spans=[prompt.sentence_span for prompt in prompts] if pooling == "sentence" else None,
-    )
-    return tokens, np.diff(sentences.offsets).astype(np.int64)
 
 
 def _column(vectors_nd: NDArray[np.float32]) -> pa.Array:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from cytoglot import extras
 from cytoglot.atomic import atomic_path
@@ -109,8 +108,8 @@ def _draw_curves(ax: Any, sample: pd.DataFrame, curves: Mapping[CurveKind, RankC
 
 def _density(
     ax: Any,
-    x: NDArray[Any],
-    y: NDArray[Any],
+    x: pd.Series[Any],
+    y: pd.Series[Any],
     *,
     x_log: bool = False,
     extent: tuple[float, float, float, float] | None = None,

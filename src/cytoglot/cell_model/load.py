@@ -144,7 +144,9 @@ class CellModel:
             # Words of any kind that fit after the prompt of any type; at least 1.
             words = self.spec.vocabulary.symbols
             constraint = constrain(DistinctWords(words=words, min_words=1, max_words=len(words)), self.lm.tokenizer)
-            types = [{**self.spec.context, "cell_type": label} for label in self.spec.labels] or [self.spec.context]
+            types: list[Mapping[str, str]] = [
+                {**self.spec.context, "cell_type": label} for label in self.spec.labels
+            ] or [self.spec.context]
             task = self.task("cell_generation" if self.spec.labels else "unconditional_generation")
             prompts = [task.prompt(CellRecord(num_genes=len(words), metadata=metadata)) for metadata in types]
             room = self.lm.context_length - max(len(ids) for ids in self.lm.tokenizer(prompts)["input_ids"])

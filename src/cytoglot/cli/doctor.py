@@ -91,30 +91,25 @@ def training_stack(installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> list
             forbidden = _FORBIDS.get(name, "everything that trains")
             rows.append({"package": name, "version": "not installed", "clashes": "", "forbids": forbidden})
             continue
-        clashes = _clashes(name, installed)
+        # what the package asks of others that are there in another version
+        clashes: dict[str, None] = {}
+        for line in installed[name][1]:
+            try:
+                asked = Requirement(line)
+            except InvalidRequirement:
+                continue
+            other = asked.name.lower()
+            if other == name or other not in installed:
+                continue
+            # A requirement counts always, or by an extra that is named like an installed package.
+            extras = ["", *(package for package in installed if package != name)]
+            if asked.marker is not None and not any(asked.marker.evaluate({"extra": extra}) for extra in extras):
+                continue
+            version = installed[other][0]
+            if not asked.specifier.contains(version.split("+")[0], prereleases=True):
+                clashes[f"wants {other}{asked.specifier}, found {version}"] = None
         forbidden = _FORBIDS.get(name, "training") if clashes else ""
         rows.append(
             {"package": name, "version": installed[name][0], "clashes": "; ".join(clashes), "forbids": forbidden}
         )
     return rows
-
-
-def _clashes(name: str, installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[str]:
-    """Return what a package asks of others that are there in another version."""
-    clashes: dict[str, None] = {}
-    for line in installed[name][1]:
-        try:
-            asked = Requirement(line)
-        except InvalidRequirement:
-            continue
-        other = asked.name.lower()
-        if other == name or other not in installed:
-            continue
-        # A requirement counts always, or by an extra that is named like an installed package.
-        extras = ["", *(package for package in installed if package != name)]
-        if asked.marker is not None and not any(asked.marker.evaluate({"extra": extra}) for extra in extras):
-            continue
-        version = installed[other][0]
-        if not asked.specifier.contains(version.split("+")[0], prereleases=True):
-            clashes[f"wants {other}{asked.specifier}, found {version}"] = None
-    return list(clashes)

@@ -28,11 +28,7 @@ def show(result: Mapping[str, Any], *, as_json: bool) -> None:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out rows in columns for reading."""
     columns = list(rows[0])
-    values = ([row.get(column) for column in columns] for row in rows)
-    cells = [
-        columns,
-        *(["-" if v is None else f"{v:.4g}" if isinstance(v, float) else str(v) for v in line] for line in values),
-    ]
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     return "\n".join(
         "  " + "  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in cells
@@ -48,6 +44,12 @@ def check_output(path: Path, *, suffixes: tuple[str, ...]) -> None:
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"the output {path} cannot be written: {above} is no folder that you may write to")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:
