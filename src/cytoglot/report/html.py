@@ -18,9 +18,7 @@ PAGE = "report.html"
 _ROW_KEYS = frozenset({"task", "method", "metric", "value", "low", "high", "n", "unit"})
 _CORPUS = ("table", "not_shown", "messages", "meta")
 _METRIC_NAMES = {
-    "accuracy": "accuracy",
     "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
     "ece": "ECE",
     "brier": "Brier",
     "mean_overlap": "overlap with held-out cells",
@@ -30,9 +28,7 @@ _METRIC_NAMES = {
     "pairwise_diversity": "diversity",
     "diversity_ratio_to_real": "diversity ÷ real",
     "r2_expressed": "R² (expressed genes)",
-    "exact_match": "exact match",
     "token_f1": "token F1",
-    "gene_overlap": "gene overlap",
 }
 
 

@@ -119,14 +119,14 @@ class PipelineBaseline:
         best_score = None
         for number, transform in enumerate(transforms):
             x_nd = transform.fit_transform(matrix_ng[fitted_on])
+            query_nd = transform.transform(query_ng) if len(query_truth_n) else None
             model = clone(classifier)
             for settings in tries:
                 self._fit_model(model.set_params(**settings), x_nd, truth_n[fitted_on])
-                if len(query_truth_n):
-                    probabilities_nl = np.asarray(model.predict_proba(transform.transform(query_ng)), dtype=np.float64)
+                score = (0.0, 0.0)
+                if query_nd is not None:
+                    probabilities_nl = np.asarray(model.predict_proba(query_nd), dtype=np.float64)
                     score = merit(query_truth_n, probabilities_nl, self.labels)
-                else:
-                    score = (0.0, 0.0)
                 if best_score is None or score > best_score:
                     best_score, best, chosen = score, (transform, copy.deepcopy(model)), (number, settings)
         number, settings = chosen
