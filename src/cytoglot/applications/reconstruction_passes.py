@@ -154,8 +154,8 @@ class Passes:
                 scorer.add(cells, predicted)
                 drawn = (cells.chance_n < PLOT_WORDS / n)[cells.rows]
                 n_expressed = np.repeat(ranked.n_expressed, ranked.lengths)
-                words: dict[str, NDArray[Any]] = {RANK: ranked.ranks(), N_EXPRESSED: n_expressed}
-                words |= {OBSERVED: cells.observed, **predicted}
+                words: dict[str, NDArray[Any]] = {str(kind): values for kind, values in predicted.items()}
+                words |= {RANK: ranked.ranks(), N_EXPRESSED: n_expressed, OBSERVED: cells.observed}
                 sample.append(pd.DataFrame({name: values[drawn] for name, values in words.items()}))
         names = [f.sentences.name for f in fitted]
         rows = [row for name, s in zip(names, scorers, strict=True) for row in s.scores(genes=name, held_out=held_out)]
