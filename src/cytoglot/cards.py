@@ -28,10 +28,6 @@ def render_card(package: str, template: str, **content: Any) -> str:
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return " ".join(text.replace("|", "\\|").split())
+    numbered = ([f"{value:,}" if isinstance(value, int) else str(value) for value in row] for row in rows)
+    cells = ([" ".join(text.replace("|", "\\|").split()) for text in row] for row in numbered)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [columns, ["---"] * len(columns), *cells])

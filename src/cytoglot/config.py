@@ -47,27 +47,21 @@ def load_recipe(model: type[S], path: str | Path | None = None, overrides: Itera
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values = _read_yaml(Path(path))
+        if not Path(path).is_file():
+            raise InputError(f"recipe {path} does not exist; pass the path of a YAML file")
+        try:
+            found = yaml.load(read_text(path), _Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(found, (dict, type(None))):
+            raise InputError(f"recipe {path} must hold a mapping of settings, found {type(found).__name__}")
+        values = found or {}
     for override in overrides:
         _apply(values, override)
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(model, error, path)) from error
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"recipe {path} does not exist; pass the path of a YAML file")
-    try:
-        values = yaml.load(read_text(path), _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InputError(f"recipe {path} must hold a mapping of settings, found {type(values).__name__}")
-    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -109,22 +103,17 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
     """Return the fields of the model that a location leads to, through lists, mappings and optional models."""
     annotations: list[Any] = [model]
     for step in location:
+        inside: list[Any] = []  # types of what lies under the key or position
+        for member in (member for annotation in annotations for member in _members(annotation)):
+            if _is_model(member):
+                field = member.model_fields.get(str(step))
+                inside += [] if field is None else [field.annotation]
+            elif (arguments := get_args(member)) and get_origin(member) is not Literal:
+                inside.append(next(a for a in reversed(arguments) if a is not Ellipsis))
         # pydantic names the member of a union in the location; such a step leads nowhere and is skipped
-        annotations = [inner for a in annotations for inner in _inside(a, step)] or annotations
+        annotations = inside or annotations
     models = [m for a in annotations for m in _members(a) if _is_model(m)]
     return list(dict.fromkeys(name for m in models for name in m.model_fields))
-
-
-def _inside(annotation: Any, step: int | str) -> list[Any]:
-    """Return the types of what lies under the key or position `step` of a value of type `annotation`."""
-    found: list[Any] = []
-    for member in _members(annotation):
-        if _is_model(member):
-            field = member.model_fields.get(str(step))
-            found += [] if field is None else [field.annotation]
-        elif (arguments := get_args(member)) and get_origin(member) is not Literal:
-            found.append(next(a for a in reversed(arguments) if a is not Ellipsis))
-    return found
 
 
 def _members(annotation: Any) -> list[Any]:

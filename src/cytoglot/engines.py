@@ -14,8 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
-import numba
-
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.extras import require
 from cytoglot.progress import progress_bar
@@ -38,6 +36,7 @@ class Workers:
 
     def __init__(self, engine: Engine, n_workers: int) -> None:
         self.engine, self.n_workers = engine, n_workers
+        self._most_under_way = _QUEUED_PER_WORKER * n_workers
         self._stack = ExitStack()
         self._pool: ProcessPoolExecutor | None = None
         self._ray: Any = None
@@ -84,14 +83,22 @@ class Workers:
             yield from self._in_processes(function, items)
 
     def _in_processes(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        pool = self._started_pool()
+        if self._pool is None:
+            # Forking a process that has threads (Arrow's, numba's, a model's) may hang, so workers start anew.
+            self._pool = ProcessPoolExecutor(
+                self.n_workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=set_numba_threads,
+                initargs=(max(1, (os.cpu_count() or 1) // self.n_workers),),
+            )
+            self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
         under_way: dict[Future[Result], int] = {}
         waiting = iter(enumerate(items))
         try:
             while True:
                 # Not all at once: after an error the rest must not run, and a million items would wait in the pool.
                 while len(under_way) < self._most_under_way and (following := next(waiting, None)) is not None:
-                    under_way[pool.submit(function, following[1])] = following[0]
+                    under_way[self._pool.submit(function, following[1])] = following[0]
                 if not under_way:
                     return
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
@@ -105,7 +112,7 @@ class Workers:
             wait(under_way)  # what runs still writes into the folder
 
     def _on_ray(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Result]]:
-        ray = self._started_ray()
+        ray = self.ray()
         task = ray.remote(num_cpus=1)(_with_one_thread)
         under_way: dict[Any, int] = {}
         waiting = iter(enumerate(items))
@@ -129,23 +136,14 @@ class Workers:
             if under_way:
                 ray.wait(list(under_way), num_returns=len(under_way))
 
-    @property
-    def _most_under_way(self) -> int:
-        return _QUEUED_PER_WORKER * self.n_workers
+    def ray(self) -> Any:
+        """Return Ray, on its cluster, also for what goes beyond a map (Ray Data).
 
-    def _started_pool(self) -> ProcessPoolExecutor:
-        if self._pool is None:
-            # Forking a process that has threads (Arrow's, numba's, a model's) may hang, so workers start anew.
-            self._pool = ProcessPoolExecutor(
-                self.n_workers,
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_set_threads,
-                initargs=(max(1, (os.cpu_count() or 1) // self.n_workers),),
-            )
-            self._stack.callback(self._pool.shutdown, wait=True, cancel_futures=True)
-        return self._pool
-
-    def _started_ray(self) -> Any:
+        Raises
+        ------
+        MissingExtraError
+            Ray is not installed.
+        """
         if self._ray is None:
             ray = require("ray", extra="ray", purpose="the engine 'ray'")
             if not ray.is_initialized():
@@ -156,16 +154,6 @@ class Workers:
                 self._stack.callback(ray.shutdown)
             self._ray = ray
         return self._ray
-
-    def ray(self) -> Any:
-        """Return Ray, on its cluster, for what goes beyond a map (Ray Data).
-
-        Raises
-        ------
-        MissingExtraError
-            Ray is not installed.
-        """
-        return self._started_ray()
 
     def stop(self) -> None:
         """End the workers that were started here; a cluster that was there before stays."""
@@ -208,10 +196,13 @@ def running(engine: Engine, workers: int) -> Iterator[Workers]:
         started.stop()
 
 
-def _set_threads(n_threads: int) -> None:
+def set_numba_threads(n_threads: int) -> None:
+    """Let numba compute with this many threads, at most with those that it has."""
+    import numba
+
     numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))
 
 
 def _with_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
-    _set_threads(1)
+    set_numba_threads(1)
     return function(item)

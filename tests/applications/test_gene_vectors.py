@@ -30,7 +30,7 @@ def test_static_vectors_are_the_models_table(tiny_model: CellModel) -> None:
 def test_contextual_vectors_are_means_over_the_cells(tiny_model: CellModel, cells: AnnData) -> None:
     some = cells[:30]
     found = gene_embeddings(tiny_model, "contextual", cells=some, hidden_layer=1, chunk_cells=7)
-    prompts = tiny_model.prompts(tiny_model.sentences(some)[0])
+    prompts = [one.text for one in tiny_model.cell_prompts(tiny_model.sentences(some)[0])]
     rows = encode_prompts(tiny_model.lm.tokenizer, prompts)
     every_token = [np.stack([np.arange(len(row)), np.arange(1, len(row) + 1)], axis=1) for row in rows]
     hidden = dict(pooled_states(tiny_model.lm, rows, every_token, layer=1))

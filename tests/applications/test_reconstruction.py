@@ -158,8 +158,8 @@ def test_the_folder_holds_rows_curves_and_two_plots(result, tmp_path):
 def test_plots_are_drawn_from_a_sample_of_held_out_words(monkeypatch):
     monkeypatch.setattr(reconstruction_passes, "PLOT_WORDS", 500)
     found = reconstruct(cells(), split_by="cell", kinds=["line"])
-    assert 0 < len(found.points["full"].ranks) < 2000
-    assert len(found.points["full"].predicted["line"]) == len(found.points["full"].ranks)
+    assert 0 < len(found.points["full"]) < 2000
+    assert len(found.points["full"]["line"]) == len(found.points["full"])
 
 
 def test_the_input_is_not_changed():

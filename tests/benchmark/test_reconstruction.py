@@ -17,7 +17,7 @@ ROWS = np.arange(0, 240, 6)
 def test_r2_is_that_of_the_words(tiny_model: CellModel, cells: AnnData) -> None:
     adata = read(cells)
     sentences, _ = tiny_model.sentences(adata)
-    (row,), content = curve_on_cells(tiny_model, adata, sentences, ROWS, seed=0)
+    row, content = curve_on_cells(tiny_model, adata, sentences, ROWS, seed=0)
     counts = cells.X.toarray()[ROWS]
     log_ng = np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
     by_name = dict(zip(cells.var_names, log_ng.T, strict=True))
@@ -38,6 +38,6 @@ def test_r2_is_that_of_the_words(tiny_model: CellModel, cells: AnnData) -> None:
 def test_the_order_of_the_columns_of_a_file_changes_nothing(tiny_model: CellModel, cells: AnnData) -> None:
     values = []
     for adata in (read(cells), read(cells[:, ::-1].copy())):
-        (row,), _ = curve_on_cells(tiny_model, adata, tiny_model.sentences(adata)[0], ROWS, seed=0)
+        row, _ = curve_on_cells(tiny_model, adata, tiny_model.sentences(adata)[0], ROWS, seed=0)
         values.append(row.value)
     assert values[0] == pytest.approx(values[1], abs=1e-3)  # depth is summed in another order

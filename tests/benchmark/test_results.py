@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
+from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, difference_rows
 from cytoglot.metrics.uncertainty import bootstrap_function
 
 TRUTH = np.array(["a", "a", "b", "b"], dtype=object)
@@ -68,7 +69,7 @@ def test_a_difference_is_ours_minus_theirs() -> None:
 def test_what_is_undefined_is_none_and_json() -> None:
     row = ResultRow.of("generation", "m", "overlap", bootstrap_function(lambda _: float("nan"), 3))
     assert (row.value, row.low, row.high, row.n) == (None, None, None, 3)
-    (content,) = as_dicts([row])
+    content = asdict(row)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
 
 

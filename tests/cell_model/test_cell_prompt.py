@@ -11,7 +11,6 @@ from anndata import AnnData
 
 from cytoglot.cell_model.cell_prompt import CellPrompt
 from cytoglot.cell_model.load import CellModel
-from cytoglot.cell_model.sentence_stream import open_sentences
 from cytoglot.errors import InputError
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.segments import join
@@ -79,8 +78,8 @@ def test_sentences_of_a_stream_are_those_of_the_whole(
 ) -> None:
     whole, overlap = tiny_model.sentences(cells)
     for source in (cells, cells_file):
-        with open_sentences(tiny_model, source, chunk_cells=chunk_cells) as stream:
-            assert stream.n_cells == len(whole)
+        with tiny_model.open_sentences(source, chunk_cells=chunk_cells) as stream:
+            assert stream.cells.n_cells == len(whole)
             assert stream.overlap == overlap
             parts = list(stream.chunks())
             assert [words for part in parts for words in part] == list(whole)

@@ -69,7 +69,9 @@ def test_records_hold_the_ranked_genes_and_the_context(tiny_model: CellModel, ce
 
 def test_prompts_know_nothing_of_labels(tiny_model: CellModel, cells: AnnData) -> None:
     sentences, _ = tiny_model.sentences(cells[:10])
-    assert not any("type " in p.replace("cell type", "") for p in tiny_model.prompts(sentences))
+    assert not any(
+        "type " in p.replace("cell type", "") for p in [one.text for one in tiny_model.cell_prompts(sentences)]
+    )
 
 
 def test_a_sentence_longer_than_the_context_loses_its_last_genes(tiny_model: CellModel, cells: AnnData) -> None:
@@ -80,7 +82,9 @@ def test_a_sentence_longer_than_the_context_loses_its_last_genes(tiny_model: Cel
     config = whole.lm.model.config
     context_length, config.max_position_embeddings = config.max_position_embeddings, 40
     try:
-        for prompt, words in zip(whole.prompts(sentences, n_reserved=5), sentences, strict=True):
+        for prompt, words in zip(
+            [one.text for one in whole.cell_prompts(sentences, n_reserved=5)], sentences, strict=True
+        ):
             n_tokens = len(whole.lm.tokenizer(prompt)["input_ids"])
             assert 30 <= n_tokens <= 35
             assert words[0] in prompt
@@ -136,11 +140,11 @@ def test_a_model_is_asked_in_the_wordings_that_it_was_trained_with(
     sentences, _ = tiny_model.sentences(cells[:4])
     other_model = tiny_model.with_templates(tmp_path / "prompts.json")
     genes = " ".join(sentences.words(0)[: tiny_model.spec.ranking.top_genes]).upper()
-    prompts = other_model.prompts(sentences, context={"organism": "human"})
+    prompts = [one.text for one in other_model.cell_prompts(sentences, context={"organism": "human"})]
     assert prompts[0] == f"Homo sapiens words: {genes}\nKind?"
-    assert tiny_model.prompts(sentences)[0] != prompts[0]
+    assert tiny_model.cell_prompts(sentences)[0].text != prompts[0]
     scores_nk = other_model.label_scores(sentences, context={"organism": "human"}, views=1)
     expected = score_answers_naive(other_model.lm, prompts, [f"{label}." for label in tiny_model.spec.labels])
     assert scores_nk == pytest.approx(expected, abs=1e-4)
     with pytest.raises(InputError, match="needs the organism of"):
-        other_model.prompts(sentences)
+        [one.text for one in other_model.cell_prompts(sentences)]

@@ -43,9 +43,9 @@ def test_options_that_are_not_there(
     command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     embed = ["embed", cells_file, "--model", tiny_model_folder, "-o", tmp_path / "o.h5ad"]
-    assert "pooling must be one of mean, last, sentence, found 'max'" in command(*embed, "--pooling", "max").refusal
+    assert "'max' is not one of 'mean', 'last', 'sentence'" in command(*embed, "--pooling", "max").refusal
     assert "layer must lie between -2 and 1" in command(*embed, "--hidden-layer", "5").refusal
-    assert "dtype must be auto, float32 or bfloat16, found 'int8'" in command(*embed, "--dtype", "int8").refusal
+    assert "'int8' is not one of 'auto', 'float32', 'bfloat16'" in command(*embed, "--dtype", "int8").refusal
     assert list(tmp_path.iterdir()) == []
 
 

@@ -51,7 +51,7 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         elif language == "python":
             loose.append(text)
     package = tmp_path / "src" / "cytoglot"
-    _append(package / "benchmark" / "baselines" / "base.py", '"nearest_neighbors"', ', "nearest_centroid"')
+    _append(package / "benchmark" / "baselines" / "base.py", '"nearest_neighbors"', ', "naive_bayes"')
     entry = '    "leading_overlap": (SENTENCES[0], SENTENCES[1]),\n'
     _append(tmp_path / "tests" / "metrics" / "test_spec.py", "ARGUMENTS = {\n", entry)
     (tmp_path / "loose.py").write_text("\n".join(re.sub(r"^from __future__.*\n", "", t) for t in loose))
@@ -60,7 +60,7 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         "assert load_recipe(TrainRecipe, 'recipe.yaml').tasks['leading_gene'] == 0.1"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    chosen = "leading_gene or treatment_response or neighbor_annotation or centroid or leading_overlap"
+    chosen = "leading_gene or treatment_response or neighbor_annotation or naive_bayes or leading_overlap"
     for command in (["-c", recipe], ["loose.py"], ["-m", "pytest", "-q", "-p", "no:randomly", "tests", "-k", chosen]):
         done = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -78,7 +78,7 @@ def test_a_checkpoint_annotates_with_labels_and_context_alone(hub_folder: Path, 
         top_genes=20,
         device="cpu",
     )
-    assert "human blood cell" in model.prompts(model.sentences(cells[:1])[0])[0]
+    assert "human blood cell" in model.cell_prompts(model.sentences(cells[:1])[0])[0].text
     annotated = annotate(cells[:4], model)
     assert set(annotated.obs["cytoglot_cell_type"]) <= {"T cell", "B cell"}
     np.testing.assert_allclose(annotated.obsm["cytoglot_probabilities"].sum(axis=1), 1, atol=1e-6)

@@ -30,7 +30,6 @@ from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.sentence.cell_sentence import CellSentences
-from cytoglot.tasks.answers import ParsedLabel
 from cytoglot.tasks.task import AnswerSpace, check_context
 from cytoglot.texts import as_key, is_key, storable
 
@@ -170,7 +169,12 @@ def annotate(
     cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
 
     def settings() -> dict[str, Any]:
-        options = {
+        return {
+            **model_settings(model, "cell_type_annotation"),
+            "data": sentences_fingerprint(sentences),
+            "labels": chosen,
+            "escape_labels": escape_labels,
+            "chunk_cells": chunk_cells,
             "context": dict(context or {}),
             "top_k": top_k,
             "views": views,
@@ -178,19 +182,14 @@ def annotate(
             "seed": seed,
             "threshold": cut,
         }
-        return {
-            **model_settings(model, "cell_type_annotation"),
-            "data": sentences_fingerprint(sentences),
-            "labels": chosen,
-            "escape_labels": escape_labels,
-            "chunk_cells": chunk_cells,
-            **options,
-        }
 
     def make(first: int, last: int) -> pa.Table:
         some = sentences[with_genes[first:last]]
         if method == "generate":
-            parsed = _generate(model, some, chosen, context=context, seed=seed)
+            prompts = [prompt.text for prompt in model.cell_prompts(some, context=context)]
+            answers = generate_answers(model.lm, prompts, FreeText(max_tokens=32), temperature=0.0, seed=seed)
+            task, space = model.task("cell_type_annotation"), AnswerSpace(labels=chosen)
+            parsed = [task.parse(first, space) for (first, *_) in answers]
             return pa.table({"best": [p.label or UNASSIGNED for p in parsed], "text": [p.text for p in parsed]})
         probabilities = label_probabilities(model, some, labels=chosen, views=views, context=context)
         flat = pa.array(probabilities.probability_nk.reshape(-1), pa.float64())
@@ -210,7 +209,11 @@ def annotate(
             probabilities = LabelProbabilities(labels=chosen, probability_nk=flat.reshape(-1, len(chosen)))
             best = _write_probabilities(result, probabilities, with_genes, threshold=cut, top_k=top_k)
             record |= {"threshold": cut, "temperature": model.spec.calibration.temperature}
-        record |= _write_ontology(result, best, chosen)
+        mapping = map_labels(list(chosen))
+        result.obs[f"{KEY}_ontology_term_id"] = pd.Categorical([mapping.ids.get(name) or "unknown" for name in best])
+        if mapping.unmapped:
+            logger.info("no Cell Ontology term for: %s", ", ".join(mapping.unmapped))
+        record["labels_without_ontology_term"] = list(mapping.unmapped)
         add_record(result, "annotation", record)
         n_unassigned = int((best == UNASSIGNED).sum())
         logger.info(
@@ -259,12 +262,10 @@ def _write_probabilities(
     result.obs[f"{KEY}_best"] = pd.Categorical(best, categories=_categories(probabilities.labels, best))
     result.obs[f"{KEY}_confidence"] = confidence
     result.obs[f"{KEY}_top"] = _spread(probabilities.top(top_k), rows, n)
-    names = (
-        list(probabilities.labels)
-        if all(map(is_key, probabilities.labels))
-        else list(map(as_key, probabilities.labels))
-    )
-    result.obsm["cytoglot_probabilities"] = pd.DataFrame(probability_nk, index=result.obs_names, columns=names)
+    names: Sequence[str] = probabilities.labels
+    if not all(map(is_key, names)):
+        names = list(map(as_key, names))
+    result.obsm["cytoglot_probabilities"] = pd.DataFrame(probability_nk, index=result.obs_names, columns=list(names))
     return assigned
 
 
@@ -277,27 +278,5 @@ def _spread(
     return every
 
 
-def _write_ontology(result: AnnData, best: NDArray[np.object_], labels: Sequence[str]) -> dict[str, Any]:
-    mapping = map_labels(list(labels))
-    result.obs[f"{KEY}_ontology_term_id"] = pd.Categorical([mapping.ids.get(name) or "unknown" for name in best])
-    if mapping.unmapped:
-        logger.info("no Cell Ontology term for: %s", ", ".join(mapping.unmapped))
-    return {"labels_without_ontology_term": list(mapping.unmapped)}
-
-
 def _categories(labels: Sequence[str], found: NDArray[np.object_]) -> list[str]:
     return [*labels, UNASSIGNED] if UNASSIGNED in set(found) and UNASSIGNED not in labels else list(labels)
-
-
-def _generate(
-    model: CellModel,
-    sentences: CellSentences,
-    labels: tuple[str, ...],
-    *,
-    context: Mapping[str, str] | None,
-    seed: int,
-) -> list[ParsedLabel]:
-    prompts = model.prompts(sentences, context=context)
-    answers = generate_answers(model.lm, prompts, FreeText(max_tokens=32), temperature=0.0, seed=seed)
-    task, space = model.task("cell_type_annotation"), AnswerSpace(labels=labels)
-    return [task.parse(first, space) for (first, *_) in answers]

@@ -199,6 +199,11 @@ def answer_prompts(
             f"{type(generator).__name__} has no settings() that say what decides answers, so what is in {output} or "
             "its parts may be another model's; pass another output, or overwrite=True to begin anew"
         )
+    fields = asdict(answer_format)
+    for name, value in fields.items():
+        if isinstance(value, tuple) and len(value) > 50:  # such as the genes of a model
+            digest = hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()
+            fields[name] = f"{len(value)} texts {digest}"
     function = _Answer(
         generator=generator,
         answer_format=answer_format,
@@ -214,7 +219,7 @@ def answer_prompts(
         settings={
             "class": type(generator).__name__,
             **described,
-            "answer_format": _format_settings(answer_format),
+            "answer_format": {"kind": type(answer_format).__name__, **fields},
             "n_samples": n_samples,
             "seed": seed,
             "log_likelihood": log_likelihood,
@@ -259,15 +264,34 @@ def read_prompts(path: str | Path) -> Prompts:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"the file of prompts {path} does not exist")
+    # Other signs that end a line, such as U+2028, may stand inside of JSON.
+    text = read_text(path) if path.suffix in {".txt", ".jsonl"} else ""
+    lines = text.removesuffix("\n").split("\n") if text else []
     if path.suffix == ".txt":
-        lines = _lines(path)
         return Prompts(ids=tuple(map(str, range(len(lines)))), texts=tuple(lines))
-    if path.suffix not in {".parquet", ".jsonl"}:
+    rows: dict[str, list[Any]]
+    if path.suffix == ".jsonl":
+        found = []
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"line {number} of {path} is not JSON: {error.msg}") from error
+            if not isinstance(row, dict) or "prompt" not in row:
+                raise InputError(f'line {number} of {path} must be an object such as {{"id": "a", "prompt": "..."}}')
+            found.append(row)
+        names = ["prompt", *(["id"] if any("id" in row for row in found) else [])]
+        rows = {name: [row.get(name) for row in found] for name in names}
+    elif path.suffix == ".parquet":
+        try:
+            names = [name for name in pq.read_schema(path).names if name in {"id", "prompt"}]
+            rows = pq.read_table(path, columns=names).to_pydict()
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from error
+    else:
         raise InputError(f"a file of prompts must end in .parquet, .jsonl or .txt, found {path.name!r}")
-    try:
-        rows = _read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} cannot be read as {path.suffix}: {str(error).splitlines()[0]}") from error
     if "prompt" not in rows:
         raise InputError(
             f"{path} needs a column 'prompt' and perhaps 'id', found {', '.join(map(repr, rows)) or 'none'}"
@@ -280,33 +304,6 @@ def read_prompts(path: str | Path) -> Prompts:
     if any(one is None for one in ids):
         raise InputError(f"{path} has rows without an id, such as row {ids.index(None)}; give every row one, or none")
     return Prompts(ids=tuple(map(str, ids)), texts=tuple(texts))
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a text file; other signs that end a line, such as U+2028, may stand inside of JSON."""
-    text = read_text(path)
-    return text.removesuffix("\n").split("\n") if text else []
-
-
-def _read_parquet(path: Path) -> dict[str, list[Any]]:
-    names = [name for name in pq.read_schema(path).names if name in {"id", "prompt"}]
-    return pq.read_table(path, columns=names).to_pydict()
-
-
-def _read_jsonl(path: Path) -> dict[str, list[Any]]:
-    rows = []
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"line {number} of {path} is not JSON: {error.msg}") from error
-        if not isinstance(row, dict) or "prompt" not in row:
-            raise InputError(f'line {number} of {path} must be an object such as {{"id": "a", "prompt": "..."}}')
-        rows.append(row)
-    names = ["prompt", *(["id"] if any("id" in row for row in rows) else [])]
-    return {name: [row.get(name) for row in rows] for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,7 +323,15 @@ class _Answer:
             source: Any = generator
             generator = _opened(source)
         ids, texts = rows.column("id").to_pylist(), rows.column("prompt").to_pylist()
-        answers = _sampled(generator, texts, self.answer_format, self.n_samples, self.seed, ids)
+        if isinstance(generator, AnswerSampler):
+            answers = generator.sample(texts, self.answer_format, self.n_samples, self.seed, keys=ids)
+        else:
+            answers = []
+            for text, one in zip(texts, ids, strict=True):
+                key = f"{self.seed}\0{one}".encode()
+                own_seed = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "little") >> 1
+                (samples,) = generator.generate([text], self.answer_format, self.n_samples, own_seed)
+                answers.append([GeneratedAnswer(text=sample) for sample in samples])
         flat = [answer for samples in answers for answer in samples]
         columns: dict[str, pa.Array] = {
             "id": pa.array([one for one in ids for _ in range(self.n_samples)], pa.string()),
@@ -348,24 +353,6 @@ def _opened(source: Any) -> TextGenerator | AnswerSampler:
     return source.open()
 
 
-def _sampled(
-    generator: TextGenerator | AnswerSampler,
-    texts: Sequence[str],
-    answer_format: AnswerFormat,
-    n_samples: int,
-    seed: int,
-    ids: Sequence[str],
-) -> list[list[GeneratedAnswer]]:
-    if isinstance(generator, AnswerSampler):
-        return generator.sample(texts, answer_format, n_samples, seed, keys=ids)
-    answers = []
-    for text, one in zip(texts, ids, strict=True):
-        own_seed = int.from_bytes(hashlib.blake2b(f"{seed}\0{one}".encode(), digest_size=4).digest(), "little") >> 1
-        (samples,) = generator.generate([text], answer_format, n_samples, own_seed)
-        answers.append([GeneratedAnswer(text=sample) for sample in samples])
-    return answers
-
-
 def _log_likelihoods(
     generator: object, texts: Sequence[str], answers: Sequence[Sequence[GeneratedAnswer]], answer_format: AnswerFormat
 ) -> list[float]:
@@ -381,13 +368,3 @@ def _log_likelihoods(
         scores_1k = generator.log_likelihood([text], distinct)[0]
         found += [float(scores_1k[distinct.index(answer.text)]) for answer in samples]
     return found
-
-
-def _format_settings(answer_format: AnswerFormat) -> dict[str, Any]:
-    fields = asdict(answer_format)
-    for name, value in list(fields.items()):
-        if isinstance(value, tuple) and len(value) > 50:
-            fields[name] = (
-                f"{len(value)} texts {hashlib.blake2b(json.dumps(value).encode(), digest_size=8).hexdigest()}"
-            )
-    return {"kind": type(answer_format).__name__, **fields}

@@ -36,14 +36,6 @@ class DecodeSummary:
     output: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Language:
-    """Genes and curve to decode with; both may come with the sentences or not at all."""
-
-    vocabulary: GeneVocabulary | None = None
-    rank_curve: RankCurve | None = None
-
-
 def decode_file(
     source: str | Path,
     out: str | Path,
@@ -73,67 +65,49 @@ def decode_file(
     source = Path(source)
     if model is not None and curves is not None:
         raise InputError("expected a model or a folder of curves, found both; pass one of them")
-    is_table = source.suffix == ".parquet"
-    sentences = read_sentences(source) if is_table else None
-    language = _language(model, curves, curve, genes=None if sentences is None else sentences.vocabulary)
+    sentences = read_sentences(source) if source.suffix == ".parquet" else None
+    vocabulary: GeneVocabulary | None = None
+    rank_curve: RankCurve | None = None
+    if model is not None:
+        spec = CellModelSpec.load(model)
+        vocabulary = spec.vocabulary
+        rank_curve = None if spec.rank_curve is None else rank_curve_from_dict(spec.rank_curve)
+    elif curves is not None:
+        path = Path(curves) / CURVES_FILE
+        if not path.is_file():
+            raise InputError(f"{curves} holds no {CURVES_FILE}; pass the folder that `cytoglot reconstruct -o` wrote")
+        by_sentences: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        # The curves of the sentences that have these genes, else those of full sentences.
+        fitted = by_sentences["full"]
+        genes = None if sentences is None else sentences.vocabulary.fingerprint
+        for one in by_sentences.values() if genes is not None else ():
+            if GeneVocabulary.from_dict(one["vocabulary"]).fingerprint == genes:
+                fitted = one
+                break
+        if curve not in fitted["curves"]:
+            raise UnknownNameError("rank curve", curve, fitted["curves"])
+        vocabulary = GeneVocabulary.from_dict(fitted["vocabulary"])
+        rank_curve = rank_curve_from_dict(fitted["curves"][curve])
     if sentences is not None:
-        adata = decode(sentences, rank_curve=language.rank_curve, repeated=repeated)
-    elif language.vocabulary is None:
+        adata = decode(sentences, rank_curve=rank_curve, repeated=repeated)
+    elif vocabulary is None:
         raise InputError(
             f"{source} is read as text, which names its genes only by their words; pass --model or --curves, "
             "or a .parquet file that `cytoglot encode` wrote"
         )
+    elif not source.is_file():
+        raise InputError(f"{source} does not exist; pass a .parquet file of `cytoglot encode`, or a text file")
     else:
-        adata = decode(
-            _lines(source), vocabulary=language.vocabulary, rank_curve=language.rank_curve, repeated=repeated
-        )
+        lines = read_text(source).splitlines()
+        adata = decode(lines, vocabulary=vocabulary, rank_curve=rank_curve, repeated=repeated)
     write_h5ad(adata, out)
     faults = {name: int(adata.obs[name].sum()) if name in adata.obs else 0 for name in ("n_unknown", "n_duplicates")}
     return DecodeSummary(
         cells=adata.n_obs,
         genes=adata.n_vars,
         empty_cells=int((adata.obs["n_genes"] == 0).sum()),
-        values="rank (1 = highest)" if language.rank_curve is None else "log10(1 + counts per 10,000)",
+        values="rank (1 = highest)" if rank_curve is None else "log10(1 + counts per 10,000)",
         unknown_words=faults["n_unknown"],
         repeated_genes=faults["n_duplicates"],
         output=str(out),
     )
-
-
-def _language(
-    model: str | Path | None, curves: str | Path | None, curve: str, *, genes: GeneVocabulary | None
-) -> _Language:
-    if model is not None:
-        spec = CellModelSpec.load(model)
-        stored = spec.rank_curve
-        return _Language(
-            vocabulary=spec.vocabulary, rank_curve=None if stored is None else rank_curve_from_dict(stored)
-        )
-    if curves is None:
-        return _Language()
-    fitted = _fitted_curves(Path(curves), genes)
-    if curve not in fitted["curves"]:
-        raise UnknownNameError("rank curve", curve, fitted["curves"])
-    return _Language(
-        vocabulary=GeneVocabulary.from_dict(fitted["vocabulary"]),
-        rank_curve=rank_curve_from_dict(fitted["curves"][curve]),
-    )
-
-
-def _fitted_curves(folder: Path, genes: GeneVocabulary | None) -> dict[str, Any]:
-    """Return the curves of the sentences that have these genes, else those of full sentences."""
-    path = folder / CURVES_FILE
-    if not path.is_file():
-        raise InputError(f"{folder} holds no {CURVES_FILE}; pass the folder that `cytoglot reconstruct -o` wrote")
-    by_sentences: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-    if genes is not None:
-        for fitted in by_sentences.values():
-            if GeneVocabulary.from_dict(fitted["vocabulary"]).fingerprint == genes.fingerprint:
-                return fitted
-    return by_sentences["full"]
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; pass a .parquet file of `cytoglot encode`, or a text file")
-    return read_text(path).splitlines()

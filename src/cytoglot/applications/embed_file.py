@@ -13,8 +13,8 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from cytoglot.applications.embedding import KEY, embedding_record
 from cytoglot.applications.outputs import check_key, check_record, model_settings, parts_of
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
-from cytoglot.cell_model.sentence_stream import open_sentences
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.formats import readable
 from cytoglot.errors import InputError
@@ -45,7 +44,6 @@ from cytoglot.lm.embedding.embed import (
 from cytoglot.lm.runtime.prefetch import ahead
 from cytoglot.manifest import fingerprint_file
 from cytoglot.progress import progress_bar
-from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.task import check_context
 
 logger = logging.getLogger(__name__)
@@ -68,10 +66,6 @@ class EmbedSummary:
     """cells whose vectors an earlier, interrupted run had made"""
     cells_without_genes: int = 0
     """cells without one gene of the model, which have the zero vector"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
 
 
 def embed_file(
@@ -142,34 +136,49 @@ def embed_file(
     asked = checked_layer(model.lm, hidden_layer)
     model = replace(model, lm=in_precision(model.lm, dtype))
     n_d = n_dimensions(model.lm)
-    with open_sentences(
-        model, path, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
-    ) as cells:
-        record = embedding_record(model, cells.overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
+    with model.open_sentences(
+        path, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
+    ) as stream:
+        record = embedding_record(
+            model, stream.overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling
+        )
 
         def settings() -> dict[str, Any]:
-            options = {"layer": layer, "context": dict(context or {}), "hidden_layer": asked, "pooling": pooling}
             return {
                 **model_settings(model, "cell_type_annotation"),
                 "data": fingerprint_file(path),
                 **gene_options.to_dict(),
                 "key_added": key_added,
                 "chunk_cells": chunk_cells,
-                **options,
+                "layer": layer,
+                "context": dict(context or {}),
+                "hidden_layer": asked,
+                "pooling": pooling,
             }
 
         with parts_of(out, settings, overwrite=overwrite) as parts:
             assert parts is not None
-            n_parts = -(-cells.n_cells // chunk_cells)
+            n_parts = -(-stream.cells.n_cells // chunk_cells)
             first = n_parts - len(parts.missing(n_parts))
-            n_resumed = min(first * chunk_cells, cells.n_cells)
+            n_resumed = min(first * chunk_cells, stream.cells.n_cells)
             if n_resumed:
-                logger.info("%d of %d cells are kept from an interrupted run", n_resumed, cells.n_cells)
-            read = (_read(model, chunk, context, pooling) for chunk in cells.chunks(n_resumed))
+                logger.info("%d of %d cells are kept from an interrupted run", n_resumed, stream.cells.n_cells)
+
+            def read() -> Iterator[tuple[TextTokens, NDArray[np.int64]]]:
+                for chunk in stream.chunks(n_resumed):
+                    prompts = model.cell_prompts(chunk, context=context)
+                    tokens = read_texts(
+                        model.lm,
+                        [prompt.text for prompt in prompts],
+                        pooling="last" if pooling == "last" else "mean",
+                        spans=[prompt.sentence_span for prompt in prompts] if pooling == "sentence" else None,
+                    )
+                    yield tokens, np.diff(chunk.offsets).astype(np.int64)
+
             tally = EmbedTally()
-            with progress_bar(total=cells.n_cells, description="embed", unit="cell") as bar:
+            with progress_bar(total=stream.cells.n_cells, description="embed", unit="cell") as bar:
                 bar.update(n_resumed)
-                for number, (tokens, lengths) in enumerate(ahead(read), start=first):
+                for number, (tokens, lengths) in enumerate(ahead(read()), start=first):
                     vectors_nd = embed_tokens(
                         model.lm, tokens, layer=asked, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
                     )
@@ -179,17 +188,18 @@ def embed_file(
             n_empty = sum(int((parts.read(number)["n_words"].to_numpy() == 0).sum()) for number in range(n_parts))
             record = {**record, "cells_without_genes": n_empty}
             with parts.whole() as partial:
-                vectors = (_vectors(parts.read(number), n_d) for number in range(n_parts))
+                columns = (parts.read(number)["vector"].combine_chunks() for number in range(n_parts))
+                vectors = (column.flatten().to_numpy().reshape(-1, n_d) for column in columns)
                 if out.suffix == ".h5ad":
-                    _write_h5ad(path, partial, cells.n_cells, vectors, record, n_d)
+                    _write_h5ad(path, partial, stream.cells.n_cells, vectors, record, n_d)
                 else:
-                    write_vectors(partial, cells.cell_ids, vectors, {"source": path.name, **record}, n_d=n_d)
-    logger.info("%s: %d cells in %.1f s", out, cells.n_cells, time.perf_counter() - started)
+                    write_vectors(partial, stream.cells.cell_ids, vectors, {"source": path.name, **record}, n_d=n_d)
+    logger.info("%s: %d cells in %.1f s", out, stream.cells.n_cells, time.perf_counter() - started)
     return EmbedSummary(
-        cells=cells.n_cells,
+        cells=stream.cells.n_cells,
         dimensions=n_d,
         key=key_added,
-        overlap=str(cells.overlap),
+        overlap=str(stream.overlap),
         output=str(out),
         resumed_cells=n_resumed,
         cells_without_genes=n_empty,
@@ -213,26 +223,8 @@ def takes_vectors(path: str | Path) -> bool:
         return "obs" in file and "var" in file and "encoding-type" in file["obs"].attrs
 
 
-def _read(
-    model: CellModel, sentences: CellSentences, context: Mapping[str, str] | None, pooling: CellPooling
-) -> tuple[TextTokens, NDArray[np.int64]]:
-    """Return the tokens of a chunk's prompts and the lengths of its sentences."""
-    prompts = model.cell_prompts(sentences, context=context)
-    tokens = read_texts(
-        model.lm,
-        [prompt.text for prompt in prompts],
-        pooling="last" if pooling == "last" else "mean",
-        spans=[prompt.sentence_span for prompt in prompts] if pooling == "sentence" else None,
-    )
-    return tokens, np.diff(sentences.offsets).astype(np.int64)
-
-
 def _column(vectors_nd: NDArray[np.float32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
-
-
-def _vectors(part: pa.Table, n_d: int) -> NDArray[np.float32]:
-    return part["vector"].combine_chunks().flatten().to_numpy().reshape(-1, n_d)
 
 
 def _write_h5ad(

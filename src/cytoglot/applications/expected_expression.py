@@ -68,7 +68,11 @@ def expected_expression(
     check_generation(model, cell_type, n, n_genes)
     if n_lengths < 1 or not 0 < interval < 1:
         raise InputError(f"need n_lengths of at least 1 and an interval in (0, 1), found {n_lengths} and {interval}")
-    lengths = _lengths(model, cell_type, n_lengths, seed=seed) if n_genes is None else np.array([n_genes])
+    lengths = np.array([n_genes])
+    if n_genes is None:  # the middles of equally likely steps of the lengths of sentences
+        drawn = draw_lengths(model, cell_type, _LENGTHS_DRAWN, seed=seed)
+        middles = (np.arange(n_lengths) + 0.5) / n_lengths
+        lengths = np.quantile(drawn, middles, method="nearest").astype(np.int64)
     prompts, formats = model.generation_prompts(cell_type, lengths, context=context)
     values_prw = _values(model, lengths)
     used = model.spec.calibration.generation_temperature if temperature is None else temperature
@@ -99,13 +103,6 @@ def expected_expression(
             "expression_error": ranks.value_error_w,
         }
     )
-
-
-def _lengths(model: CellModel, cell_type: str | None, n_lengths: int, *, seed: int) -> NDArray[np.int64]:
-    """Return the middles of equally likely steps of the lengths of sentences."""
-    drawn = draw_lengths(model, cell_type, _LENGTHS_DRAWN, seed=seed)
-    middles = (np.arange(n_lengths) + 0.5) / n_lengths
-    return np.quantile(drawn, middles, method="nearest").astype(np.int64)
 
 
 def _values(model: CellModel, lengths: NDArray[np.int64]) -> NDArray[np.float32]:

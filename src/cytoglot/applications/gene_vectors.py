@@ -9,22 +9,21 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from anndata import AnnData
 
 from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
-from cytoglot.cell_model.sentence_stream import open_sentences
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.embedding.embed import Precision, checked_layer, in_precision
 from cytoglot.lm.embedding.word_vectors import WordVectorMeans, static_word_vectors
 from cytoglot.progress import progress_bar
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 logger = logging.getLogger(__name__)
 
@@ -82,35 +81,49 @@ def gene_embeddings(
     """
     if kind not in get_args(GeneVectorKind):
         raise InputError(f"kind must be static or contextual, found {kind!r}")
-    rows, symbols = _chosen(model, genes)
+    vocabulary = model.spec.vocabulary
+    symbols = list(vocabulary.symbols if genes is None else genes)
+    rows = np.asarray(vocabulary.index_of(symbols), dtype=np.int64)
+    unknown = [gene for gene, row in zip(symbols, rows, strict=True) if row < 0]
+    if unknown:
+        raise VocabularyMismatchError(
+            f"expected genes of the model, found {len(unknown)} of {len(rows)} that it does not know, such as "
+            f"{unknown[0]!r}; it knows {', '.join(vocabulary.symbols[:3])}, …"
+        )
     about: dict[str, str | int] = {"kind": kind}
+    obs = pd.DataFrame(index=pd.Index(symbols, dtype=object))
     if kind == "static":
-        vector_gd, counts_g = static_word_vectors(model.lm, symbols), None
+        vector_gd = static_word_vectors(model.lm, symbols)
     else:
         if cells is None:
             raise InputError("contextual vectors are means over cells; pass cells=, an AnnData or the path of a file")
         means = WordVectorMeans(
             lm=in_precision(model.lm, dtype),
-            n_words=len(model.spec.vocabulary),
+            n_words=len(vocabulary),
             layer=checked_layer(model.lm, hidden_layer),
             batch_tokens=batch_tokens,
         )
-        with open_sentences(
-            model, cells, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
+        with model.open_sentences(
+            cells, layer=layer, gene_options=gene_options, min_overlap=min_overlap, chunk_cells=chunk_cells
         ) as stream:
-            about |= {"hidden_layer": means.layer, "n_cells": stream.n_cells, "overlap": str(stream.overlap)}
-            with progress_bar(total=stream.n_cells, description="gene vectors", unit="cell") as bar:
+            about |= {"hidden_layer": means.layer, "n_cells": stream.cells.n_cells, "overlap": str(stream.overlap)}
+            with progress_bar(total=stream.cells.n_cells, description="gene vectors", unit="cell") as bar:
                 for sentences in stream.chunks():
                     prompts = model.cell_prompts(sentences, context=context)
                     means.add(
                         [prompt.text for prompt in prompts],
-                        [model.spec.vocabulary.index_of(prompt.record.genes) for prompt in prompts],
+                        [vocabulary.index_of(prompt.record.genes) for prompt in prompts],
                         [prompt.gene_spans for prompt in prompts],
                     )
                     bar.update(len(prompts))
         logger.info("%s", means.tally)
         vector_gd, counts_g = means.means()[rows], means.counts_w[rows]
-    return _as_anndata(symbols, vector_gd, counts_g, about)
+        obs["n_occurrences"] = counts_g
+        about["n_absent"] = n_absent = int((counts_g == 0).sum())
+        if n_absent:
+            logger.warning("%d of %d genes are in no cell: their vectors are NaN", n_absent, len(symbols))
+    var = pd.DataFrame(index=pd.Index([f"d{i}" for i in range(vector_gd.shape[1])], dtype=object))
+    return AnnData(X=vector_gd, obs=obs, var=var, uns={"cytoglot": {"gene_vectors": about}})
 
 
 def write_gene_table(genes: AnnData, output: str | Path) -> None:
@@ -118,9 +131,6 @@ def write_gene_table(genes: AnnData, output: str | Path) -> None:
 
     The vector of a gene that occurs in no cell is null.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     vector_gd = np.asarray(genes.X, dtype=np.float32)
     seen_g = ~np.isnan(vector_gd).all(axis=1)
     columns: dict[str, pa.Array] = {"gene": pa.array(genes.obs_names.to_list(), type=pa.string())}
@@ -132,34 +142,3 @@ def write_gene_table(genes: AnnData, output: str | Path) -> None:
     table = pa.table(columns).replace_schema_metadata({"cytoglot": json.dumps(genes.uns["cytoglot"]["gene_vectors"])})
     with atomic_path(output) as path:
         pq.write_table(table, path)
-
-
-def _chosen(model: CellModel, genes: Sequence[str] | None) -> tuple[NDArray[np.int64], list[str]]:
-    vocabulary = model.spec.vocabulary
-    if genes is None:
-        return np.arange(len(vocabulary)), list(vocabulary.symbols)
-    rows = np.asarray(vocabulary.index_of(list(genes)), dtype=np.int64)
-    unknown = [gene for gene, row in zip(genes, rows, strict=True) if row < 0]
-    if unknown:
-        raise VocabularyMismatchError(
-            f"expected genes of the model, found {len(unknown)} of {len(rows)} that it does not know, such as "
-            f"{unknown[0]!r}; it knows {', '.join(vocabulary.symbols[:3])}, …"
-        )
-    return rows, list(genes)
-
-
-def _as_anndata(
-    symbols: list[str], vector_gd: NDArray[np.float32], counts_g: NDArray[np.int64] | None, about: dict[str, str | int]
-) -> AnnData:
-    import pandas as pd
-    from anndata import AnnData
-
-    obs = pd.DataFrame(index=pd.Index(symbols, dtype=object))
-    if counts_g is not None:
-        obs["n_occurrences"] = counts_g
-        n_absent = int((counts_g == 0).sum())
-        about |= {"n_absent": n_absent}
-        if n_absent:
-            logger.warning("%d of %d genes are in no cell: their vectors are NaN", n_absent, len(symbols))
-    var = pd.DataFrame(index=pd.Index([f"d{i}" for i in range(vector_gd.shape[1])], dtype=object))
-    return AnnData(X=vector_gd, obs=obs, var=var, uns={"cytoglot": {"gene_vectors": about}})

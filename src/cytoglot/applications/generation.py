@@ -80,15 +80,17 @@ def generate(
     used = model.spec.calibration.generation_temperature if temperature is None else temperature
 
     def settings() -> dict[str, Any]:
-        task = "unconditional_generation" if cell_type is None else "cell_generation"
-        options = {
+        return {
+            **model_settings(model, "unconditional_generation" if cell_type is None else "cell_generation"),
+            "cell_type": cell_type,
+            "n": n,
+            "n_genes": n_genes,
             "temperature": used,
             "top_p": top_p,
             "context": dict(context or {}),
             "seed": seed,
             "chunk_cells": chunk_cells,
         }
-        return {**model_settings(model, task), "cell_type": cell_type, "n": n, "n_genes": n_genes, **options}
 
     def make(first: int, last: int) -> pa.Table:
         some = lengths[first:last]

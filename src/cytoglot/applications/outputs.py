@@ -86,9 +86,7 @@ def parts_of(
             yield parts
 
 
-def made_in_parts(
-    make: Callable[[int, int], pa.Table], n: int, chunk: int, parts: Parts | None, *, unit: str = "cells"
-) -> pa.Table:
+def made_in_parts(make: Callable[[int, int], pa.Table], n: int, chunk: int, parts: Parts | None) -> pa.Table:
     """Return the rows of `make(first, last)` of all chunks of `n`; those that an interrupted run kept are read.
 
     Without parts there is one chunk.
@@ -101,7 +99,7 @@ def made_in_parts(
     missing = parts.missing(len(edges))
     if len(missing) < len(edges):
         n_kept = n - sum(edges[number][1] - edges[number][0] for number in missing)
-        logger.info("%d of %d %s are kept from an interrupted run", n_kept, n, unit)
+        logger.info("%d of %d cells are kept from an interrupted run", n_kept, n)
     for number in missing:
         parts.write(number, make(*edges[number]))
     return pa.concat_tables([parts.read(number) for number in range(len(edges))])

@@ -86,11 +86,28 @@ def map_parts(
         raise InputError("there are no rows to map; expected at least one")
     if part_rows < 1:
         raise InputError(f"a part needs at least 1 row, found part_rows={part_rows}")
-    plan = json.loads(json.dumps({**settings, "data": _fingerprint(rows), "part_rows": part_rows}))
+    texts = (
+        text
+        for name in rows.column_names
+        for text in (name, *map(partial(json.dumps, default=str), rows[name].to_pylist()))
+    )
+    plan = json.loads(json.dumps({**settings, "data": fingerprint_texts(texts), "part_rows": part_rows}))
     n_parts = -(-len(rows) // part_rows)
     report = partial(PartsReport, output=output, n_rows=len(rows), n_parts=n_parts)
     if output.exists() and not overwrite:
-        _check_same(plan, output)
+        try:
+            stored = (pq.read_schema(output).metadata or {}).get(METADATA_KEY)
+        except (pa.ArrowInvalid, OSError):
+            stored = None
+        if stored is None:
+            raise InputError(
+                f"{output} exists and was not written by this command; pass another output, or --overwrite"
+            )
+        if json.loads(stored) != plan:
+            raise InputError(
+                f"{output} was made with {changes(json.loads(stored), plan)}; pass another output, or --overwrite to "
+                "begin anew"
+            )
         return report(n_rows_written=pq.read_metadata(output).num_rows, n_parts_found=n_parts)
     # What a function refuses may be a server that is down: its other answers are kept.
     with Parts(output, plan).opened(overwrite=overwrite, keep_at_fault=True) as parts:
@@ -99,8 +116,14 @@ def map_parts(
         if len(missing) < n_parts:
             logger.info("%d of %d parts are there from an earlier run", n_parts - len(missing), n_parts)
         do = _Part(function=function, parts=parts, part_rows=part_rows)
-        for _ in _done(do, missing, engine, workers, gpus_per_worker, description):
-            pass
+        with running(engine, workers) as started:
+            if engine == "ray":
+                with progress_bar(total=len(missing), description=description, unit="part") as bar:
+                    for _ in _on_ray_data(started.ray(), do, missing, workers, gpus_per_worker):
+                        bar.update()
+            else:
+                for _ in started.map(do, missing, description=description, unit="part"):
+                    pass
         schema = parts.read(0).schema.with_metadata({METADATA_KEY: json.dumps(plan).encode()})
         n_written = 0
         with parts.whole() as path, pq.ParquetWriter(path, schema) as writer:
@@ -140,20 +163,6 @@ class _RayWorker:
         return {"part": np.array([self._do(int(number)) for number in batch["part"]])}
 
 
-def _done(
-    do: _Part, missing: Sequence[int], engine: Engine, workers: int, gpus_per_worker: float, description: str
-) -> Iterator[int]:
-    """Yield the numbers of parts as they become ready."""
-    with running(engine, workers) as started:
-        if engine == "ray":
-            with progress_bar(total=len(missing), description=description, unit="part") as bar:
-                for number in _on_ray_data(started.ray(), do, missing, workers, gpus_per_worker):
-                    bar.update()
-                    yield number
-        else:
-            yield from started.map(do, missing, description=description, unit="part")
-
-
 def _on_ray_data(ray: Any, do: _Part, missing: Sequence[int], workers: int, gpus_per_worker: float) -> Iterator[int]:
     if not missing:
         return
@@ -174,26 +183,3 @@ def _on_ray_data(ray: Any, do: _Part, missing: Sequence[int], workers: int, gpus
             yield int(row["part"])
     except ray.exceptions.RayTaskError as error:
         raise (error.cause if isinstance(error.cause, InputError) else error) from error
-
-
-def _check_same(plan: Mapping[str, Any], output: Path) -> None:
-    """Refuse an output that this call would not have made."""
-    try:
-        stored = (pq.read_schema(output).metadata or {}).get(METADATA_KEY)
-    except (pa.ArrowInvalid, OSError):
-        stored = None
-    if stored is None:
-        raise InputError(f"{output} exists and was not written by this command; pass another output, or --overwrite")
-    if json.loads(stored) != plan:
-        raise InputError(
-            f"{output} was made with {changes(json.loads(stored), plan)}; pass another output, or --overwrite to begin "
-            "anew"
-        )
-
-
-def _fingerprint(rows: pa.Table) -> str:
-    return fingerprint_texts(
-        text
-        for name in rows.column_names
-        for text in (name, *map(partial(json.dumps, default=str), rows[name].to_pylist()))
-    )

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from cytoglot.applications.reconstruction_passes import FittedCurves, Passes
-from cytoglot.applications.reconstruction_plots import PlotPoints, draw_log_rank, draw_reconstructed
+from cytoglot.applications.reconstruction_plots import draw_log_rank, draw_reconstructed
 from cytoglot.atomic import write_json
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.stream import open_cells
@@ -36,7 +38,7 @@ class ReconstructionResult:
     curves: list[CurveScore]
     """a row for each of held-out and training cells, full and HVG sentences, curve and scope"""
     fitted: list[FittedCurves]
-    points: dict[str, PlotPoints]
+    points: dict[str, pd.DataFrame]
     """a sample of held-out words, by sentences ("full", "hvg")"""
     split: Split
     manifest: Manifest
@@ -70,7 +72,14 @@ class ReconstructionResult:
             self.points, {f.sentences.name: f.curves for f in self.fitted}, folder / "log_rank_expression.png"
         )
         draw_reconstructed(self.points, self.curves, folder / "reconstructed.png")
-        write_json(folder / "rank_curves.json", {f.sentences.name: _stored(f) for f in self.fitted})
+        stored = {
+            fitted.sentences.name: {
+                "vocabulary": fitted.sentences.vocabulary.to_dict(),
+                "curves": {kind: curve.to_dict() for kind, curve in fitted.curves.items()},
+            }
+            for fitted in self.fitted
+        }
+        write_json(folder / "rank_curves.json", stored)
         write_json(folder / "curves.json", self.to_dict())
 
 
@@ -146,10 +155,3 @@ def reconstruct(
         "fitted and judged %d curves in %.1f s", sum(len(f.curves) for f in fitted), time.perf_counter() - started
     )
     return result
-
-
-def _stored(fitted: FittedCurves) -> dict[str, Any]:
-    return {
-        "vocabulary": fitted.sentences.vocabulary.to_dict(),
-        "curves": {kind: curve.to_dict() for kind, curve in fitted.curves.items()},
-    }

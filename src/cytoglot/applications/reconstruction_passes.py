@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, vstack
 
-from cytoglot.applications.reconstruction_plots import PlotPoints
+from cytoglot.applications.reconstruction_plots import N_EXPRESSED, OBSERVED, RANK
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.hvg import select_hvg
 from cytoglot.data.normalize import log_normalize
@@ -87,11 +88,23 @@ class Passes:
     def sentence_kinds(self, *, hvg: int | None, settings: RankSettings) -> list[SentenceKind]:
         """Return full sentences and, with `hvg`, those of that many genes chosen on training cells."""
         vocabulary = self._stream.vocabulary
-        rates = self._detection_rates() if settings.needs_tie_rates else None
+        rates = None
+        if settings.needs_tie_rates:
+            n_detected_g = np.zeros(len(vocabulary))
+            for counts, _ in self._chunks(self._train_n):
+                n_detected_g += detection_rates(counts).astype(np.float64) * counts.shape[0]
+            rates = np.asarray(n_detected_g / self._train_n.sum(), dtype=np.float32)
         full = SentenceKind(name="full", columns=None, vocabulary=vocabulary, settings=settings, tie_rates=rates)
         if hvg is None:
             return [full]
-        chosen = vocabulary.subset(self._variable_genes(hvg))
+        drawn_n = hash_uniform(self._ids, self._seed) < HVG_CELLS / int(self._train_n.sum())
+        kept = list(self._chunks(self._train_n & drawn_n))
+        adata = AnnData(
+            X=vstack([counts for counts, _ in kept], format="csr"),
+            obs=pd.DataFrame(index=pd.Index(np.concatenate([ids for _, ids in kept]), dtype=object)),
+            var=pd.DataFrame(index=pd.Index(vocabulary.symbols, dtype=object)),
+        )
+        chosen = vocabulary.subset(select_hvg(adata, n_top=hvg))
         columns = vocabulary.index_of(chosen.symbols).astype(np.int64)
         hvg_rates = None if rates is None else rates[columns]
         return [
@@ -102,24 +115,23 @@ class Passes:
     def fit(self, kinds: Sequence[CurveKind], sentence_kinds: Sequence[SentenceKind]) -> list[FittedCurves]:
         """Return the curves of every kind of sentences, fitted on the training cells."""
         fitters = [CurveFitter(kinds, made.vocabulary, seed=self._seed) for made in sentence_kinds]
-        self._add_all(fitters, sentence_kinds)
-        if fitters[0].needs_second_reading:
-            for fitter in fitters:
-                fitter.start_second_reading()
-            self._add_all(fitters, sentence_kinds)
+        for reading in (1, 2):
+            if reading == 2:
+                if not fitters[0].needs_second_reading:
+                    break
+                for fitter in fitters:
+                    fitter.start_second_reading()
+            for counts, ids in self._chunks(self._train_n):
+                log_ng = log_normalize(counts, self._stream.state, base=10.0)
+                for made, fitter in zip(sentence_kinds, fitters, strict=True):
+                    fitter.add(*made.encode(counts, log_ng, ids))
         n_train = int(self._train_n.sum())
         return [
             FittedCurves(sentences=made, curves=fitter.curves(), words_per_cell=fitter.n_words / n_train)
             for made, fitter in zip(sentence_kinds, fitters, strict=True)
         ]
 
-    def _add_all(self, fitters: Sequence[CurveFitter], sentence_kinds: Sequence[SentenceKind]) -> None:
-        for counts, ids in self._chunks(self._train_n):
-            log_ng = self._log(counts)
-            for made, fitter in zip(sentence_kinds, fitters, strict=True):
-                fitter.add(*made.encode(counts, log_ng, ids))
-
-    def score(self, fitted: Sequence[FittedCurves]) -> tuple[list[CurveScore], dict[str, PlotPoints]]:
+    def score(self, fitted: Sequence[FittedCurves]) -> tuple[list[CurveScore], dict[str, pd.DataFrame]]:
         """Return the rows of held-out and of training cells, and a sample of the held-out words to plot."""
         held_out, samples = self._score_part(fitted, self._test_n, held_out=True)
         trained_on, _ = self._score_part(fitted, self._train_n, held_out=False)
@@ -127,24 +139,27 @@ class Passes:
 
     def _score_part(
         self, fitted: Sequence[FittedCurves], mask_n: NDArray[np.bool_], *, held_out: bool
-    ) -> tuple[list[CurveScore], dict[str, PlotPoints]]:
+    ) -> tuple[list[CurveScore], dict[str, pd.DataFrame]]:
         n_words = [max(f.words_per_cell * int(mask_n.sum()), 1.0) for f in fitted]
         scorers = [
             CurveScorer(list(f.curves), spearman_share=SPEARMAN_WORDS / n) for f, n in zip(fitted, n_words, strict=True)
         ]
-        samples: list[list[PlotPoints]] = [[] for _ in fitted]
+        samples: list[list[pd.DataFrame]] = [[] for _ in fitted]
         for counts, ids in self._chunks(mask_n):
-            log_ng = self._log(counts)
+            log_ng = log_normalize(counts, self._stream.state, base=10.0)
             for f, n, scorer, sample in zip(fitted, n_words, scorers, samples, strict=True):
                 ranked, expression = f.sentences.encode(counts, log_ng, ids)
                 cells = scored_cells(ranked, expression, seed=self._seed)
                 predicted = {kind: predict_words(curve, ranked) for kind, curve in f.curves.items()}
                 scorer.add(cells, predicted)
                 drawn = (cells.chance_n < PLOT_WORDS / n)[cells.rows]
-                sample.append(PlotPoints.of(ranked, cells.observed, predicted, drawn))
+                n_expressed = np.repeat(ranked.n_expressed, ranked.lengths)
+                words: dict[str, NDArray[Any]] = {str(kind): values for kind, values in predicted.items()}
+                words |= {RANK: ranked.ranks(), N_EXPRESSED: n_expressed, OBSERVED: cells.observed}
+                sample.append(pd.DataFrame({name: values[drawn] for name, values in words.items()}))
         names = [f.sentences.name for f in fitted]
         rows = [row for name, s in zip(names, scorers, strict=True) for row in s.scores(genes=name, held_out=held_out)]
-        return rows, {name: PlotPoints.joined(part) for name, part in zip(names, samples, strict=True)}
+        return rows, {name: pd.concat(part, ignore_index=True) for name, part in zip(names, samples, strict=True)}
 
     def _chunks(self, mask_n: NDArray[np.bool_]) -> Iterator[tuple[csr_matrix, NDArray[np.object_]]]:
         """Yield the chosen cells of every chunk and their ids."""
@@ -152,24 +167,3 @@ class Passes:
             chosen = np.flatnonzero(mask_n[rows])
             if chosen.size:
                 yield csr_matrix(counts)[chosen], self._ids[rows][chosen]
-
-    def _log(self, counts: csr_matrix) -> csr_matrix:
-        return log_normalize(counts, self._stream.state, base=10.0)
-
-    def _detection_rates(self) -> NDArray[np.float32]:
-        n_detected_g = np.zeros(len(self._stream.vocabulary))
-        for counts, _ in self._chunks(self._train_n):
-            n_detected_g += detection_rates(counts).astype(np.float64) * counts.shape[0]
-        return np.asarray(n_detected_g / self._train_n.sum(), dtype=np.float32)
-
-    def _variable_genes(self, n_top: int) -> list[str]:
-        import anndata
-
-        drawn_n = hash_uniform(self._ids, self._seed) < HVG_CELLS / int(self._train_n.sum())
-        kept = list(self._chunks(self._train_n & drawn_n))
-        adata = anndata.AnnData(
-            X=vstack([counts for counts, _ in kept], format="csr"),
-            obs=pd.DataFrame(index=pd.Index(np.concatenate([ids for _, ids in kept]), dtype=object)),
-            var=pd.DataFrame(index=pd.Index(self._stream.vocabulary.symbols, dtype=object)),
-        )
-        return select_hvg(adata, n_top=n_top)

@@ -6,16 +6,14 @@ Points are drawn as hexagons of density: a scatter of millions of points is slow
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from cytoglot import extras
 from cytoglot.atomic import atomic_path
-from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.sentence.curve_score import CurveScore
 from cytoglot.sentence.rank_curve import CurveKind, RankCurve
 
@@ -39,51 +37,17 @@ _DRAWN: dict[CurveKind, tuple[str, str]] = {
 }
 _LENGTH_COLOURS = ("#7fc6a4", "#2a9d6f", "#0b5d3b")
 _INK, _GRID = "#1f2937", "#e5e7eb"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlotPoints:
-    """A sample of words, aligned arrays."""
-
-    ranks: NDArray[np.int32]
-    n_expressed: NDArray[np.int32]
-    observed: NDArray[np.float32]
-    predicted: Mapping[str, NDArray[np.float32]]
-
-    @classmethod
-    def of(
-        cls,
-        sentences: CellSentences,
-        observed: NDArray[np.float32],
-        predicted: Mapping[CurveKind, NDArray[np.float32]],
-        drawn: NDArray[np.bool_],
-    ) -> PlotPoints:
-        """Return the drawn words of a chunk."""
-        return cls(
-            ranks=sentences.ranks()[drawn],
-            n_expressed=np.repeat(sentences.n_expressed, sentences.lengths)[drawn],
-            observed=observed[drawn],
-            predicted={kind: values[drawn] for kind, values in predicted.items()},
-        )
-
-    @classmethod
-    def joined(cls, parts: Sequence[PlotPoints]) -> PlotPoints:
-        """Return the words of all chunks."""
-        return cls(
-            ranks=np.concatenate([p.ranks for p in parts]),
-            n_expressed=np.concatenate([p.n_expressed for p in parts]),
-            observed=np.concatenate([p.observed for p in parts]),
-            predicted={kind: np.concatenate([p.predicted[kind] for p in parts]) for kind in parts[0].predicted},
-        )
+RANK, N_EXPRESSED, OBSERVED = "rank", "n_expressed", "observed"
+"""columns of a sample of words, beside one for each kind of curve: what it predicts"""
 
 
 def draw_log_rank(
-    points: Mapping[str, PlotPoints], curves: Mapping[str, Mapping[CurveKind, RankCurve]], path: str | Path
+    points: Mapping[str, pd.DataFrame], curves: Mapping[str, Mapping[CurveKind, RankCurve]], path: str | Path
 ) -> None:
     """Write a PNG of held-out words, rank on a log axis against expression, with the curves of all genes."""
     figure, axes = _figure(1, len(points), width=5.6, height=4.6)
     for ax, (name, sample) in zip(axes[0], points.items(), strict=True):
-        _density(ax, sample.ranks, sample.observed, x_log=True)
+        _density(ax, sample[RANK], sample[OBSERVED], x_log=True)
         _draw_curves(ax, sample, curves[name])
         ax.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
         title = f"Sentences of {_SENTENCES.get(name, name)}, held-out cells"
@@ -94,21 +58,27 @@ def draw_log_rank(
     _save(figure, path)
 
 
-def draw_reconstructed(points: Mapping[str, PlotPoints], rows: Sequence[CurveScore], path: str | Path) -> None:
+def draw_reconstructed(points: Mapping[str, pd.DataFrame], rows: Sequence[CurveScore], path: str | Path) -> None:
     """Write a PNG of held-out words, observed against reconstructed expression, one panel per curve and sentences."""
-    kinds = list(next(iter(points.values())).predicted)
+    kinds = [kind for kind in next(iter(points.values())) if kind in _TITLES]
     n_columns = min(4, len(kinds))
     n_rows = -(-len(kinds) // n_columns)
     figure, axes = _figure(n_rows * len(points), n_columns, width=3.1, height=3.25)
     for k, (name, sample) in enumerate(points.items()):
         panels = axes[k * n_rows : (k + 1) * n_rows].ravel()
-        low, high = _limits(sample)
+        low, high = 0.0, np.ceil(float(sample[OBSERVED].max() if len(sample) else 1.0) * 5) / 5
         for ax, kind in zip(panels, kinds, strict=False):
-            _density(ax, sample.observed, sample.predicted[kind], extent=(low, high, low, high))
+            _density(ax, sample[OBSERVED], sample[kind], extent=(low, high, low, high))
             ax.plot([low, high], [low, high], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
             ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
             ax.set_title(f"{_TITLES[kind]}\n{_SENTENCES.get(name, name)}", loc="left", fontsize=9)
-            ax.text(0.04, 0.95, _caption(rows, kind, name), transform=ax.transAxes, va="top", fontsize=8, color=_INK)
+            wanted = (kind, name, "expressed", True)
+            row = next((r for r in rows if (r["curve"], r["genes"], r["scope"], r["held_out"]) == wanted), None)
+            parts = (
+                () if row is None else (("R²", row["r2"]), ("Pearson", row["pearson"]), ("Spearman", row["spearman"]))
+            )
+            caption = "\n".join(f"{title} {value:.3f}" for title, value in parts if value is not None)
+            ax.text(0.04, 0.95, caption, transform=ax.transAxes, va="top", fontsize=8, color=_INK)
         for ax in panels[len(kinds) :]:
             ax.set_axis_off()
     figure.supxlabel(f"Observed expression of held-out cells, {_EXPRESSION}", fontsize=10, color=_INK)
@@ -116,9 +86,9 @@ def draw_reconstructed(points: Mapping[str, PlotPoints], rows: Sequence[CurveSco
     _save(figure, path)
 
 
-def _draw_curves(ax: Any, sample: PlotPoints, curves: Mapping[CurveKind, RankCurve]) -> None:
-    ranks = np.unique(np.geomspace(1, max(int(sample.ranks.max(initial=1)), 2), 400).astype(np.int64))
-    middle = np.full(len(ranks), np.median(sample.n_expressed) if sample.n_expressed.size else 1)
+def _draw_curves(ax: Any, sample: pd.DataFrame, curves: Mapping[CurveKind, RankCurve]) -> None:
+    ranks = np.unique(np.geomspace(1, max(int(sample[RANK].max()) if len(sample) else 1, 2), 400).astype(np.int64))
+    middle = np.full(len(ranks), sample[N_EXPRESSED].median() if len(sample) else 1)
     genes = np.zeros(len(ranks), dtype=np.int64)
     for kind, (color, style) in _DRAWN.items():
         if kind in curves:
@@ -126,11 +96,11 @@ def _draw_curves(ax: Any, sample: PlotPoints, curves: Mapping[CurveKind, RankCur
             ax.plot(ranks, curves[kind].predict(ranks, genes, middle), color=color, linestyle=style, label=label)
     by_length: tuple[CurveKind, ...] = ("isotonic_length", "cubic_length")
     known = [kind for kind in by_length if kind in curves]
-    if not known or not sample.n_expressed.size:
+    if not known or not len(sample):
         return
     kind = known[0]
     for share, color in zip((10, 50, 90), _LENGTH_COLOURS, strict=True):
-        length = int(np.percentile(sample.n_expressed, share))
+        length = int(np.percentile(sample[N_EXPRESSED], share))
         reached = ranks[ranks <= length]
         value = curves[kind].predict(reached, genes[: len(reached)], np.full(len(reached), length))
         ax.plot(reached, value, color=color, label=f"{_TITLES[kind]}: {length:,} genes")
@@ -138,8 +108,8 @@ def _draw_curves(ax: Any, sample: PlotPoints, curves: Mapping[CurveKind, RankCur
 
 def _density(
     ax: Any,
-    x: NDArray[Any],
-    y: NDArray[Any],
+    x: pd.Series[Any],
+    y: pd.Series[Any],
     *,
     x_log: bool = False,
     extent: tuple[float, float, float, float] | None = None,
@@ -162,20 +132,6 @@ def _density(
         xscale="log" if x_log else "linear",
         extent=extent,
     )
-
-
-def _limits(sample: PlotPoints) -> tuple[float, float]:
-    high = float(sample.observed.max(initial=1.0))
-    return 0.0, np.ceil(high * 5) / 5
-
-
-def _caption(rows: Sequence[CurveScore], kind: str, genes: str) -> str:
-    wanted = (kind, genes, "expressed", True)
-    row = next((r for r in rows if (r["curve"], r["genes"], r["scope"], r["held_out"]) == wanted), None)
-    if row is None:
-        return ""
-    parts = (("R²", row["r2"]), ("Pearson", row["pearson"]), ("Spearman", row["spearman"]))
-    return "\n".join(f"{name} {value:.3f}" for name, value in parts if value is not None)
 
 
 def _figure(n_rows: int, n_columns: int, *, width: float, height: float) -> tuple[Any, Any]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cytoglot.cell_model.task_scores import EvalRecord, gene_ids_of
 from cytoglot.data.genes.vocabulary import GeneVocabulary
@@ -68,28 +67,20 @@ def fit_constant_answer(
         counts = Counter(part for asked in training for part in asked.parts)
         return ConstantAnswer(kind=kind, text=max(sorted(counts), key=lambda name: counts[name]))
     if kind == "text":
-        return ConstantAnswer(kind=kind, text=_typical([asked.parts[0] for asked in training], seed))
+        texts = [asked.parts[0] for asked in training]
+        if len(texts) > _COMPARED_TEXTS:
+            texts = np.random.default_rng(seed).choice(texts, _COMPARED_TEXTS, replace=False).tolist()
+        counts = Counter(texts)  # many cells share an abstract: each is compared once
+        names = sorted(counts)
+        total_f1 = [sum(n * token_f1(name, other) for other, n in counts.items()) for name in names]
+        return ConstantAnswer(kind=kind, text=names[int(np.argmax(total_f1))])
     lists = [gene_ids_of(part) for asked in training for part in asked.parts]
-    return ConstantAnswer(kind=kind, ranked_genes=_most_frequent(lists, sorted(set(lengths)), vocabulary))
-
-
-def _typical(texts: Sequence[str], seed: int) -> str:
-    rng = np.random.default_rng(seed)
-    some = list(texts) if len(texts) <= _COMPARED_TEXTS else rng.choice(texts, _COMPARED_TEXTS, replace=False).tolist()
-    counts = Counter(some)  # many cells share an abstract: each is compared once
-    names = sorted(counts)
-    return names[int(np.argmax([sum(n * token_f1(name, other) for other, n in counts.items()) for name in names]))]
-
-
-def _most_frequent(
-    lists: Sequence[NDArray[np.int64]], lengths: Sequence[int], vocabulary: GeneVocabulary
-) -> dict[int, tuple[str, ...]]:
     gene, rank = np.concatenate(lists), np.concatenate([np.arange(len(one)) for one in lists])
     reciprocal_g = np.bincount(gene, weights=1 / (rank + 1), minlength=len(vocabulary))
     chosen = {}
-    for length in lengths:
+    for length in sorted(set(lengths)):
         times_g = np.bincount(gene[rank < length], minlength=len(vocabulary))
         best = np.lexsort((-reciprocal_g, -times_g))[:length]
         best = best[np.argsort(-reciprocal_g[best], kind="stable")]
         chosen[length] = tuple(vocabulary.symbols[i] for i in best)
-    return chosen
+    return ConstantAnswer(kind=kind, ranked_genes=chosen)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,7 +23,7 @@ from pydantic import Field, field_validator
 
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.constant_answer import fit_constant_answer
-from cytoglot.benchmark.results import ResultRow, as_dicts
+from cytoglot.benchmark.results import OURS, ResultRow
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.task_answers import ModelAnswers
 from cytoglot.cell_model.task_scores import EvalRecord, EvalTask, statistics
@@ -43,7 +44,7 @@ from cytoglot.tasks.task import tasks as registered_tasks
 
 logger = logging.getLogger(__name__)
 
-OURS, CONSTANT, SHUFFLED = "cytoglot", "constant answer", "control: shuffled truths"
+CONSTANT, SHUFFLED = "constant answer", "control: shuffled truths"
 _PROMPT_CHARACTERS = 400
 """of a prompt in `answers.parquet`"""
 
@@ -169,7 +170,8 @@ class _Work:
             for name in names:
                 started = time.perf_counter()
                 try:
-                    self._judge(registered_tasks[name])
+                    asked, training = self._ask(registered_tasks[name])
+                    self._judge(asked, training)
                 except _NotShown as reason:
                     self.not_shown[name] = str(reason)
                     logger.info("%s: not shown, %s", name, reason)
@@ -181,17 +183,70 @@ class _Work:
             listed = "; ".join(f"{name}: {reason}" for name, reason in self.not_shown.items())
             raise InputError(f"no task of this corpus can be shown ({listed}); pass another model, part or corpus")
 
-    def _judge(self, task: Task[Any, Any]) -> None:
-        asked, training = self._ask(task)
-        lengths = [one.n_genes for one in asked.records] if asked.kind in {"genes", "cells"} else []
+    def _judge(self, asked: EvalTask, training: Sequence[EvalRecord]) -> None:
+        """Answer, and compare with the constant answer and with the truths of other records."""
+        name, n_tokens = asked.task.name, self.answerer.n_tokens
         constant = fit_constant_answer(
-            asked.kind, training, lengths=lengths, vocabulary=asked.vocabulary, labels=asked.labels, seed=self.seed
+            asked.kind,
+            training,
+            lengths=[one.n_genes for one in asked.records] if asked.kind in {"genes", "cells"} else [],
+            vocabulary=asked.vocabulary,
+            labels=asked.labels,
+            seed=self.seed,
         )
         constants = [constant.answer(one) for one in asked.records]
-        answers = self.answerer.answers(asked, self._budgets(asked, training, constants))
+        # The most tokens of each free answer, from what training answers and the prompt tell of its length; the
+        # constant answer has as many genes as the prompt asks for.
+        if asked.kind == "genes":
+            budgets = [int(1.1 * n) + 8 for n in n_tokens(asked.task, constants)]
+        else:
+            usual = int(np.quantile(n_tokens(asked.task, [one.truth for one in training]), 0.95))
+            budgets = [max(n, usual) for n in n_tokens(asked.task, constants)]
+        answers = self.answerer.answers(asked, budgets)
+        # Donors or batches where there are at least five and all are known, else the records themselves.
+        metadata = pd.DataFrame([dict(one.record.metadata) for one in asked.records])
+        columns = {field: group_values(metadata, field) for field in GROUP_FIELDS if field in metadata}
+        unit, groups = resampling_unit(columns)
+        options: dict[str, Any] = {"groups": groups, "unit": asked.task.unit if groups is None else unit}
+        options |= {"seed": self.seed, "n_resamples": 1000}
+        by_method = {OURS: statistics(asked, answers), CONSTANT: statistics(asked, constants)}
         order = derangement(len(asked.records), seed=self.seed)
-        self._compare(asked, answers, constants, order)
-        self.answers.append(_answer_table(asked, answers, constants))
+        if order is not None:
+            by_method[SHUFFLED] = statistics(asked.with_truths_of(order), answers)
+        rows = {
+            (method, metric): ResultRow.of(name, method, metric, bootstrap(statistic, **options))
+            for method, found in by_method.items()
+            for metric, statistic in found.items()
+        }
+        for metric, statistic in by_method[OURS].items():
+            interval = bootstrap_difference(statistic, by_method[CONSTANT][metric], **options)
+            rows["difference", metric] = ResultRow.of(name, f"{OURS} - {CONSTANT}", f"{metric}_difference", interval)
+            ours, difference, shuffled = rows[OURS, metric], rows["difference", metric], rows.get((SHUFFLED, metric))
+            line = TaskLine(
+                task=name,
+                metric=metric,
+                model=ours.value,
+                low=ours.low,
+                high=ours.high,
+                constant=rows[CONSTANT, metric].value,
+                difference=difference.value,
+                difference_low=difference.low,
+                difference_high=difference.high,
+                shuffled=None if shuffled is None else shuffled.value,
+                n=ours.n,
+                unit=ours.unit,
+            )
+            self.table.append(line)
+        self.rows += rows.values()
+        table = {
+            "task": name,
+            "key": [one.record.key for one in asked.records],
+            "prompt": [shortened(one.prompt, _PROMPT_CHARACTERS) for one in asked.records],
+            "truth": [one.truth for one in asked.records],
+            "answer": answers,
+            "constant": constants,
+        }
+        self.answers.append(pd.DataFrame(table))
 
     def _ask(self, task: Task[Any, Any]) -> tuple[EvalTask, list[EvalRecord]]:
         """Return what is asked of held-out records, and the same of training records."""
@@ -207,7 +262,18 @@ class _Work:
         training = self._sample(task, "train", settings.n_training)
         held_out = self._sample(task, settings.part, settings.n_per_task)
         labels = self._labels(task, training) if task.closed_answer else ()
-        self._check_several_answers(task, labels, training, held_out)
+        # One answer that is right whatever is asked tells nothing of a model.
+        learned, asked = ({q.answer() for q in questions} for questions in (training, held_out))
+        possible = learned | asked | set(labels)
+        if isinstance(task, LabelAnswer):
+            possible |= set(self.corpus.labels(task.field))
+        if len(possible) == 1:
+            raise _NotShown(f"a single possible answer in this corpus: {shortened(possible.pop(), 60)!r}")
+        if len(labels or learned) == 1:
+            raise _NotShown(f"a single answer in the training part: {shortened((labels or (*learned,))[0], 60)!r}")
+        if len(asked) == 1:
+            what = f"a single answer in the {settings.part} part"
+            raise _NotShown(f"{what}, for {len(held_out)} records: {shortened(asked.pop(), 60)!r}")
         fitted = [one for q in training if (one := self.answerer.fitted(q, labels)) is not None]
         records = [one for q in held_out if (one := self.answerer.fitted(q, labels)) is not None]
         if not fitted or not records:
@@ -216,7 +282,9 @@ class _Work:
             self.messages.append(
                 f"{task.name}: {len(held_out) - len(records)} of {len(held_out)} records do not fit the context"
             )
-        records = records[: self._n_records(task, records)]
+        if not task.closed_answer:  # as many as the budget of tokens allows; they are in random order
+            mean = float(np.mean(self.answerer.n_tokens(task, [one.truth for one in records])))
+            records = records[: max(settings.min_records, int(settings.answer_tokens / mean))]
         return EvalTask(task=task, vocabulary=vocabulary, records=tuple(records), labels=labels), fitted
 
     def _sample(self, task: Task[Any, Any], part: Any, n: int) -> list[TaskInstance]:
@@ -243,80 +311,20 @@ class _Work:
         if not isinstance(task, LabelAnswer) or column not in self.corpus.description.metadata_columns:
             counts = pd.Series([question.answer() for question in training]).value_counts()
             return tuple(counts.index)
-        completions = task.label_completions(self._training_values(column))
-        return tuple(dict.fromkeys(task.templates.bare(answer) for answer in completions))
-
-    def _training_values(self, column: str) -> list[str]:
-        """Return the values of a metadata column in the training part, most frequent first and then by name."""
-        counts: dict[str, int] = {}
+        n_of: Counter[str] = Counter()
         for shard in self.corpus.shards("train"):
             values = pq.read_table(self.corpus.folder / shard.file, columns=[column])[column]
-            for found in values.value_counts().to_pylist():
-                if found["values"] is not None and found["values"].strip():
-                    counts[found["values"]] = counts.get(found["values"], 0) + found["counts"]
-        return sorted(counts, key=lambda value: (-counts[value], value))
-
-    def _check_several_answers(
-        self,
-        task: Task[Any, Any],
-        labels: Sequence[str],
-        training: Sequence[TaskInstance],
-        held_out: Sequence[TaskInstance],
-    ) -> None:
-        """Refuse a task in which one answer is right whatever is asked, and so tells nothing of a model."""
-        learned, asked = ({q.answer() for q in questions} for questions in (training, held_out))
-        possible = learned | asked | set(labels)
-        if isinstance(task, LabelAnswer):
-            possible |= set(self.corpus.labels(task.field))
-        if len(possible) == 1:
-            raise _NotShown(f"a single possible answer in this corpus: {shortened(possible.pop(), 60)!r}")
-        if len(labels or learned) == 1:
-            raise _NotShown(f"a single answer in the training part: {shortened((labels or (*learned,))[0], 60)!r}")
-        if len(asked) == 1:
-            what = f"a single answer in the {self.settings.part} part"
-            raise _NotShown(f"{what}, for {len(held_out)} records: {shortened(asked.pop(), 60)!r}")
-
-    def _n_records(self, task: Task[Any, Any], records: Sequence[EvalRecord]) -> int:
-        """Return how many records the budget of tokens allows; they are in random order."""
-        if task.closed_answer:
-            return len(records)
-        mean = float(np.mean(self.answerer.n_tokens(task, [one.truth for one in records])))
-        return max(self.settings.min_records, int(self.settings.answer_tokens / mean))
-
-    def _budgets(self, asked: EvalTask, training: Sequence[EvalRecord], constants: Sequence[str]) -> list[int]:
-        """Return the most tokens of each free answer, from what training answers and the prompt tell of its length."""
-        lengths = self.answerer.n_tokens(asked.task, constants)
-        if asked.kind == "genes":  # the constant answer has as many genes as the prompt asks for
-            return [int(1.1 * n) + 8 for n in lengths]
-        usual = int(np.quantile(self.answerer.n_tokens(asked.task, [one.truth for one in training]), 0.95))
-        return [max(n, usual) for n in lengths]
-
-    def _compare(
-        self, asked: EvalTask, answers: Sequence[str], constants: Sequence[str], order: NDArray[np.int64] | None
-    ) -> None:
-        unit, groups = _unit(asked)
-        options: dict[str, Any] = {"groups": groups, "unit": unit, "seed": self.seed, "n_resamples": 1000}
-        by_method = {OURS: statistics(asked, answers), CONSTANT: statistics(asked, constants)}
-        if order is not None:
-            by_method[SHUFFLED] = statistics(asked.with_truths_of(order), answers)
-        name = asked.task.name
-        rows = {
-            (method, metric): ResultRow.of(name, method, metric, bootstrap(statistic, **options))
-            for method, found in by_method.items()
-            for metric, statistic in found.items()
-        }
-        for metric, ours in by_method[OURS].items():
-            interval = bootstrap_difference(ours, by_method[CONSTANT][metric], **options)
-            rows["difference", metric] = ResultRow.of(name, f"{OURS} - {CONSTANT}", f"{metric}_difference", interval)
-            self.table.append(_line(name, metric, rows))
-        self.rows += rows.values()
+            n_of.update({found["values"]: found["counts"] for found in values.value_counts().to_pylist()})
+        known = [value for value in n_of if value is not None and value.strip()]
+        completions = task.label_completions(sorted(known, key=lambda value: (-n_of[value], value)))
+        return tuple(dict.fromkeys(task.templates.bare(answer) for answer in completions))
 
     def write(self, folder: Path) -> None:
         """Write everything into a new folder."""
         settings, description = self.settings, self.corpus.description
         meta = {"method": OURS, "corpus": description.fingerprint, **settings.model_dump(mode="json")}
         content = {
-            "results": as_dicts(self.rows),
+            "results": [asdict(row) for row in self.rows],
             "table": [asdict(line) for line in self.table],
             "not_shown": self.not_shown,
             "messages": self.messages,
@@ -354,9 +362,8 @@ def shortened(text: str, n_characters: int) -> str:
 def _meet(corpus: Corpus, model: CellModel) -> list[str]:
     """Refuse a model of other genes; say what is not known of the model's training."""
     known, asked = model.spec.vocabulary, corpus.vocabulary
-    n_shared = int((known.index_of(asked.symbols) >= 0).sum())
-    overlap = VocabularyOverlap(n_model=len(known), n_query=len(asked), n_shared=n_shared)
-    if n_shared < MIN_OVERLAP * len(asked):
+    overlap = VocabularyOverlap.of(known, asked)
+    if overlap.n_shared < MIN_OVERLAP * len(asked):
         raise VocabularyMismatchError(f"{overlap}; pass a model that was trained on the genes of this corpus")
     messages = [] if known == asked else [f"{overlap}; other genes are read and written letter by letter"]
     if corpus.description.fingerprint not in model.spec.manifest.get("inputs", {}).values():
@@ -366,42 +373,3 @@ def _meet(corpus: Corpus, model: CellModel) -> list[str]:
     for message in messages:
         logger.warning("%s", message)
     return messages
-
-
-def _unit(asked: EvalTask) -> tuple[str, NDArray[np.object_] | None]:
-    """Donors or batches where there are at least five and all are known, else the records themselves."""
-    metadata = pd.DataFrame([dict(one.record.metadata) for one in asked.records])
-    columns = {field: group_values(metadata, field) for field in GROUP_FIELDS if field in metadata}
-    unit, groups = resampling_unit(columns)
-    return (asked.task.unit if groups is None else unit), groups
-
-
-def _line(task: str, metric: str, rows: Mapping[tuple[str, str], ResultRow]) -> TaskLine:
-    ours, difference, shuffled = rows[OURS, metric], rows["difference", metric], rows.get((SHUFFLED, metric))
-    return TaskLine(
-        task=task,
-        metric=metric,
-        model=ours.value,
-        low=ours.low,
-        high=ours.high,
-        constant=rows[CONSTANT, metric].value,
-        difference=difference.value,
-        difference_low=difference.low,
-        difference_high=difference.high,
-        shuffled=None if shuffled is None else shuffled.value,
-        n=ours.n,
-        unit=ours.unit,
-    )
-
-
-def _answer_table(asked: EvalTask, answers: Sequence[str], constants: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "task": asked.task.name,
-            "key": [one.record.key for one in asked.records],
-            "prompt": [shortened(one.prompt, _PROMPT_CHARACTERS) for one in asked.records],
-            "truth": [one.truth for one in asked.records],
-            "answer": list(answers),
-            "constant": list(constants),
-        }
-    )

@@ -5,6 +5,7 @@ The folder that is written holds everything the report needs; nothing in it is c
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import time
@@ -19,14 +20,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.applications.annotation import label_probabilities
+from cytoglot.applications.forecast import forecast_cells
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
-from cytoglot.benchmark.baselines import BASELINES, Baseline
+from cytoglot.benchmark.baselines import BASELINES
 from cytoglot.benchmark.generation import evaluate_generation
 from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
-from cytoglot.benchmark.results import Prediction, ResultRow, annotation_rows, as_dicts, difference_rows
-from cytoglot.cell_model.load import CellModel, VocabularyOverlap, load_cell_model
+from cytoglot.benchmark.results import OURS, Prediction, ResultRow, annotation_rows, difference_rows
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
@@ -153,6 +155,31 @@ def evaluate(
     )
 
 
+def forecast_evaluation(
+    source: AnnData | Path,
+    model: str | Path,
+    settings: EvaluateSettings,
+    *,
+    layer: str | None,
+    gene_options: GeneOptions,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Forecast the model's own time from a few cells; for the control it is the time that its training took."""
+    loaded = load_cell_model(model, device=device)
+    forecast = forecast_cells(
+        loaded, source, passes=loaded.spec.views + 1, layer=layer, gene_options=gene_options, min_overlap=MIN_OVERLAP
+    )
+    training = Path(model) / TRAINING_FILE
+    history = json.loads(training.read_text(encoding="utf-8"))["history"] if training.is_file() else []
+    control = float(history[-1]["seconds"]) if history and settings.control else 0.0
+    rest = 20.0 + (15.0 if settings.maps else 0.0) + (10.0 if settings.generation else 0.0)
+    return forecast | {
+        "seconds": round(forecast["seconds"] + control + rest, 1),
+        "control_seconds": round(control, 1),
+        "disk_mb": 5.0,
+    }
+
+
 def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None, new_cells: bool = False) -> HeldOut:
     """Sort the cells of a file by the split of the model; cells without a label are left out."""
     column = label or model.spec.label_column
@@ -175,7 +202,11 @@ def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None, new_c
             f"no cell to evaluate on: {int(known.sum())} of {adata.n_obs} cells have a label, and all of these were "
             f"used for training or validation{renamed}; pass held-out cells"
         )
-    unit, groups = _unit(adata.obs.iloc[test])
+    # Donors or batches where there are at least five among the test cells, else cells.
+    obs = adata.obs.iloc[test]
+    fields = recognize_obs(obs)
+    columns = {fields[name]: group_values(obs, fields[name]).to_numpy() for name in GROUP_FIELDS if name in fields}
+    unit, groups = resampling_unit(columns)
     return HeldOut(
         adata=adata,
         labels=labels,
@@ -187,13 +218,6 @@ def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None, new_c
         unit=unit,
         groups=groups,
     )
-
-
-def _unit(obs: pd.DataFrame) -> tuple[str, NDArray[np.object_] | None]:
-    """Donors or batches where there are at least five among the test cells, else cells."""
-    fields = recognize_obs(obs)
-    columns = {fields[name]: group_values(obs, fields[name]).to_numpy() for name in GROUP_FIELDS if name in fields}
-    return resampling_unit(columns)
 
 
 def _unknown_labels(truth: NDArray[np.object_], unknown: Sequence[str], known: Sequence[str]) -> str:
@@ -208,53 +232,66 @@ def _unknown_labels(truth: NDArray[np.object_], unknown: Sequence[str], known: S
     return f"{text}; other spellings are not the same label, it has {', '.join(pairs)}" if pairs else text
 
 
+@dataclass(kw_only=True)
 class _Work:
     """One evaluation, step by step; each step writes its own file."""
 
-    def __init__(
-        self,
-        *,
-        model: CellModel,
-        held_out: HeldOut,
-        settings: EvaluateSettings,
-        sentences: CellSentences,
-        overlap: VocabularyOverlap,
-        seed: int,
-    ) -> None:
-        self.sentences, self.overlap = sentences, overlap
-        self.model, self.held_out, self.settings, self.seed = model, held_out, settings, seed
-        self.rows: list[ResultRow] = []
-        self.messages: list[str] = list(held_out.matched.messages)
-        self.timings: dict[str, float] = {}
-        self.truth = held_out.labels[held_out.test]
-        self.unknown_labels = sorted(set(self.truth) - set(model.spec.labels))
+    model: CellModel
+    held_out: HeldOut
+    settings: EvaluateSettings
+    sentences: CellSentences
+    overlap: VocabularyOverlap
+    seed: int
+    rows: list[ResultRow] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.messages = list(self.held_out.matched.messages)
+        self.truth = self.held_out.labels[self.held_out.test]
+        self.unknown_labels = sorted(set(self.truth) - set(self.model.spec.labels))
         if self.unknown_labels:
-            self.messages.append(_unknown_labels(self.truth, self.unknown_labels, model.spec.labels))
+            self.messages.append(_unknown_labels(self.truth, self.unknown_labels, self.model.spec.labels))
         for message in self.messages:
             logger.warning("%s", message)
 
     def run(self, folder: Path, *, control_folder: Path) -> None:
         """Do everything and write it into `folder`."""
+        held, seed = self.held_out, self.seed
         predictions = self._predictions(control_folder)
-        ours = predictions[0]
-        self._annotation_rows(predictions)
+        options: dict[str, Any] = {"groups": held.groups, "unit": held.unit, "seed": seed}
+        self.rows += annotation_rows(self.truth, predictions, **options)
+        others = [p for p in predictions if not p.method.startswith("cytoglot")]
+        for ours in predictions[:2] if self.settings.probe and len(predictions) > 1 else predictions[:1]:
+            self.rows += difference_rows(self.truth, ours, others, **options)
         self._write_predictions(folder, predictions)
-        if self.settings.generation and len(self.held_out.train):
-            self._generation(folder)
-        self._reconstruction(folder)
+        if self.settings.generation and len(held.train):
+            with self._timed("generation"):
+                result = evaluate_generation(
+                    self.model,
+                    self.model.truncate(self.sentences[held.train]),
+                    held.labels[held.train],
+                    self.model.truncate(self.sentences[held.test]),
+                    self.truth,
+                    max_cells=self.settings.max_generated,
+                    seed=seed,
+                )
+            self.rows += result.rows
+            write_json(folder / "generation.json", {"per_type": result.per_type, "generated_vs_real_2d": result.points})
+        with self._timed("reconstruction"):  # the model's own rank curve
+            row, content = curve_on_cells(self.model, held.adata, self.sentences, held.test, seed=seed)
+        self.rows.append(row)
+        write_json(folder / "reconstruction.json", content)
         if self.settings.maps:
-            self._maps(folder)
-        self._write_cards(folder, ours)
+            with self._timed("maps"):
+                table = two_maps(self.embedding_nd, held.adata, held.test, held.labels, seed=seed)
+            table.to_parquet(folder / "embedding_2d.parquet", index=False)
+        self._write_cards(folder)
 
     def _predictions(self, control_folder: Path) -> list[Prediction]:
         """Our own first, then the linear probe, the baselines and the control."""
         held = self.held_out
-        predictions = []
         with self._timed("annotation by scoring"):
-            probabilities = label_probabilities(self.model, self.sentences[held.test])
-            predictions.append(
-                Prediction(method="cytoglot", labels=probabilities.labels, probability_nk=probabilities.probability_nk)
-            )
+            predictions = [Prediction.of(OURS, label_probabilities(self.model, self.sentences[held.test]))]
         with self._timed("embedding"):
             self.embedding_nd = self.model.embeddings(self.sentences)
         if len(held.train) == 0:
@@ -262,72 +299,59 @@ class _Work:
             return predictions
         if self.settings.probe:
             with self._timed("linear probe"):
-                predictions.append(self._probe())
+                labels, probability_nk = linear_probe(
+                    self.embedding_nd,
+                    held.labels,
+                    train=held.train,
+                    validation=held.validation,
+                    test=held.test,
+                    seed=self.seed,
+                )
+            predictions.append(Prediction(method=f"{OURS} linear probe", labels=labels, probability_nk=probability_nk))
         for name, baseline in BASELINES.items():
             with self._timed(name):
-                predictions.append(self._baseline(name, baseline))
+                fitted = baseline(seed=self.seed).fit(
+                    held.adata[held.train],
+                    held.labels[held.train],
+                    held.adata[held.validation] if len(held.validation) else None,
+                    held.labels[held.validation],
+                )
+                logger.info("%s: chosen on validation cells: %s", name, dict(fitted.chosen) or "nothing")
+                probability_nk = fitted.predict_proba(held.adata[held.test])
+            predictions.append(Prediction(method=name, labels=fitted.labels, probability_nk=probability_nk))
         if self.settings.control:
-            predictions += self._controls(control_folder)
+            recipe = TrainRecipe.model_validate(self.model.spec.manifest["config"]["recipe"])
+            reason = self._no_control(recipe)
+            if reason is None:
+                try:
+                    with self._timed("control: retraining on shuffled labels"):
+                        predictions.append(self._control(recipe, control_folder))
+                except InputError as error:  # such as a base model that has moved: no reason to lose the rest
+                    reason = str(error)
+                finally:
+                    shutil.rmtree(control_folder, ignore_errors=True)
+            if reason is not None:
+                self.messages.append(f"the control on shuffled labels is not shown: {reason}")
         return predictions
-
-    def _controls(self, folder: Path) -> list[Prediction]:
-        """Return the control, or say why there is none."""
-        recipe = TrainRecipe.model_validate(self.model.spec.manifest["config"]["recipe"])
-        reason = self._no_control(recipe)
-        if reason is None:
-            try:
-                with self._timed("control: retraining on shuffled labels"):
-                    return [self._control(recipe, folder)]
-            except InputError as error:  # such as a base model that has moved: no reason to lose the rest
-                reason = str(error)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-        self.messages.append(f"the control on shuffled labels is not shown: {reason}")
-        return []
 
     def _no_control(self, recipe: TrainRecipe) -> str | None:
         """Return why a model that is trained again on shuffled labels would tell nothing."""
         if recipe.kind == "grpo":
             return "alignment learns from rewards and not from labels; evaluate the model that it started from"
         base = recipe.model.base
-        if base is not None and Path(base).is_dir() and self._has_learned_labels(base):
-            return f"its base model {Path(str(base)).name} has learned labels of these cells; evaluate that one"
-        if base is not None:
-            self.messages.append(
-                "the control on shuffled labels starts from the base model as the model did; it need not be at chance "
-                "where that one knows labels of these cells"
-            )
-        return None
-
-    def _has_learned_labels(self, base: str) -> bool:
-        """Tell whether training cells of the base model are in this file."""
+        if base is None:
+            return None
         split, adata = load_split(base), self.held_out.adata
-        if split is None:
-            return False
-        content = content_of_cells(adata, CellModelSpec.load(base).vocabulary)
-        known = match_cells(split, adata.obs_names, content, new_cells=split.content is not None)
-        return bool((known.part == "train").any())
-
-    def _probe(self) -> Prediction:
-        held = self.held_out
-        labels, probability_nk = linear_probe(
-            self.embedding_nd, held.labels, train=held.train, validation=held.validation, test=held.test, seed=self.seed
+        if split is not None:
+            content = content_of_cells(adata, CellModelSpec.load(base).vocabulary)
+            known = match_cells(split, adata.obs_names, content, new_cells=split.content is not None)
+            if (known.part == "train").any():
+                return f"its base model {Path(base).name} has learned labels of these cells; evaluate that one"
+        self.messages.append(
+            "the control on shuffled labels starts from the base model as the model did; it need not be at chance "
+            "where that one knows labels of these cells"
         )
-        return Prediction(method="cytoglot linear probe", labels=labels, probability_nk=probability_nk)
-
-    def _baseline(self, name: str, make: type[Baseline]) -> Prediction:
-        held = self.held_out
-        train, validation = (held.adata[rows] for rows in (held.train, held.validation))
-        fitted = make(seed=self.seed).fit(
-            train,
-            held.labels[held.train],
-            validation if len(held.validation) else None,
-            held.labels[held.validation],
-        )
-        logger.info("%s: chosen on validation cells: %s", name, dict(fitted.chosen) or "nothing")
-        return Prediction(
-            method=name, labels=tuple(fitted.labels), probability_nk=fitted.predict_proba(held.adata[held.test])
-        )
+        return None
 
     def _control(self, recipe: TrainRecipe, folder: Path) -> Prediction:
         held = self.held_out
@@ -343,18 +367,7 @@ class _Work:
             overwrite=True,
         )
         sentences, _ = control.sentences(held.adata[held.test], gene_options=AS_NAMED)
-        probabilities = label_probabilities(control, sentences)
-        return Prediction(
-            method="control: shuffled labels", labels=probabilities.labels, probability_nk=probabilities.probability_nk
-        )
-
-    def _annotation_rows(self, predictions: list[Prediction]) -> None:
-        held = self.held_out
-        options: dict[str, Any] = {"groups": held.groups, "unit": held.unit, "seed": self.seed}
-        self.rows += annotation_rows(self.truth, predictions, **options)
-        for ours in predictions[:2] if self.settings.probe and len(predictions) > 1 else predictions[:1]:
-            others = [p for p in predictions if not p.method.startswith("cytoglot")]
-            self.rows += difference_rows(self.truth, ours, others, **options)
+        return Prediction.of("control: shuffled labels", label_probabilities(control, sentences))
 
     def _write_predictions(self, folder: Path, predictions: list[Prediction]) -> None:
         ours = predictions[0]
@@ -381,38 +394,7 @@ class _Work:
             ],
         )
 
-    def _generation(self, folder: Path) -> None:
-        held = self.held_out
-        with self._timed("generation"):
-            result = evaluate_generation(
-                self.model,
-                self.model.truncate(self.sentences[held.train]),
-                held.labels[held.train],
-                self.model.truncate(self.sentences[held.test]),
-                self.truth,
-                max_cells=self.settings.max_generated,
-                seed=self.seed,
-            )
-        self.rows += result.rows
-        write_json(folder / "generation.json", {"per_type": result.per_type, "generated_vs_real_2d": result.points})
-
-    def _reconstruction(self, folder: Path) -> None:
-        """The model's own rank curve, on the held-out cells."""
-        with self._timed("reconstruction"):
-            rows, content = curve_on_cells(
-                self.model, self.held_out.adata, self.sentences, self.held_out.test, seed=self.seed
-            )
-        self.rows += rows
-        write_json(folder / "reconstruction.json", content)
-
-    def _maps(self, folder: Path) -> None:
-        with self._timed("maps"):
-            table = two_maps(
-                self.embedding_nd, self.held_out.adata, self.held_out.test, self.held_out.labels, seed=self.seed
-            )
-        table.to_parquet(folder / "embedding_2d.parquet", index=False)
-
-    def _write_cards(self, folder: Path, ours: Prediction) -> None:
+    def _write_cards(self, folder: Path) -> None:
         held, spec = self.held_out, self.model.spec
         card = {
             "n_cells": held.adata.n_obs,
@@ -432,7 +414,7 @@ class _Work:
             "messages": self.messages,
         }
         write_json(folder / "data_card.json", card)
-        write_json(folder / "results.json", {"results": as_dicts(self.rows), "meta": {"method": ours.method}})
+        write_json(folder / "results.json", {"results": [asdict(row) for row in self.rows], "meta": {"method": OURS}})
         write_json(folder / "timings.json", {name: round(seconds, 3) for name, seconds in self.timings.items()})
         training = Path(str(self.model.folder)) / TRAINING_FILE
         if training.is_file():

@@ -8,7 +8,8 @@ among the others. Axes: n sentences, g genes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from scipy.sparse import csr_matrix
 from sklearn.decomposition import TruncatedSVD
 
 from cytoglot.benchmark.baselines import TypeProfile
-from cytoglot.benchmark.results import ResultRow
+from cytoglot.benchmark.results import OURS, ResultRow
 from cytoglot.cell_model.load import CellModel
 from cytoglot.hashing import content_hashes
 from cytoglot.metrics.generation import (
@@ -78,51 +79,45 @@ def evaluate_generation(
     """
     rng = np.random.default_rng([seed, 6])
     profile = TypeProfile.fit(train, train_labels)
-    groups = [
-        _type_sets(model, profile, name, train, train_labels, test, test_labels, max_cells, rng, seed)
-        for name in sorted(set(test_labels) & set(model.spec.labels))
-        if min((test_labels == name).sum(), (train_labels == name).sum()) >= MIN_CELLS
-    ]
+    groups = []
+    for name in sorted(set(test_labels) & set(model.spec.labels)):
+        if min((test_labels == name).sum(), (train_labels == name).sum()) < MIN_CELLS:
+            continue
+        held_out = _draw(test, np.flatnonzero((test_labels == name) & (test.lengths > 0)), max_cells, rng)
+        lengths = np.array([len(words) for words in held_out])
+        # A training cell of the very sentence of a held-out one says nothing of real against real.
+        is_copy = np.isin(content_hashes(train.offsets, train.gene_ids, min_genes=0), _contents(held_out))
+        others = np.flatnonzero((train_labels == name) & (train.lengths > 0) & ~is_copy)
+        real = _draw(train, others, len(held_out), rng)
+        temperature = model.spec.calibration.generation_temperature
+        sets = {
+            OURS: model.generate_ids(name, lengths, temperature=temperature, seed=seed),
+            "type_profile_draw": profile.draw(name, lengths, rng),
+            "type_profile_top": profile.top(name, lengths),
+            REAL: real,
+        }
+        groups.append(TypeSets(cell_type=name, held_out=held_out, sets=sets))
     if not groups:
         logger.info("generation is not evaluated: no type has %d training and held-out cells", MIN_CELLS)
         return GenerationEvaluation(rows=[], per_type=[], points=[])
     space = _Space(train, train_labels, len(model.spec.vocabulary), seed=seed)
+    known = set(range(len(model.spec.vocabulary)))
     per_type = [
-        {"cell_type": group.cell_type, "method": method, "n": len(words), **_scores(group, method, space, model)}
+        {
+            "cell_type": group.cell_type,
+            "method": method,
+            "n": len(words),
+            "mean_overlap": mean_overlap(words, group.held_out),
+            "knn_type_agreement": space.agreement(words, group.cell_type, are_training_cells=method == REAL),
+            "validity": float(np.mean([validity(w, known) for w in words])),
+            "duplicate_share": float(np.mean([duplicate_share(w) for w in words])),
+            "pairwise_diversity": pairwise_diversity(words),
+            "diversity_ratio_to_real": pairwise_diversity(words) / max(pairwise_diversity(group.held_out), 1e-12),
+        }
         for group in groups
         for method, words in group.sets.items()
     ]
     return GenerationEvaluation(rows=_rows(per_type, seed), per_type=per_type, points=space.points(groups))
-
-
-def _type_sets(
-    model: CellModel,
-    profile: TypeProfile,
-    name: str,
-    train: CellSentences,
-    train_labels: NDArray[np.object_],
-    test: CellSentences,
-    test_labels: NDArray[np.object_],
-    max_cells: int,
-    rng: np.random.Generator,
-    seed: int,
-) -> TypeSets:
-    held_out = _draw(test, np.flatnonzero((test_labels == name) & (test.lengths > 0)), max_cells, rng)
-    lengths = np.array([len(words) for words in held_out])
-    is_copy = np.isin(content_hashes(train.offsets, train.gene_ids, min_genes=0), _contents(held_out))
-    real = _draw(train, np.flatnonzero((train_labels == name) & (train.lengths > 0) & ~is_copy), len(held_out), rng)
-    return TypeSets(
-        cell_type=name,
-        held_out=held_out,
-        sets={
-            "cytoglot": model.generate_ids(
-                name, lengths, temperature=model.spec.calibration.generation_temperature, seed=seed
-            ),
-            "type_profile_draw": [ids.astype(np.int64) for ids in profile.draw(name, lengths, rng)],
-            "type_profile_top": [ids.astype(np.int64) for ids in profile.top(name, lengths)],
-            REAL: real,
-        },
-    )
 
 
 def _draw(sentences: CellSentences, rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> Words:
@@ -143,9 +138,8 @@ class _Space:
         self._contents = _contents(words)
 
     def _weights(self, words: Sequence[NDArray[Any]]) -> csr_matrix:
-        offsets = np.cumsum([0, *map(len, words)])
+        offsets, ids = _flat(words)
         values = np.concatenate([1 / np.log2(np.arange(len(w)) + 2.0) for w in words] or [np.empty(0)])
-        ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
         return csr_matrix((values, ids, offsets), shape=(len(words), self._n_genes))
 
     def agreement(self, words: Words, name: str, *, are_training_cells: bool = False) -> float:
@@ -166,29 +160,20 @@ class _Space:
         return [
             {"cell_type": group.cell_type, "method": method, "x": float(x), "y": float(y)}
             for group in groups
-            for method, words in {"held_out_cells": group.held_out, "cytoglot": group.sets["cytoglot"]}.items()
+            for method, words in {"held_out_cells": group.held_out, OURS: group.sets[OURS]}.items()
             for x, y in self._svd.transform(self._weights(words))[:, :2]
         ]
 
 
+def _flat(words: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each sentence begins, and all ids behind each other."""
+    ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
+    return np.cumsum([0, *map(len, words)]), ids
+
+
 def _contents(words: Sequence[NDArray[Any]]) -> NDArray[np.uint64]:
     """Return a hash of each sentence, the same for equal sentences."""
-    offsets = np.cumsum([0, *map(len, words)])
-    ids = np.concatenate([np.asarray(w, dtype=np.int64) for w in words] or [np.empty(0, dtype=np.int64)])
-    return content_hashes(offsets, ids, min_genes=0)
-
-
-def _scores(group: TypeSets, method: str, space: _Space, model: CellModel) -> dict[str, float]:
-    words = group.sets[method]
-    known = set(range(len(model.spec.vocabulary)))
-    return {
-        "mean_overlap": mean_overlap(words, group.held_out),
-        "knn_type_agreement": space.agreement(words, group.cell_type, are_training_cells=method == REAL),
-        "validity": float(np.mean([validity(w, known) for w in words])),
-        "duplicate_share": float(np.mean([duplicate_share(w) for w in words])),
-        "pairwise_diversity": pairwise_diversity(words),
-        "diversity_ratio_to_real": pairwise_diversity(words) / max(pairwise_diversity(group.held_out), 1e-12),
-    }
+    return content_hashes(*_flat(words), min_genes=0)
 
 
 def _rows(per_type: list[dict[str, Any]], seed: int) -> list[ResultRow]:
@@ -198,10 +183,10 @@ def _rows(per_type: list[dict[str, Any]], seed: int) -> list[ResultRow]:
         entries = [entry for entry in per_type if entry["method"] == method]
         for metric in [key for key in entries[0] if key not in {"cell_type", "method", "n"}]:
             values = np.array([entry[metric] for entry in entries], dtype=float)
-            interval = bootstrap_function(_mean_of(values), len(values), unit="cell_type", seed=seed)
+
+            def mean(chosen: NDArray[np.int64], values: NDArray[np.float64] = values) -> float:
+                return math.nan if np.isnan(values[chosen]).all() else float(np.nanmean(values[chosen]))
+
+            interval = bootstrap_function(mean, len(values), unit="cell_type", seed=seed)
             rows.append(ResultRow.of("generation", method, metric, interval))
     return rows
-
-
-def _mean_of(values: NDArray[np.float64]) -> Callable[[NDArray[np.int64]], float]:
-    return lambda chosen: float(np.nanmean(values[chosen])) if not np.isnan(values[chosen]).all() else float("nan")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,9 @@ from cytoglot.metrics.classification import (
     macro_f1_statistic,
 )
 from cytoglot.metrics.uncertainty import AdditiveStatistic, Interval, bootstrap, bootstrap_difference
+
+OURS = "cytoglot"
+"""the method that is the model judged"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,11 @@ class Prediction(LabelProbabilities):
     """What one method says of the test cells."""
 
     method: str
+
+    @classmethod
+    def of(cls, method: str, found: LabelProbabilities) -> Prediction:
+        """Say whose probabilities these are."""
+        return cls(method=method, labels=found.labels, probability_nk=found.probability_nk)
 
 
 def statistics(truth: NDArray[np.object_], prediction: Prediction) -> Mapping[str, AdditiveStatistic]:
@@ -96,8 +103,3 @@ def difference_rows(
             interval = bootstrap_difference(mine[name], theirs[name], groups=groups, unit=unit, seed=seed)
             rows.append(ResultRow.of("annotation", f"{ours.method} - {other.method}", f"{name}_difference", interval))
     return rows
-
-
-def as_dicts(rows: Iterable[ResultRow]) -> list[dict[str, Any]]:
-    """Return plain JSON values."""
-    return [asdict(row) for row in rows]

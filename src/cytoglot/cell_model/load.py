@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -21,7 +22,7 @@ from cytoglot.cell_model.file_cells import FileCells
 from cytoglot.cell_model.spec import SPEC_FILE, SPLIT_FILE, Calibration, CellModelSpec
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.readers.stream import open_cells
+from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.data.relations import read_relations
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.backends.causal_lm import CausalLm
@@ -35,7 +36,7 @@ from cytoglot.lm.scoring.score import score_answers
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.decode import decode_texts
-from cytoglot.sentence.encode import encode
+from cytoglot.sentence.encode import encode, ranked_chunks, ranker_for
 from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
 from cytoglot.tasks.answers import LabelAnswer
 from cytoglot.tasks.c2s_templates import templates_for
@@ -64,6 +65,11 @@ class VocabularyOverlap:
     n_query: int
     n_shared: int
 
+    @classmethod
+    def of(cls, model: GeneVocabulary, query: GeneVocabulary) -> VocabularyOverlap:
+        """Count the genes of the model, of the query, and of both."""
+        return cls(n_model=len(model), n_query=len(query), n_shared=int((query.index_of(model.symbols) >= 0).sum()))
+
     @property
     def share_of_model(self) -> float:
         """Share of the model's genes that the query has."""
@@ -79,6 +85,27 @@ class VocabularyOverlap:
             f"{self.n_shared} of the model's {self.n_model} genes are in the query ({self.share_of_model:.0%}); "
             f"{self.share_out_of_vocabulary:.0%} of the query's {self.n_query} genes are outside of the vocabulary"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SentenceStream:
+    """The cells of a file or an AnnData over a model's genes, whatever their number."""
+
+    spec: CellModelSpec
+    cells: CellStream
+    overlap: VocabularyOverlap
+    chunk_cells: int
+
+    def chunks(self, first_cell: int = 0) -> Iterator[CellSentences]:
+        """Yield the sentences of the cells from `first_cell` on, `chunk_cells` at a time.
+
+        They are those of `CellModel.sentences`, whatever the chunks: whole, since a view may drop genes before the cut.
+        """
+        spec, cells = self.spec, self.cells
+        settings = RankSettings(ties=spec.ranking.ties, seed=spec.ranking.seed)
+        ranker = ranker_for(cells, genes=spec.vocabulary, settings=settings, tie_rates=spec.tie_rates_g)
+        ranked = ranked_chunks(cells, ranker, chunk_cells=self.chunk_cells, first_cell=first_cell)
+        return (ranker.sentences(block, cells.cell_ids[place]) for place, block in ranked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,22 +139,19 @@ class CellModel:
 
     def truncate(self, sentences: CellSentences) -> CellSentences:
         """Return the sentences at the length that the model writes: as in training, and as its context has room for."""
-        limits = [n for n in (self.spec.ranking.top_genes, self._words_in_context()) if n is not None]
+        limits = [] if self.spec.ranking.top_genes is None else [self.spec.ranking.top_genes]
+        if self.lm.context_length is not None:
+            # Words of any kind that fit after the prompt of any type; at least 1.
+            words = self.spec.vocabulary.symbols
+            constraint = constrain(DistinctWords(words=words, min_words=1, max_words=len(words)), self.lm.tokenizer)
+            types: list[Mapping[str, str]] = [
+                {**self.spec.context, "cell_type": label} for label in self.spec.labels
+            ] or [self.spec.context]
+            task = self.task("cell_generation" if self.spec.labels else "unconditional_generation")
+            prompts = [task.prompt(CellRecord(num_genes=len(words), metadata=metadata)) for metadata in types]
+            room = self.lm.context_length - max(len(ids) for ids in self.lm.tokenizer(prompts)["input_ids"])
+            limits.append(max(1, bisect_right(range(1, len(words) + 1), room, key=constraint.enough_tokens)))
         return sentences.truncate(min(limits)) if limits else sentences
-
-    def _words_in_context(self) -> int | None:
-        """Return how many words of any kind fit after the prompt of any type (at least 1); None without a limit."""
-        words, context = self.spec.vocabulary.symbols, self.lm.context_length
-        if context is None:
-            return None
-        constraint = constrain(DistinctWords(words=words, min_words=1, max_words=len(words)), self.lm.tokenizer)
-        types = [{**self.spec.context, "cell_type": label} for label in self.spec.labels] or [dict(self.spec.context)]
-        records = [CellRecord(num_genes=len(words), metadata=metadata) for metadata in types]
-        prompts = [
-            self.task("cell_generation" if self.spec.labels else "unconditional_generation").prompt(r) for r in records
-        ]
-        room = context - max(len(ids) for ids in self.lm.tokenizer(prompts)["input_ids"])
-        return max(1, bisect_right(range(1, len(words) + 1), room, key=constraint.enough_tokens))
 
     @property
     def rank_curve(self) -> RankCurve:
@@ -165,18 +189,38 @@ class CellModel:
         InputError
             As for `cytoglot.read`.
         """
-        with open_cells(adata, layer=layer, **gene_options.keywords) as stream:
-            overlap = self.overlap_with(stream.vocabulary, min_overlap=min_overlap)
+        with self.open_sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap) as stream:
             ranking = self.spec.ranking
             sentences = encode(
-                stream,
+                stream.cells,
                 genes=self.spec.vocabulary,
                 ties=ranking.ties,
                 seed=ranking.seed,
                 tie_rates=self.spec.tie_rates_g,
             )
-        logger.info("%s", overlap)
-        return sentences, overlap
+        return sentences, stream.overlap
+
+    @contextmanager
+    def open_sentences(
+        self,
+        source: AnnData | str | Path,
+        *,
+        layer: str | None = None,
+        gene_options: GeneOptions = DEFAULT_GENES,
+        min_overlap: float = MIN_OVERLAP,
+        chunk_cells: int = 1024,
+    ) -> Iterator[SentenceStream]:
+        """Open cells to rank them by chunks; of a file `obs`, the names of genes and one chunk are in memory.
+
+        Raises
+        ------
+        VocabularyMismatchError, InputError
+            As for `sentences`.
+        """
+        with open_cells(source, layer=layer, **gene_options.keywords) as cells:
+            overlap = self.overlap_with(cells.vocabulary, min_overlap=min_overlap)
+            logger.info("%s", overlap)
+            yield SentenceStream(spec=self.spec, cells=cells, overlap=overlap, chunk_cells=chunk_cells)
 
     def overlap_with(self, query: GeneVocabulary, *, min_overlap: float = MIN_OVERLAP) -> VocabularyOverlap:
         """Return how a query's genes meet those of the model.
@@ -187,9 +231,8 @@ class CellModel:
             The query has fewer than `min_overlap` of the model's genes, or none.
         """
         known = self.spec.vocabulary
-        n_shared = int((query.index_of(known.symbols) >= 0).sum())
-        overlap = VocabularyOverlap(n_model=len(known), n_query=len(query), n_shared=n_shared)
-        if overlap.share_of_model < min_overlap or n_shared == 0:
+        overlap = VocabularyOverlap.of(known, query)
+        if overlap.share_of_model < min_overlap or overlap.n_shared == 0:
             raise VocabularyMismatchError(
                 f"{overlap}; at least {min_overlap:.0%} of the model's genes are needed: the model knows "
                 f"{_examples(known.symbols)}, the query has {_examples(query.symbols)}; "
@@ -246,26 +289,6 @@ class CellModel:
             if chosen.has_content(record)
         ]
 
-    def prompts(
-        self,
-        sentences: CellSentences,
-        *,
-        task: str = "cell_type_annotation",
-        context: Mapping[str, str] | None = None,
-        view: int = 0,
-        template: int | str | None = None,
-        n_reserved: int = 1,
-    ) -> list[str]:
-        """Return the task's prompt for each cell.
-
-        A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
-        are left for an answer.
-        """
-        prompts = self.cell_prompts(
-            sentences, task=task, context=context, view=view, template=template, n_reserved=n_reserved
-        )
-        return [prompt.text for prompt in prompts]
-
     def cell_prompts(
         self,
         sentences: CellSentences,
@@ -276,7 +299,11 @@ class CellModel:
         template: int | str | None = None,
         n_reserved: int = 1,
     ) -> list[CellPrompt]:
-        """Return `prompts` that know where the cell sentence stands in them."""
+        """Return the task's prompt for each cell.
+
+        A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
+        are left for an answer.
+        """
         chosen: Task[CellRecord, Any] = self.task(task)
         records = list(self.records(sentences, context=context, view=view))
         asked = [TaskInstance(chosen, record, template) for record in records]
@@ -285,7 +312,13 @@ class CellModel:
         # A token has a byte at least, so most models need no counting.
         if room is None or max((len(prompt.text.encode()) for prompt in prompts), default=0) <= room:
             return prompts
-        fitting = truncate_to_fit(asked, [room] * len(asked), self._prompts_with_lengths)
+
+        def with_lengths(some: Sequence[TaskInstance]) -> list[tuple[Segments, int]]:
+            shown = [one.prompt() for one in some]
+            ids = self.lm.tokenizer([prompt.text for prompt in shown])["input_ids"]
+            return list(zip(shown, map(len, ids), strict=True))
+
+        fitting = truncate_to_fit(asked, [room] * len(asked), with_lengths)
         n_long = sum(one is None or one[0] is not whole for one, whole in zip(fitting, asked, strict=True))
         if n_long:
             logger.info("%d of %d sentences are cut to the model's context of %d tokens", n_long, len(prompts), room)
@@ -298,13 +331,6 @@ class CellModel:
             for prompt, one, whole, cut in zip(
                 prompts, fitting, asked, (r.truncate(n) for r, n in zip(records, shown, strict=True)), strict=True
             )
-        ]
-
-    def _prompts_with_lengths(self, asked: Sequence[TaskInstance]) -> list[tuple[Segments, int]]:
-        prompts = [one.prompt() for one in asked]
-        return [
-            (prompt, len(ids))
-            for prompt, ids in zip(prompts, self.lm.tokenizer([p.text for p in prompts])["input_ids"], strict=True)
         ]
 
     def label_scores(
@@ -324,8 +350,8 @@ class CellModel:
         total = np.zeros((len(sentences), len(answers)))
         n_reserved = 2 + max(len(ids) for ids in self.lm.tokenizer(list(answers))["input_ids"])
         for view in range(n_views):
-            prompts = self.prompts(sentences, context=context, view=view, template=template, n_reserved=n_reserved)
-            total += score_answers(self.lm, prompts, answers)
+            prompts = self.cell_prompts(sentences, context=context, view=view, template=template, n_reserved=n_reserved)
+            total += score_answers(self.lm, [prompt.text for prompt in prompts], answers)
         return total / n_views
 
     def write(
@@ -541,7 +567,7 @@ def check_same_genes(base: str | Path, vocabulary: GeneVocabulary, *, min_share:
     if not is_model_folder(base):
         return
     known = CellModelSpec.load(base).vocabulary
-    n_shared = int((known.index_of(vocabulary.symbols) >= 0).sum())
+    n_shared = VocabularyOverlap.of(known, vocabulary).n_shared
     if n_shared < min_share * len(vocabulary):
         raise VocabularyMismatchError(
             f"{base} knows {n_shared} of the {len(vocabulary)} genes to train on, fewer than {min_share:.0%}: it knows "

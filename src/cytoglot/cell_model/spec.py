@@ -104,7 +104,25 @@ class CellModelSpec:
         InputError
             The folder or the file is missing, the file is of a newer format, or its vocabulary was changed by hand.
         """
-        value = _read_json(Path(folder))
+        folder = Path(folder)
+        path = folder / SPEC_FILE
+        if not folder.is_dir():
+            raise InputError(f"model folder {folder} does not exist; pass the folder that `cytoglot train -o` wrote")
+        if not path.is_file():
+            is_unfinished = (folder / ".work").is_dir()
+            unfinished = (
+                " (its training was not finished: run the same `cytoglot train` again)" if is_unfinished else ""
+            )
+            raise InputError(f"{folder} holds no {SPEC_FILE}, so it is not a cytoglot model folder{unfinished}")
+        try:
+            value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
+        version = value.get("format_version")
+        if version != FORMAT_VERSION:
+            raise InputError(
+                f"{path} has format version {version}, this cytoglot reads {FORMAT_VERSION}; update cytoglot"
+            )
         fingerprint = value.pop("vocabulary_fingerprint", None)
         vocabulary = GeneVocabulary.from_dict(value.pop("vocabulary"))
         if fingerprint != vocabulary.fingerprint:
@@ -112,45 +130,20 @@ class CellModelSpec:
                 f"{folder}/{SPEC_FILE}: the gene vocabulary does not match its fingerprint {fingerprint}; "
                 "the file was edited or damaged, copy the model folder again"
             )
+        # JSON knows lists only.
+        value |= {name: tuple(value[name]) for name in _TUPLES if value.get(name) is not None}
+        value["words_per_label"] = {label: tuple(words) for label, words in value["words_per_label"].items()}
         return cls(
             vocabulary=vocabulary,
             ranking=RankSettings(**value.pop("ranking")),
             calibration=Calibration(**value.pop("calibration")),
             augment=AugmentSettings(**value.pop("augment")),
-            **_with_tuples(value),
+            **value,
         )
 
 
 _OBJECTS = {"vocabulary", "ranking", "calibration", "augment"}
-_TUPLES = {"tie_rates", "labels", "label_counts", "tasks"}
-
-
-def _with_tuples(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only."""
-    lists = {name: tuple(v) for name, v in value.items() if name in _TUPLES and v is not None}
-    words = {label: tuple(quantiles) for label, quantiles in value["words_per_label"].items()}
-    return value | lists | {"words_per_label": words}
-
-
-def _read_json(folder: Path) -> dict[str, Any]:
-    path = folder / SPEC_FILE
-    if not folder.is_dir():
-        raise InputError(f"model folder {folder} does not exist; pass the folder that `cytoglot train -o` wrote")
-    if not path.is_file():
-        unfinished = (
-            " (its training was not finished: run the same `cytoglot train` again)"
-            if (folder / ".work").is_dir()
-            else ""
-        )
-        raise InputError(f"{folder} holds no {SPEC_FILE}, so it is not a cytoglot model folder{unfinished}")
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
-    version = value.get("format_version")
-    if version != FORMAT_VERSION:
-        raise InputError(f"{path} has format version {version}, this cytoglot reads {FORMAT_VERSION}; update cytoglot")
-    return value
+_TUPLES = ("tie_rates", "labels", "label_counts", "tasks")
 
 
 def save_split(split: Split, folder: str | Path) -> None:

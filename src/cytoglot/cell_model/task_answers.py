@@ -63,22 +63,21 @@ class ModelAnswers:
         """
         context = math.inf if self.lm.context_length is None else self.lm.context_length
         longest_label = max(self.n_tokens(instance.task, labels), default=0)
-        (found,) = truncate_to_fit(
-            [instance], [context], lambda ones: [self._asked(one, longest_label) for one in ones]
-        )
-        return None if found is None else found[1]
 
-    def _asked(self, instance: TaskInstance, longest_label: int) -> tuple[EvalRecord | None, int]:
-        """Return what is asked, None if nothing of the answer is known in this vocabulary; and the tokens it takes."""
-        example, truth = instance.example(), instance.answer()
-        parts = parts_of(instance.task, truth, self.vocabulary)
-        if not parts or not all(part.strip() for part in parts):
-            return None, 0
-        asked = EvalRecord(record=instance.record, prompt=example.prompt, truth=truth, parts=parts)
-        ids, n_prompt = encode_pair(self.lm.tokenizer, example.prompt, example.completion)
-        words = self._words(instance.task, asked.n_genes)
-        n_words = 0 if words is None else constrain(words, self.lm.tokenizer).enough_tokens(words.max_words)
-        return asked, max(len(ids), n_prompt + max(longest_label, n_words))
+        def asked(one: TaskInstance) -> tuple[EvalRecord | None, int]:
+            # None if nothing of the answer is known in this vocabulary; and the tokens that it takes
+            example, truth = one.example(), one.answer()
+            parts = parts_of(one.task, truth, self.vocabulary)
+            if not parts or not all(part.strip() for part in parts):
+                return None, 0
+            record = EvalRecord(record=one.record, prompt=example.prompt, truth=truth, parts=parts)
+            ids, n_prompt = encode_pair(self.lm.tokenizer, example.prompt, example.completion)
+            words = self._words(one.task, record.n_genes)
+            n_words = 0 if words is None else constrain(words, self.lm.tokenizer).enough_tokens(words.max_words)
+            return record, max(len(ids), n_prompt + max(longest_label, n_words))
+
+        (found,) = truncate_to_fit([instance], [context], lambda ones: list(map(asked, ones)))
+        return None if found is None else found[1]
 
     def n_tokens(self, task: Task[Any, Any], answers: Iterable[str]) -> list[int]:
         """Return the tokens of each answer with its frame and the end of text."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.metrics.classification import macro_f1_statistic
+from cytoglot.metrics.classification import macro_f1_statistic, mean_statistic
 from cytoglot.metrics.generation import gene_overlap
 from cytoglot.metrics.spec import metrics as registered_metrics
 from cytoglot.metrics.text import exact_match, token_f1
@@ -109,9 +109,15 @@ def statistics(asked: EvalTask, answers: Sequence[str]) -> dict[str, AdditiveSta
     wanted_n = [one.parts for one in asked.records]
     has_order = asked.kind != "cells" or asked.task.is_ordered
     scores = [_scores(f, w, kind=asked.kind, has_order=has_order) for f, w in zip(found_n, wanted_n, strict=True)]
-    result = {name: _mean([score[name] for score in scores]) for name in scores[0]}
-    if "macro_f1" in asked.task.metrics:
-        result["macro_f1"] = _macro_f1(found_n, wanted_n)
+    result = {name: mean_statistic(np.array([score[name] for score in scores])) for name in scores[0]}
+    if "macro_f1" in asked.task.metrics:  # over cells, summed by record; a label that was not given is the empty one
+        record = np.repeat(np.arange(len(wanted_n)), [len(wanted) for wanted in wanted_n])
+        truth = [label for wanted in wanted_n for label in wanted]
+        padded = ([*found, *[""] * len(wanted)][: len(wanted)] for found, wanted in zip(found_n, wanted_n, strict=True))
+        over_cells = macro_f1_statistic(truth, [label for given in padded for label in given])
+        rows_nk = np.zeros((len(wanted_n), over_cells.rows_nk.shape[1]))
+        np.add.at(rows_nk, record, over_cells.rows_nk)
+        result["macro_f1"] = AdditiveStatistic(rows_nk=rows_nk, combine=over_cells.combine)
     return result
 
 
@@ -169,23 +175,3 @@ def _best_pairs(found: tuple[str, ...], wanted: tuple[str, ...]) -> list[tuple[s
     pairs: list[tuple[str | None, str | None]] = [(found[i], wanted[j]) for i, j in zip(rows, columns, strict=True)]
     pairs += [(f, None) for i, f in enumerate(found) if i not in rows]
     return pairs + [(None, w) for j, w in enumerate(wanted) if j not in columns]
-
-
-def _mean(values: Sequence[float]) -> AdditiveStatistic:
-    rows_nk = np.column_stack([np.asarray(values, dtype=np.float64), np.ones(len(values))])
-    return AdditiveStatistic(rows_nk=rows_nk, combine=lambda sums: np.asarray(sums[..., 0] / sums[..., 1]))
-
-
-def _macro_f1(found_n: Sequence[tuple[str, ...]], wanted_n: Sequence[tuple[str, ...]]) -> AdditiveStatistic:
-    """Macro-F1 over cells, summed by record; a label that was not given is the empty one."""
-    record: list[int] = []
-    truth: list[str] = []
-    predicted: list[str] = []
-    for i, (found, wanted) in enumerate(zip(found_n, wanted_n, strict=True)):
-        record += [i] * len(wanted)
-        truth += wanted
-        predicted += [*found, *[""] * len(wanted)][: len(wanted)]
-    over_cells = macro_f1_statistic(truth, predicted)
-    rows_nk = np.zeros((len(wanted_n), over_cells.rows_nk.shape[1]))
-    np.add.at(rows_nk, np.asarray(record), over_cells.rows_nk)
-    return AdditiveStatistic(rows_nk=rows_nk, combine=over_cells.combine)

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from cytoglot.cli.output import Device, DryRun, Json, Overwrite, Seed, Threads, check_output, quiet_for_json, show
+from cytoglot.cli import options as opt
+from cytoglot.cli.output import check_output, show
+from cytoglot.engines import Engine
 from cytoglot.errors import InputError
 
 Backend = Literal["transformers", "vllm", "openai"]
-Engine = Literal["local", "ray"]
-
-if TYPE_CHECKING:
-    from cytoglot.answer_format import AnswerFormat
-    from cytoglot.applications.answering import ModelSource, Prompts
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command("answer")(answer_command)
 
 
 def answer_command(
@@ -53,38 +45,50 @@ def answer_command(
     engine: Annotated[Engine, typer.Option("--engine", help="Where workers run.")] = "local",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with the model.")] = 1,
     gpus: Annotated[float, typer.Option("--gpus-per-worker", min=0, help="Asked of Ray.")] = 0.0,
-    overwrite: Overwrite = False,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
+    overwrite: opt.Overwrite = False,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    seed: opt.Seed = 0,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
 ) -> None:
     """Answer prompts with any model: valid answers of one format, resumable, on one machine or many."""
-    from cytoglot.applications.answering import answer_prompts, read_prompts
+    from cytoglot.applications.answer_formats import read_answer_format
+    from cytoglot.applications.answering import ModelSource, answer_prompts, read_prompts
+    from cytoglot.applications.forecast import forecast_answers
+    from cytoglot.cell_model.load import is_model_folder
+    from cytoglot.cell_model.spec import CellModelSpec
     from cytoglot.lm.model.language_model import set_threads
 
     check_output(output, suffixes=(".parquet",))
-    quiet_for_json(as_json=json)
     set_threads(threads)
-    source = _source(
-        model,
-        backend,
-        url,
-        model_name,
-        temperature=temperature,
-        top_p=top_p,
-        terminator=terminator,
-        batch_size=batch_size,
-        device=device,
-        revision=revision,
-        concurrency=concurrency,
-        exact=exact,
-    )
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "terminator": terminator,
+        "batch_size": batch_size,
+        "device": device,
+        "revision": revision,
+        "concurrency": concurrency,
+        "exact": exact,
+    }
+    if backend == "openai":
+        if url is None or model_name is None:
+            raise InputError("--backend openai needs --url, such as http://localhost:8000/v1, and --model-name")
+        source = ModelSource(model=model_name, backend="openai", url=url, **options)
+    elif url is not None or model_name is not None:
+        raise InputError(f"--url and --model-name are for --backend openai, found --backend {backend}")
+    elif model is None:
+        raise InputError(f"--backend {backend} needs --model, a folder or a name on the hub")
+    else:
+        source = ModelSource(model=model, backend=backend, **options)
     asked = read_prompts(prompts)
-    chosen = _format(answer_format, source)
+    words = None  # of a format of genes that names none: those of the model
+    if backend != "openai" and is_model_folder(source.model):
+        words = CellModelSpec.load(Path(source.model)).vocabulary.symbols
+    chosen = read_answer_format(answer_format, words=words)
     if dry_run:
-        show(_forecast(asked, chosen, source, output, samples=samples, part=part), as_json=json)
+        show(forecast_answers(asked, chosen, source, output, samples=samples, part=part), as_json=json)
         return
     report = answer_prompts(
         asked,
@@ -111,55 +115,3 @@ def answer_command(
         },
         as_json=json,
     )
-
-
-def _source(
-    model: str | None, backend: Backend, url: str | None, model_name: str | None, **options: Any
-) -> ModelSource:
-    from cytoglot.applications.answering import ModelSource
-
-    if backend == "openai":
-        if url is None or model_name is None:
-            raise InputError("--backend openai needs --url, such as http://localhost:8000/v1, and --model-name")
-        return ModelSource(model=model_name, backend="openai", url=url, **options)
-    if url is not None or model_name is not None:
-        raise InputError(f"--url and --model-name are for --backend openai, found --backend {backend}")
-    if model is None:
-        raise InputError(f"--backend {backend} needs --model, a folder or a name on the hub")
-    return ModelSource(model=model, backend=backend, **options)
-
-
-def _format(text: str, source: ModelSource) -> AnswerFormat:
-    from cytoglot.applications.answer_formats import read_answer_format
-    from cytoglot.cell_model.load import is_model_folder
-    from cytoglot.cell_model.spec import CellModelSpec
-
-    words = None
-    if source.backend != "openai" and is_model_folder(source.model):
-        words = CellModelSpec.load(Path(source.model)).vocabulary.symbols
-    return read_answer_format(text, words=words)
-
-
-def _forecast(
-    asked: Prompts, answer_format: AnswerFormat, source: ModelSource, output: Path, *, samples: int, part: int
-) -> dict[str, Any]:
-    """Count prompts, tokens where the tokenizer is at hand, and parts; the model is not loaded."""
-    from cytoglot.applications.parquet_parts import n_parts_done
-
-    n_prompts = len(asked.texts)
-    found: dict[str, Any] = {
-        "prompts": n_prompts,
-        "answers": n_prompts * samples,
-        "format": type(answer_format).__name__,
-        "characters": sum(map(len, asked.texts)),
-        "parts": -(-n_prompts // part),
-        "parts_from_earlier": n_parts_done(output),
-        "output": output,
-        "dry_run": True,
-    }
-    if source.backend == "openai":
-        return found
-    from cytoglot.applications.answering import prompt_lengths
-
-    lengths = prompt_lengths(asked, source)
-    return {**found, "prompt_tokens": sum(lengths), "longest_prompt_tokens": max(lengths)}

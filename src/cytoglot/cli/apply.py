@@ -2,66 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cytoglot.cli.cells import (
-    DuplicateGenes,
-    GeneColumn,
-    GeneMapping,
-    Source,
-    WholeFile,
-    gene_options,
-    whole_file,
-)
-from cytoglot.cli.output import (
-    Anew,
-    ChunkCells,
-    Context,
-    Device,
-    DryRun,
-    Json,
-    Layer,
-    Seed,
-    Threads,
-    check_output,
-    parse_context,
-    quiet_for_json,
-    show,
-)
-from cytoglot.data.write import write_h5ad as write_h5ad  # for other commands too
+from cytoglot.cli import options as opt
+from cytoglot.cli.cells import whole_file
+from cytoglot.cli.output import check_output, show
 from cytoglot.errors import InputError
 from cytoglot.texts import read_text
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from cytoglot.cell_model.load import CellModel
-    from cytoglot.data.genes.vocabulary import GeneVocabulary
 
 Method = Literal["score", "generate"]
-Templates = Annotated[
-    str | None,
-    typer.Option("--templates", help="Prompts of the model: cell2sentence (if installed), or a TOML or JSON file."),
-]
-Model = Annotated[str, typer.Option("--model", help="Model folder, or a checkpoint by name (then --labels).")]
 Output = Annotated[Path, typer.Option("-o", "--output", help="AnnData file to write.")]
-MinOverlap = Annotated[float, typer.Option("--min-overlap", help="Least share of the model's genes in the data.")]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("annotate")(annotate_command)
-    app.command("generate")(generate_command)
 
 
 def annotate_command(
-    source: Source,
-    model: Model,
+    source: opt.Source,
+    model: opt.Model,
     output: Output,
     labels: Annotated[Path | None, typer.Option("--labels", help="Closed set of labels, one per line.")] = None,
-    context: Context = None,
+    context: opt.Context = None,
     threshold: Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="Unassigned below this.")] = None,
     views: Annotated[int | None, typer.Option("--views", min=1, help="Augmented views averaged.")] = None,
     method: Annotated[Method, typer.Option("--method", help="score (exact) or generate (free answer).")] = "score",
@@ -69,33 +35,50 @@ def annotate_command(
     escape_labels: Annotated[
         bool, typer.Option("--escape-labels", help='Call the column of a label such as "T/NK" T%2FNK.')
     ] = False,
-    chunk_cells: ChunkCells = None,
-    templates: Templates = None,
-    layer: Layer = None,
-    gene_column: GeneColumn = None,
-    gene_mapping: GeneMapping = None,
-    duplicates: DuplicateGenes = "sum",
-    min_overlap: MinOverlap = 0.3,
-    anew: Anew = False,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
+    chunk_cells: opt.ChunkCells = None,
+    templates: opt.Templates = None,
+    layer: opt.Layer = None,
+    gene_column: opt.GeneColumn = None,
+    gene_mapping: opt.GeneMapping = None,
+    duplicates: opt.DuplicateGenes = "sum",
+    min_overlap: opt.MinOverlap = 0.3,
+    anew: opt.Anew = False,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    seed: opt.Seed = 0,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
 ) -> None:
     """Give every cell a type, with probabilities; a killed run goes on where it stopped."""
     from cytoglot.applications.annotation import CHUNK_CELLS, KEY, UNASSIGNED, annotate
+    from cytoglot.applications.forecast import forecast_cells
+    from cytoglot.lm.model.language_model import set_threads
 
-    _prepare(output, threads, json)
-    given = _read_labels(labels)
-    metadata = parse_context(context)
-    file = whole_file(source, layer=layer, genes=gene_options(gene_column, gene_mapping, duplicates))
+    check_output(output, suffixes=(".h5ad",))
+    set_threads(threads)
+    given: tuple[str, ...] | None = None
+    if labels is not None:
+        if not labels.is_file():
+            raise InputError(f"--labels {labels} does not exist; pass a text file with one label per line")
+        given = tuple(dict.fromkeys(line.strip() for line in read_text(labels).splitlines() if line.strip()))
+        if len(given) < 2:
+            raise InputError(f"--labels {labels} must hold at least two labels, one per line, found {len(given)}")
+    metadata = opt.parse_context(context)
+    file = whole_file(source, layer=layer, genes=opt.gene_options(gene_column, gene_mapping, duplicates))
     cell_model = load_for_cells(
-        model, lambda: _genes_of(file), given, context=metadata, templates=templates, device=device
+        model,
+        file.adata,
+        given,
+        context=metadata,
+        templates=templates,
+        device=device,
+        layer=file.layer,
+        **file.genes.keywords,
     )
     if dry_run:
-        passes = views or cell_model.spec.views
-        show(forecast_cells(cell_model, file, passes=passes) | {"output": output}, as_json=json)
+        reading: dict[str, Any] = {"layer": file.layer, "gene_options": file.genes, "min_overlap": min_overlap}
+        forecast = forecast_cells(cell_model, file.adata, passes=views or cell_model.spec.views, **reading)
+        show(forecast | {"output": output}, as_json=json)
         return
     result = annotate(
         file.adata,
@@ -132,7 +115,7 @@ def annotate_command(
 
 
 def generate_command(
-    model: Model,
+    model: opt.Model,
     output: Output,
     cell_type: Annotated[str | None, typer.Option("--cell-type", help="A label of the model; none: any type.")] = None,
     n: Annotated[int, typer.Option("-n", min=1, help="Cells to write.")] = 10,
@@ -144,34 +127,50 @@ def generate_command(
     expected: Annotated[
         bool, typer.Option("--expected", help="No cells but a table of what is expected of each gene, with intervals.")
     ] = False,
-    context: Context = None,
-    chunk_cells: ChunkCells = None,
-    anew: Anew = False,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
+    context: opt.Context = None,
+    chunk_cells: opt.ChunkCells = None,
+    anew: opt.Anew = False,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    seed: opt.Seed = 0,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
 ) -> None:
     """Write new cells of a type: every word a valid gene, none twice, with reconstructed expression.
 
     A killed run goes on where it stopped. With --expected, -n is the number of sentences that expectations rest on (64
     or more is advised), and the output is a table, .csv or .parquet.
     """
+    from cytoglot.applications.expected_expression import expected_expression
+    from cytoglot.applications.forecast import forecast_generation
     from cytoglot.applications.generation import CHUNK_CELLS, generate
+    from cytoglot.atomic import atomic_path
     from cytoglot.cell_model.load import load_cell_model
+    from cytoglot.lm.model.language_model import set_threads
 
-    _prepare(output, threads, json, suffixes=(".csv", ".parquet") if expected else (".h5ad",))
-    metadata = parse_context(context)
+    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",))
+    set_threads(threads)
+    metadata = opt.parse_context(context)
     cell_model = load_cell_model(model, device=device)
     if dry_run:
-        show(_forecast_generation(cell_model, cell_type, n, n_genes) | {"output": output}, as_json=json)
+        show(forecast_generation(cell_model, cell_type, n, n_genes) | {"output": output}, as_json=json)
         return
     if expected:
-        chosen = {"temperature": temperature, "top_p": top_p, "context": metadata, "seed": seed}
-        show(_write_expected(cell_model, cell_type, output, n=n, n_genes=n_genes, **chosen), as_json=json)
+        chosen: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "context": metadata, "seed": seed}
+        genes = expected_expression(cell_model, cell_type, n=n, n_genes=n_genes, **chosen)
+        with atomic_path(output) as path:
+            genes.to_csv(path, index=False) if output.suffix == ".csv" else genes.to_parquet(path, index=False)
+        highest = genes.nlargest(10, "expression_mean")[list(genes.columns[:8])]
+        result = {
+            "genes": len(genes),
+            "cell_type": cell_type or "any",
+            "expected_genes_of_a_sentence": float(genes["p_present"].sum()),
+            "highest": highest.to_dict(orient="records"),
+            "output": output,
+        }
+        show(result, as_json=json)
         return
-    result = generate(
+    written = generate(
         cell_model,
         cell_type,
         n=n,
@@ -184,126 +183,42 @@ def generate_command(
         overwrite=anew,
         chunk_cells=chunk_cells or CHUNK_CELLS,
     )
-    lengths = [len(text.split()) for text in result.obs["cell_sentence"]]
+    lengths = [len(text.split()) for text in written.obs["cell_sentence"]]
     show(
         {
-            "cells": result.n_obs,
+            "cells": written.n_obs,
             "cell_type": cell_type or "any",
-            "invalid_genes": int(result.obs["n_unknown"].sum()),
-            "repeated_genes": int(result.obs["n_duplicates"].sum()),
+            "invalid_genes": int(written.obs["n_unknown"].sum()),
+            "repeated_genes": int(written.obs["n_duplicates"].sum()),
             "mean_genes": sum(lengths) / len(lengths),
-            "first_genes": result.obs["cell_sentence"].iloc[0].split()[:10],
+            "first_genes": written.obs["cell_sentence"].iloc[0].split()[:10],
             "output": output,
         },
         as_json=json,
     )
 
 
-def _write_expected(model: CellModel, cell_type: str | None, output: Path, **options: Any) -> dict[str, Any]:
-    from cytoglot.applications.expected_expression import expected_expression
-    from cytoglot.atomic import atomic_path
-
-    genes = expected_expression(model, cell_type, **options)
-    with atomic_path(output) as path:
-        genes.to_csv(path, index=False) if output.suffix == ".csv" else genes.to_parquet(path, index=False)
-    highest = genes.nlargest(10, "expression_mean")[list(genes.columns[:8])]
-    return {
-        "genes": len(genes),
-        "cell_type": cell_type or "any",
-        "expected_genes_of_a_sentence": float(genes["p_present"].sum()),
-        "highest": highest.to_dict(orient="records"),
-        "output": output,
-    }
-
-
-def _prepare(output: Path, threads: int | None, as_json: bool, *, suffixes: tuple[str, ...] = (".h5ad",)) -> None:
-    from cytoglot.lm.model.language_model import set_threads
-
-    check_output(output, suffixes=suffixes)
-    quiet_for_json(as_json=as_json)
-    set_threads(threads)
-
-
 def load_for_cells(
     name: str,
-    vocabulary: Callable[[], GeneVocabulary],
+    cells: AnnData | str | Path,
     labels: tuple[str, ...] | None,
     *,
     context: dict[str, str],
     templates: str | None,
     device: str,
+    **reading: Any,
 ) -> CellModel:
     """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows.
 
-    `vocabulary` reads the genes of the cells, which such a checkpoint is asked about.
+    Such a checkpoint is asked about the genes of the cells, which are opened as `reading` says.
     """
     from cytoglot.cell_model.load import is_model_folder, load_cell_model, load_checkpoint
+    from cytoglot.data.readers.stream import open_cells
 
     if labels is None or is_model_folder(name):
         model = load_cell_model(name, device=device)
     else:
-        model = load_checkpoint(name, vocabulary(), labels=labels, context=context, device=device)
+        with open_cells(cells, **reading) as stream:
+            vocabulary = stream.vocabulary
+        model = load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
     return model if templates is None else model.with_templates(templates)
-
-
-def _genes_of(file: WholeFile) -> GeneVocabulary:
-    from cytoglot.data.readers.stream import open_cells
-
-    with open_cells(file.adata, layer=file.layer, **file.genes.keywords) as stream:
-        return stream.vocabulary
-
-
-def _read_labels(path: Path | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    if not path.is_file():
-        raise InputError(f"--labels {path} does not exist; pass a text file with one label per line")
-    labels = tuple(dict.fromkeys(line.strip() for line in read_text(path).splitlines() if line.strip()))
-    if len(labels) < 2:
-        raise InputError(f"--labels {path} must hold at least two labels, one per line, found {len(labels)}")
-    return labels
-
-
-def forecast_cells(model: CellModel, file: WholeFile, *, passes: int) -> dict[str, Any]:
-    """Measure the model on a few cells and multiply."""
-    import time
-
-    adata = file.adata
-    some = adata[: min(32, adata.n_obs)]
-    started = time.perf_counter()
-    sentences, overlap = model.sentences(some, layer=file.layer, gene_options=file.genes)
-    model.embeddings(sentences)
-    per_cell = (time.perf_counter() - started) / max(some.n_obs, 1)
-    cells_mb = adata.n_obs * float(sentences.n_expressed.mean() if len(sentences) else 0) * 12 / 1e6
-    weights_mb = sum(p.numel() * p.element_size() for p in model.lm.model.parameters()) / 1e6
-    return {
-        "cells": adata.n_obs,
-        "seconds": round(per_cell * adata.n_obs * passes, 1),
-        "memory_mb": round(weights_mb + 2 * cells_mb + 600),
-        "disk_mb": round(cells_mb / 3, 1),
-        "overlap": str(overlap),
-        "dry_run": True,
-    }
-
-
-def _forecast_generation(model: CellModel, cell_type: str | None, n: int, n_genes: int | None) -> dict[str, Any]:
-    """Write a few short cells and multiply by the number of words; batches make a long run faster than this."""
-    import time
-
-    from cytoglot.applications.generation import draw_lengths, generate
-
-    some, words = min(n, 8), 8
-    generate(model, cell_type, n=1, n_genes=1)  # warms up, and refuses an unknown type
-    n_words = n * n_genes if n_genes is not None else int(draw_lengths(model, cell_type, n, seed=0).sum())
-    started = time.perf_counter()
-    generate(model, cell_type, n=some, n_genes=min(words, len(model.spec.vocabulary)))
-    per_word = (time.perf_counter() - started) / (some * words)
-    weights_mb = sum(p.numel() * p.element_size() for p in model.lm.model.parameters()) / 1e6
-    return {
-        "cells": n,
-        "words": n_words,
-        "seconds": round(per_word * n_words, 1),
-        "memory_mb": round(weights_mb + 800),
-        "disk_mb": round(n_words * 12 / 1e6, 2),
-        "dry_run": True,
-    }

@@ -5,47 +5,36 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, Literal
 
 import typer
 
-from cytoglot.cli.output import DryRun, Json, Overwrite, Seed, check_output, quiet_for_json, show
-from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.cli import options as opt
+from cytoglot.cli.output import check_output, show
+from cytoglot.engines import Engine
+from cytoglot.errors import InputError
 
-if TYPE_CHECKING:
-    from cytoglot.engines import Engine
-
+Part = Literal["train", "validation", "test"]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe: sources, genes, cells, splits.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `corpus build` wrote.")]
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module, all below `corpus`."""
-    corpus = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
-    corpus.command("build")(build_command)
-    corpus.command("show")(show_command)
-    corpus.command("audit")(audit_command)
-    corpus.command("stats")(stats_command)
-    app.add_typer(corpus, name="corpus")
 
 
 def build_command(
     recipe: RecipeFile,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
-    engine: Annotated[str, typer.Option("--engine", help="local or ray.")] = "local",
+    engine: Annotated[Engine, typer.Option("--engine", help="Where workers run.")] = "local",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, or tasks of a Ray cluster.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out sources that cannot be read.")] = False,
-    overwrite: Overwrite = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override of a recipe key, a.b=value.")] = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
+    overwrite: opt.Overwrite = False,
+    settings: opt.Settings = None,
+    seed: opt.Seed = 0,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
 ) -> None:
     """Turn the cells of many sources into shuffled shards; a killed build goes on where it stopped."""
     from cytoglot.corpus.build.build import build_corpus, forecast_build
 
-    quiet_for_json(as_json=json)
-    overrides = tuple(set_ or ())
+    overrides = tuple(settings or ())
     if dry_run:
         forecast = forecast_build(recipe, seed=seed, skip_bad=skip_bad, overrides=overrides)
         show(forecast | {"output": output, "dry_run": True}, as_json=json)
@@ -53,7 +42,7 @@ def build_command(
     summary = build_corpus(
         recipe,
         output,
-        engine=cast("Engine", engine),
+        engine=engine,
         workers=workers,
         seed=seed,
         skip_bad=skip_bad,
@@ -67,21 +56,19 @@ def show_command(
     folder: Folder,
     n: Annotated[int, typer.Option("-n", "--number", min=1, help="Examples to show.")] = 5,
     task: Annotated[str | None, typer.Option("--task", help="Of this task only.")] = None,
-    part: Annotated[str, typer.Option("--part", help="train, validation or test.")] = "train",
+    part: Annotated[Part, typer.Option("--part", help="Part of the corpus.")] = "train",
     max_genes: Annotated[
         int, typer.Option("--max-genes", min=0, help="Longer sentences are cut in the middle; 0 shows them whole.")
     ] = 12,
-    seed: Seed = 0,
-    json: Json = False,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:
     """Show random examples as a person would read them."""
-    from cytoglot.corpus.format.folder import PARTS, open_corpus
+    from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.corpus.inspect.preview import shown
     from cytoglot.corpus.read.examples import sample_examples
 
     corpus = open_corpus(folder)
-    if part not in PARTS:
-        raise UnknownNameError("part", part, PARTS)
     genes = frozenset(corpus.vocabulary.symbols)
     found = sample_examples(corpus, part, n, task=task, seed=seed)
     examples = [shown(example, genes, max_genes=max_genes) for example in found]
@@ -98,8 +85,8 @@ def show_command(
 def stats_command(
     folder: Folder,
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")],
-    seed: Seed = 0,
-    json: Json = False,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:
     """Count what is in a corpus and show it in one HTML page (everything is counted: the seed changes nothing)."""
     from cytoglot.corpus.format.folder import open_corpus
@@ -107,7 +94,6 @@ def stats_command(
     from cytoglot.extras import require
     from cytoglot.report.corpus_page import write_corpus_page
 
-    quiet_for_json(as_json=json)
     check_output(output, suffixes=(".html", ".htm"))
     require("matplotlib", extra="report", purpose="the page about a corpus")  # before hours of counting, not after
     numbers = corpus_statistics(open_corpus(folder))
@@ -134,14 +120,13 @@ def audit_command(
     max_cells: Annotated[
         int, typer.Option("--max-cells", min=1, help="Cells of each part whose near-duplicates are looked for.")
     ] = 5000,
-    seed: Seed = 0,
-    json: Json = False,
+    seed: opt.Seed = 0,
+    json: opt.Json = False,
 ) -> None:
     """Say what could spoil a corpus, and the fix for each finding: leaks, labels, lengths, tasks, damage."""
     from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.corpus.inspect.audit import audit_corpus
 
-    quiet_for_json(as_json=json)
     report = audit_corpus(
         open_corpus(folder),
         context_length=context_length,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,22 @@ def run_demo(
     from cytoglot.applications.embedding import embed
     from cytoglot.applications.generation import generate
     from cytoglot.benchmark.evaluate import evaluate
-    from cytoglot.benchmark.results import as_dicts
     from cytoglot.data.audit import audit
     from cytoglot.data.datasets import load_dataset
     from cytoglot.report.html import write_report
     from cytoglot.training.run import train
 
     started = time.perf_counter()
-    _clear(output, overwrite=overwrite)
+    if output.exists():
+        ours = {"model", "evaluation", "annotated.h5ad", "generated.h5ad"}
+        held = {path.name for path in output.iterdir()} if output.is_dir() else {f"the file {output.name}"}
+        foreign = sorted(held - ours)
+        if foreign:
+            raise InputError(
+                f"{output} holds other things than a demo ({', '.join(foreign[:3])}); pass another -o FOLDER"
+            )
+        if overwrite:
+            shutil.rmtree(output)
     adata = load_dataset(DATASET)
     logger.info("1/5 the file: %s", DATASET)
     logger.info("%s", audit(adata, label=LABEL).to_text())
@@ -52,7 +61,7 @@ def run_demo(
     evaluation = evaluate(adata, model, label=LABEL, out=output / "evaluation", seed=seed)
     logger.info("5/5 the report")
     html = write_report(output / "evaluation")
-    rows = as_dicts(evaluation.results)
+    rows = [asdict(row) for row in evaluation.results]
     if as_json:
         return {"results": rows, "html": html, "seconds": round(time.perf_counter() - started, 1)}
     shown = [
@@ -62,14 +71,3 @@ def run_demo(
     ]
     logger.info("\n%s\n", table(shown))
     return {"model": output / "model", "seconds": round(time.perf_counter() - started, 1), "report": html.resolve()}
-
-
-def _clear(output: Path, *, overwrite: bool) -> None:
-    if not output.exists():
-        return
-    ours = {"model", "evaluation", "annotated.h5ad", "generated.h5ad"}
-    foreign = [path.name for path in output.iterdir() if path.name not in ours] if output.is_dir() else [output.name]
-    if foreign:
-        raise InputError(f"{output} holds other things than a demo ({', '.join(foreign[:3])}); pass another -o FOLDER")
-    if overwrite:
-        shutil.rmtree(output)

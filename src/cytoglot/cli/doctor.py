@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
+import numba
 from packaging.requirements import InvalidRequirement, Requirement
 
+from cytoglot.data.datasets import data_folder
 from cytoglot.extras import EXTRAS
 from cytoglot.manifest import package_versions
 
@@ -34,13 +36,24 @@ def examine() -> dict[str, Any]:
         fix = f"pip install 'cytoglot[{name}]'" if missing else ""
         state = "missing: " + ", ".join(missing) if missing else "installed"
         extras.append({"extra": name, "state": state, "needed_for": _NEEDED_FOR[name], "install": fix})
+    devices: list[dict[str, Any]] = [{"device": "cpu", "name": f"{os.cpu_count()} cores"}]
+    threads: list[dict[str, Any]] = [{"library": "numba", "threads": numba.get_num_threads()}]
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        devices += [{"device": f"cuda:{i}", "name": torch.cuda.get_device_name(i)} for i in range(n_gpus)]
+        if torch.mps.is_available():
+            devices.append({"device": "mps", "name": "Apple GPU"})
+        threads.append({"library": "torch", "threads": torch.get_num_threads()})
+    threads.append({"library": "OMP_WAIT_POLICY", "threads": os.environ.get("OMP_WAIT_POLICY", "not set")})
     return {
         "versions": [{"package": name, "version": version} for name, version in package_versions().items()],
         "extras": extras,
         "training_stack": training_stack(installed_requirements()),
-        "devices": _devices(),
-        "threads": _threads(),
-        "data_folder": _data_folder(),
+        "devices": devices,
+        "threads": threads,
+        "data_folder": str(data_folder() or "none (set CYTOGLOT_DATA to a folder of .h5ad files)"),
     }
 
 
@@ -78,67 +91,25 @@ def training_stack(installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> list
             forbidden = _FORBIDS.get(name, "everything that trains")
             rows.append({"package": name, "version": "not installed", "clashes": "", "forbids": forbidden})
             continue
-        clashes = _clashes(name, installed)
+        # what the package asks of others that are there in another version
+        clashes: dict[str, None] = {}
+        for line in installed[name][1]:
+            try:
+                asked = Requirement(line)
+            except InvalidRequirement:
+                continue
+            other = asked.name.lower()
+            if other == name or other not in installed:
+                continue
+            # A requirement counts always, or by an extra that is named like an installed package.
+            extras = ["", *(package for package in installed if package != name)]
+            if asked.marker is not None and not any(asked.marker.evaluate({"extra": extra}) for extra in extras):
+                continue
+            version = installed[other][0]
+            if not asked.specifier.contains(version.split("+")[0], prereleases=True):
+                clashes[f"wants {other}{asked.specifier}, found {version}"] = None
         forbidden = _FORBIDS.get(name, "training") if clashes else ""
         rows.append(
             {"package": name, "version": installed[name][0], "clashes": "; ".join(clashes), "forbids": forbidden}
         )
     return rows
-
-
-def _clashes(name: str, installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> list[str]:
-    """Return what a package asks of others that are there in another version."""
-    clashes: dict[str, None] = {}
-    for line in installed[name][1]:
-        try:
-            asked = Requirement(line)
-        except InvalidRequirement:
-            continue
-        other = asked.name.lower()
-        if other == name or other not in installed or not _applies(asked, name, installed):
-            continue
-        version = installed[other][0]
-        if not asked.specifier.contains(version.split("+")[0], prereleases=True):
-            clashes[f"wants {other}{asked.specifier}, found {version}"] = None
-    return list(clashes)
-
-
-def _applies(asked: Requirement, name: str, installed: Mapping[str, tuple[str, tuple[str, ...]]]) -> bool:
-    """Return whether a requirement counts: always, or by an extra that is named like an installed package."""
-    if asked.marker is None or asked.marker.evaluate({"extra": ""}):
-        return True
-    return any(asked.marker.evaluate({"extra": other}) for other in installed if other != name)
-
-
-def _devices() -> list[dict[str, Any]]:
-    devices: list[dict[str, Any]] = [{"device": "cpu", "name": f"{os.cpu_count()} cores"}]
-    if importlib.util.find_spec("torch") is None:
-        return devices
-    import torch
-
-    devices += [
-        {"device": f"cuda:{i}", "name": torch.cuda.get_device_name(i)}
-        for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
-    ]
-    if torch.mps.is_available():
-        devices.append({"device": "mps", "name": "Apple GPU"})
-    return devices
-
-
-def _threads() -> list[dict[str, Any]]:
-    import numba
-
-    threads = [{"library": "numba", "threads": numba.get_num_threads()}]
-    if importlib.util.find_spec("torch") is not None:
-        import torch
-
-        threads.append({"library": "torch", "threads": torch.get_num_threads()})
-    threads.append({"library": "OMP_WAIT_POLICY", "threads": os.environ.get("OMP_WAIT_POLICY", "not set")})
-    return threads
-
-
-def _data_folder() -> str:
-    from cytoglot.data.datasets import data_folder
-
-    folder = data_folder()
-    return str(folder) if folder else "none (set CYTOGLOT_DATA to a folder of .h5ad files)"

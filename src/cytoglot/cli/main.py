@@ -8,12 +8,21 @@ import os
 import sys
 import traceback
 import warnings
+from types import ModuleType
 
 import typer
 
 from cytoglot.cli import answer, apply, corpus, data, embed, models, scale
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError
 from cytoglot.extras import EXTRAS
+
+
+def _add_commands(group: typer.Typer, module: ModuleType) -> None:
+    """Every function of a module that is called `…_command` is a command, in the order in which they stand there."""
+    for name, function in vars(module).items():
+        if name.endswith("_command"):
+            group.command(name.removesuffix("_command").replace("_", "-"))(function)
+
 
 app = typer.Typer(
     name="cytoglot",
@@ -22,8 +31,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (data, corpus, models, scale, apply, embed, answer):
-    module.add_commands(app)
+corpora = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
+_add_commands(corpora, corpus)
+app.add_typer(corpora, name="corpus")
+for commands in (data, models, scale, apply, embed, answer):
+    _add_commands(app, commands)
 
 # Typer brings its own copy of click since 0.20, so the base of what it raises is found from what it exports.
 _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -50,7 +62,9 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         code = app(given or ["--help"], standalone_mode=False)
     except (InputError, MissingExtraError) as error:
-        return _fail(error, 1 if _is_full_disk(error.__cause__) else 2)
+        cause = error.__cause__
+        is_full_disk = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        return _fail(error, 1 if is_full_disk else 2)
     except CytoglotError as error:
         return _fail(error, 1)
     except (typer.Abort, KeyboardInterrupt):
@@ -66,10 +80,6 @@ def run(arguments: list[str] | None = None) -> int:
             return _fail(error, 2, text=error.format_message())  # type: ignore[attr-defined]
         return _fail(error, 1, text=f"internal error, {type(error).__name__}: {error} (CYTOGLOT_DEBUG=1 shows where)")
     return int(code or 0)
-
-
-def _is_full_disk(cause: BaseException | None) -> bool:
-    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _missing_extra(error: ModuleNotFoundError) -> str:

@@ -7,34 +7,27 @@ from typing import Annotated, Any
 
 import typer
 
-from cytoglot.cli.output import Device, DryRun, Json, Seed, Threads, quiet_for_json, show
+from cytoglot.cli import options as opt
+from cytoglot.cli.output import show
 
 _SHOWN = ("size", "mode", "share", "seed", "parameters_without_vectors", "cells", "tokens")
-
-
-def add_commands(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command("scale")(scale_command)
 
 
 def scale_command(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the sweep, such as recipes/scaling.yaml.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")
-    ] = None,
-    device: Device = "auto",
-    threads: Threads = None,
-    seed: Seed = 0,
-    dry_run: DryRun = False,
-    json: Json = False,
+    settings: opt.Settings = None,
+    device: opt.Device = "auto",
+    threads: opt.Threads = None,
+    seed: opt.Seed = 0,
+    dry_run: opt.DryRun = False,
+    json: opt.Json = False,
 ) -> None:
     """Train models of several sizes on several amounts of data, and fit how the held-out loss falls."""
     from cytoglot.config import load_recipe
     from cytoglot.report.scaling_figure import write_scaling_figure
     from cytoglot.training.scaling.sweep import ScaleRecipe, grid, run_sweep
 
-    quiet_for_json(as_json=json)
     chosen = load_recipe(ScaleRecipe, recipe, settings or [])
     if dry_run:
         runs = [{"run": run.name} for run in grid(chosen)]
@@ -43,9 +36,8 @@ def scale_command(
     result = run_sweep(chosen, out=output, device=device, threads=threads, seed=seed)
     folder = output or Path(str(chosen.output))
     figure = write_scaling_figure(folder)
-    runs = result["runs"] if json else [_shown(row) for row in result["runs"]]
-    shown: dict[str, Any] = {"runs": runs}
-    shown |= {"power_law": result["power_law"]} if json else {"power_law": _laws(result["power_law"])}
+    runs, laws = result["runs"], result["power_law"]
+    shown = {"runs": runs if json else [_shown(row) for row in runs], "power_law": laws if json else _laws(laws)}
     show(shown | {"held_out": result["held_out"], "figure": figure, "output": folder}, as_json=json)
 
 

@@ -24,17 +24,27 @@ Labels = NDArray[np.object_]
 def accuracy_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
     """Return the accuracy in additive form."""
     truth_n, predicted_n = _label_pair(truth, predicted)
-    return _mean_statistic((truth_n == predicted_n).astype(np.float64))
+    return mean_statistic((truth_n == predicted_n).astype(np.float64))
 
 
 def macro_f1_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
     """Return the macro-F1 in additive form; a resample without a label averages over the labels that it has."""
-    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=_mean_f1)
+
+    def mean_f1(sums: Floats) -> Floats:
+        hits, truths, predictions = np.split(sums, 3, axis=-1)
+        return _mean_over_present(2 * hits, truths + predictions, truths)
+
+    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=mean_f1)
 
 
 def balanced_accuracy_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
     """Return the balanced accuracy in additive form; a resample averages over the labels that it has."""
-    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=_mean_recall)
+
+    def mean_recall(sums: Floats) -> Floats:
+        hits, truths, _ = np.split(sums, 3, axis=-1)
+        return _mean_over_present(hits, truths, truths)
+
+    return AdditiveStatistic(rows_nk=_count_rows(truth, predicted), combine=mean_recall)
 
 
 @metric(
@@ -234,7 +244,7 @@ def brier_statistic(truth: ArrayLike, probabilities: ArrayLike, labels: Sequence
     known = column_n >= 0
     error_n = (probabilities_nl**2).sum(axis=1) + 1.0
     error_n[known] -= 2 * probabilities_nl[known, column_n[known]]
-    return _mean_statistic(error_n)
+    return mean_statistic(error_n)
 
 
 @metric(
@@ -264,7 +274,7 @@ def nll_statistic(
     """Return the negative log-likelihood in additive form."""
     probabilities_nl, column_n = _probability_pair(truth, probabilities, labels)
     right_n = np.where(column_n >= 0, probabilities_nl[np.arange(len(column_n)), column_n], 0.0)
-    return _mean_statistic(-np.log(np.maximum(right_n, floor)))
+    return mean_statistic(-np.log(np.maximum(right_n, floor)))
 
 
 @metric(
@@ -337,16 +347,6 @@ def _count_rows(truth: ArrayLike, predicted: ArrayLike) -> Floats:
     return np.hstack([truth_nl & predicted_nl, truth_nl, predicted_nl]).astype(np.float64)
 
 
-def _mean_f1(sums: Floats) -> Floats:
-    hits, truths, predictions = np.split(sums, 3, axis=-1)
-    return _mean_over_present(2 * hits, truths + predictions, truths)
-
-
-def _mean_recall(sums: Floats) -> Floats:
-    hits, truths, _ = np.split(sums, 3, axis=-1)
-    return _mean_over_present(hits, truths, truths)
-
-
 def _mean_over_present(numerator: Floats, denominator: Floats, truths: Floats) -> Floats:
     present = truths > 0
     ratios = np.divide(numerator, denominator, out=np.zeros_like(numerator), where=present)
@@ -354,7 +354,8 @@ def _mean_over_present(numerator: Floats, denominator: Floats, truths: Floats) -
     return np.divide(ratios.sum(axis=-1), n_present, out=np.full(n_present.shape, np.nan), where=n_present > 0)
 
 
-def _mean_statistic(values_n: Floats) -> AdditiveStatistic:
+def mean_statistic(values_n: Floats) -> AdditiveStatistic:
+    """Return the mean of one value for each cell in additive form."""
     rows = np.column_stack([values_n, np.ones_like(values_n)])
     return AdditiveStatistic(rows_nk=rows, combine=lambda sums: np.asarray(sums[..., 0] / sums[..., 1]))
 

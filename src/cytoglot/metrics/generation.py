@@ -86,11 +86,11 @@ def kendall_tau(
     """
     known = vocabulary if isinstance(vocabulary, (set, frozenset, dict)) else frozenset(vocabulary)
     first, second = ([g for g in dict.fromkeys(sentence) if g in known] for sentence in (generated, reference))
-    untied = [_n_pairs(len(known)) - _n_pairs(len(known) - len(present)) for present in (first, second)]
+    untied = [math.comb(len(known), 2) - math.comb(len(known) - len(present), 2) for present in (first, second)]
     if len(known) < 2 or (variant == "b" and 0 in untied):
         return math.nan
     surplus = _concordance(first, second, n_genes=len(known))
-    return surplus / (math.sqrt(math.prod(untied)) if variant == "b" else _n_pairs(len(known)))
+    return surplus / (math.sqrt(math.prod(untied)) if variant == "b" else math.comb(len(known), 2))
 
 
 @metric(
@@ -242,10 +242,6 @@ def knn_type_agreement(
     return float((nearest_labels(real_nd, real_types, generated_nd, k=k, identities=identities) == wanted).mean())
 
 
-def _n_pairs(n: int) -> int:
-    return n * (n - 1) // 2
-
-
 def _concordance(first: list[Hashable], second: list[Hashable], *, n_genes: int) -> int:
     """Return the number of concordant less that of discordant pairs of genes, with shared last ranks.
 
@@ -255,7 +251,7 @@ def _concordance(first: list[Hashable], second: list[Hashable], *, n_genes: int)
     union = list(dict.fromkeys([*first, *second]))
     n_both = len(first) + len(second) - len(union)
     surplus = n_both * (n_genes - len(union))
-    untied = [_n_pairs(len(union)) - _n_pairs(len(union) - len(present)) for present in (first, second)]
+    untied = [math.comb(len(union), 2) - math.comb(len(union) - len(present), 2) for present in (first, second)]
     if 0 in untied:
         return surplus
     ranks = [_shared_last_ranks(present, union) for present in (first, second)]

@@ -5,6 +5,7 @@ Axes: r runs of a sweep, u units that were held out (cells, donors), b resamples
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -68,42 +69,50 @@ def fit_power_law(n_r: Floats, d_r: Floats, loss_r: Floats, *, start: PowerLaw |
         varying axis needs three values at least, and brings two parameters beside the floor.
     """
     n_r, d_r, loss_r = (np.asarray(values, dtype=np.float64) for values in (n_r, d_r, loss_r))
-    _check(n_r, d_r, loss_r)
-    units = tuple(float(np.exp(np.log(values).mean())) for values in (n_r, d_r))
-    x_ra = np.stack([-np.log(values / unit) for values, unit in zip((n_r, d_r), units, strict=True)], axis=1)
-    varies = np.array([len(np.unique(values)) > 1 for values in (n_r, d_r)])
-    x_ra, log_loss_r = x_ra[:, varies], np.log(loss_r)
-    starts = [_flat(start, varies)] if start is not None else _grid(log_loss_r, int(varies.sum()))
-    best = min(
-        (minimize(_objective, first, args=(x_ra, log_loss_r), method="L-BFGS-B", jac=True) for first in starts),
-        key=lambda found: float(found.fun),
-    )
-    return _law(best.x, varies, units)
-
-
-def _check(n_r: Floats, d_r: Floats, loss_r: Floats) -> None:
     if not len(n_r) == len(d_r) == len(loss_r):
         raise ValueError(f"need one size, amount and loss per run, found {len(n_r)}, {len(d_r)} and {len(loss_r)}")
     for name, values in (("sizes", n_r), ("amounts", d_r), ("losses", loss_r)):
         if not (np.isfinite(values) & (values > 0)).all():
             raise ValueError(f"{name} must be finite and above 0, found {values.min()} to {values.max()}")
-    n_values = [len(np.unique(values)) for values in (n_r, d_r)]
-    varying = [n for n in n_values if n > 1]
-    if not varying or min(varying) < 3 or len(loss_r) < 1 + 2 * len(varying):
+    n_values = np.array([len(np.unique(values)) for values in (n_r, d_r)])
+    varies = n_values > 1
+    n_terms = int(varies.sum())
+    if not n_terms or n_values[varies].min() < 3 or len(loss_r) < 1 + 2 * n_terms:
         raise ValueError(
             f"a power law needs at least three sizes or amounts, found {n_values[0]} sizes and {n_values[1]} amounts "
             f"in {len(loss_r)} runs"
         )
-
-
-def _grid(log_loss_r: Floats, n_terms: int) -> list[Floats]:
-    """Return starts as (log floor, then log coefficient and exponent of each term)."""
-    lowest = log_loss_r.min()
-    return [
-        np.array([lowest + np.log(share), *([lowest + np.log((1 - share) / n_terms), exponent] * n_terms)])
-        for share in (0.2, 0.6, 0.95)
-        for exponent in _STARTS
-    ]
+    units = [float(np.exp(np.log(values).mean())) for values in (n_r, d_r)]
+    x_ra = np.stack([-np.log(values / unit) for values, unit in zip((n_r, d_r), units, strict=True)], axis=1)[:, varies]
+    log_loss_r = np.log(loss_r)
+    # Parameters are the log floor, then log coefficient and exponent of each term.
+    if start is not None:
+        terms = np.array(
+            [(start.size_coefficient, start.size_exponent), (start.data_coefficient, start.data_exponent)]
+        )[varies]
+        starts = [np.array([np.log(start.floor), *(v for c, e in terms for v in (np.log(c), e))])]
+    else:
+        lowest = log_loss_r.min()
+        starts = [
+            np.array([lowest + np.log(share), *([lowest + np.log((1 - share) / n_terms), exponent] * n_terms)])
+            for share in (0.2, 0.6, 0.95)
+            for exponent in _STARTS
+        ]
+    best = min(
+        (minimize(_objective, first, args=(x_ra, log_loss_r), method="L-BFGS-B", jac=True) for first in starts),
+        key=lambda found: float(found.fun),
+    ).x
+    coefficients, exponents = np.zeros(2), np.full(2, np.nan)
+    coefficients[varies], exponents[varies] = np.exp(best[1::2]), best[2::2]
+    return PowerLaw(
+        floor=float(np.exp(best[0])),
+        size_coefficient=float(coefficients[0]),
+        size_exponent=float(exponents[0]),
+        data_coefficient=float(coefficients[1]),
+        data_exponent=float(exponents[1]),
+        n_unit=units[0],
+        d_unit=units[1],
+    )
 
 
 def _objective(parameters: Floats, x_ra: Floats, log_loss_r: Floats) -> tuple[float, Floats]:
@@ -122,28 +131,6 @@ def _objective(parameters: Floats, x_ra: Floats, log_loss_r: Floats) -> tuple[fl
     gradient[2::2] = slope_r @ (share_rk[:, 1:] * x_ra)
     scale = 1 / _HUBER**2  # the optimizer's tolerances are for objectives near 1
     return float(value * scale), gradient * scale
-
-
-def _law(parameters: Floats, varies: NDArray[np.bool_], units: tuple[float, ...]) -> PowerLaw:
-    coefficients, exponents = [0.0, 0.0], [float("nan")] * 2
-    for place, axis in enumerate(np.flatnonzero(varies)):
-        coefficients[axis] = float(np.exp(parameters[1 + 2 * place]))
-        exponents[axis] = float(parameters[2 + 2 * place])
-    return PowerLaw(
-        floor=float(np.exp(parameters[0])),
-        size_coefficient=coefficients[0],
-        size_exponent=exponents[0],
-        data_coefficient=coefficients[1],
-        data_exponent=exponents[1],
-        n_unit=units[0],
-        d_unit=units[1],
-    )
-
-
-def _flat(law: PowerLaw, varies: NDArray[np.bool_]) -> Floats:
-    terms = [(law.size_coefficient, law.size_exponent), (law.data_coefficient, law.data_exponent)]
-    kept = [value for term, on in zip(terms, varies, strict=True) if on for value in (np.log(term[0]), term[1])]
-    return np.array([np.log(law.floor), *kept])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,50 +174,36 @@ def fit_ladder(
     """
     if loss_ru.shape != (len(n_r), len(weight_u)):
         raise ValueError(f"expected losses of shape {(len(n_r), len(weight_u))}, found {loss_ru.shape}")
-    law = fit_power_law(n_r, d_r, loss_ru.sum(axis=1) / weight_u.sum())
+    loss_r = loss_ru.sum(axis=1) / weight_u.sum()
+    law = fit_power_law(n_r, d_r, loss_r)
     rng = np.random.default_rng(seed)
-    replicates = _replicates(n_r, d_r, seed_r)
+    group_r = np.arange(len(n_r))  # the runs of each size and amount; one run each where there are no seeds
+    if seed_r is not None:
+        group_r = np.unique(np.stack([n_r, d_r]), axis=1, return_inverse=True)[1].ravel()
+    replicates = [np.flatnonzero(group_r == group) for group in range(int(group_r.max()) + 1)]
     fits = []
     for _ in range(n_resamples):
         units = rng.integers(len(weight_u), size=len(weight_u))
         runs = np.array([rng.choice(same) for same in replicates for _ in same])
         loss = loss_ru[runs][:, units].sum(axis=1) / weight_u[units].sum()
         fits.append(fit_power_law(n_r[runs], d_r[runs], loss, start=law))
-    left_out = [_without(fit_power_law, run, n_r, d_r, loss_ru.sum(axis=1) / weight_u.sum()) for run in range(len(n_r))]
-    predicted = np.log(law(n_r, d_r))
-    observed = np.log(loss_ru.sum(axis=1) / weight_u.sum())
+    left_out = []
+    for run in range(len(n_r)):
+        kept = np.arange(len(n_r)) != run
+        with contextlib.suppress(ValueError):  # too few runs are left
+            left_out.append(fit_power_law(n_r[kept], d_r[kept], loss_r[kept]))
+    predicted, observed = np.log(law(n_r, d_r)), np.log(loss_r)
     return SweepFit(
         law=law,
         intervals=_spread(fits, lambda values: np.nanquantile(values, [0.025, 0.975])),
-        leave_one_out=_spread(
-            [one for one in left_out if one is not None], lambda values: np.array([values.min(), values.max()])
-        ),
+        leave_one_out=_spread(left_out, lambda values: np.array([values.min(), values.max()])),
         r2_log=float(1 - ((observed - predicted) ** 2).sum() / max(((observed - observed.mean()) ** 2).sum(), 1e-300)),
     )
 
 
-def _replicates(n_r: Floats, d_r: Floats, seed_r: Sequence[int] | None) -> list[NDArray[np.int64]]:
-    """Return the runs of each size and amount; one run each where there are no seeds."""
-    if seed_r is None:
-        return [np.array([run]) for run in range(len(n_r))]
-    _, group_r = np.unique(np.stack([n_r, d_r]), axis=1, return_inverse=True)
-    return [np.flatnonzero(group_r.ravel() == group) for group in range(int(group_r.max()) + 1)]
-
-
-def _without(
-    fit: Callable[[Floats, Floats, Floats], PowerLaw], run: int, n_r: Floats, d_r: Floats, loss_r: Floats
-) -> PowerLaw | None:
-    kept = np.arange(len(n_r)) != run
-    try:
-        return fit(n_r[kept], d_r[kept], loss_r[kept])
-    except ValueError:  # too few runs are left
-        return None
-
-
 def _spread(laws: Sequence[PowerLaw], summary: Callable[[Floats], Floats]) -> dict[str, tuple[float, float]]:
-    names = ("floor", "size_exponent", "data_exponent")
     found = {}
-    for name in names:
+    for name in ("floor", "size_exponent", "data_exponent"):
         values = np.array([getattr(law, name) for law in laws], dtype=np.float64)
         if len(values) and not np.isnan(values).all():
             low, high = summary(values)

@@ -83,7 +83,11 @@ def bootstrap(
     ValueError
         `groups` has another length than the cells or holds missing values, or `level` is not between 0 and 1.
     """
-    sums_uk = _sums_per_unit(statistic.rows_nk, groups)
+    sums_uk = statistic.rows_nk
+    if groups is not None:
+        codes = _unit_codes(len(sums_uk), groups)
+        sums_uk = np.zeros((int(codes.max(initial=-1)) + 1, statistic.rows_nk.shape[1]))
+        np.add.at(sums_uk, codes, statistic.rows_nk)
     values = [statistic.combine(weights_ru @ sums_uk) for weights_ru in _resamples(len(sums_uk), n_resamples, seed)]
     return _interval(statistic.value, values, n=len(statistic.rows_nk), n_units=len(sums_uk), unit=unit, level=level)
 
@@ -189,15 +193,6 @@ def _unit_codes(n: int, groups: ArrayLike | None) -> NDArray[np.int64]:
     if (codes < 0).any():
         raise ValueError(f"groups must not be missing, found {int((codes < 0).sum())} of {n} missing")
     return np.asarray(codes, dtype=np.int64)
-
-
-def _sums_per_unit(rows_nk: Floats, groups: ArrayLike | None) -> Floats:
-    if groups is None:
-        return rows_nk
-    codes = _unit_codes(len(rows_nk), groups)
-    sums_uk = np.zeros((int(codes.max(initial=-1)) + 1, rows_nk.shape[1]))
-    np.add.at(sums_uk, codes, rows_nk)
-    return sums_uk
 
 
 def _resamples(n_units: int, n_resamples: int, seed: int) -> Iterator[Floats]:

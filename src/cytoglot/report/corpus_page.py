@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,14 +45,25 @@ def _content(s: CorpusStatistics) -> dict[str, Any]:
     known = {column.column: column for column in s.columns if column.n_values}
     order = [*(name for name in _FIRST if name in known), *(name for name in known if name not in _FIRST)]
     types = known.get("cell_type")
+    licences: Counter[str] = Counter()
+    for source in s.sources:
+        licences[source.licence or "not stated"] += sum(source.cells.values())
     return {
         "n_ids": sum(part.ranked_ids for part in s.parts),
         "n_bytes": sum(part.bytes for part in s.parts),
         "n_groups": sum(part.cell_groups for part in s.parts),
         "types": types,
         "types_note": _note(types, s.n_cells, _BARS) if types else "",
-        "panels": [_panel(known[name], s.n_cells) for name in order if name not in _NOT_DRAWN],
-        "licences": _licences(s),
+        "panels": [
+            {
+                "title": _NAMES.get(name, f"{name[:1].upper()}{name[1:]}".replace("_", " ")),
+                "svg": figures.stacked_bars(known[name].values[:_SMALL_BARS], width=4.8),
+                "note": _note(known[name], s.n_cells, _SMALL_BARS),
+            }
+            for name in order
+            if name not in _NOT_DRAWN
+        ],
+        "licences": sorted(licences.items(), key=lambda item: (-item[1], item[0])),  # the most cells first
         "balanced": sorted(s.tasks, key=lambda line: line.task),
         "not_shown": {line.task: line.not_shown for line in s.tasks if line.not_shown},
         "figures": _figures(s, types),
@@ -62,7 +74,14 @@ def _figures(s: CorpusStatistics, types: ColumnNumbers | None) -> dict[str, str]
     """Draw what there are numbers for."""
     drawn = {"tasks": figures.task_balance(s.tasks)}
     if s.sources:
-        drawn["sources"] = figures.stacked_bars(_source_bars(s))
+        # The largest sources, and all others together.
+        ordered = sorted(s.sources, key=lambda source: -sum(source.cells.values()))
+        bars = [(source.name, source.cells) for source in ordered[:_BARS]]
+        others = ordered[_BARS:]
+        if others:
+            rest: dict[Part, int] = {part.part: sum(source.cells[part.part] for source in others) for part in s.parts}
+            bars.append((f"{len(others)} other sources", rest))
+        drawn["sources"] = figures.stacked_bars(bars)
     if types:
         drawn["types"] = figures.stacked_bars(types.values[:_BARS])
     if s.genes_per_cell.edges:
@@ -77,27 +96,6 @@ def _figures(s: CorpusStatistics, types: ColumnNumbers | None) -> dict[str, str]
     return drawn
 
 
-def _source_bars(s: CorpusStatistics) -> list[tuple[str, dict[Part, int]]]:
-    """Return name and cells by part of the largest sources, and of all others together."""
-    ordered = sorted(s.sources, key=lambda source: -sum(source.cells.values()))
-    bars = [(source.name, source.cells) for source in ordered[:_BARS]]
-    others = ordered[_BARS:]
-    if others:
-        rest: dict[Part, int] = {part.part: sum(source.cells[part.part] for source in others) for part in s.parts}
-        bars.append((f"{len(others)} other sources", rest))
-    return bars
-
-
-def _panel(column: ColumnNumbers, n_cells: int) -> dict[str, str]:
-    """Return title, figure and note of a metadata column."""
-    name = column.column.replace("_", " ")
-    return {
-        "title": _NAMES.get(column.column, name[:1].upper() + name[1:]),
-        "svg": figures.stacked_bars(column.values[:_SMALL_BARS], width=4.8),
-        "note": _note(column, n_cells, _SMALL_BARS),
-    }
-
-
 def _note(column: ColumnNumbers, n_cells: int, n_bars: int) -> str:
     """Say what the bars leave out."""
     known = f"{100 * column.n_known / max(n_cells, 1):.1f} % of the cells have one"
@@ -105,15 +103,6 @@ def _note(column: ColumnNumbers, n_cells: int, n_bars: int) -> str:
     more = column.n_values - n_bars
     rest = f"; {more:,} more value(s) have {column.n_known - shown:,} cells together" if more > 0 else ""
     return f"{column.n_values:,} value(s); {known}{rest}."
-
-
-def _licences(s: CorpusStatistics) -> list[tuple[str, int]]:
-    """Return licence and cells, the most cells first."""
-    cells: dict[str, int] = {}
-    for source in s.sources:
-        name = source.licence or "not stated"
-        cells[name] = cells.get(name, 0) + sum(source.cells.values())
-    return sorted(cells.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _short_count(value: int) -> str:

@@ -112,8 +112,12 @@ def two_maps(table: pd.DataFrame) -> str:
         ):
             for i, name in enumerate(names):
                 cells = table[table["truth"] == name]
-                ax.scatter(cells[x], cells[y], s=_dot(len(table)), color=_color(i), label=name, linewidths=0)
-            _bare(ax, title)
+                size = float(np.clip(6000 / len(table), 4, 22))
+                ax.scatter(cells[x], cells[y], s=size, color=color(i), label=name, linewidths=0)
+            ax.set_title(title, fontsize=11, color=INK)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
         _legend_below(figure, axes[0], len(names))
         return svg_text(figure)
 
@@ -146,8 +150,8 @@ def generated_cells(points: list[dict[str, Any]]) -> str:
         for i, name in enumerate(names):
             cells = table[table["cell_type"] == name]
             real, new = cells[cells["method"] == "held_out_cells"], cells[cells["method"] == "cytoglot"]
-            ax.scatter(real["x"], real["y"], s=14, color=_color(i), alpha=0.45, linewidths=0, label=name)
-            ax.scatter(new["x"], new["y"], s=22, color=_color(i), marker="x", linewidths=1.1)
+            ax.scatter(real["x"], real["y"], s=14, color=color(i), alpha=0.45, linewidths=0, label=name)
+            ax.scatter(new["x"], new["y"], s=22, color=color(i), marker="x", linewidths=1.1)
         ax.set(xlabel="component 1", ylabel="component 2")
         ax.grid(color=GRID)
         _legend_below(figure, ax, len(names))
@@ -171,19 +175,9 @@ def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
         return svg_text(figure)
 
 
-def _color(i: int) -> str:
+def color(i: int) -> str:
+    """Return the color of the i-th of several things."""
     return PALETTE[i % len(PALETTE)]
-
-
-def _dot(n: int) -> float:
-    return float(np.clip(6000 / max(n, 1), 4, 22))
-
-
-def _bare(ax: Axes, title: str) -> None:
-    ax.set_title(title, fontsize=11, color=INK)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    ax.spines[:].set_visible(False)
 
 
 def _legend_below(figure: Figure, ax: Axes, n: int) -> None:

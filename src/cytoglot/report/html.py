@@ -16,10 +16,9 @@ from cytoglot.report import figures
 
 PAGE = "report.html"
 _ROW_KEYS = frozenset({"task", "method", "metric", "value", "low", "high", "n", "unit"})
+_CORPUS = ("table", "not_shown", "messages", "meta")
 _METRIC_NAMES = {
-    "accuracy": "accuracy",
     "macro_f1": "macro-F1",
-    "balanced_accuracy": "balanced accuracy",
     "ece": "ECE",
     "brier": "Brier",
     "mean_overlap": "overlap with held-out cells",
@@ -29,9 +28,7 @@ _METRIC_NAMES = {
     "pairwise_diversity": "diversity",
     "diversity_ratio_to_real": "diversity ÷ real",
     "r2_expressed": "R² (expressed genes)",
-    "exact_match": "exact match",
     "token_f1": "token F1",
-    "gene_overlap": "gene overlap",
 }
 
 
@@ -59,41 +56,43 @@ def write_report(folder: str | Path) -> Path:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    rows = _rows(folder)
-    annotation = [row for row in rows if row["task"] == "annotation"]
-    content: dict[str, Any] = {
-        "card": _read(folder, "data_card.json") or {},
-        "annotation": _by_method([row for row in annotation if not row["metric"].endswith("_difference")]),
-        "differences": [_difference(row) for row in annotation if row["metric"].endswith("_difference")],
-        "generation": _by_method([row for row in rows if row["task"] == "generation"]),
-        "reconstruction_rows": [row for row in rows if row["task"] == "reconstruction"],
-        "per_class": [row for row in _read(folder, "per_class.json") or [] if row["method"] == "cytoglot"],
-        "corpus": _corpus_tasks(folder),
-        "timings": _read(folder, "timings.json") or {},
-        "manifest": json.dumps(_read(folder, "manifest.json") or {}, indent=2, ensure_ascii=False),
-        "bars": {m: figures.method_bars(annotation, m) for m in ("accuracy", "macro_f1")} if annotation else {},
-        "figures": _figures(folder),
-    }
-    content["verdicts"] = _verdicts(content["differences"])
-    return content
-
-
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the result rows; a `results.json` of another program is refused."""
-    content = _read(folder, "results.json")
-    rows = content.get("results") if isinstance(content, dict) else None
+    results = _read(folder, "results.json")
+    rows = results.get("results") if isinstance(results, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= _ROW_KEYS for row in rows):
         raise InputError(
             f"{folder / 'results.json'} is not one of `cytoglot evaluate`, expected rows of "
             f"{', '.join(sorted(_ROW_KEYS))}; pass the folder that `cytoglot evaluate -o` wrote"
         )
-    return rows
-
-
-def _corpus_tasks(folder: Path) -> dict[str, Any]:
-    """Return table, tasks not shown and settings of an evaluation on a corpus; nothing for other evaluations."""
-    content = _read(folder, "results.json")
-    return {name: content[name] for name in ("table", "not_shown", "messages", "meta")} if "table" in content else {}
+    annotation = [row for row in rows if row["task"] == "annotation"]
+    differences = []
+    for row in annotation:
+        metric = row["metric"].removesuffix("_difference")
+        if metric != row["metric"]:
+            ours, _, other = row["method"].partition(" - ")
+            names = {"ours": ours, "other": other.replace("_", " "), "metric": _METRIC_NAMES.get(metric, metric)}
+            differences.append({**row, **names})
+    verdicts = []  # in words, for accuracy, whether the model beats each other method
+    for row in differences:
+        if row["ours"] == "cytoglot" and row["metric"] == "accuracy" and row["low"] is not None:
+            worse_or_not = "worse than" if row["high"] < 0 else "not distinguishable from"
+            verdict = "better than" if row["low"] > 0 else worse_or_not
+            bounds = f"95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+            verdicts.append(f"{verdict} {row['other']} ({100 * row['value']:+.1f} points, {bounds})")
+    return {
+        "card": _read(folder, "data_card.json") or {},
+        "annotation": _by_method([row for row in annotation if not row["metric"].endswith("_difference")]),
+        "differences": differences,
+        "verdicts": verdicts,
+        "generation": _by_method([row for row in rows if row["task"] == "generation"]),
+        "reconstruction_rows": [row for row in rows if row["task"] == "reconstruction"],
+        "per_class": [row for row in _read(folder, "per_class.json") or [] if row["method"] == "cytoglot"],
+        # Of an evaluation on a corpus; nothing for others.
+        "corpus": {name: results[name] for name in _CORPUS if "table" in results},
+        "timings": _read(folder, "timings.json") or {},
+        "manifest": json.dumps(_read(folder, "manifest.json") or {}, indent=2, ensure_ascii=False),
+        "bars": {m: figures.method_bars(annotation, m) for m in ("accuracy", "macro_f1")} if annotation else {},
+        "figures": _figures(folder),
+    }
 
 
 def _figures(folder: Path) -> dict[str, str]:
@@ -133,25 +132,6 @@ def _by_method(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "unit": rows[0]["unit"] if rows else "",
         "n": rows[0]["n"] if rows else 0,
     }
-
-
-def _difference(row: dict[str, Any]) -> dict[str, Any]:
-    ours, _, other = row["method"].partition(" - ")
-    metric = row["metric"].removesuffix("_difference")
-    return {**row, "ours": ours, "other": other.replace("_", " "), "metric": _METRIC_NAMES.get(metric, metric)}
-
-
-def _verdicts(differences: list[dict[str, Any]]) -> list[str]:
-    """Say in words, for accuracy, whether the model beats each other method."""
-    lines = []
-    for row in differences:
-        if row["ours"] != "cytoglot" or row["metric"] != "accuracy" or row["low"] is None:
-            continue
-        points = 100 * row["value"]
-        interval = f"{points:+.1f} points, 95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-        verdict = "better than" if row["low"] > 0 else "worse than" if row["high"] < 0 else "not distinguishable from"
-        lines.append(f"{verdict} {row['other']} ({interval})")
-    return lines
 
 
 def _read(folder: Path, name: str) -> Any:

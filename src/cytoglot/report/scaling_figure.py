@@ -12,7 +12,8 @@ import pandas as pd
 
 from cytoglot.atomic import write_text
 from cytoglot.errors import InputError
-from cytoglot.report.figures import ACCENT, GRID, MUTED, PALETTE, canvas, svg_text
+from cytoglot.metrics.scaling import PowerLaw
+from cytoglot.report.figures import GRID, MUTED, canvas, color, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,8 @@ def scaling_figure(result: Mapping[str, Any]) -> str:
     """Return the figure as SVG text: loss against size, loss against data, accuracy against size."""
     table = pd.DataFrame(result["runs"])
     with canvas(12.6, 4.0, n_axes=3) as (figure, (by_size, by_data, answers)):
-        shares, sizes = sorted(table["share"].unique()), _in_order_of_size(table)
+        shares = sorted(table["share"].unique())
+        sizes = table.groupby("size")["parameters_without_vectors"].min().sort_values().index.tolist()
         _curves(by_size, table, "parameters_without_vectors", "loss_per_word", "share", shares, "{:.0%} of the cells")
         _curves(by_data, table, "cells", "loss_per_word", "size", sizes, "{}")
         for mode, law in result["power_law"].items():
@@ -70,11 +72,6 @@ def scaling_figure(result: Mapping[str, Any]) -> str:
         return svg_text(figure)
 
 
-def _in_order_of_size(table: pd.DataFrame) -> list[str]:
-    order = table.groupby("size")["parameters_without_vectors"].min().sort_values()
-    return [str(name) for name in order.index]
-
-
 def _curves(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, values: Sequence[Any], label: str) -> None:
     """Draw each run with its interval, one color for each value of `by`, one marker for each mode."""
     modes = list(dict.fromkeys(table["mode"]))
@@ -84,7 +81,7 @@ def _curves(ax: Axes, table: pd.DataFrame, x: str, y: str, by: str, values: Sequ
             bounds = np.abs(rows[[f"{y}_low", f"{y}_high"]].astype(float).to_numpy() - rows[[y]].to_numpy()).T
             name = label.format(value) + (f", {mode}" if len(modes) > 1 else "")
             ax.errorbar(
-                rows[x], rows[y], yerr=np.nan_to_num(bounds), color=_color(i), marker=_MARKERS[mode], ms=5, lw=0.9,
+                rows[x], rows[y], yerr=np.nan_to_num(bounds), color=color(i), marker=_MARKERS[mode], ms=5, lw=0.9,
                 ls="" if y == "loss_per_word" else _LINES[mode], capsize=2, label=name,
             )  # fmt: skip
 
@@ -98,25 +95,15 @@ def _law(
     sizes: Sequence[str],
     mode: str,
 ) -> None:
-    n, d = (_span(table[name]) for name in ("parameters_without_vectors", "cells"))
+    predict = PowerLaw(**{name: law[name] for name in PowerLaw.__dataclass_fields__})
+    ends = (table[name].agg(["min", "max"]).astype(float) for name in ("parameters_without_vectors", "cells"))
+    n, d = (np.geomspace(low, high, 50) for low, high in ends)
     for i, share in enumerate(shares):
         cells = float(table.loc[table["share"] == share, "cells"].mean())
-        by_size.plot(n, _predict(law, n, np.full_like(n, cells)), color=_color(i), lw=1.2, ls=_LINES[mode])
+        by_size.plot(n, predict(n, np.full_like(n, cells)), color=color(i), lw=1.2, ls=_LINES[mode])
     for i, size in enumerate(sizes):
         parameters = float(table.loc[table["size"] == size, "parameters_without_vectors"].mean())
-        by_data.plot(d, _predict(law, np.full_like(d, parameters), d), color=_color(i), lw=1.2, ls=_LINES[mode])
-
-
-def _span(values: pd.Series) -> np.ndarray:
-    return np.geomspace(float(values.min()), float(values.max()), 50)
-
-
-def _predict(law: Mapping[str, Any], n: np.ndarray, d: np.ndarray) -> np.ndarray:
-    loss = np.full(len(n), float(law["floor"]))
-    for axis, values, unit in (("size", n, law["n_unit"]), ("data", d, law["d_unit"])):
-        if law[f"{axis}_coefficient"]:
-            loss = loss + law[f"{axis}_coefficient"] * (values / unit) ** -law[f"{axis}_exponent"]
-    return loss
+        by_data.plot(d, predict(np.full_like(d, parameters), d), color=color(i), lw=1.2, ls=_LINES[mode])
 
 
 def _formula(result: Mapping[str, Any], axis: str) -> str:
@@ -129,7 +116,3 @@ def _formula(result: Mapping[str, Any], axis: str) -> str:
         low, high = law["intervals"][f"{axis}_exponent"]
         lines.append(f"{mode}: exponent of {axis} {exponent:.2f} ({low:.2f} to {high:.2f})")
     return "\n".join(lines)
-
-
-def _color(i: int) -> str:
-    return (ACCENT, *PALETTE[1:])[i % len(PALETTE)]

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from cytoglot.benchmark.baselines import BASELINES, Baseline
-from cytoglot.benchmark.baselines.base import choose, validation_part
+from cytoglot.benchmark.baselines.base import merit, validation_rows
 from cytoglot.benchmark.baselines.logistic_regression import LogisticRegressionBaseline
 from cytoglot.benchmark.baselines.majority import Majority
 from cytoglot.benchmark.baselines.nearest_neighbors import NearestNeighbors
@@ -127,7 +127,7 @@ def test_logistic_regression_is_that_of_scikit_learn_on_ln_cp10k() -> None:
     ours = LogisticRegressionBaseline(strengths=(0.1,), max_iter=2000)
     ours.fit(TRAIN, TRAIN_LABELS, VALIDATION, VALIDATION_LABELS)
     x, query = ln_cp10k(TRAIN), ln_cp10k(TEST)
-    if ours.chosen["standardized"]:
+    if ours.chosen["transform"].startswith("StandardScaler"):
         deviation = x.toarray().std(axis=0)
         scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 1e-6)
         x, query = x.multiply(scale).tocsr(), query.multiply(scale).tocsr()
@@ -135,20 +135,23 @@ def test_logistic_regression_is_that_of_scikit_learn_on_ln_cp10k() -> None:
     np.testing.assert_allclose(ours.predict_proba(TEST), theirs.predict_proba(query), atol=5e-3)
 
 
-def test_every_step_of_the_path_is_kept_as_it_was_fitted() -> None:
-    baseline = LogisticRegressionBaseline(strengths=(10.0, 0.001))
-    baseline.fit(TRAIN, TRAIN_LABELS)
-    cells = baseline._genes.labelled(TRAIN, TRAIN_LABELS)
-    weak, strong = baseline._path(cells, False, (0.001, 10.0))
-    assert np.abs(weak[-1].coef_).max() < np.abs(strong[-1].coef_).max() / 5
+def test_the_chosen_step_of_the_path_is_kept_as_it_was_fitted() -> None:
+    # Labels without meaning, one of them rare: the strongest penalty always says the frequent one and is right.
+    labels = np.where(np.random.default_rng(0).random(TRAIN.n_obs) < 0.3, "b", "a").astype(object)
+    both, alone = (
+        LogisticRegressionBaseline(strengths=strengths).fit(TRAIN, labels, VALIDATION, ["a"] * VALIDATION.n_obs)
+        for strengths in ((0.0001, 10.0), (0.0001,))
+    )
+    assert both.chosen["C"] == 0.0001
+    np.testing.assert_array_equal(both.pipeline[-1].coef_, alone.pipeline[-1].coef_)
 
 
 def test_nearest_neighbors_are_those_of_scikit_learn_on_components() -> None:
     ours = fitted(NearestNeighbors)
     x, query = ln_cp10k(TRAIN).toarray(), ln_cp10k(TEST).toarray()
     pca = PCA(50, svd_solver="full").fit(x)
-    theirs = KNeighborsClassifier(int(ours.chosen["k"])).fit(pca.transform(x), TRAIN_LABELS.astype(str))
-    assert ours.chosen["n_components"] == 50
+    theirs = KNeighborsClassifier(int(ours.chosen["n_neighbors"])).fit(pca.transform(x), TRAIN_LABELS.astype(str))
+    assert ours.pipeline[0].n_components_ == 50
     same = (ours.predict_proba(TEST) == theirs.predict_proba(pca.transform(query))).all(axis=1)
     assert same.mean() > 0.95  # equal distances aside
 
@@ -159,29 +162,26 @@ def test_what_is_chosen_follows_the_validation_cells() -> None:
     adata = AnnData(x.astype(np.float32))
     labels = np.array(["a"] * 45 + ["b"] * 15, dtype=object)
     own = NearestNeighbors(n_neighbors=(30, 1)).fit(adata, labels, adata, labels)  # one's own nearest is oneself
-    assert own.chosen["k"] == 1
+    assert own.chosen["n_neighbors"] == 1
     most = NearestNeighbors(n_neighbors=(1, 30)).fit(adata, labels, adata[:45], labels[:45])
-    assert most.chosen["k"] == 1
+    assert most.chosen["n_neighbors"] == 1
 
 
-def test_the_best_candidate_wins_and_a_tie_goes_to_the_likelier_then_the_first() -> None:
+def test_the_better_candidate_has_more_merit_and_of_equals_the_likelier() -> None:
     truth, labels = np.array(["a", "b"], dtype=object), ["a", "b"]
-    right = {"bold": [[0.9, 0.1], [0.1, 0.9]], "shy": [[0.6, 0.4], [0.4, 0.6]], "wrong": [[0.1, 0.9], [0.9, 0.1]]}
-    predict = lambda name: np.array(right[name])  # noqa: E731
-    assert choose(["wrong", "shy", "bold"], predict, truth, labels) == "bold"
-    assert choose(["wrong", "shy"], predict, truth, labels) == "shy"
-    assert choose(["wrong", "shy"], predict, truth[:0], labels) == "wrong"
+    bold, shy, wrong = ([[p, 1 - p], [1 - p, p]] for p in (0.9, 0.6, 0.1))
+    assert merit(truth, np.array(bold), labels) > merit(truth, np.array(shy), labels)
+    assert merit(truth, np.array(shy), labels) > merit(truth, np.array(wrong), labels)
+    assert merit(truth, np.array(bold), labels)[0] == merit(truth, np.array(shy), labels)[0]
 
 
 def test_a_fifth_is_held_back_unless_a_label_would_be_lost() -> None:
-    baseline = LogisticRegressionBaseline().fit(TRAIN, TRAIN_LABELS)
-    cells = baseline._genes.labelled(TRAIN, TRAIN_LABELS)
-    none = cells.take(np.arange(0))
-    fitted_on, chosen_on = validation_part(cells, none, seed=0)
+    fitted_on, chosen_on = validation_rows(TRAIN_LABELS, seed=0)
     assert (len(fitted_on), len(chosen_on)) == (112, 28)
-    alone = baseline._genes.labelled(TRAIN[:5], ["a", "b", "c", "d", "e"])
-    fitted_on, chosen_on = validation_part(alone, none, seed=0)
+    fitted_on, chosen_on = validation_rows(np.array(["a", "b", "c", "d", "e"], dtype=object), seed=0)
     assert (len(fitted_on), len(chosen_on)) == (5, 0)
+    first = NearestNeighbors(n_neighbors=(4, 1)).fit(TRAIN[:5], ["a", "b", "c", "d", "e"])
+    assert first.chosen["n_neighbors"] == 4
 
 
 def test_too_little_to_learn_from_is_refused() -> None:

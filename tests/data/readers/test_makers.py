@@ -274,7 +274,7 @@ class TestContainers:
                 reader(path)
 
     def test_nullable_strings_are_read_and_written(self, cells: AnnData, tmp_path: Path) -> None:
-        from cytoglot.cli.apply import write_h5ad
+        from cytoglot.data.write import write_h5ad
 
         cells.obs["cell_type"] = pd.array(["T", None] * 30, dtype="string")
         cells.obs["site"] = pd.Categorical(["a", None, "b"] * 20)

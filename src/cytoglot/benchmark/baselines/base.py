@@ -5,17 +5,21 @@ Axes: n cells, g genes, l labels.
 
 from __future__ import annotations
 
+import copy
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
+from sklearn.base import BaseEstimator, clone
+from sklearn.model_selection import ParameterGrid
+from sklearn.pipeline import make_pipeline
 
-from cytoglot.data.normalize import MatrixState, log_normalize, matrix_state
+from cytoglot.data.normalize import log_normalize, matrix_state
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.metrics.classification import accuracy, macro_f1, nll
 from cytoglot.registry import Registry
@@ -23,10 +27,13 @@ from cytoglot.registry import Registry
 if TYPE_CHECKING:
     from anndata import AnnData
 
+logger = logging.getLogger(__name__)
+
 Probabilities = NDArray[np.float64]
 Labels = NDArray[np.object_]
-Choice = float | int | bool | str
-Candidate = TypeVar("Candidate")
+Candidates = tuple[Sequence[BaseEstimator], BaseEstimator, Mapping[str, Sequence[Any]]]
+"""transformers of the matrix, the classifier behind one of them, and its settings; the first of each where there is
+nothing to choose on"""
 
 
 class Baseline(Protocol):
@@ -34,7 +41,7 @@ class Baseline(Protocol):
 
     labels: tuple[str, ...]
     """labels of the training cells, sorted: the columns of the probabilities"""
-    chosen: Mapping[str, Choice]
+    chosen: Mapping[str, Any]
     """what was chosen on the validation cells"""
 
     def __init__(self, *, seed: int = 0) -> None: ...
@@ -63,35 +70,76 @@ BASELINES: Registry[type[Baseline]] = Registry(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class LabelledMatrix:
-    """Log-normalized cells with the label of each."""
+class PipelineBaseline:
+    """A scikit-learn pipeline on ln(1 + counts per 10,000) of the training genes; a baseline adds its `candidates`."""
 
-    matrix_ng: csr_matrix
-    labels_n: Labels
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+        self.labels: tuple[str, ...] = ()
+        self.chosen: Mapping[str, Any] = {}
 
-    def __len__(self) -> int:
-        return len(self.labels_n)
+    def candidates(self, n_cells: int, n_genes: int) -> Candidates:
+        """Return what to choose among, not fitted, for a training matrix of this shape; `labels` are known by then."""
+        raise NotImplementedError
 
-    def take(self, index: NDArray[np.integer]) -> LabelledMatrix:
-        """Return the cells at these positions."""
-        return LabelledMatrix(matrix_ng=self.matrix_ng[index], labels_n=self.labels_n[index])
+    def fit(
+        self,
+        train: AnnData,
+        train_labels: ArrayLike,
+        validation: AnnData | None = None,
+        validation_labels: ArrayLike = (),
+    ) -> Self:
+        """Fit every candidate on the training cells and keep the one that is best on the validation cells.
 
+        The best has the highest mean of accuracy and macro-F1, of equals the highest likelihood, then the first place.
 
-@dataclass(frozen=True, kw_only=True)
-class GeneInput:
-    """How cells become the matrix of a baseline: ln(1 + counts per 10,000) of the training genes."""
+        Raises
+        ------
+        InputError
+            There are no cells, not one label for each, or too little for the method.
+        """
+        truth_n = checked_labels(train, train_labels)
+        if not len(truth_n):
+            raise InputError("a baseline needs labelled training cells, found none")
+        self.labels = tuple(sorted(set(truth_n)))
+        self._genes, self._state = train.var_names, matrix_state(train.X)
+        matrix_ng = self._matrix(train)
+        fitted_on = np.arange(len(truth_n))
+        if validation is not None and validation.n_obs:
+            query_ng, query_truth_n = self._matrix(validation), checked_labels(validation, validation_labels)
+        else:
+            fitted_on, chosen_on = validation_rows(truth_n, self.seed)
+            query_ng, query_truth_n = matrix_ng[chosen_on], truth_n[chosen_on]
+        # Not GridSearchCV: it fits each candidate from nothing, its transformer too, and the best one on the validation
+        # cells as well, which must never vote.
+        transforms, classifier, grid = self.candidates(len(fitted_on), matrix_ng.shape[1])
+        tries = list(ParameterGrid(dict(grid)))
+        if not len(query_truth_n):
+            transforms, tries = transforms[:1], tries[:1]
+        best_score = None
+        for number, transform in enumerate(transforms):
+            x_nd = transform.fit_transform(matrix_ng[fitted_on])
+            query_nd = transform.transform(query_ng) if len(query_truth_n) else None
+            model = clone(classifier)
+            for settings in tries:
+                self._fit_model(model.set_params(**settings), x_nd, truth_n[fitted_on])
+                score = (0.0, 0.0)
+                if query_nd is not None:
+                    probabilities_nl = np.asarray(model.predict_proba(query_nd), dtype=np.float64)
+                    score = merit(query_truth_n, probabilities_nl, self.labels)
+                if best_score is None or score > best_score:
+                    best_score, best, chosen = score, (transform, copy.deepcopy(model)), (number, settings)
+        number, settings = chosen
+        if len(fitted_on) < len(truth_n):
+            transforms, classifier, _ = self.candidates(*matrix_ng.shape)
+            best = transforms[number], clone(classifier).set_params(**settings)
+            self._fit_model(best[1], best[0].fit_transform(matrix_ng), truth_n)
+        self.pipeline = make_pipeline(*best)
+        self.chosen = settings if len(transforms) == 1 else {**settings, "transform": str(best[0])}
+        return self
 
-    genes: pd.Index
-    state: MatrixState
-
-    @classmethod
-    def of(cls, train: AnnData) -> GeneInput:
-        """Take the genes and the state of the matrix (counts or log) from the training cells."""
-        return cls(genes=train.var_names, state=matrix_state(train.X))
-
-    def matrix(self, adata: AnnData) -> csr_matrix:
-        """Return the cells in the order of the training genes, shape (n, g), float32.
+    def predict_proba(self, adata: AnnData) -> Probabilities:
+        """Return the probabilities of the pipeline, shape (n, l).
 
         Raises
         ------
@@ -99,21 +147,28 @@ class GeneInput:
             The cells lack a training gene.
         """
         if adata.n_obs == 0:
-            return csr_matrix(np.zeros((0, len(self.genes)), dtype=np.float32))
-        matrix_ng = log_normalize(adata.X, self.state, base=math.e)
-        if adata.var_names.equals(self.genes):
+            return np.zeros((0, len(self.labels)))
+        return np.asarray(self.pipeline.predict_proba(self._matrix(adata)), dtype=np.float64)
+
+    def _fit_model(self, model: Any, x_nd: Any, truth_n: Labels) -> None:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")  # such as a solver that was stopped before its end: no error here
+            model.fit(x_nd, truth_n.astype(str))
+        for warning in told:
+            logger.info("%s: %s", model, str(warning.message).partition("\n")[0])
+
+    def _matrix(self, adata: AnnData) -> csr_matrix:
+        """Return the cells in the order of the training genes, shape (n, g), float32."""
+        matrix_ng = log_normalize(adata.X, self._state, base=math.e)
+        if adata.var_names.equals(self._genes):
             return matrix_ng
-        columns = adata.var_names.get_indexer(self.genes)
+        columns = adata.var_names.get_indexer(self._genes)
         if (columns < 0).any():
             raise VocabularyMismatchError(
-                f"{int((columns < 0).sum())} of the {len(self.genes)} genes of the training cells are not in these "
-                f"cells, such as {self.genes[columns < 0][0]!r}; read both with the same options"
+                f"{int((columns < 0).sum())} of the {len(self._genes)} genes of the training cells are not in these "
+                f"cells, such as {self._genes[columns < 0][0]!r}; read both with the same options"
             )
         return matrix_ng[:, columns]
-
-    def labelled(self, adata: AnnData, labels: ArrayLike) -> LabelledMatrix:
-        """Return cells with their labels, checked."""
-        return LabelledMatrix(matrix_ng=self.matrix(adata), labels_n=checked_labels(adata, labels))
 
 
 def checked_labels(adata: AnnData, labels: ArrayLike) -> Labels:
@@ -133,43 +188,18 @@ def checked_labels(adata: AnnData, labels: ArrayLike) -> Labels:
     return labels_n
 
 
-def label_set(labels_n: Labels) -> tuple[str, ...]:
-    """Return the distinct labels, sorted; an InputError without cells."""
-    if not len(labels_n):
-        raise InputError("a baseline needs labelled training cells, found none")
-    return tuple(sorted(set(labels_n)))
-
-
-def validation_part(
-    train: LabelledMatrix, validation: LabelledMatrix, seed: int
-) -> tuple[LabelledMatrix, LabelledMatrix]:
-    """Return (cells to fit on while choosing, cells to choose on); a fifth of `train` where `validation` is empty."""
-    if len(validation):
-        return train, validation
-    order = np.random.default_rng(seed).permutation(len(train))
-    n_chosen_on = len(train) // 5
+def validation_rows(labels_n: Labels, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return training cells to fit on while choosing, and a fifth to choose on; none if a label would never be seen."""
+    order = np.random.default_rng(seed).permutation(len(labels_n))
+    n_chosen_on = len(labels_n) // 5
     fitted_on, chosen_on = np.sort(order[n_chosen_on:]), np.sort(order[:n_chosen_on])
-    if set(train.labels_n[fitted_on]) != set(train.labels_n):  # a label would never be seen
-        return train, train.take(np.arange(0))
-    return train.take(fitted_on), train.take(chosen_on)
+    if set(labels_n[fitted_on]) != set(labels_n):
+        return np.arange(len(labels_n)), chosen_on[:0]
+    return fitted_on, chosen_on
 
 
-def choose(
-    candidates: Sequence[Candidate],
-    predict: Callable[[Candidate], Probabilities],
-    truth_n: Labels,
-    labels: Sequence[str],
-) -> Candidate:
-    """Return the candidate whose predictions have the best mean of accuracy and macro-F1, ties by likelihood.
-
-    Without cells to choose on it is the first candidate.
-    """
-    if not len(truth_n):
-        return candidates[0]
-    scores = []
-    for candidate in candidates:
-        probabilities_nl = predict(candidate)
-        predicted_n = np.asarray(labels, dtype=object)[probabilities_nl.argmax(axis=1)]
-        merit = (accuracy(truth_n, predicted_n) + macro_f1(truth_n, predicted_n)) / 2
-        scores.append((round(merit, 9), -nll(truth_n, probabilities_nl, labels)))
-    return candidates[max(range(len(candidates)), key=scores.__getitem__)]
+def merit(truth_n: Labels, probabilities_nl: Probabilities, labels: Sequence[str]) -> tuple[float, float]:
+    """Return the mean of accuracy and macro-F1, and the mean log-likelihood that decides between equals."""
+    predicted_n = np.asarray(labels, dtype=object)[probabilities_nl.argmax(axis=1)]
+    right = (accuracy(truth_n, predicted_n) + macro_f1(truth_n, predicted_n)) / 2
+    return round(right, 9), -nll(truth_n, probabilities_nl, labels)

@@ -66,10 +66,18 @@ class TypeProfile:
             sharpness_l=np.ones(len(names)),
         )
         rng = np.random.default_rng(seed)
-        cells = [_some_cells(train, np.flatnonzero(labels_n == name), rng) for name in names]
-        return replace(
-            profile, sharpness_l=np.array([_sharpness(profile, *pair, rng) for pair in zip(names, cells, strict=True)])
-        )
+        filled = [np.flatnonzero((labels_n == name) & (train.lengths > 0)) for name in names]
+        samples = [
+            [train.ids(int(cell)).astype(np.int64) for cell in rng.permutation(rows)[:_MAX_CELLS]] for rows in filled
+        ]
+        sharpness_l = np.ones(len(names))
+        for row, cells in enumerate(samples):
+            if len(cells) >= 2:
+                real, lengths = pairwise_diversity(cells), [len(words) for words in cells]
+                sharpened = [replace(profile, sharpness_l=np.full(len(names), power)) for power in _SHARPNESS]
+                gaps = [abs(pairwise_diversity(p.draw(names[row], lengths, rng)) - real) for p in sharpened]
+                sharpness_l[row] = _SHARPNESS[int(np.argmin(gaps))]
+        return replace(profile, sharpness_l=sharpness_l)
 
     def draw(self, label: str, lengths: Sequence[int] | NDArray[np.integer], rng: np.random.Generator) -> Words:
         """Draw sentences: distinct genes, each with a chance proportional to a power of its mean in the type.
@@ -107,19 +115,3 @@ class TypeProfile:
 
 def _mean(matrix_ng: csr_matrix, chosen_n: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.asarray(matrix_ng[chosen_n].mean(axis=0), dtype=np.float64).ravel()
-
-
-def _some_cells(train: CellSentences, cells: NDArray[np.int64], rng: np.random.Generator) -> Words:
-    filled = cells[train.lengths[cells] > 0]
-    return [train.ids(int(cell)).astype(np.int64) for cell in rng.permutation(filled)[:_MAX_CELLS]]
-
-
-def _sharpness(profile: TypeProfile, label: str, cells: Words, rng: np.random.Generator) -> float:
-    if len(cells) < 2:
-        return 1.0
-    real, lengths = pairwise_diversity(cells), [len(words) for words in cells]
-    gaps = []
-    for power in _SHARPNESS:
-        sharpened = replace(profile, sharpness_l=np.full(len(profile.labels), power))
-        gaps.append(abs(pairwise_diversity(sharpened.draw(label, lengths, rng)) - real))
-    return _SHARPNESS[int(np.argmin(gaps))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,8 @@ from cytoglot.metrics.uncertainty import interval_note
 from cytoglot.tasks.task import tasks as registered_tasks
 
 CARD = "README.md"
-_HUB_LICENCES = {
-    "cc0": "cc0-1.0",
-    "cc0 1.0": "cc0-1.0",
-    "cc by 4.0": "cc-by-4.0",
-    "cc-by-4.0": "cc-by-4.0",
-    "cc by-sa 4.0": "cc-by-sa-4.0",
-    "cc by-nc 4.0": "cc-by-nc-4.0",
-    "mit": "mit",
-    "apache 2.0": "apache-2.0",
-    "apache-2.0": "apache-2.0",
-    "gpl-3": "gpl-3.0",
-    "gpl-3.0": "gpl-3.0",
-}
-"""licences as people write them → their identifiers on the hub"""
+_HUB_LICENCES = ("cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "mit", "apache-2.0", "gpl-3.0")
+"""identifiers on the hub, as people write licences too, but for case and spaces"""
 _SHOWN_METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "exact_match", "gene_overlap", "token_f1", "ece")
 """of an evaluation, in this order; all of it is in its own folder"""
 
@@ -44,19 +32,12 @@ _SHOWN_METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "exact_match", "g
 def corpus_facts(corpus: Corpus) -> dict[str, Any]:
     """Return what a card tells of a corpus, plain JSON: cells of each part, sources with their licences."""
     description = corpus.description
+    told = ("name", "study", "title", "organism", "licence")
     return {
         "fingerprint": description.fingerprint,
         "cells": {part: description.total("n_cells", part) for part in PARTS},
         "sources": [
-            {
-                "name": source.name,
-                "study": source.study,
-                "title": source.title,
-                "organism": source.organism,
-                "licence": source.licence,
-                "cells": source.n_kept,
-            }
-            for source in description.sources
+            {name: getattr(source, name) for name in told} | {"cells": source.n_kept} for source in description.sources
         ],
     }
 
@@ -96,25 +77,56 @@ def _content(folder: Path, spec: CellModelSpec) -> dict[str, Any]:
     base = start.get("base")
     corpus = training.get("corpus", {})
     sources = corpus.get("sources", ())
+    # The one licence of all sources; other for several or an uncommon one.
+    stated = {"-".join(str(source["licence"]).lower().split()) for source in sources}
+    stated = {{"cc0": "cc0-1.0", "gpl-3": "gpl-3.0"}.get(name, name) for name in stated}
+    licence = "unknown" if stated <= {""} else "other"
+    if len(stated) == 1 and stated <= set(_HUB_LICENCES):
+        (licence,) = stated
     head: dict[str, Any] = {
-        "license": _hub_licence({str(source["licence"]).strip().lower() for source in sources}),
+        "license": licence,
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["cytoglot", "single-cell", "cell-sentences", "biology"],
     }
     if base is not None and _is_hub_name(base):
         head |= {"base_model": base, "base_model_relation": "finetune"}
+    n_parameters = 0  # in the weights, tied ones once, from the heads of the files
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        except SafetensorError as error:
+            raise InputError(f"the weights {path} are damaged ({error}); copy the model folder again") from error
+        n_parameters += sum(map(math.prod, shapes))
     organism = spec.context.get("organism")
     history = training.get("history", ())
     losses = [row["validation_loss"] for row in history if row.get("validation_loss") is not None]
-    scores = training.get("validation") or _last_scores(history)
+    scores = training.get("validation")
+    if not scores:  # an older folder: the task metrics of the last evaluation; names with a slash are of rewards
+        found = ({n: v for n, v in row.items() if "." in n and "/" not in n and v is not None} for row in history)
+        scores = next((evaluation for evaluation in reversed(list(found)) if evaluation), {})
+    shares = recipe.get("tasks", {})
+    tasks = []
+    for name in spec.tasks:
+        wordings = registered_tasks[name].templates.training if name in registered_tasks else ()
+        share = f"{100 * shares[name] / (sum(shares.values()) or 1):.1f} %" if name in shares else "not stated"
+        tasks.append((name, share, len(wordings), f"`{wordings[0].text}`" if wordings else ""))
+    sections = ["lora", *(["grpo"] if recipe.get("kind") == "grpo" else [])]
+    settings: list[tuple[str, Any]] = [
+        ("kind", recipe.get("kind", "sft")),
+        ("seeds", _listed(spec.manifest.get("seeds", {}))),
+        *((f"{section}.{name}", value) for section in sections for name, value in (recipe.get(section) or {}).items()),
+        ("sentence.top_genes", recipe.get("sentence", {}).get("top_genes")),
+        *((f"optim.{name}", value) for name, value in recipe.get("optim", {}).items()),
+    ]
     ids = spec.label_ontology_ids
     return {
         "head": head,
         "spec": spec,
         "source": inputs.get("source", "cells"),
         "model_type": _json(folder / "config.json").get("model_type", "unknown"),
-        "n_parameters": _count_parameters(folder),
+        "n_parameters": n_parameters,
         "base": base if base is None or _is_hub_name(base) else Path(base).name,
         "revision": start.get("revision"),
         "lora": recipe.get("lora"),
@@ -125,8 +137,8 @@ def _content(folder: Path, spec: CellModelSpec) -> dict[str, Any]:
         "sources": [(s["name"], s["study"], s["organism"], s["licence"] or "not stated", s["cells"]) for s in sources],
         "species": sorted({str(s["organism"]) for s in sources if s["organism"]}) or ([organism] if organism else []),
         "messages": training.get("messages", ()),
-        "tasks": _tasks(spec, recipe.get("tasks", {})),
-        "settings": _settings(spec, recipe),
+        "tasks": tasks,
+        "settings": [(name, _value(value)) for name, value in settings] if recipe else [],
         "history": history,
         "lowest_loss": min(losses, default=None),
         "scores": [(*name.rsplit(".", 1), f"{value:.3f}") for name, value in sorted(scores.items())],
@@ -134,43 +146,6 @@ def _content(folder: Path, spec: CellModelSpec) -> dict[str, Any]:
         "labels": [(name, n, ids.get(name, "")) for name, n in zip(spec.labels, spec.label_counts, strict=True)],
         "versions": _listed(spec.manifest.get("versions", {})),
     }
-
-
-def _hub_licence(stated: set[str]) -> str:
-    """Return the identifier of the one licence of all sources; other for several or an uncommon one."""
-    if stated <= {""}:
-        return "unknown"
-    return _HUB_LICENCES.get(next(iter(stated)), "other") if len(stated) == 1 else "other"
-
-
-def _tasks(spec: CellModelSpec, shares: Mapping[str, float]) -> list[tuple[Any, ...]]:
-    rows = []
-    for name in spec.tasks:
-        wordings = registered_tasks[name].templates.training if name in registered_tasks else ()
-        share = f"{100 * shares[name] / (sum(shares.values()) or 1):.1f} %" if name in shares else "not stated"
-        rows.append((name, share, len(wordings), f"`{wordings[0].text}`" if wordings else ""))
-    return rows
-
-
-def _settings(spec: CellModelSpec, recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    if not recipe:
-        return []
-    sections = ["lora", *(["grpo"] if recipe.get("kind") == "grpo" else [])]
-    rows: list[tuple[str, Any]] = [
-        ("kind", recipe.get("kind", "sft")),
-        ("seeds", _listed(spec.manifest["seeds"])),
-        *((f"{section}.{name}", value) for section in sections for name, value in (recipe.get(section) or {}).items()),
-        ("sentence.top_genes", recipe.get("sentence", {}).get("top_genes")),
-        *((f"optim.{name}", value) for name, value in recipe.get("optim", {}).items()),
-    ]
-    return [(name, _value(value)) for name, value in rows]
-
-
-def _last_scores(history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the task metrics of the last evaluation, for folders that hold no others."""
-    tasks = [{name: v for name, v in row.items() if "/" not in name} for row in history]  # others are of rewards
-    evaluations = [{name: v for name, v in row.items() if "." in name and v is not None} for row in tasks]
-    return next((evaluation for evaluation in reversed(evaluations) if evaluation), {})
 
 
 def _rewards(training: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -238,18 +213,6 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON ({error}); write it again") from error
     return value if isinstance(value, dict) else {}
-
-
-def _count_parameters(folder: Path) -> int:
-    """Return the numbers in the weights, tied ones once, from the heads of the files."""
-    n = 0
-    for path in sorted(folder.glob("model*.safetensors")):
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                n += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise InputError(f"the weights {path} are damaged ({error}); copy the model folder again") from error
-    return n
 
 
 def _is_hub_name(base: str) -> bool:

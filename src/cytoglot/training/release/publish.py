@@ -58,7 +58,15 @@ def publish(folder: str | Path, repository: str, *, private: bool = True) -> str
             ignore_patterns=list(_LEFT_OUT),
         )
     except (OSError, ValueError, hub.errors.HTTPError) as error:  # of the network, the name, the HTTP client
-        raise InputError(_why_not(repository, error)) from error
+        reason = " ".join(str(error).split())[:300]
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in {401, 403} or "token" in reason.lower():
+            advice = "log in with `hf auth login` or set HF_TOKEN to a token that may write there"
+        else:
+            advice = "check the name and the network (HF_HUB_OFFLINE must not be set)"
+        raise InputError(
+            f"{repository} cannot be published on the Hugging Face Hub; {advice}: {type(error).__name__}: {reason}"
+        ) from error
     logger.info("published %s as %s", folder, page)
     return str(page)
 
@@ -67,13 +75,3 @@ def check_repository(repository: str) -> None:
     """Refuse what is not owner/name; an InputError."""
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repository) is None:
         raise InputError(f"a repository on the hub is named owner/name, found {repository!r}")
-
-
-def _why_not(repository: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in {401, 403} or "token" in reason.lower():
-        advice = "log in with `hf auth login` or set HF_TOKEN to a token that may write there"
-    else:
-        advice = "check the name and the network (HF_HUB_OFFLINE must not be set)"
-    return f"{repository} cannot be published on the Hugging Face Hub; {advice}: {type(error).__name__}: {reason}"

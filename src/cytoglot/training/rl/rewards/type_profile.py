@@ -20,8 +20,9 @@ class TypeProfiles:
 
     def __init__(self, reference: Mapping[str, Sequence[Sentence]]) -> None:
         self._reference = reference
+        # Of the instance, so that what is remembered goes with it.
         self.top = lru_cache(maxsize=4096)(self._top)
-        self._shares = lru_cache(maxsize=None)(self._count)
+        self._ranked = lru_cache(maxsize=None)(self._rank)
 
     def cells(self, cell_type: str) -> Sequence[Sentence]:
         """Return the training sentences of a type, of all types for an empty name; none for an unknown one."""
@@ -35,18 +36,15 @@ class TypeProfiles:
         No other choice of genes overlaps more with the type's cells on average. Ties go by the mean inverse rank, then
         by name. Fewer than `n` if the type has fewer genes.
         """
-        shares, inverse = self._shares(cell_type)
-        typical = sorted(shares, key=lambda gene: (-shares[gene], -inverse[gene], gene))[:n]
-        return tuple(sorted(typical, key=lambda gene: (-inverse[gene], gene)))
+        typical, inverse = self._ranked(cell_type)
+        return tuple(sorted(typical[:n], key=lambda gene: (-inverse[gene], gene)))
 
-    def _count(self, cell_type: str) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        """Return gene → share of the type's sentences that hold it, and mean of 1 / rank, an absent gene counting 0."""
-        sentences = self.cells(cell_type)
-        counts: defaultdict[str, float] = defaultdict(float)
+    def _rank(self, cell_type: str) -> tuple[list[str], Mapping[str, float]]:
+        """Return the genes of the type, those of most sentences first, and gene → sum of 1 / rank."""
+        counts: defaultdict[str, int] = defaultdict(int)
         inverse: defaultdict[str, float] = defaultdict(float)
-        for sentence in sentences:
+        for sentence in self.cells(cell_type):
             for rank, gene in enumerate(dict.fromkeys(sentence), start=1):
                 counts[gene] += 1
                 inverse[gene] += 1 / rank
-        n = max(len(sentences), 1)
-        return {g: c / n for g, c in counts.items()}, {g: v / n for g, v in inverse.items()}
+        return sorted(counts, key=lambda gene: (-counts[gene], -inverse[gene], gene)), inverse

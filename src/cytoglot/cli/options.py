@@ -1,0 +1,84 @@
+"""Options with one meaning for all commands, and what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cytoglot.data.genes.options import GeneOptions, read_gene_mapping
+from cytoglot.data.genes.vocabulary import Duplicates
+from cytoglot.errors import InputError
+from cytoglot.progress import set_progress
+
+
+def _quiet_for_json(as_json: bool) -> bool:
+    """Leave stderr to log lines when a machine reads stdout."""
+    if as_json:
+        set_progress(False)
+    return as_json
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.", callback=_quiet_for_json)]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything random.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Forecast time, memory and disk; do nothing.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="One setting, a.b=value; may be repeated.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that exists.")]
+Anew = Annotated[
+    bool, typer.Option("--overwrite", help="Begin anew where an interrupted run of other settings has left parts.")
+]
+ChunkCells = Annotated[
+    int | None, typer.Option("--chunk-cells", min=1, help="Cells in memory at a time, and between two saved parts.")
+]
+
+Source = Annotated[str, typer.Argument(help="AnnData file, 10x file or folder, or the name of a data set.")]
+Layer = Annotated[str | None, typer.Option("--layer", help="Matrix to read: X, raw or a layer's name.")]
+GeneColumn = Annotated[
+    str | None, typer.Option("--gene-column", help="Column of var with the gene names; var_names: as they stand.")
+]
+GeneMapping = Annotated[
+    Path | None, typer.Option("--gene-mapping", help="TSV or CSV of two columns: name in the file, name wanted.")
+]
+DuplicateGenes = Annotated[
+    Duplicates,
+    typer.Option("--duplicates", help="Columns of the same gene: sum (of counts; else first), first, error."),
+]
+
+Model = Annotated[str, typer.Option("--model", help="Model folder, or a checkpoint by name (then --labels).")]
+MinOverlap = Annotated[float, typer.Option("--min-overlap", help="Least share of the model's genes in the data.")]
+Context = Annotated[str | None, typer.Option("--context", help='Metadata for prompts, "organism=human, tissue=blood".')]
+Templates = Annotated[
+    str | None,
+    typer.Option("--templates", help="Prompts of the model: cell2sentence (if installed), or a TOML or JSON file."),
+]
+
+
+def gene_options(column: str | None, mapping: Path | None, duplicates: Duplicates) -> GeneOptions:
+    """Read what `--gene-column`, `--gene-mapping` and `--duplicates` say; an InputError if the mapping cannot be."""
+    found = None if mapping is None else read_gene_mapping(mapping)
+    return GeneOptions(column=column, mapping=found, duplicates=duplicates)
+
+
+def parse_context(text: str | None) -> dict[str, str]:
+    """Read "organism=human, tissue=blood".
+
+    Raises
+    ------
+    InputError
+        A part is not of the form name=value, or no prompt tells such a field.
+    """
+    from cytoglot.tasks.task import check_context
+
+    context = {}
+    for part in (text or "").split(","):
+        if not part.strip():
+            continue
+        name, separator, value = part.partition("=")
+        if not separator or not name.strip() or not value.strip():
+            raise InputError(f'--context expects "name=value, name=value", found {part.strip()!r}')
+        context[name.strip()] = value.strip()
+    check_context(context)
+    return context
