@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ def one_torch_thread() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def garbage_of_imports_is_not_searched() -> Iterator[None]:
+def garbage_of_imports_is_not_searched() -> None:
     """Keep what is imported out of garbage collections.
 
     The trainer collects at the start and the end of every training. Among the millions of objects of torch and
@@ -46,7 +46,6 @@ def garbage_of_imports_is_not_searched() -> Iterator[None]:
     """
     gc.collect()
     gc.freeze()
-    yield
 
 
 @pytest.fixture(scope="session")
