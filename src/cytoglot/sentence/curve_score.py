@@ -12,11 +12,16 @@ from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
-from cytoglot.sentence.curves import CurveKind
+from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.sentence.rank_curve import CurveKind, RankCurve, predict_words
+from cytoglot.sentence.rank_sums import canonical, hash_uniform, positions_in
 
 Scope = Literal["expressed", "all"]
 SCOPES: tuple[Scope, ...] = ("expressed", "all")
+#: More words than this are sampled, by whole cells, for Spearman's coefficient.
+SPEARMAN_WORDS = 2_000_000
 
 
 class CurveScore(TypedDict):
@@ -145,6 +150,52 @@ class CurveScorer:
                     )
                 )
         return rows
+
+
+def evaluate_curve(
+    curve: RankCurve | Sequence[RankCurve],
+    sentences: CellSentences,
+    expression: csr_matrix,
+    *,
+    held_out: bool,
+    genes: str = "full",
+    seed: int = 0,
+) -> list[CurveScore]:
+    """Return one row per curve and scope for these cells.
+
+    Nothing is made dense: pairs of zeros are counted. Beyond two million words Spearman's coefficient rests on a
+    seeded sample of whole cells, whose number of pairs the row states as `n_spearman`.
+
+    Parameters
+    ----------
+    held_out
+        Whether the curves were fitted on other cells; copied into the rows.
+    genes
+        Name of the sentences' genes for the rows, "full" or "hvg".
+    """
+    curves = [curve] if not isinstance(curve, Sequence) else list(curve)
+    share = min(1.0, SPEARMAN_WORDS / max(len(sentences.gene_ids), 1))
+    scorer = CurveScorer([c.kind for c in curves], spearman_share=share)
+    scorer.add(scored_cells(sentences, expression, seed=seed), {c.kind: predict_words(c, sentences) for c in curves})
+    return scorer.scores(genes=genes, held_out=held_out)
+
+
+def scored_cells(sentences: CellSentences, expression: csr_matrix, *, seed: int = 0) -> ScoredCells:
+    """Return the observed expression of every word, and of every expressed gene that is not a word."""
+    matrix = canonical(expression)
+    position = positions_in(sentences, matrix)
+    observed = np.where(position >= 0, matrix.data[position], 0) if matrix.nnz else np.zeros(position.size)
+    missed = np.ones(matrix.nnz, dtype=bool)
+    missed[position[position >= 0]] = False
+    matrix_rows = np.repeat(np.arange(len(sentences)), np.diff(matrix.indptr))
+    return ScoredCells(
+        observed=observed.astype(np.float32),
+        rows=sentences.cells(),
+        missed=matrix.data[missed].astype(np.float32),
+        missed_rows=matrix_rows[missed],
+        chance_n=hash_uniform(sentences.cell_ids, seed + 1),
+        n_genes=len(sentences.vocabulary),
+    )
 
 
 class SparseRanks:

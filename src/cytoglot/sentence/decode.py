@@ -17,9 +17,8 @@ from scipy.sparse import csr_matrix
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.curves import RankCurve
 from cytoglot.sentence.parse import ParseReport, Repeated, parse_many
-from cytoglot.sentence.rank_curve import predict_words
+from cytoglot.sentence.rank_curve import RankCurve, predict_words
 
 if TYPE_CHECKING:
     from anndata import AnnData

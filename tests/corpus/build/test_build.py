@@ -419,7 +419,7 @@ def test_the_rank_curve_is_fitted_on_training_cells_of_sources_with_counts(
     assert curve.vocabulary_fingerprint == corpus.vocabulary.fingerprint
     train = {name for block in corpus.blocks("train") for name in block.cell_ids.to_pylist()}
     chosen = cells[cells.obs_names.isin(train)][:, list(corpus.vocabulary.symbols)]
-    expected = cytoglot.sentence.rank_curve.fit_rank_curve(
+    expected = cytoglot.sentence.fit_curves.fit_rank_curve(
         "isotonic_length", cytoglot.encode(chosen, genes=corpus.vocabulary), log_counts(chosen.X)
     )
     fitted = corpus.rank_curve["base"]
