@@ -18,6 +18,7 @@ from cytoglot.data.datasets import knowledge_table, resolve_source
 from cytoglot.data.finding import Finding
 from cytoglot.data.genes import names as gene_names
 from cytoglot.data.genes.columns import are_identifiers
+from cytoglot.data.genes.harmonize import outdated_symbols
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import resolve_genes
 from cytoglot.data.normalize import check_values
@@ -224,7 +225,7 @@ def _audit_symbols(names: Sequence[str], species: str | None, facts: dict[str, A
     if species != "human":
         return findings
     table = knowledge_table("hgnc_symbols_aliases.tsv.gz")
-    renamed = gene_names.outdated_symbols(names, hgnc=table)
+    renamed = outdated_symbols(names, hgnc=table)
     facts["renamed_symbols"] = renamed
     known_by = "the list of the package" if table is None else "HGNC's table"
     if renamed:

@@ -79,10 +79,8 @@ class RankSums:
 
             bins = (length * _BINS_PER_DECADE).astype(np.int64)
             # the tables grow as longer cells and lower ranks come
-            more = [
-                (0, max(0, n - old))
-                for n, old in zip((bins.max() + 1, rank[block].max()), self.n_br.shape, strict=True)
-            ]
+            wanted = np.maximum(self.n_br.shape, (bins.max() + 1, rank[block].max()))
+            more = [(0, int(n)) for n in wanted - self.n_br.shape]
             self.n_br, self.y_br = np.pad(self.n_br, more), np.pad(self.y_br, more)
             place, shape = bins * self.n_br.shape[1] + rank[block] - 1, self.n_br.shape
             self.n_br += np.bincount(place, minlength=self.n_br.size).reshape(shape)

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from cytoglot.data.knowledge.tables import read_table
 from cytoglot.data.schema import UNLABELED
-from cytoglot.errors import InputError
 
 Match = Literal["label", "synonym", "numbered"]
 
@@ -71,7 +70,7 @@ def map_labels(labels: Iterable[str], *, terms: str | Path | None = None) -> Lab
     InputError
         `terms` does not exist or lacks a column.
     """
-    tables = [_package_table()] + ([] if terms is None else [_read_table(Path(terms))])
+    tables = [_package_table()] + ([] if terms is None else [_make_table(_read(terms))])
     ids: dict[str, str | None] = {}
     names: dict[str, str] = {}
     matched: dict[str, Match] = {}
@@ -111,20 +110,12 @@ class _Table:
 
 @cache
 def _package_table() -> _Table:
-    text = resources.files("cytoglot.data.knowledge").joinpath("cell_ontology_labels.tsv").read_text(encoding="utf-8")
-    return _make_table(pd.read_csv(StringIO(text), sep="\t", comment="#", dtype=str, keep_default_na=False))
+    with resources.as_file(resources.files("cytoglot.data.knowledge").joinpath("cell_ontology_labels.tsv")) as path:
+        return _make_table(_read(path))
 
 
-def _read_table(path: Path) -> _Table:
-    if not path.is_file():
-        raise InputError(f"table of cell-type terms {path} does not exist; pass a TSV file with id, label, synonyms")
-    frame = pd.read_csv(path, sep="\t", comment="#", dtype=str, keep_default_na=False)
-    absent = [column for column in ("id", "label", "synonyms") if column not in frame.columns]
-    if absent:
-        raise InputError(
-            f"table of cell-type terms {path} must have the columns id, label, synonyms; {', '.join(absent)} not found"
-        )
-    return _make_table(frame)
+def _read(path: str | Path) -> pd.DataFrame:
+    return read_table(path, ["id", "label", "synonyms"], comment="#")
 
 
 def _make_table(frame: pd.DataFrame) -> _Table:
