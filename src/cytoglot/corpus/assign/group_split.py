@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cytoglot.corpus.assign.cell_keys import salted, uniform
 from cytoglot.corpus.sources.recipe import SplitRecipe
 from cytoglot.data.schema import GROUP_FIELDS
-from cytoglot.data.splits.assignment import PARTS, Part, assign_groups
+from cytoglot.data.splits.assignment import PARTS, Part, share_groups
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.hashing import hash_text
 
@@ -32,8 +32,6 @@ _UNKNOWN = -1
 
 _TOLERANCE = 0.05
 """of the cells, by which a part may miss its fraction before a warning says so"""
-_LEAST_SHARE = 0.25
-"""of its fraction, that a study gives to a part even when other studies gave too much"""
 
 
 @dataclass
@@ -126,9 +124,7 @@ class SplitDecision:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, Mapping) else v
-                for name, v in values.items()}  # fmt: skip
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> SplitDecision:
@@ -171,13 +167,41 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
     InputError
         A source held out is unknown, or all are held out.
     """
-    held_out = _held_out(counts, settings.held_out_sources)
+    studies, held_out = counts.study_of_source, set[str]()
+    for name in settings.held_out_sources:
+        found = {source for source, study in studies.items() if name in (source, study)}
+        if not found:
+            raise UnknownNameError("held-out source", name, sorted({*studies, *studies.values()}))
+        held_out |= found
+    if studies and held_out == set(studies):
+        raise InputError(f"expected at least one source to train on, found all {len(studies)} held out; hold out fewer")
     columns = {s: HELD_OUT if s in held_out else _column_of(counts, s, settings.by) for s in sorted(counts.n_cells)}
-    units, validation_from_train, held = _share_out(counts, columns, settings.fractions, seed)
-    without = {s: counts.n_cells[s] - counts.units[s][column].total() for s, column in columns.items()
-               if column not in (BY_CELL, HELD_OUT)}  # fmt: skip
-    without = {source: n for source, n in without.items() if n}
-    warnings = [*_warnings(columns, validation_from_train, without), *_missed(held, settings.fractions)]
+    by_unit = {source: column for source, column in columns.items() if column not in (BY_CELL, HELD_OUT)}
+    without = {s: counts.n_cells[s] - counts.units[s][column].total() for s, column in by_unit.items()}
+    cells_of_study: dict[str, dict[str, Counter[str]]] = {}
+    for source, column in by_unit.items():
+        cells_of_study.setdefault(studies[source], {})[source] = counts.units[source][column]
+    tables = {study: pd.DataFrame(cells).fillna(0).sort_index() for study, cells in cells_of_study.items()}
+
+    # Cells of each part, of sources with units: by cell the fractions are met anyway, and held-out cells are extra.
+    held = np.array([float(sum(without.values())), 0.0, 0.0])
+    units: dict[str, Part] = {}
+    validation_from_train = []
+    for study, table in sorted(tables.items(), key=lambda item: (len(item[1]), item[0])):
+        used = {by_unit[source] for source in table.columns}
+        also_held_out = [counts.units[source] for source in held_out if studies[source] == study]
+        tested = {unit for found in also_held_out for column in used for unit in found.get(column, ())}
+        free = table.drop(index=table.index.intersection(sorted(tested)))
+        chosen, is_carved = share_groups(free, settings.fractions, hash_text(f"{seed}\0{study}"), held)
+        cells = np.bincount(chosen, weights=free.to_numpy().sum(axis=1), minlength=len(PARTS))
+        if is_carved:
+            validation_from_train.append(study)
+            drawn = cells[TRAIN] * settings.fractions[VALIDATION] / (1 - settings.fractions[TEST])
+            cells += np.array([-drawn, drawn, 0.0])
+        held += cells
+        parts = dict(zip(free.index, (PARTS[part] for part in chosen), strict=True))
+        units |= {unit_name(study, unit): parts.get(unit, PARTS[TEST]) for unit in table.index}
+    warnings = _warnings(columns, sorted(validation_from_train), without, held, settings.fractions)
     for warning in warnings:
         logger.warning(warning)
     return SplitDecision(
@@ -185,23 +209,12 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
         seed=seed,
         fractions=settings.fractions,
         columns=columns,
-        studies={source: counts.study_of_source[source] for source in columns},
-        units=units,
-        validation_from_train=validation_from_train,
-        without_unit=without,
+        studies={source: studies[source] for source in columns},
+        units=dict(sorted(units.items())),
+        validation_from_train=tuple(sorted(validation_from_train)),
+        without_unit={source: n for source, n in without.items() if n},
         warnings=tuple(warnings),
     )
-
-
-def _held_out(counts: UnitCounts, names: Sequence[str]) -> set[str]:
-    studies = counts.study_of_source
-    for name in names:
-        if name not in studies and name not in studies.values():
-            raise UnknownNameError("held-out source", name, sorted({*studies, *studies.values()}))
-    held_out = {source for source, study in studies.items() if source in names or study in names}
-    if studies and held_out == set(studies):
-        raise InputError(f"expected at least one source to train on, found all {len(studies)} held out; hold out fewer")
-    return held_out
 
 
 def _column_of(counts: UnitCounts, source: str, by: str) -> str:
@@ -213,76 +226,12 @@ def _column_of(counts: UnitCounts, source: str, by: str) -> str:
     return BY_CELL
 
 
-def _share_out(
-    counts: UnitCounts, columns: Mapping[str, str], fractions: tuple[float, float, float], seed: int
-) -> tuple[dict[str, Part], tuple[str, ...], NDArray[np.float64]]:
-    """Return the part of each unit, the studies whose validation cells are drawn by cell, and the cells of each part.
-
-    The cells (3,) are those of sources with units; by cell the fractions are met anyway, and held-out cells are extra.
-    """
-    held = np.zeros(len(PARTS))
-    for source, column in columns.items():
-        if column not in (BY_CELL, HELD_OUT):
-            held[TRAIN] += counts.n_cells[source] - counts.units[source][column].total()
-    tables = _unit_tables(counts, columns)
-    units: dict[str, Part] = {}
-    validation_from_train = []
-    for study in sorted(tables, key=lambda study: (len(tables[study]), study)):
-        tested = sorted(_units_of_held_out(counts, columns, study) & set(tables[study].index))
-        free = tables[study].drop(index=tested)
-        wanted = [part for part in range(len(PARTS)) if fractions[part] > 0]
-        is_carved = 0 < len(free) < len(wanted) == len(PARTS)
-        if is_carved:
-            validation_from_train.append(study)
-            wanted = [TRAIN, TEST] if len(free) > 1 else [TRAIN]
-        elif len(free) == 1:  # all others are held out
-            wanted = [TRAIN]
-        chosen = _assign(free, wanted, fractions, held, hash_text(f"{seed}\0{study}"))
-        cells = np.bincount(chosen, weights=free.to_numpy().sum(axis=1), minlength=len(PARTS))
-        drawn = cells[TRAIN] * fractions[VALIDATION] / (1 - fractions[TEST]) if is_carved else 0.0
-        held += cells + np.array([-drawn, drawn, 0.0])
-        units |= {unit_name(study, unit): PARTS[TEST] for unit in tested}
-        units |= {unit_name(study, unit): PARTS[part] for unit, part in zip(free.index, chosen, strict=True)}
-    return dict(sorted(units.items())), tuple(sorted(validation_from_train)), held
-
-
-def _assign(
-    table: pd.DataFrame, wanted: list[int], fractions: tuple[float, float, float], held: NDArray[np.float64], seed: int
-) -> NDArray[np.int64]:
-    """Return (units,) the part of each unit of one study, so that all cells so far come near the fractions."""
-    if table.empty:
-        return np.empty(0, np.int64)
-    n_cells = float(table.to_numpy().sum())
-    fraction = np.array(fractions)[wanted] / sum(fractions[part] for part in wanted)
-    # What parts are owed so far; a part that got too much still gets some, since each study is to be in every part.
-    due = (held[wanted].sum() + n_cells) * fraction - held[wanted]
-    shares = np.clip(due / n_cells, _LEAST_SHARE * fraction, None)
-    return np.array(wanted)[assign_groups(table, shares / shares.sum(), seed)]
-
-
-def _unit_tables(counts: UnitCounts, columns: Mapping[str, str]) -> dict[str, pd.DataFrame]:
-    """Return for each study the cells of each unit (rows, sorted) in each source."""
-    cells: dict[str, dict[str, Counter[str]]] = {}
-    for source, column in columns.items():
-        if column not in (BY_CELL, HELD_OUT):
-            cells.setdefault(counts.study_of_source[source], {})[source] = counts.units[source][column]
-    return {study: pd.DataFrame(of_source).fillna(0).sort_index() for study, of_source in cells.items()}
-
-
-def _units_of_held_out(counts: UnitCounts, columns: Mapping[str, str], study: str) -> set[str]:
-    siblings = [source for source in columns if counts.study_of_source[source] == study]
-    used = {columns[source] for source in siblings} - {BY_CELL, HELD_OUT}
-    return {
-        unit
-        for source in siblings
-        if columns[source] == HELD_OUT
-        for column in used
-        for unit in counts.units[source].get(column, ())
-    }
-
-
 def _warnings(
-    columns: Mapping[str, str], validation_from_train: Sequence[str], without: Mapping[str, int]
+    columns: Mapping[str, str],
+    validation_from_train: Sequence[str],
+    without: Mapping[str, int],
+    held: NDArray[np.float64],
+    fractions: tuple[float, float, float],
 ) -> list[str]:
     by_cell = [source for source, column in columns.items() if column == BY_CELL]
     warnings = []
@@ -299,19 +248,13 @@ def _warnings(
     warnings += [
         f"source {source!r}: {n} cells without a {columns[source]} (missing, doublet or ambiguous) are training cells"
         for source, n in without.items()
+        if n
     ]
+    shares = held / max(held.sum(), 1)
+    if held.any() and np.abs(shares - fractions).max() > _TOLERANCE:
+        found, asked = (" / ".join(f"{100 * share:.0f} %" for share in shown) for shown in (shares, fractions))
+        warnings.append(
+            f"whole donors or batches give {found} of the cells to training, validation and test, where {asked} were "
+            "asked for: studies of few donors have one in every part"
+        )
     return warnings
-
-
-def _missed(held: NDArray[np.float64], fractions: tuple[float, float, float]) -> list[str]:
-    found = held / max(held.sum(), 1)
-    if not held.any() or np.abs(found - fractions).max() <= _TOLERANCE:
-        return []
-    return [
-        f"whole donors or batches give {_percent(found)} of the cells to training, validation and test, where "
-        f"{_percent(fractions)} were asked for: studies of few donors have one in every part"
-    ]
-
-
-def _percent(shares: Sequence[float] | NDArray[np.float64]) -> str:
-    return " / ".join(f"{100 * share:.0f} %" for share in shares)
