@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
-from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, gene_id_dtype
 from cytoglot.sentence.parse import ParseReport, Repeated, parse_many
 from cytoglot.sentence.rank_curve import RankCurve, predict_words
 
@@ -70,7 +70,10 @@ def decode(
     else:
         ranked, reports = decode_texts(sentences, vocabulary, repeated=repeated, cell_ids=cell_ids)
     if n_expressed is not None:
-        ranked = _with_n_expressed(ranked, n_expressed)
+        given = np.asarray(n_expressed)
+        if given.ndim and given.shape != (len(ranked),):
+            raise InputError(f"n_expressed must be one number or one per cell ({len(ranked)}), found {given.shape}")
+        ranked = replace(ranked, n_expressed=np.broadcast_to(given, len(ranked)).astype(np.int32))
     return _to_adata(ranked, reports, rank_curve)
 
 
@@ -100,7 +103,7 @@ def decode_texts(
     sentences = CellSentences(
         cell_ids=np.array(names, dtype=object),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        gene_ids=ids.astype(np.uint16) if len(vocabulary) <= 1 << 16 else ids.astype(np.uint32),
+        gene_ids=ids.astype(gene_id_dtype(len(vocabulary))),
         n_expressed=lengths.astype(np.int32),
         vocabulary=vocabulary,
         settings=RankSettings(),
@@ -131,13 +134,6 @@ def _matrix(sentences: CellSentences, values: NDArray[Any]) -> csr_matrix:
     )
     matrix.sort_indices()
     return matrix
-
-
-def _with_n_expressed(sentences: CellSentences, n_expressed: ArrayLike) -> CellSentences:
-    given = np.asarray(n_expressed)
-    if given.ndim and given.shape != (len(sentences),):
-        raise InputError(f"n_expressed must be one number or one per cell ({len(sentences)}), found {given.shape}")
-    return replace(sentences, n_expressed=np.broadcast_to(given, len(sentences)).astype(np.int32))
 
 
 def _to_adata(sentences: CellSentences, reports: list[ParseReport] | None, rank_curve: RankCurve | None) -> AnnData:

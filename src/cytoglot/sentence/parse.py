@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,7 +28,6 @@ _EDGES = ".,;:!?…·•‣*_~`'\"´‘’‚“”„«»‹›()[]{}<>|/\\#+=�
 _SEPARATOR = re.compile(r"[,;:|/\\=<>()\[\]{}\"`*…•·、。，；：\u200b\ufeff]+")
 #: Markup such as `</s>` or `<|endoftext|>` that a decoder left glued to a word.
 _TAG = re.compile(r"<[^<>\s]{1,32}>")
-_N_CACHED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +80,9 @@ def parse_genes(text: str, vocabulary: GeneVocabulary, *, repeated: Repeated = "
         "A A A B" becomes B A; here it is A B); or "first", where it stands first.
     """
     words, ids, n_case_fixed = _look_up(text, _gene_index(vocabulary))
-    if -1 not in ids:  # the common case: no unknown word
-        distinct = len(set(ids)) == len(ids)
-        if distinct:
-            report = ParseReport(n_words=len(ids), n_case_fixed=n_case_fixed)
-            return ParsedSentence(gene_ids=np.asarray(ids, dtype=np.int32), report=report)
+    if -1 not in ids and len(set(ids)) == len(ids):  # the common case: no fault
+        report = ParseReport(n_words=len(ids), n_case_fixed=n_case_fixed)
+        return ParsedSentence(gene_ids=np.asarray(ids, dtype=np.int32), report=report)
     return ParsedSentence(gene_ids=_order(ids, repeated), report=_report(words, ids, n_case_fixed))
 
 
@@ -127,16 +125,9 @@ def _unambiguous(keys: Iterable[tuple[str, int]]) -> dict[str, int]:
     return found
 
 
-_cached: dict[str, _GeneIndex] = {}
-
-
+@lru_cache(maxsize=8)
 def _gene_index(vocabulary: GeneVocabulary) -> _GeneIndex:
-    index = _cached.get(vocabulary.fingerprint)
-    if index is None:
-        while len(_cached) >= _N_CACHED:
-            _cached.pop(next(iter(_cached)))
-        index = _cached[vocabulary.fingerprint] = _GeneIndex(vocabulary.symbols)
-    return index
+    return _GeneIndex(vocabulary.symbols)
 
 
 def _look_up(text: str, index: _GeneIndex) -> tuple[list[str], list[int], int]:
@@ -184,8 +175,7 @@ def _report(words: list[str], ids: list[int], n_case_fixed: int) -> ParseReport:
     first_fault: int | None = None
     n_duplicates = 0
     for position, gene in enumerate(ids):
-        if gene in seen:
-            n_duplicates += 1
+        n_duplicates += gene in seen
         if first_fault is None and (gene < 0 or gene in seen):
             first_fault = position
         if gene >= 0:
