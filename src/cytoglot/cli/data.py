@@ -296,7 +296,8 @@ def _forecast(
     import numpy as np
     from scipy import sparse
 
-    from cytoglot.sentence.encode import detection_rates, encode_matrix
+    from cytoglot.sentence.encode import encode_matrix
+    from cytoglot.sentence.ranker import detection_rates
 
     with open_source(source, layer=layer, genes=genes) as cells:
         no_cells = sparse.csr_matrix((0, len(cells.vocabulary)), dtype=np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from cytoglot.data.schema import GROUP_FIELDS, labels, recognize_obs
+from cytoglot.data.schema import labels
 from cytoglot.hashing import cell_hashes
 from cytoglot.manifest import fingerprint_bytes, fingerprint_texts
 
@@ -38,9 +38,3 @@ def fingerprint_cells(adata: AnnData, columns: Iterable[str]) -> dict[str, str]:
         "values": fingerprint_bytes([cell_hashes(adata.X, adata.var_names).tobytes()]),
         **{f"obs column {column}": fingerprint_texts(values) for column, values in texts.items()},
     }
-
-
-def group_columns(adata: AnnData) -> list[str]:
-    """Return the columns of donors, batches and data sets, among which a split or a resampling chooses."""
-    found = recognize_obs(adata.obs)
-    return [found[field] for field in GROUP_FIELDS if field in found]

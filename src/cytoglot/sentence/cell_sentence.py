@@ -188,8 +188,8 @@ def concat(parts: Sequence[CellSentences]) -> CellSentences:
             )
         if part.settings != first.settings:
             raise InputError(f"part {number} was ranked with {part.settings}, part 0 with {first.settings}")
-        rates = [sentences.tie_rates for sentences in (first, part) if sentences.tie_rates is not None]
-        if len(rates) == 1 or (rates and not np.array_equal(*rates)):
+        ours, theirs = first.tie_rates, part.tie_rates
+        if (ours is None) != (theirs is None) or (ours is not None and not np.array_equal(ours, theirs)):
             raise InputError(
                 f"part {number} was ranked with other tie rates than part 0; encode both with the same rates"
             )

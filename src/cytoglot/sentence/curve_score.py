@@ -72,9 +72,6 @@ class _Moments:
         self.n += o.size
         self.sums += [o.sum(), p.sum(), o @ o, p @ p, o @ p, (o - p) @ (o - p)]
 
-    def plus(self, other: _Moments, *, n_zero_pairs: int) -> _Moments:
-        return _Moments(self.n + other.n + n_zero_pairs, self.sums + other.sums)
-
     def r2_and_pearson(self) -> tuple[float | None, float | None]:
         """Return both, None where the observed (Pearson: or the predicted) values are all the same."""
         if self.n == 0:
@@ -131,7 +128,7 @@ class CurveScorer:
         rows: list[CurveScore] = []
         for curve, words in self._words.items():
             predicted = _joined(self._kept[curve])
-            everything = words.plus(self._missed, n_zero_pairs=self._n_zero_pairs)
+            everything = _Moments(words.n + self._missed.n + self._n_zero_pairs, words.sums + self._missed.sums)
             with_missed = np.concatenate([predicted, np.zeros_like(missed)])
             for scope, moments, values in zip(SCOPES, (words, everything), (predicted, with_missed), strict=True):
                 r2, pearson = moments.r2_and_pearson()

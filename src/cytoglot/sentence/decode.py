@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
-from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, gene_id_dtype
+from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.parse import ParseReport, Repeated, parse_many
 from cytoglot.sentence.rank_curve import RankCurve, predict_words
 
@@ -103,7 +103,7 @@ def decode_texts(
     sentences = CellSentences(
         cell_ids=np.array(names, dtype=object),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        gene_ids=ids.astype(gene_id_dtype(len(vocabulary))),
+        gene_ids=ids.astype(np.uint16) if len(vocabulary) <= 1 << 16 else ids.astype(np.uint32),
         n_expressed=lengths.astype(np.int32),
         vocabulary=vocabulary,
         settings=RankSettings(),

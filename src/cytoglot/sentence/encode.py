@@ -22,22 +22,11 @@ from cytoglot.data.readers.cell_rows import blocks, cell_rows, cells_per_block
 from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule, gene_id_dtype
-from cytoglot.sentence.ranker import RankedBlock, Ranker, detection_rates, rates_of_blocks
+from cytoglot.sentence.ranker import RankedBlock, Ranker, rates_of_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-__all__ = [
-    "TieRates",
-    "detection_rates",
-    "encode",
-    "encode_matrix",
-    "ranked_chunks",
-    "ranker_for",
-    "restrict",
-    "tie_rates_for",
-]
 
 logger = logging.getLogger(__name__)
 

@@ -115,8 +115,17 @@ def encode_file(
     with open_cells(path, layer=layer, **gene_options.keywords) as cells:
         chunk_cells = cells.cells_per_block if chunk_cells is None else chunk_cells
         vocabulary, _ = restrict(cells.vocabulary, genes)
-        given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
-        manifest = _manifest(path, settings, vocabulary, given, tie_rates)
+        rates = tie_rates_for(vocabulary, tie_rates) if settings.needs_tie_rates else None
+        config = {
+            **settings.to_dict(),
+            "hvg": hvg,
+            "layer": layer,
+            **gene_options.to_dict(),
+            "vocabulary": vocabulary.fingerprint,
+            "tie_rates": None if rates is None else fingerprint_bytes([np.asarray(rates, np.float32).tobytes()]),
+        }
+        # no time of creation: it would be the only difference between two runs
+        manifest = Manifest(command="encode", config=config, inputs={path.name: fingerprint_file(path)}, created="")
         decisive = {
             **manifest.config,
             "data": manifest.inputs[path.name],
@@ -136,24 +145,6 @@ def encode_file(
             summary = _write_all(cells, ranker, header, parts, chunk_cells=chunk_cells, text=text)
     logger.info("%s: %d cells in %.1f s; %s", out, summary.cells, time.perf_counter() - started, cells.message)
     return summary
-
-
-def _manifest(
-    path: Path,
-    settings: RankSettings,
-    vocabulary: GeneVocabulary,
-    given: dict[str, Any],
-    tie_rates: TieRates | None,
-) -> Manifest:
-    rates = tie_rates_for(vocabulary, tie_rates) if settings.needs_tie_rates else None
-    config = {
-        **settings.to_dict(),
-        **given,
-        "vocabulary": vocabulary.fingerprint,
-        "tie_rates": None if rates is None else fingerprint_bytes([np.asarray(rates, np.float32).tobytes()]),
-    }
-    # no time of creation: it would be the only difference between two runs
-    return Manifest(command="encode", config=config, inputs={path.name: fingerprint_file(path)}, created="")
 
 
 def _write_all(

@@ -126,15 +126,39 @@ class CurveFitter:
                 self._residuals[kind] = ResidualSums(n_genes, centre=centre), ResidualSums(n_genes, centre=centre)
 
     def curves(self) -> dict[CurveKind, RankCurve]:
-        """Return the fitted curves."""
-        name = self._vocabulary.fingerprint
+        """Return the fitted curves.
+
+        The two strengths of the shrinkage, of offsets and of slopes, are those which, with lines fitted on the first
+        part of the residuals, leave the least squared error on the second; the lines are then fitted on both.
+        """
         curves: dict[CurveKind, RankCurve] = {}
+        spread = max(self._sums.variance_x, 1e-6)
         for kind in self._kinds:
-            base = self._bases.get(kind)
-            curves[kind] = (
-                fit_curve(kind, self._sums)
-                if base is None
-                else fit_gene_lines(kind, base, self._sums, self._residuals[kind], name)
+            if kind not in GENE_LINE_BASES:
+                curves[kind] = fit_curve(kind, self._sums)
+                continue
+            first, second = (part.sums_kg for part in self._residuals[kind])
+            best = _DEFAULT_STRENGTH
+            if first[0].any() and second[0].any():
+                errors = {}
+                n, x, x2, r, xr = second
+                for strength in product(_STRENGTHS, _STRENGTHS):
+                    offset_g, slope_g = _shrunk_lines(first, spread, strength)
+                    # the squared error of the lines, less that of the base alone
+                    quadratic = offset_g**2 * n + 2 * offset_g * slope_g * x + slope_g**2 * x2
+                    errors[strength] = float(np.sum(quadratic - 2 * (offset_g * r + slope_g * xr)))
+                best = min(errors, key=errors.__getitem__)
+            offset_g, slope_g = _shrunk_lines(first + second, spread, best)
+            curves[kind] = GeneLines(
+                kind=kind,
+                base=self._bases[kind],
+                offset_g=np.round(offset_g, _DECIMALS),
+                slope_g=np.round(slope_g, _DECIMALS),
+                centre=self._residuals[kind][0].centre,
+                strength=best,
+                floor=self._sums.smallest,
+                max_rank=self._sums.max_rank,
+                vocabulary_fingerprint=self._vocabulary.fingerprint,
             )
         return curves
 
@@ -150,44 +174,6 @@ def fit_curve(kind: CurveKind, sums: RankSums) -> PolynomialCurve | IsotonicCurv
     if sums.n_pairs == 0:
         raise InputError("a rank curve needs expressed genes, found none in the training cells; pass non-empty cells")
     return _fit_polynomial(kind, sums) if kind in POLYNOMIAL_TERMS else _fit_isotonic(kind, sums)
-
-
-def fit_gene_lines(
-    kind: CurveKind,
-    base: PolynomialCurve | IsotonicCurve,
-    sums: RankSums,
-    residuals: tuple[ResidualSums, ResidualSums],
-    vocabulary_fingerprint: str,
-) -> GeneLines:
-    """Return the line of every gene around a base fitted from `sums`.
-
-    The two strengths of the shrinkage, of offsets and of slopes, are those which, with lines fitted on the first part
-    of the residuals, leave the least squared error on the second; the lines are then fitted on both.
-    """
-    first, second = (part.sums_kg for part in residuals)
-    spread = max(sums.variance_x, 1e-6)
-    strength = _DEFAULT_STRENGTH
-    if first[0].any() and second[0].any():
-        errors = {}
-        n, x, x2, r, xr = second
-        for strength in product(_STRENGTHS, _STRENGTHS):
-            offset_g, slope_g = _shrunk_lines(first, spread, strength)
-            # the squared error of the lines, less that of the base alone
-            quadratic = offset_g**2 * n + 2 * offset_g * slope_g * x + slope_g**2 * x2
-            errors[strength] = float(np.sum(quadratic - 2 * (offset_g * r + slope_g * xr)))
-        strength = min(errors, key=lambda pair: errors[pair])
-    offset_g, slope_g = _shrunk_lines(first + second, spread, strength)
-    return GeneLines(
-        kind=kind,
-        base=base,
-        offset_g=np.round(offset_g, _DECIMALS),
-        slope_g=np.round(slope_g, _DECIMALS),
-        centre=residuals[0].centre,
-        strength=strength,
-        floor=sums.smallest,
-        max_rank=sums.max_rank,
-        vocabulary_fingerprint=vocabulary_fingerprint,
-    )
 
 
 def _fit_polynomial(kind: CurveKind, sums: RankSums) -> PolynomialCurve:

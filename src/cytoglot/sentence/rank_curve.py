@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,34 +46,6 @@ POLYNOMIAL_TERMS: dict[str, tuple[str, ...]] = {
 GENE_LINE_BASES: dict[str, CurveKind] = {"gene_lines": "line", "gene_lines_length": "isotonic_length"}
 
 
-class RankCurve(Protocol):
-    """What turns ranks into expression."""
-
-    @property
-    def kind(self) -> CurveKind:
-        """Return the name of the kind of curve."""
-        ...
-
-    @property
-    def vocabulary_fingerprint(self) -> str | None:
-        """Return the vocabulary whose gene ids the curve knows, None where it treats all genes alike."""
-        ...
-
-    def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
-        """Return y for aligned flat arrays of 1-based ranks, gene ids and lengths of the cells.
-
-        Raises
-        ------
-        InputError
-            A rank is below 1.
-        """
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values that `rank_curve_from_dict` reads back without any loss."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class PolynomialCurve:
     """One curve for all genes, linear in its coefficients.
@@ -95,7 +67,13 @@ class PolynomialCurve:
     vocabulary_fingerprint: ClassVar[None] = None
 
     def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
-        """Return y; see the protocol."""
+        """Return y, float32, for aligned flat arrays of 1-based ranks, gene ids and lengths of the cells.
+
+        Raises
+        ------
+        InputError
+            A rank is below 1.
+        """
         rank, length = _checked_ranks(ranks), np.asarray(n_expressed, dtype=np.float64)
         if self.kind == "peer_line":
             return self._at(np.log10(rank), np.zeros_like(length)).astype(np.float32)
@@ -142,7 +120,7 @@ class IsotonicCurve:
     vocabulary_fingerprint: ClassVar[None] = None
 
     def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
-        """Return y; see the protocol."""
+        """Return y; see `PolynomialCurve.predict`."""
         table_kr = self._table_kr
         rank = np.minimum(_checked_ranks(ranks).astype(np.int64), table_kr.shape[1]) - 1
         if len(self.lengths) == 1:
@@ -186,7 +164,7 @@ class GeneLines:
     vocabulary_fingerprint: str
 
     def predict(self, ranks: ArrayLike, gene_ids: NDArray[np.integer], n_expressed: ArrayLike) -> NDArray[np.float32]:
-        """Return y; see the protocol."""
+        """Return y; see `PolynomialCurve.predict`."""
         x = np.log10(np.minimum(_checked_ranks(ranks), self.max_rank)) - self.centre
         line = self.offset_g[gene_ids] + self.slope_g[gene_ids] * x
         return np.maximum(self.base.predict(ranks, gene_ids, n_expressed) + line, self.floor).astype(np.float32)
@@ -228,7 +206,7 @@ def predict_words(curve: RankCurve, sentences: CellSentences) -> NDArray[np.floa
     return value
 
 
-def rank_curve_from_dict(value: Mapping[str, Any]) -> PolynomialCurve | IsotonicCurve | GeneLines:
+def rank_curve_from_dict(value: Mapping[str, Any]) -> RankCurve:
     """Read what a curve's `to_dict` wrote, exactly.
 
     Raises
@@ -269,6 +247,10 @@ def _curve_of_all_genes(value: Mapping[str, Any]) -> PolynomialCurve | IsotonicC
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+#: What turns ranks into expression. `vocabulary_fingerprint` is None where it treats all genes alike.
+RankCurve = PolynomialCurve | IsotonicCurve | GeneLines
 
 
 def _checked_ranks(ranks: ArrayLike) -> NDArray[np.float64]:

@@ -98,19 +98,35 @@ class Ranker:
         lengths, n_expressed = np.zeros(len(bound), np.int64), np.zeros(len(bound), np.int32)
         cell_hash = _hashes(cell_ids, seed=self.settings.seed) if len(self._gene_hash) else _NO_HASH
 
-        def rank_rows(begin: int, end: int) -> None:
-            rows = slice(begin, end)
-            self._rank_rows(block, begin, end, cell_hash[rows], starts[rows], ranked, lengths[rows], n_expressed[rows])
+        def rank_rows(matrix: sp.csr_matrix, begin: int, end: int, rows: slice) -> None:
+            """Rank rows of a matrix, which are `rows` of the block."""
+            columns, keys, largest_key = _columns_and_keys(matrix, begin, end)
+            kernels.rank_rows(
+                matrix.indptr[begin : end + 1].astype(np.int64),
+                columns,
+                keys,
+                largest_key,
+                _NO_COLUMNS if self._gene_of_column is None else self._gene_of_column,
+                len(self.vocabulary),
+                self._tie_rule,
+                self._tie_rank,
+                cell_hash[rows],
+                self._gene_hash,
+                self.settings.top_genes or 0,
+                starts[rows],
+                ranked,
+                lengths[rows],
+                n_expressed[rows],
+            )
 
-        for_each_run(block.indptr, rank_rows)
+        for_each_run(block.indptr, lambda begin, end: rank_rows(block, begin, end, slice(begin, end)))
         for row in np.flatnonzero(lengths < 0).tolist():
             # The kernel refused the row: it is ranked in its plain form, unless it holds what cannot be ranked.
             mended = sp.csr_matrix(block[[row]])  # a copy
             mended.sum_duplicates()
             mended.data = mended.data + mended.dtype.type(0)  # -0.0 becomes 0.0
             refuse_bad_values(mended, cell_ids[[row]].tolist(), self._column_names)
-            rows = slice(row, row + 1)
-            self._rank_rows(mended, 0, 1, cell_hash[rows], starts[rows], ranked, lengths[rows], n_expressed[rows])
+            rank_rows(mended, 0, 1, slice(row, row + 1))
         n_words = int(lengths.sum())
         if n_words < len(ranked):  # stored zeros left gaps between the rows
             kernels.close_gaps(ranked, starts, lengths)
@@ -127,36 +143,6 @@ class Ranker:
             vocabulary=self.vocabulary,
             settings=self.settings,
             tie_rates=self.tie_rates,
-        )
-
-    def _rank_rows(
-        self,
-        block: sp.csr_matrix,
-        begin: int,
-        end: int,
-        cell_hash: NDArray[np.uint64],
-        starts: NDArray[np.int64],
-        ranked: NDArray[Any],
-        lengths: NDArray[np.int64],
-        n_expressed: NDArray[np.int32],
-    ) -> None:
-        columns, keys, largest_key = _columns_and_keys(block, begin, end)
-        kernels.rank_rows(
-            block.indptr[begin : end + 1].astype(np.int64),
-            columns,
-            keys,
-            largest_key,
-            _NO_COLUMNS if self._gene_of_column is None else self._gene_of_column,
-            len(self.vocabulary),
-            self._tie_rule,
-            self._tie_rank,
-            cell_hash,
-            self._gene_hash,
-            self.settings.top_genes or 0,
-            starts,
-            ranked,
-            lengths,
-            n_expressed,
         )
 
 

@@ -22,7 +22,7 @@ from cytoglot.corpus.inspect.lengths import Lengths
 from cytoglot.corpus.inspect.near_duplicates import MAX_CELLS, THRESHOLD, Compared, NearDuplicates, find_near_duplicates
 from cytoglot.corpus.inspect.scan import name_cells, scan_corpus
 from cytoglot.corpus.inspect.task_balance import TaskBalance, TaskLine
-from cytoglot.data.finding import Finding
+from cytoglot.data.audit_obs import Finding
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.schema import GROUP_FIELDS, NOT_A_GROUP
 from cytoglot.progress import progress_bar

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -225,30 +225,34 @@ def harmonize(
     """
     plain = [strip_version(str(name)) for name in names]
     if organism == "mouse" and orthologs is not None:
-        return _mouse_to_human(plain, orthologs, hgnc)
+        notes = _Notes(list)
+        mapped = [orthologs.get(name) for name in plain]
+        for name, human in zip(plain, mapped, strict=True):
+            notes["dropped" if human is None else "orthologs"].append((name, human or ""))
+        inner = _human([human for human in mapped if human is not None], hgnc)
+        as_human = iter(inner.symbols)
+        symbols = tuple(None if human is None else next(as_human) for human in mapped)
+        n_approved = inner.report.n_approved
+        report = HarmoniseReport(organism="mouse", n_columns=len(plain), n_approved=n_approved, **_changes(notes))
+        return Harmonized(symbols=symbols, report=report)
     if organism != "human":
         return Harmonized(symbols=tuple(plain), report=HarmoniseReport(organism=organism, n_columns=len(plain)))
     return _human(plain, hgnc)
 
 
-@dataclass(kw_only=True)
-class _Notes:
-    """Changes as they are found: kind → old and new name."""
+_Notes = defaultdict[str, list[tuple[str, str]]]
+"""kind of change → old and new name of each, as they are found"""
 
-    found: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
-    def add(self, kind: str, old: str, new: str = "") -> None:
-        self.found.setdefault(kind, []).append((old, new))
-
-    def changes(self) -> dict[str, Change]:
-        return {
-            kind: Change(n=len(pairs), examples=tuple(f"{a} → {b}" if b else a for a, b in pairs[:_EXAMPLES]))
-            for kind, pairs in self.found.items()
-        }
+def _changes(notes: _Notes) -> dict[str, Change]:
+    return {
+        kind: Change(n=len(pairs), examples=tuple(f"{a} → {b}" if b else a for a, b in pairs[:_EXAMPLES]))
+        for kind, pairs in notes.items()
+    }
 
 
 def _human(names: list[str], hgnc: HgncTable) -> Harmonized:
-    notes, symbols = _Notes(), list(names)
+    notes, symbols = _Notes(list), list(names)
     n_approved, waiting = 0, []
     for i, name in enumerate(names):
         if name in hgnc.approved:
@@ -256,44 +260,30 @@ def _human(names: list[str], hgnc: HgncTable) -> Harmonized:
         elif _ENSEMBL.match(name):
             symbol = hgnc.ensembl.get(name.removesuffix("_PAR_Y"))
             symbols[i] = symbol or name
-            notes.add("ensembl" if symbol else "kept_ensembl", name, symbol or "")
+            notes["ensembl" if symbol else "kept_ensembl"].append((name, symbol or ""))
         elif "." in name and (dashed := name.replace(".", "-")) in hgnc.approved:
             symbols[i] = dashed
-            notes.add("dotted", name, dashed)
+            notes["dotted"].append((name, dashed))
         elif name in hgnc.previous:
             symbols[i] = hgnc.previous[name]
-            notes.add("previous", name, symbols[i])
+            notes["previous"].append((name, symbols[i]))
         elif name in hgnc.aliases:
             waiting.append(i)
         elif hgnc.is_complete:
-            notes.add("unknown", name)
+            notes["unknown"].append((name, ""))
     taken = {symbol for symbol in symbols if symbol in hgnc.approved}
     claims = Counter(hgnc.aliases[name] for name in {names[i] for i in waiting})
     for i in waiting:
         symbol = hgnc.aliases[names[i]]
         free = symbol not in taken and claims[symbol] == 1
         symbols[i] = symbol if free else names[i]
-        notes.add("aliases" if free else "kept_aliases", names[i], symbol)
+        notes["aliases" if free else "kept_aliases"].append((names[i], symbol))
     columns_of = Counter(symbols)
     for name, symbol in zip(names, symbols, strict=True):
         if name != symbol and columns_of[symbol] > 1:
-            notes.add("merged", name, symbol)
-    report = HarmoniseReport(organism="human", n_columns=len(names), n_approved=n_approved, **notes.changes())
+            notes["merged"].append((name, symbol))
+    report = HarmoniseReport(organism="human", n_columns=len(names), n_approved=n_approved, **_changes(notes))
     return Harmonized(symbols=tuple(symbols), report=report)
-
-
-def _mouse_to_human(names: list[str], orthologs: Mapping[str, str], hgnc: HgncTable) -> Harmonized:
-    notes = _Notes()
-    mapped = [orthologs.get(name) for name in names]
-    for name, human in zip(names, mapped, strict=True):
-        notes.add("dropped" if human is None else "orthologs", name, human or "")
-    inner = _human([human for human in mapped if human is not None], hgnc)
-    harmonized = iter(inner.symbols)
-    symbols = tuple(None if human is None else next(harmonized) for human in mapped)
-    report = HarmoniseReport(
-        organism="mouse", n_columns=len(names), n_approved=inner.report.n_approved, **notes.changes()
-    )
-    return Harmonized(symbols=symbols, report=report)
 
 
 def namespace_of(names: Sequence[str]) -> str | None:

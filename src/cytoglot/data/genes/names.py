@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
+
+from cytoglot.data.knowledge.tables import read_table
 
 Species = Literal["human", "mouse"]
 
@@ -13,65 +16,9 @@ _HUMAN = re.compile(r"^(?:[A-Z0-9.\-]+|C\d+orf\d+[A-Z0-9\-]*)$")
 _MOUSE = re.compile(r"^[A-Z][a-z0-9.\-]*[a-z][A-Za-z0-9.\-]*$|^\d{7}[A-Z]\d{2}Rik$")
 
 #: renamed human symbols that are common in data sets (HGNC), without a table; `harmonize.outdated_symbols` takes one.
-RENAMED: Mapping[str, str] = {
-    **{f"SEPT{i}": f"SEPTIN{i}" for i in (*range(1, 13), 14)},
-    **{f"MARCH{i}": f"MARCHF{i}" for i in range(1, 12)},
-    "MARC1": "MTARC1",
-    "MARC2": "MTARC2",
-    "DEC1": "DELEC1",
-    "AARS": "AARS1",
-    "ATP5A1": "ATP5F1A",
-    "ATP5B": "ATP5F1B",
-    "ATP5C1": "ATP5F1C",
-    "ATP5D": "ATP5F1D",
-    "ATP5E": "ATP5F1E",
-    "ATP5F1": "ATP5PB",
-    "ATP5G1": "ATP5MC1",
-    "ATP5G2": "ATP5MC2",
-    "ATP5G3": "ATP5MC3",
-    "ATP5H": "ATP5PD",
-    "ATP5I": "ATP5ME",
-    "ATP5J": "ATP5PF",
-    "ATP5J2": "ATP5MF",
-    "ATP5L": "ATP5MG",
-    "ATP5O": "ATP5PO",
-    "ATPIF1": "ATP5IF1",
-    "CTGF": "CCN2",
-    "CYR61": "CCN1",
-    "EPRS": "EPRS1",
-    "FAIM3": "FCMR",
-    "GARS": "GARS1",
-    "GLTSCR2": "NOP53",
-    "GNB2L1": "RACK1",
-    "H2AFV": "H2AZ2",
-    "H2AFX": "H2AX",
-    "H2AFY": "MACROH2A1",
-    "H2AFZ": "H2AZ1",
-    "H3F3A": "H3-3A",
-    "H3F3B": "H3-3B",
-    "HIST1H1C": "H1-2",
-    "HIST1H4C": "H4C3",
-    "HN1": "JPT1",
-    "IGJ": "JCHAIN",
-    "IL8": "CXCL8",
-    "LINC00152": "CYTOR",
-    "MINOS1": "MICOS10",
-    "MLL": "KMT2A",
-    "MYEOV2": "COPS9",
-    "NARS": "NARS1",
-    "NGFRAP1": "BEX3",
-    "NOV": "CCN3",
-    "PTRF": "CAVIN1",
-    "SDPR": "CAVIN2",
-    "SEPP1": "SELENOP",
-    "SEPW1": "SELENOW",
-    "SHFM1": "SEM1",
-    "TCEB1": "ELOC",
-    "TCEB2": "ELOB",
-    "TMEM66": "SARAF",
-    "WARS": "WARS1",
-    "WISP1": "CCN4",
-}
+RENAMED: Mapping[str, str] = dict(
+    read_table(Path(__file__).with_name("renamed_symbols.tsv"), ["old", "new"], comment="#").itertuples(index=False)
+)
 
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec"
 _DATE = re.compile(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -42,12 +42,7 @@ class LabelMapping:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "ids": dict(self.ids),
-            "names": dict(self.names),
-            "matched_as": dict(self.matched_as),
-            "unmapped": list(self.unmapped),
-        }
+        return {**asdict(self), "unmapped": list(self.unmapped)}
 
 
 def map_labels(labels: Iterable[str], *, terms: str | Path | None = None) -> LabelMapping:
@@ -137,12 +132,9 @@ def _words(label: str) -> list[str]:
     text = re.sub(r"[- ]positive\b", "+", text)
     text = re.sub(r"[- ]negative\b", "-", text)
     text = re.sub(r"(?<=[a-z0-9])-(?![a-z0-9])", "neg ", text)  # CD25- is one word, and not CD25
-    words = [_singular(word) for word in re.findall(r"[^\W_]+", text)]
+    is_plural = re.compile(r".{3,}(?<!s)(?<!u)(?<!i)s").fullmatch
+    words = [word[:-1] if is_plural(word) else word for word in re.findall(r"[^\W_]+", text)]
     return [_WORDS.get(word, word) for word in words if word != "cell"]
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
 def _without_number(words: list[str]) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pandas as pd
@@ -13,6 +12,7 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cytoglot.data.genes.options import GeneOptions
 from cytoglot.data.genes.vocabulary import Duplicates, GeneVocabulary, ResolvedGenes, collapse_columns
 from cytoglot.data.normalize import MatrixState, check_values
 from cytoglot.data.readers.cell_rows import CellRows, cell_rows, cells_per_block
@@ -103,15 +103,16 @@ class CellStream:
         """
         if chunk_cells < 1:
             raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
-        gene_names, is_identity = self._column_names(), self.genes.is_identity
+        names = np.array([*self.vocabulary.symbols, "(dropped column)"], dtype=object)
+        gene_names, is_identity = list(names[self.genes.column_gene]), self.genes.is_identity  # −1 is the last
         last_cell = self.n_cells if last_cell is None else min(last_cell, self.n_cells)
         for start in range(first_cell, last_cell, chunk_cells):
             cells = slice(start, min(start + chunk_cells, last_cell))
             with readable(self.path or Path("the matrix")):
                 block = self._rows.rows(cells.start, cells.stop)
             if checked:
-                names = CellNames(self.cells, cells.start, cells.stop)
-                check_values(block, cell_names=names, gene_names=gene_names, what=self.source)
+                cell_names = CellNames(self.cells, cells.start, cells.stop)
+                check_values(block, cell_names=cell_names, gene_names=gene_names, what=self.source)
             if checked or not is_identity:
                 block = collapse_columns(block, self.genes.column_gene, len(self.vocabulary))
             yield cells, block
@@ -125,14 +126,8 @@ class CellStream:
     def __enter__(self) -> CellStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _column_names(self) -> list[str]:
-        names = np.array([*self.vocabulary.symbols, "(dropped column)"], dtype=object)
-        return list(names[self.genes.column_gene])  # −1 is the last
 
 
 def open_cells(
@@ -160,14 +155,8 @@ def open_cells(
     try:
         with readable(store.path):
             check_cell_names(store.obs)
-            selection = select(
-                store.candidates,
-                store.obs.index,
-                layer=layer,
-                gene_column=gene_column,
-                gene_mapping=gene_mapping,
-                duplicates=duplicates,
-            )
+            genes = GeneOptions(column=gene_column, mapping=gene_mapping, duplicates=duplicates)
+            selection = select(store.candidates, store.obs.index, layer=layer, genes=genes)
             rows = cell_rows(selection.candidate.matrix, spill_folder=folder)
     except BaseException:
         store.close()

@@ -105,29 +105,23 @@ def assign_groups(table: pd.DataFrame, shares: NDArray[np.float64], seed: int) -
     best, best_cost = np.zeros(len(table), dtype=np.int64), np.inf
     for _ in range(N_GREEDY_ORDERS):
         order = np.argsort(-size * rng.uniform(0.5, 1.5, size=len(size)), kind="stable")
-        assigned, cost = _greedy(counts, order, shares)
+        held = np.zeros((len(shares), counts.shape[1]))
+        assigned = np.full(len(counts), -1, dtype=np.int64)
+        is_used = np.zeros(len(shares), dtype=bool)
+        n_left = len(order)
+        for group in order:
+            empty = np.flatnonzero(~is_used)
+            allowed = empty if len(empty) >= n_left else np.arange(len(shares))
+            before = (held[allowed] - shares[allowed, None]) ** 2
+            after = (held[allowed] + counts[group] - shares[allowed, None]) ** 2
+            gain = ((before - after) / shares[allowed, None]).sum(axis=1)
+            chosen = allowed[int(np.argmax(gain))]
+            assigned[group], is_used[chosen] = chosen, True
+            held[chosen] += counts[group]
+            n_left -= 1
+        unevenness = (((held - shares[:, None]) ** 2) / shares[:, None]).sum(axis=0)
+        absent = (held == 0).sum(axis=0)
+        cost = float((unevenness + absent).mean())
         if cost < best_cost - 1e-12:
             best, best_cost = assigned, cost
     return best
-
-
-def _greedy(
-    counts: NDArray[np.float64], order: NDArray[np.intp], shares: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], float]:
-    held = np.zeros((len(shares), counts.shape[1]))
-    assigned = np.full(len(counts), -1, dtype=np.int64)
-    is_used = np.zeros(len(shares), dtype=bool)
-    n_left = len(order)
-    for group in order:
-        empty = np.flatnonzero(~is_used)
-        allowed = empty if len(empty) >= n_left else np.arange(len(shares))
-        before = (held[allowed] - shares[allowed, None]) ** 2
-        after = (held[allowed] + counts[group] - shares[allowed, None]) ** 2
-        gain = ((before - after) / shares[allowed, None]).sum(axis=1)
-        chosen = allowed[int(np.argmax(gain))]
-        assigned[group], is_used[chosen] = chosen, True
-        held[chosen] += counts[group]
-        n_left -= 1
-    unevenness = (((held - shares[:, None]) ** 2) / shares[:, None]).sum(axis=0)
-    absent = (held == 0).sum(axis=0)
-    return assigned, float((unevenness + absent).mean())

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognize_obs, unlike_in_spelling
+from cytoglot.data.schema import group_columns, group_values, labels, unlike_in_spelling
 from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, count_labels, deal_cells, share_groups
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
@@ -167,8 +167,7 @@ def _choose_groups(obs: pd.DataFrame, by: str, strata: pd.Series) -> tuple[pd.Se
             )
         return groups, _without_group(groups)
     warnings: list[str] = []
-    found = recognize_obs(obs)
-    for column in (found[field] for field in GROUP_FIELDS if field in found):
+    for column in group_columns(obs):
         groups = group_values(obs, column)
         n_groups, is_labelled = groups.nunique(), groups.notna() & (strata != "")
         if n_groups < 2:

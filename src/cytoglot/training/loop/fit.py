@@ -26,7 +26,8 @@ from cytoglot.cell_model.spec import TRAINING_FILE, save_split
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.input_fingerprints import fingerprint_cells, group_columns
+from cytoglot.data.input_fingerprints import fingerprint_cells
+from cytoglot.data.schema import group_columns
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.fingerprint import folder_fingerprint
@@ -132,7 +133,7 @@ def manifest_of_cells(
     divided = split_by if split is None else fingerprint_texts([json.dumps(split.to_dict() | {"content": None})])
     columns = [label, recipe.sentence.hvg_batch_key] + ([] if split_by in ("auto", "cell") else [split_by])
     if recipe.kind == "grpo" or (split is None and split_by == "auto"):  # one of them may be chosen
-        columns += group_columns(adata)
+        columns += group_columns(adata.obs)
     # What gene options did to the cells is in the inputs already.
     genes = gene_options.to_dict() if gene_options != DEFAULT_GENES else {}
     return Manifest(
