@@ -261,9 +261,15 @@ def _audit_cells(matrix: Candidate, obs: pd.DataFrame, tokens_per_gene: float, f
     low, middle, high = np.quantile(n_expressed, (0.05, 0.5, 0.95)).tolist() if len(n_expressed) else (0.0, 0.0, 0.0)
     most = float(n_expressed.max(initial=0))
     facts["genes_per_cell"] = {"p05": low, "median": middle, "p95": high, "max": most}
+    n_copies = int((pd.Series(hashes[hashes != NO_HASH]).value_counts() - 1).sum())
+    facts["identical_cells"] = n_copies
+    copies = Finding("ok", "identical cells", "none")
+    if n_copies:
+        fix = "remove the copies, or split by donor or batch: a copy in the test set is remembered, not predicted"
+        copies = Finding("warning", "identical cells", f"{n_copies:,} cells are copies of another one", fix)
     return [
         *_audit_quality(n_expressed, in_cells, facts),
-        *_audit_identical(hashes, facts),
+        copies,
         *_forecast(n_expressed, tokens_per_gene, facts),
     ]
 
@@ -288,16 +294,6 @@ def _audit_quality(n_expressed: NDArray[np.int64], in_cells: NDArray[np.int64], 
     fix = "few genes were measured or kept: lower min_genes before quality control" if small else ""
     findings.append(Finding("warning" if small else "ok" if not (n_low or n_high) else "note", "cells", message, fix))
     return findings
-
-
-def _audit_identical(hashes: NDArray[np.uint64], facts: dict[str, Any]) -> list[Finding]:
-    counts = pd.Series(hashes[hashes != NO_HASH]).value_counts()
-    n_copies = int((counts - 1).sum())
-    facts["identical_cells"] = n_copies
-    if not n_copies:
-        return [Finding("ok", "identical cells", "none")]
-    fix = "remove the copies, or split by donor or batch: a copy in the test set is remembered, not predicted"
-    return [Finding("warning", "identical cells", f"{n_copies:,} cells are copies of another one", fix)]
 
 
 def _forecast(n_expressed: NDArray[np.int64], tokens_per_gene: float, facts: dict[str, Any]) -> list[Finding]:

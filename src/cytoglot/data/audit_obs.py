@@ -116,16 +116,13 @@ def _audit_groups(obs: pd.DataFrame, values: pd.Series, column: str, facts: dict
                 f"in one group of {grouping!r} or none: {len(single)} of {len(donors)} labels, {', '.join(single[:8])}"
             )
             findings.append(Finding("warning", "donors per label", told, fix))
-    return findings + _audit_split(obs, column, facts)
 
-
-def _audit_split(obs: pd.DataFrame, column: str, facts: dict[str, Any]) -> list[Finding]:
     split_logger = logging.getLogger("cytoglot.data.splits.splitting")
     before, split_logger.disabled = split_logger.disabled, True  # its warnings are findings here
     try:
         split = split_cells(obs, label=column)
     except InputError as error:
-        return [Finding("error", "split", str(error), "mend this before training")]
+        return [*findings, Finding("error", "split", str(error), "mend this before training")]
     finally:
         split_logger.disabled = before
     facts["split"] = {"by": split.by, "warnings": list(split.warnings)}
@@ -134,6 +131,7 @@ def _audit_split(obs: pd.DataFrame, column: str, facts: dict[str, Any]) -> list[
         f"{len(split.test):,} test cells"
     )
     if not split.warnings:
-        return [Finding("ok", "split", message)]
+        return [*findings, Finding("ok", "split", message)]
     fix = "name a column of donors, batches or studies with --split-by if there is one"
-    return [Finding("warning" if split.by == "cell" else "note", "split", "; ".join([message, *split.warnings]), fix)]
+    level: Literal["warning", "note"] = "warning" if split.by == "cell" else "note"
+    return [*findings, Finding(level, "split", "; ".join([message, *split.warnings]), fix)]

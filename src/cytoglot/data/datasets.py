@@ -122,11 +122,10 @@ def resolve_source(source: str | Path) -> Path | AnnData:
     path = Path(source)
     if path.exists():
         return path
-    known = known_datasets()
-    if str(source) not in known:
-        unknown = UnknownNameError("data set", str(source), known)
-        raise InputError(f"{source} is neither a file or folder nor the name of a data set ({unknown})")
-    entry = known[str(source)]
+    try:
+        entry = find_dataset(str(source))
+    except UnknownNameError as unknown:
+        raise InputError(f"{source} is neither a file or folder nor the name of a data set ({unknown})") from unknown
     return entry.path() if entry.labels_from is None else load_dataset(entry.name)
 
 

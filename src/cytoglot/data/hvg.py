@@ -82,7 +82,19 @@ def select_hvg(
         logger.info("all %d genes are taken, as no more than %d were asked for", adata.n_vars, n_top)
         return [str(name) for name in adata.var_names]
     state = matrix_state(adata.X, cell_names=adata.obs_names, gene_names=adata.var_names)
-    flavor = _usable_flavor(flavor, state)
+    if state.kind == "signed":
+        raise InputError(
+            f"variable genes are chosen from counts or log values, found {state.description}; "
+            "pass the layer that holds counts or logs"
+        )
+    if flavor in COUNT_FLAVORS and state.kind != "counts":
+        logger.warning("flavor %r needs integer counts, found %s: 'seurat' is used", flavor, state.description)
+        flavor = "seurat"
+    if flavor == "seurat_v3" and importlib.util.find_spec("skmisc") is None:
+        raise MissingExtraError(
+            "HVG flavor 'seurat_v3' needs 'scikit-misc', which is not installed; "
+            "run: pip install scikit-misc, or choose flavor 'seurat' or 'pearson_residuals'"
+        )
     keep, batch_key = _usable_batches(adata, batch_key)
     cells = _prepare(adata[keep], state, flavor, batch_key)
     scanpy: Any = extras.require("scanpy", extra="report", purpose="the choice of highly variable genes")
@@ -104,23 +116,6 @@ def select_hvg(
     if len(chosen) < n_top:
         logger.warning("%d variable genes found where %d were asked for", len(chosen), n_top)
     return [str(name) for name in adata.var_names if str(name) in chosen]
-
-
-def _usable_flavor(flavor: Flavor, state: MatrixState) -> Flavor:
-    if state.kind == "signed":
-        raise InputError(
-            f"variable genes are chosen from counts or log values, found {state.description}; "
-            "pass the layer that holds counts or logs"
-        )
-    if flavor in COUNT_FLAVORS and state.kind != "counts":
-        logger.warning("flavor %r needs integer counts, found %s: 'seurat' is used", flavor, state.description)
-        return "seurat"
-    if flavor == "seurat_v3" and importlib.util.find_spec("skmisc") is None:
-        raise MissingExtraError(
-            "HVG flavor 'seurat_v3' needs 'scikit-misc', which is not installed; "
-            "run: pip install scikit-misc, or choose flavor 'seurat' or 'pearson_residuals'"
-        )
-    return flavor
 
 
 def _usable_batches(adata: AnnData, batch_key: str | None) -> tuple[np.ndarray, str | None]:

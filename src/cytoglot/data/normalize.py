@@ -140,7 +140,7 @@ def normalize_log(matrix_ng: Any, *, target_sum: float = 1e4, base: float = 10.0
         A value is NaN, infinite or negative.
     """
     check_values(matrix_ng)
-    csr = _float_csr(matrix_ng)
+    csr = sparse.csr_matrix(plain_matrix(matrix_ng), dtype=np.float32, copy=True)
     totals = np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel()
     factor = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
     return _log_scaled(csr, factor, base)
@@ -166,7 +166,7 @@ def log_normalize(
     if state.kind != "log1p":
         return normalize_log(matrix, target_sum=target_sum, base=base)
     check_values(matrix)
-    csr = _float_csr(matrix)
+    csr = sparse.csr_matrix(plain_matrix(matrix), dtype=np.float32, copy=True)
     csr.data = np.expm1(csr.data * np.float32(math.log(state.log_base or math.e)))
     scale = 1.0 if state.target_sum is None else target_sum / state.target_sum
     return _log_scaled(csr, np.full(csr.shape[0], scale), base)
@@ -251,11 +251,6 @@ def _whole_ratios(y: NDArray[np.float64]) -> tuple[int, int]:
     ratios = ratios[(ratios > 1.2) & (ratios < 100)]
     whole = [int((np.abs(ratios * d - np.rint(ratios * d)) < 0.02).sum()) for d in (1, 2, 3)]
     return max(whole), int(ratios.size)
-
-
-def _float_csr(matrix: Any) -> sparse.csr_matrix:
-    """A float32 CSR of its own, whatever came in."""
-    return sparse.csr_matrix(plain_matrix(matrix), dtype=np.float32, copy=True)
 
 
 def _log_scaled(csr: sparse.csr_matrix, factor_n: NDArray[np.float64], base: float) -> sparse.csr_matrix:

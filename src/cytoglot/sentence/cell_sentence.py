@@ -189,7 +189,7 @@ def concat(parts: Sequence[CellSentences]) -> CellSentences:
         if part.settings != first.settings:
             raise InputError(f"part {number} was ranked with {part.settings}, part 0 with {first.settings}")
         ours, theirs = first.tie_rates, part.tie_rates
-        if (ours is None) != (theirs is None) or (ours is not None and not np.array_equal(ours, theirs)):
+        if ours is not theirs and (ours is None or theirs is None or not np.array_equal(ours, theirs)):
             raise InputError(
                 f"part {number} was ranked with other tie rates than part 0; encode both with the same rates"
             )

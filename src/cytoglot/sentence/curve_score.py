@@ -98,9 +98,9 @@ class CurveScorer:
         self._words = {curve: _Moments() for curve in curves}
         self._missed = _Moments()
         self._n_zero_pairs = self._kept_zero_pairs = 0
-        self._kept_observed: list[NDArray[np.float32]] = []
-        self._kept_missed: list[NDArray[np.float32]] = []
-        self._kept: dict[CurveKind, list[NDArray[np.float32]]] = {curve: [] for curve in curves}
+        none = np.zeros(0, np.float32)
+        self._kept_observed, self._kept_missed = [none], [none]
+        self._kept = {curve: [none] for curve in curves}
 
     def add(self, cells: ScoredCells, predicted: Mapping[CurveKind, NDArray[np.float32]]) -> None:
         """Add a chunk; `predicted` holds the expression of every word by curve."""
@@ -120,14 +120,14 @@ class CurveScorer:
 
     def scores(self, *, genes: str, held_out: bool) -> list[CurveScore]:
         """Return one row per curve and scope."""
-        observed, missed = _joined(self._kept_observed), _joined(self._kept_missed)
+        observed, missed = np.concatenate(self._kept_observed), np.concatenate(self._kept_missed)
         ranks = {
             "expressed": SparseRanks(observed),
             "all": SparseRanks(np.concatenate([observed, missed]), n_zeros=self._kept_zero_pairs),
         }
         rows: list[CurveScore] = []
         for curve, words in self._words.items():
-            predicted = _joined(self._kept[curve])
+            predicted = np.concatenate(self._kept[curve])
             everything = _Moments(words.n + self._missed.n + self._n_zero_pairs, words.sums + self._missed.sums)
             with_missed = np.concatenate([predicted, np.zeros_like(missed)])
             for scope, moments, values in zip(SCOPES, (words, everything), (predicted, with_missed), strict=True):
@@ -216,7 +216,3 @@ class SparseRanks:
 
     def _product(self, other: SparseRanks) -> float:
         return float(self.centred @ other.centred) + self.n_zeros * self.centred_zero * other.centred_zero
-
-
-def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

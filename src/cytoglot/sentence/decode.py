@@ -57,6 +57,8 @@ def decode(
     VocabularyMismatchError
         The curve has lines for the genes of another vocabulary.
     """
+    import anndata
+
     reports: list[ParseReport] | None = None
     if isinstance(sentences, CellSentences):
         if vocabulary is not None and vocabulary.fingerprint != sentences.vocabulary.fingerprint:
@@ -74,7 +76,19 @@ def decode(
         if given.ndim and given.shape != (len(ranked),):
             raise InputError(f"n_expressed must be one number or one per cell ({len(ranked)}), found {given.shape}")
         ranked = replace(ranked, n_expressed=np.broadcast_to(given, len(ranked)).astype(np.int32))
-    return _to_adata(ranked, reports, rank_curve)
+    ranks = rank_matrix(ranked)
+    obs = pd.DataFrame({"n_genes": ranked.lengths}, index=pd.Index(ranked.cell_ids, dtype=object))
+    for name in ("n_words", "n_unknown", "n_duplicates", "n_case_fixed", "valid_share") if reports is not None else ():
+        obs[name] = [getattr(report, name) for report in reports or ()]
+    if reports is not None:
+        obs["first_fault"] = [-1 if report.first_fault is None else report.first_fault for report in reports]
+    return anndata.AnnData(
+        X=ranks.astype(np.float32) if rank_curve is None else expression_from_ranks(ranked, rank_curve),
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(ranked.vocabulary.symbols, dtype=object)),
+        layers={"rank": ranks},
+        uns={"cytoglot": {"decode": {"X": "rank" if rank_curve is None else f"log10(1+CP10k) by {rank_curve.kind}"}}},
+    )
 
 
 def decode_texts(
@@ -134,21 +148,3 @@ def _matrix(sentences: CellSentences, values: NDArray[Any]) -> csr_matrix:
     )
     matrix.sort_indices()
     return matrix
-
-
-def _to_adata(sentences: CellSentences, reports: list[ParseReport] | None, rank_curve: RankCurve | None) -> AnnData:
-    import anndata
-
-    ranks = rank_matrix(sentences)
-    obs = pd.DataFrame({"n_genes": sentences.lengths}, index=pd.Index(sentences.cell_ids, dtype=object))
-    for name in ("n_words", "n_unknown", "n_duplicates", "n_case_fixed", "valid_share") if reports is not None else ():
-        obs[name] = [getattr(report, name) for report in reports or ()]
-    if reports is not None:
-        obs["first_fault"] = [-1 if report.first_fault is None else report.first_fault for report in reports]
-    return anndata.AnnData(
-        X=ranks.astype(np.float32) if rank_curve is None else expression_from_ranks(sentences, rank_curve),
-        obs=obs,
-        var=pd.DataFrame(index=pd.Index(sentences.vocabulary.symbols, dtype=object)),
-        layers={"rank": ranks},
-        uns={"cytoglot": {"decode": {"X": "rank" if rank_curve is None else f"log10(1+CP10k) by {rank_curve.kind}"}}},
-    )

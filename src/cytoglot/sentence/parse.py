@@ -83,7 +83,31 @@ def parse_genes(text: str, vocabulary: GeneVocabulary, *, repeated: Repeated = "
     if -1 not in ids and len(set(ids)) == len(ids):  # the common case: no fault
         report = ParseReport(n_words=len(ids), n_case_fixed=n_case_fixed)
         return ParsedSentence(gene_ids=np.asarray(ids, dtype=np.int32), report=report)
-    return ParsedSentence(gene_ids=_order(ids, repeated), report=_report(words, ids, n_case_fixed))
+
+    known = np.asarray([gene for gene in ids if gene >= 0], dtype=np.int32)
+    genes, first, which, n_times = np.unique(known, return_index=True, return_inverse=True, return_counts=True)
+    if repeated == "first":
+        order = np.argsort(first)
+    else:
+        # Equal means are equal floats: the division of two exact integers is rounded the same way for one quotient.
+        mean_position = np.bincount(which, weights=np.arange(len(known)), minlength=len(genes)) / n_times
+        order = np.lexsort((first, mean_position))
+
+    seen: set[int] = set()
+    first_fault: int | None = None
+    for position, gene in enumerate(ids):
+        if first_fault is None and (gene < 0 or gene in seen):
+            first_fault = position
+        if gene >= 0:
+            seen.add(gene)
+    report = ParseReport(
+        n_words=len(words),
+        unknown=tuple(word for word, gene in zip(words, ids, strict=True) if gene < 0),
+        n_duplicates=len(known) - len(genes),
+        n_case_fixed=n_case_fixed,
+        first_fault=first_fault,
+    )
+    return ParsedSentence(gene_ids=genes[order], report=report)
 
 
 def parse_many(
@@ -158,32 +182,3 @@ def _look_closer(word: str, index: _GeneIndex) -> list[tuple[str, int, bool]]:
     if any(gene >= 0 for _, gene, _ in found):
         return found
     return [(word, -1, False)] if pieces else []
-
-
-def _order(ids: list[int], repeated: Repeated) -> NDArray[np.int32]:
-    known = np.asarray([gene for gene in ids if gene >= 0], dtype=np.int32)
-    genes, first, which, n_times = np.unique(known, return_index=True, return_inverse=True, return_counts=True)
-    if repeated == "first":
-        return genes[np.argsort(first)]
-    # Equal means are equal floats: the division of two exact integers is rounded the same way for the same quotient.
-    mean_position = np.bincount(which, weights=np.arange(len(known)), minlength=len(genes)) / n_times
-    return genes[np.lexsort((first, mean_position))]
-
-
-def _report(words: list[str], ids: list[int], n_case_fixed: int) -> ParseReport:
-    seen: set[int] = set()
-    first_fault: int | None = None
-    n_duplicates = 0
-    for position, gene in enumerate(ids):
-        n_duplicates += gene in seen
-        if first_fault is None and (gene < 0 or gene in seen):
-            first_fault = position
-        if gene >= 0:
-            seen.add(gene)
-    return ParseReport(
-        n_words=len(words),
-        unknown=tuple(word for word, gene in zip(words, ids, strict=True) if gene < 0),
-        n_duplicates=n_duplicates,
-        n_case_fixed=n_case_fixed,
-        first_fault=first_fault,
-    )

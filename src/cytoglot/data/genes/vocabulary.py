@@ -252,7 +252,13 @@ def resolve_genes(
             f"expected gene names in {facts['source']}, found none among {len(var)} columns; "
             "pass gene_column= (a column of var, --gene-column) or gene_mapping= (--gene-mapping)"
         )
-    codes, uniques, repeated = _distinct(names if kept.size == len(names) else [names[i] for i in kept])
+    given = names if kept.size == len(names) else [names[i] for i in kept]
+    codes, uniques, repeated = np.arange(len(given)), given, np.zeros(len(given), dtype=bool)
+    if len(set(given)) < len(given):  # the genes in the order of their first column, and which columns repeat one
+        codes, found = pd.factorize(np.array(given, dtype=object))
+        uniques = found.tolist()
+        repeated[:] = True
+        repeated[np.unique(codes, return_index=True)[1]] = False
     if duplicates == "error" and repeated.any():
         twice = list(dict.fromkeys(names[i] for i in kept[repeated]))
         raise InputError(
@@ -308,17 +314,6 @@ def collapse_columns(matrix: Any, column_gene: NDArray[np.int32], n_genes: int) 
     collapsed = sparse.csr_matrix((data, genes, indptr), shape=(csr.shape[0], n_genes), copy=data is csr.data)
     collapsed.sum_duplicates()
     return collapsed
-
-
-def _distinct(names: list[str]) -> tuple[NDArray[np.int64], Sequence[str], NDArray[np.bool_]]:
-    """Number of the name of each column, the names in the order of their first column, and which columns repeat one."""
-    if len(set(names)) == len(names):
-        return np.arange(len(names)), names, np.zeros(len(names), dtype=bool)
-    codes, found = pd.factorize(np.array(names, dtype=object))
-    uniques: list[str] = found.tolist()
-    repeated = np.ones(codes.size, dtype=bool)
-    repeated[np.unique(codes, return_index=True)[1]] = False
-    return codes, uniques, repeated
 
 
 def _case_collisions(symbols: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

@@ -332,25 +332,19 @@ def cell_rows(matrix: Any, *, spill_folder: Path | None = None) -> CellRows:
     if home == "anndata":
         arrays = {name: matrix.group[name] for name in ("data", "indices", "indptr")}
         shape = (int(matrix.shape[0]), int(matrix.shape[1]))
-        _check_chunks(arrays, n_major=shape[0] if matrix.format == "csr" else shape[1])
+        n_major = shape[0] if matrix.format == "csr" else shape[1]
+        # zarr reads lost chunk files as zeros without a word. Chunks of zeros are not written, so that one may rightly
+        # be absent where no row has two values: all are of column 0.
+        for array in (arrays["data"], arrays["indices"]):
+            if isinstance(array, zarr.Array) and array.shape[0] > n_major and array.nchunks_initialized < array.nchunks:
+                raise InputError(
+                    f"the sparse matrix is damaged: expected {array.nchunks} chunks of {array.name}, found "
+                    f"{array.nchunks_initialized}; copy or download the folder again"
+                )
         if matrix.format == "csr":
             return CsrRows(**arrays, shape=shape)
         return DiskCsc(**arrays, shape=shape, folder=spill_folder)
     raise InputError(f"cannot read cells from a {type(matrix).__module__}.{type(matrix).__name__}; pass numpy or scipy")
-
-
-def _check_chunks(arrays: dict[str, Any], *, n_major: int) -> None:
-    """Refuse a sparse zarr with lost chunk files, which zarr reads as zeros without a word.
-
-    Chunks of zeros are not written, so a chunk may rightly be absent where no row has two values: all are of column 0.
-    """
-    for name in ("data", "indices"):
-        array = arrays[name]
-        if isinstance(array, zarr.Array) and array.shape[0] > n_major and array.nchunks_initialized < array.nchunks:
-            raise InputError(
-                f"the sparse matrix is damaged: expected {array.nchunks} chunks of {array.name}, found "
-                f"{array.nchunks_initialized}; copy or download the folder again"
-            )
 
 
 def _even_edges(n_cells: int, n_buckets: int) -> NDArray[np.int64]:

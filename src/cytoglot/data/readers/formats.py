@@ -34,6 +34,8 @@ from cytoglot.errors import InputError, nearest_names
 
 logger = logging.getLogger(__name__)
 
+_GROUPS = h5py.Group | zarr.Group
+
 READABLE = "an AnnData file (.h5ad), a zarr folder, a 10x HDF5 file or a 10x folder with matrix.mtx"
 
 #: first bytes → what such a file is and what to do.
@@ -107,7 +109,27 @@ def open_store(path: str | Path, *, spill_folder: Path | None = None) -> CellSto
     """
     path = Path(path)
     with readable(path):
-        return _open(path, spill_folder)
+        if not path.exists():
+            near = (
+                nearest_names(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+            )
+            raise InputError(f"there is no file {path}" + (f"; {near}" if near.startswith("did") else ""))
+        if path.is_dir():
+            return _open_folder(path, spill_folder)
+        if not h5py.is_hdf5(path):
+            with path.open("rb") as file:
+                start = file.read(64)
+            known = next(
+                (words for signature, words in _SIGNATURES.items() if start.lstrip().startswith(signature)), ""
+            )
+            found = f"it is {known}" if known else f"it starts with {start[:16]!r}" if start else "it is empty"
+            raise InputError(f"{path} is not an HDF5 file: {found}; expected {READABLE}")
+        handle = h5py.File(path, "r")
+        try:
+            return _open_hdf5(path, handle)
+        except BaseException:
+            handle.close()
+            raise
 
 
 @contextmanager
@@ -135,26 +157,6 @@ def _is_of_a_file(error: Exception) -> bool:
     """Whether a file library raises this about what it cannot read; anndata's own class is not public."""
     known = OSError | KeyError | ValueError | EOFError | zlib.error | RuntimeError
     return isinstance(error, known) or type(error).__name__ == "IORegistryError"
-
-
-def _open(path: Path, spill_folder: Path | None) -> CellStore:
-    if not path.exists():
-        near = nearest_names(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise InputError(f"there is no file {path}" + (f"; {near}" if near.startswith("did") else ""))
-    if path.is_dir():
-        return _open_folder(path, spill_folder)
-    if not h5py.is_hdf5(path):
-        with path.open("rb") as file:
-            start = file.read(64)
-        known = next((words for signature, words in _SIGNATURES.items() if start.lstrip().startswith(signature)), "")
-        found = f"it is {known}" if known else f"it starts with {start[:16]!r}" if start else "it is empty"
-        raise InputError(f"{path} is not an HDF5 file: {found}; expected {READABLE}")
-    handle = h5py.File(path, "r")
-    try:
-        return _open_hdf5(path, handle)
-    except BaseException:
-        handle.close()
-        raise
 
 
 def _open_folder(path: Path, spill_folder: Path | None) -> CellStore:
@@ -239,7 +241,7 @@ def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> Cel
     cells: ObsTable = GroupObs(obs) if is_by_columns(obs) else MemoryObs(anndata.io.read_elem(obs))
     layers = group.get("layers", {})
     found = [Candidate(source=f"layers[{n!r}]", matrix=_lazy(layers[n]), var=var) for n in layers]
-    if "raw" in group and _is_group(group["raw"]) and "X" in group["raw"]:
+    if "raw" in group and isinstance(group["raw"], _GROUPS) and "X" in group["raw"]:
         raw = group["raw"]
         found.append(Candidate(source="raw.X", matrix=_lazy(raw["X"]), var=anndata.io.read_elem(raw["var"])))
     if "X" in group and group["X"].attrs.get("encoding-type") != "null":
@@ -325,11 +327,7 @@ def store_of(adata: AnnData, path: Path = Path("AnnData")) -> CellStore:
 
 def _lazy(element: Any) -> Any:
     """The array on disk, or AnnData's handle of a sparse matrix on disk."""
-    return anndata.io.sparse_dataset(element) if _is_group(element) else element
-
-
-def _is_group(element: Any) -> bool:
-    return isinstance(element, h5py.Group | zarr.Group)
+    return anndata.io.sparse_dataset(element) if isinstance(element, _GROUPS) else element
 
 
 def _elements(group: Any, name: str) -> dict[str, Any]:
