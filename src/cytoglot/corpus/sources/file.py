@@ -106,7 +106,4 @@ def _open_stream(
     harmonized = tables.harmonized(selection.genes.vocabulary.symbols, organism=recipe.organism)
     genes = renamed(selection.genes, harmonized, can_sum=selection.state.kind == "counts")
     rows = cell_rows(selection.candidate.matrix)
-    stream = CellStream(
-        obs=store.cells, rows=rows, selection=replace(selection, genes=genes), path=store.path, close=store.close
-    )
-    return stream, (selection.message, *harmonized.report.messages())
+    return CellStream(store, rows, replace(selection, genes=genes)), (selection.message, *harmonized.report.messages())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from cytoglot.data.genes.options import GeneOptions
 from cytoglot.data.genes.vocabulary import Duplicates, GeneVocabulary, ResolvedGenes, collapse_columns
 from cytoglot.data.normalize import MatrixState, check_values
 from cytoglot.data.readers.cell_rows import CellRows, cell_rows, cells_per_block
-from cytoglot.data.readers.formats import readable, store_for
+from cytoglot.data.readers.formats import CellStore, readable, store_for
 from cytoglot.data.readers.matrix_choice import Selection, check_cell_names, select
 from cytoglot.data.readers.obs_table import CellNames, MemoryObs, ObsTable
 from cytoglot.errors import InputError
@@ -31,22 +32,14 @@ class CellStream:
     times the bytes of their values on disk until `close`.
     """
 
-    def __init__(
-        self,
-        *,
-        obs: pd.DataFrame | ObsTable,
-        rows: CellRows,
-        selection: Selection,
-        path: Path | None = None,
-        close: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.cells: ObsTable = MemoryObs(obs) if isinstance(obs, pd.DataFrame) else obs
+    def __init__(self, store: CellStore, rows: CellRows, selection: Selection) -> None:
+        self.cells: ObsTable = store.cells
         self.genes: ResolvedGenes = selection.genes
         self.state: MatrixState = selection.state
         self.source: str = selection.candidate.source
         self.message = selection.message
-        self.path = path
-        self._rows, self._close = rows, close
+        self.path = store.path
+        self._store, self._rows = store, rows
 
     @property
     def n_cells(self) -> int:
@@ -66,14 +59,13 @@ class CellStream:
     @cached_property
     def cell_ids(self) -> NDArray[np.object_]:
         """Names of all cells as str, shape (n,)."""
-        with readable(self.path or Path("the table of cells")):
+        with readable(self.path):
             return self.cells.names(0, self.n_cells)
 
-    @cached_property
+    @property
     def obs(self) -> pd.DataFrame:
         """The whole table of cells; a stream that was opened without it reads it when it is first looked at."""
-        with readable(self.path or Path("the table of cells")):
-            return self.cells.frame()
+        return self._store.obs
 
     @property
     def vocabulary(self) -> GeneVocabulary:
@@ -108,7 +100,7 @@ class CellStream:
         last_cell = self.n_cells if last_cell is None else min(last_cell, self.n_cells)
         for start in range(first_cell, last_cell, chunk_cells):
             cells = slice(start, min(start + chunk_cells, last_cell))
-            with readable(self.path or Path("the matrix")):
+            with readable(self.path):
                 block = self._rows.rows(cells.start, cells.stop)
             if checked:
                 cell_names = CellNames(self.cells, cells.start, cells.stop)
@@ -121,7 +113,7 @@ class CellStream:
     def close(self) -> None:
         """Close the file and delete temporary files; the stream cannot be read afterwards."""
         self._rows.close()
-        self._close()
+        self._store.close()
 
     def __enter__(self) -> CellStream:
         return self
@@ -161,5 +153,5 @@ def open_cells(
     except BaseException:
         store.close()
         raise
-    path = None if isinstance(source, AnnData) else store.path
-    return CellStream(obs=store.obs, rows=rows, selection=selection, path=path, close=store.close)
+    # the table has been read, to compare the names of the cells: it is not read again
+    return CellStream(replace(store, cells=MemoryObs(store.obs)), rows, selection)

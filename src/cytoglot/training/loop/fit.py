@@ -26,8 +26,8 @@ from cytoglot.cell_model.spec import TRAINING_FILE, save_split
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
-from cytoglot.data.input_fingerprints import fingerprint_cells
 from cytoglot.data.schema import group_columns
+from cytoglot.data.splits.content import fingerprint_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.fingerprint import folder_fingerprint

@@ -6,8 +6,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from cytoglot.data.input_fingerprints import fingerprint_cells
 from cytoglot.data.schema import group_columns
+from cytoglot.data.splits.content import fingerprint_cells
 from cytoglot.errors import InputError
 
 COUNTS = np.random.default_rng(0).poisson(1.0, (6, 8))
