@@ -180,7 +180,8 @@ def measure_in_memory(path: str) -> dict[str, Any]:
 
     from cytoglot.data.genes.vocabulary import GeneVocabulary, resolve_genes
     from cytoglot.sentence.cell_sentence import RankSettings
-    from cytoglot.sentence.encode import detection_rates, encode_matrix
+    from cytoglot.sentence.encode import encode_matrix
+    from cytoglot.sentence.ranker import detection_rates
 
     with h5py.File(path) as file:
         shape = tuple(file["X"].attrs["shape"])

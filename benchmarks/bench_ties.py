@@ -32,7 +32,8 @@ from cytoglot.data.splits.splitting import folds
 from cytoglot.metrics.classification import accuracy_statistic, macro_f1_statistic
 from cytoglot.metrics.uncertainty import bootstrap, bootstrap_difference
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
-from cytoglot.sentence.encode import detection_rates, encode_matrix
+from cytoglot.sentence.encode import encode_matrix
+from cytoglot.sentence.ranker import detection_rates
 
 logger = logging.getLogger(__name__)
 RULES: tuple[TieRule, ...] = get_args(TieRule)

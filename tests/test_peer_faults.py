@@ -27,11 +27,12 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.sentence.curve_score import evaluate_curve
 from cytoglot.sentence.decode import decode
 from cytoglot.sentence.encode import encode_matrix
+from cytoglot.sentence.fit_curves import fit_rank_curve
 from cytoglot.sentence.parquet import read_sentences, write_sentences
 from cytoglot.sentence.parse import parse_genes
-from cytoglot.sentence.rank_curve import evaluate_curve, fit_rank_curve
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
 

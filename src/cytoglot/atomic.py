@@ -62,7 +62,8 @@ def put_in_place(temporary: Path, target: Path) -> None:
                 "before still has it; names with '/' or '.' may be at fault, else the disk"
             ) from error
     if not temporary.is_dir():
-        _flush(temporary)
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
         temporary.replace(target)
     elif not target.exists():
         temporary.replace(target)
@@ -148,11 +149,6 @@ def check_output_folder(folder: Path, *, written_by: str, mark: str) -> None:
         raise InputError(
             f"{folder} holds other things than a result of `cytoglot {written_by}` ({held}); pass another folder"
         )
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as handle:
-        os.fsync(handle.fileno())
 
 
 def _exchanged(first: Path, second: Path) -> bool:

@@ -10,10 +10,10 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,20 +144,17 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
     """Hold the lock of a folder, which ends with the process however that ends; yield whether we have it."""
+    is_ours = True
     with (folder / "lock").open("w") as file:
-        yield _lock(file)
+        # no such module on Windows: there two runs on one output at a time are not told apart
+        with suppress(ModuleNotFoundError):
+            import fcntl
 
-
-def _lock(file: IO[Any]) -> bool:
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows: two runs on one output at a time are not told apart
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_ours = False
+        yield is_ours
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

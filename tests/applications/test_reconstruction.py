@@ -17,14 +17,10 @@ from cytoglot.data.normalize import normalize_log
 from cytoglot.data.splits.split import Split
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError
+from cytoglot.sentence.curve_score import CurveScore
 from cytoglot.sentence.encode import encode
-from cytoglot.sentence.rank_curve import (
-    CURVE_KINDS,
-    CurveScore,
-    fit_rank_curves,
-    predict_words,
-    rank_curve_from_dict,
-)
+from cytoglot.sentence.fit_curves import fit_rank_curves
+from cytoglot.sentence.rank_curve import CURVE_KINDS, predict_words, rank_curve_from_dict
 
 
 def cells() -> AnnData:

@@ -7,7 +7,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from cytoglot.data.audit import AuditReport, audit
-from cytoglot.data.finding import Finding
+from cytoglot.data.audit_obs import Finding
 from cytoglot.errors import InputError
 
 # anndata's own warning about the faults that are made here on purpose

@@ -12,8 +12,8 @@ from scipy.sparse import csr_matrix
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.curves import GeneLines, PolynomialCurve
 from cytoglot.sentence.decode import decode, decode_texts, expression_from_ranks, rank_matrix
+from cytoglot.sentence.rank_curve import GeneLines, PolynomialCurve
 
 GENES = GeneVocabulary(symbols=("A", "B", "C", "D", "E"))
 

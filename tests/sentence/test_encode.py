@@ -16,7 +16,8 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
 from cytoglot.hashing import hash_texts, mixed
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
-from cytoglot.sentence.encode import detection_rates, encode, encode_matrix
+from cytoglot.sentence.encode import encode, encode_matrix
+from cytoglot.sentence.ranker import detection_rates
 
 TIES: tuple[TieRule, ...] = get_args(TieRule)
 DTYPES = [

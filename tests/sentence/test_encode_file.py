@@ -24,9 +24,10 @@ from cytoglot.errors import InputError
 from cytoglot.manifest import fingerprint_file
 from cytoglot.resume import Parts
 from cytoglot.sentence.cell_sentence import RankSettings
-from cytoglot.sentence.encode import detection_rates, encode
+from cytoglot.sentence.encode import encode
 from cytoglot.sentence.encode_file import EncodeSummary, encode_file
 from cytoglot.sentence.parquet import read_sentences
+from cytoglot.sentence.ranker import detection_rates
 
 
 def cells(n_cells: int = 100, n_genes: int = 60, form: Any = sp.csr_matrix) -> AnnData:

@@ -14,17 +14,9 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
 from cytoglot.sentence import fit_curves
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.curve_score import SparseRanks
-from cytoglot.sentence.curves import PolynomialCurve
-from cytoglot.sentence.rank_curve import (
-    CURVE_KINDS,
-    CurveFitter,
-    evaluate_curve,
-    fit_rank_curve,
-    fit_rank_curves,
-    predict_words,
-    rank_curve_from_dict,
-)
+from cytoglot.sentence.curve_score import SparseRanks, evaluate_curve
+from cytoglot.sentence.fit_curves import CurveFitter, fit_rank_curve, fit_rank_curves
+from cytoglot.sentence.rank_curve import CURVE_KINDS, PolynomialCurve, predict_words, rank_curve_from_dict
 from cytoglot.sentence.rank_sums import hash_uniform
 
 USEFUL = [kind for kind in CURVE_KINDS if kind != "peer_line"]
@@ -316,7 +308,7 @@ def test_spearman_over_many_words_rests_on_whole_cells_and_says_so(cells, monkey
     sentences, matrix = cells
     curve = fit_rank_curve("line", sentences, matrix)
     full = evaluate_curve(curve, sentences, matrix, held_out=False)
-    monkeypatch.setattr("cytoglot.sentence.rank_curve.SPEARMAN_WORDS", len(sentences.gene_ids) // 2)
+    monkeypatch.setattr("cytoglot.sentence.curve_score.SPEARMAN_WORDS", len(sentences.gene_ids) // 2)
     for row, sampled in zip(full, evaluate_curve(curve, sentences, matrix, held_out=False), strict=True):
         assert sampled["n"] == row["n"]
         assert 0.2 * row["n"] < sampled["n_spearman"] < 0.8 * row["n"]

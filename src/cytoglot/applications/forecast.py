@@ -16,7 +16,8 @@ from scipy import sparse
 from cytoglot.data.genes.options import GeneOptions
 from cytoglot.data.readers.stream import open_cells
 from cytoglot.sentence.cell_sentence import RankSettings
-from cytoglot.sentence.encode import detection_rates, encode_matrix
+from cytoglot.sentence.encode import encode_matrix
+from cytoglot.sentence.ranker import detection_rates
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -20,7 +20,8 @@ from cytoglot.data.splits.split import Split
 from cytoglot.data.splits.splitting import split_cells
 from cytoglot.manifest import Manifest, fingerprint_texts
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
-from cytoglot.sentence.rank_curve import CURVE_KINDS, CurveKind, CurveScore
+from cytoglot.sentence.curve_score import CurveScore
+from cytoglot.sentence.rank_curve import CURVE_KINDS, CurveKind
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -20,10 +20,12 @@ from cytoglot.data.readers.read import CellStream
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.curve_score import CurveScore, CurveScorer
-from cytoglot.sentence.encode import detection_rates, encode_matrix
-from cytoglot.sentence.rank_curve import SPEARMAN_WORDS, CurveFitter, CurveKind, RankCurve, predict_words, scored_cells
+from cytoglot.sentence.curve_score import SPEARMAN_WORDS, CurveScore, CurveScorer, scored_cells
+from cytoglot.sentence.encode import encode_matrix
+from cytoglot.sentence.fit_curves import CurveFitter
+from cytoglot.sentence.rank_curve import CurveKind, RankCurve, predict_words
 from cytoglot.sentence.rank_sums import hash_uniform
+from cytoglot.sentence.ranker import detection_rates
 
 #: Highly variable genes are chosen on about this many training cells at most, drawn by a hash of their ids.
 HVG_CELLS = 20_000

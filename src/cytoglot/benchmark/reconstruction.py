@@ -14,7 +14,8 @@ from cytoglot.data.normalize import log_normalize
 from cytoglot.data.readers.read import matrix_state_of
 from cytoglot.metrics.uncertainty import bootstrap_function
 from cytoglot.sentence.cell_sentence import CellSentences
-from cytoglot.sentence.rank_curve import evaluate_curve, predict_words
+from cytoglot.sentence.curve_score import evaluate_curve
+from cytoglot.sentence.rank_curve import predict_words
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -31,8 +31,10 @@ from cytoglot.data.splits.split import Split
 from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
-from cytoglot.sentence.encode import detection_rates, encode_matrix
-from cytoglot.sentence.rank_curve import DEFAULT_CURVE, fit_rank_curve
+from cytoglot.sentence.encode import encode_matrix
+from cytoglot.sentence.fit_curves import fit_rank_curve
+from cytoglot.sentence.rank_curve import DEFAULT_CURVE
+from cytoglot.sentence.ranker import detection_rates
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -13,16 +13,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.data import audit_obs
+from cytoglot.data.audit_obs import Finding, audit_columns
 from cytoglot.data.datasets import knowledge_table, resolve_source
-from cytoglot.data.finding import Finding
 from cytoglot.data.genes import names as gene_names
 from cytoglot.data.genes.columns import are_identifiers
+from cytoglot.data.genes.harmonize import outdated_symbols
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import resolve_genes
 from cytoglot.data.normalize import check_values
 from cytoglot.data.qc import QcSettings
-from cytoglot.data.readers.cell_rows import cell_rows
+from cytoglot.data.readers.cell_rows import blocks, cell_rows
 from cytoglot.data.readers.formats import open_store
 from cytoglot.data.readers.matrix_choice import Candidate, candidates_of, choose
 from cytoglot.errors import InputError
@@ -113,10 +113,16 @@ def audit(
         matrix, findings = _audit_matrix(candidates, obs, layer)
         var = (matrix or candidates[-1]).var if candidates else pd.DataFrame()
         var = var.iloc[np.argsort(var.index.to_numpy(str), kind="stable")]  # examples in messages come by name
-        findings += [*_audit_cell_ids(obs), *_audit_genes(var, gene_options, facts)]
+        repeated = obs.index[obs.index.duplicated()]
+        if len(repeated):
+            message = f"{len(repeated)} cell ids are repeated, first {str(repeated[0])!r}"
+            findings.append(Finding("error", "cell ids", message, "make them unique: adata.obs_names_make_unique()"))
+        else:
+            findings.append(Finding("ok", "cell ids", "unique"))
+        findings += _audit_genes(var, gene_options, facts)
         if matrix is not None:
             findings += _audit_cells(matrix, obs, tokens_per_gene, facts)
-        findings += audit_obs.audit_columns(obs, label=label, species=facts.get("species"), facts=facts)
+        findings += audit_columns(obs, label=label, species=facts.get("species"), facts=facts)
     return AuditReport(source=name, n_cells=len(obs), n_genes=len(var), findings=tuple(findings), facts=facts)
 
 
@@ -157,14 +163,6 @@ def _audit_matrix(
     return chosen, [Finding("warning", "matrix", message, fix)]
 
 
-def _audit_cell_ids(obs: pd.DataFrame) -> list[Finding]:
-    repeated = obs.index[obs.index.duplicated()]
-    if len(repeated):
-        message = f"{len(repeated)} cell ids are repeated, first {str(repeated[0])!r}"
-        return [Finding("error", "cell ids", message, "make them unique: adata.obs_names_make_unique()")]
-    return [Finding("ok", "cell ids", "unique")]
-
-
 # Genes
 
 
@@ -199,16 +197,14 @@ def _audit_genes(var: pd.DataFrame, options: GeneOptions, facts: dict[str, Any])
     if genes.report.unknown_features:
         message, _, fix = genes.report.feature_warning.partition("; ")
         findings.append(Finding("warning", "feature types", message, fix))
-    findings += _audit_duplicates(genes.report)
-    return findings + _audit_symbols(names, species, facts)
-
-
-def _audit_duplicates(report: Any) -> list[Finding]:
     told = ("gene names taken from", "the feature types")
-    messages = [m for m in report.messages() if not m.startswith(told)]
-    grave = report.n_duplicate_columns or report.n_dropped
-    fix = "duplicates='sum' (--duplicates sum, the default for counts), 'first' or 'error' says what becomes of them"
-    return [Finding("warning" if grave else "note", "gene columns", "; ".join(messages), fix)] if messages else []
+    if messages := [m for m in genes.report.messages() if not m.startswith(told)]:
+        grave = genes.report.n_duplicate_columns or genes.report.n_dropped
+        fix = (
+            "duplicates='sum' (--duplicates sum, the default for counts), 'first' or 'error' says what becomes of them"
+        )
+        findings.append(Finding("warning" if grave else "note", "gene columns", "; ".join(messages), fix))
+    return findings + _audit_symbols(names, species, facts)
 
 
 def _audit_symbols(names: Sequence[str], species: str | None, facts: dict[str, Any]) -> list[Finding]:
@@ -224,7 +220,7 @@ def _audit_symbols(names: Sequence[str], species: str | None, facts: dict[str, A
     if species != "human":
         return findings
     table = knowledge_table("hgnc_symbols_aliases.tsv.gz")
-    renamed = gene_names.outdated_symbols(names, hgnc=table)
+    renamed = outdated_symbols(names, hgnc=table)
     facts["renamed_symbols"] = renamed
     known_by = "the list of the package" if table is None else "HGNC's table"
     if renamed:
@@ -244,38 +240,38 @@ def _audit_symbols(names: Sequence[str], species: str | None, facts: dict[str, A
 
 
 def _audit_cells(matrix: Candidate, obs: pd.DataFrame, tokens_per_gene: float, facts: dict[str, Any]) -> list[Finding]:
-    try:
-        n_expressed, in_cells, hashes = _count(matrix, obs)
-    except InputError as error:  # the choice of the matrix looked at a sample of the cells alone
-        fix = "remove or mend these values, or pass layer= (--layer) for another matrix"
-        return [Finding("error", "matrix", str(error), fix)]
-    facts["genes_per_cell"] = _quantiles(n_expressed)
-    return [
-        *_audit_quality(n_expressed, in_cells, facts),
-        *_audit_identical(hashes, facts),
-        *_forecast(n_expressed, tokens_per_gene, facts),
-    ]
-
-
-def _count(matrix: Candidate, obs: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]:
-    """Read the matrix once, in chunks: genes per cell, cells per gene, and a hash of each cell."""
     rows = cell_rows(matrix.matrix)
     n_cells, n_genes = rows.shape
     n_expressed, in_cells = np.zeros(n_cells, dtype=np.int64), np.zeros(n_genes, dtype=np.int64)
     hashes = np.full(n_cells, NO_HASH, dtype=np.uint64)
     try:
-        for start in range(0, n_cells, _CHUNK_CELLS):
-            stop = min(start + _CHUNK_CELLS, n_cells)
-            chunk = rows.rows(start, stop).copy()
-            check_values(chunk, cell_names=obs.index[start:stop], gene_names=matrix.var.index, what=matrix.source)
+        for cells, block in blocks(rows, _CHUNK_CELLS):
+            chunk = block.copy()
+            check_values(chunk, cell_names=obs.index[cells], gene_names=matrix.var.index, what=matrix.source)
             chunk.sum_duplicates()
             chunk.eliminate_zeros()
-            n_expressed[start:stop] = np.diff(chunk.indptr)
+            n_expressed[cells] = np.diff(chunk.indptr)
             in_cells += np.bincount(chunk.indices, minlength=n_genes)
-            hashes[start:stop] = cell_hashes(chunk)
+            hashes[cells] = cell_hashes(chunk)
+    except InputError as error:  # the choice of the matrix looked at a sample of the cells alone
+        fix = "remove or mend these values, or pass layer= (--layer) for another matrix"
+        return [Finding("error", "matrix", str(error), fix)]
     finally:
         rows.close()
-    return n_expressed, in_cells, hashes
+    low, middle, high = np.quantile(n_expressed, (0.05, 0.5, 0.95)).tolist() if len(n_expressed) else (0.0, 0.0, 0.0)
+    most = float(n_expressed.max(initial=0))
+    facts["genes_per_cell"] = {"p05": low, "median": middle, "p95": high, "max": most}
+    n_copies = int((pd.Series(hashes[hashes != NO_HASH]).value_counts() - 1).sum())
+    facts["identical_cells"] = n_copies
+    copies = Finding("ok", "identical cells", "none")
+    if n_copies:
+        fix = "remove the copies, or split by donor or batch: a copy in the test set is remembered, not predicted"
+        copies = Finding("warning", "identical cells", f"{n_copies:,} cells are copies of another one", fix)
+    return [
+        *_audit_quality(n_expressed, in_cells, facts),
+        copies,
+        *_forecast(n_expressed, tokens_per_gene, facts),
+    ]
 
 
 def _audit_quality(n_expressed: NDArray[np.int64], in_cells: NDArray[np.int64], facts: dict[str, Any]) -> list[Finding]:
@@ -298,16 +294,6 @@ def _audit_quality(n_expressed: NDArray[np.int64], in_cells: NDArray[np.int64], 
     fix = "few genes were measured or kept: lower min_genes before quality control" if small else ""
     findings.append(Finding("warning" if small else "ok" if not (n_low or n_high) else "note", "cells", message, fix))
     return findings
-
-
-def _audit_identical(hashes: NDArray[np.uint64], facts: dict[str, Any]) -> list[Finding]:
-    counts = pd.Series(hashes[hashes != NO_HASH]).value_counts()
-    n_copies = int((counts - 1).sum())
-    facts["identical_cells"] = n_copies
-    if not n_copies:
-        return [Finding("ok", "identical cells", "none")]
-    fix = "remove the copies, or split by donor or batch: a copy in the test set is remembered, not predicted"
-    return [Finding("warning", "identical cells", f"{n_copies:,} cells are copies of another one", fix)]
 
 
 def _forecast(n_expressed: NDArray[np.int64], tokens_per_gene: float, facts: dict[str, Any]) -> list[Finding]:
@@ -336,10 +322,3 @@ def _fit(n_expressed: NDArray[np.int64], tokens_per_gene: float, context: int) -
     room = int((context - PROMPT_TOKENS) / tokens_per_gene)
     share = float((n_expressed <= room).mean()) if len(n_expressed) else 1.0
     return {"context": context, "genes": room, "whole_cells": round(share, 4)}
-
-
-def _quantiles(values: NDArray[np.int64]) -> dict[str, float]:
-    if not len(values):
-        return {"p05": 0.0, "median": 0.0, "p95": 0.0, "max": 0.0}
-    low, middle, high = (float(q) for q in np.quantile(values, (0.05, 0.5, 0.95)))
-    return {"p05": low, "median": middle, "p95": high, "max": float(values.max())}

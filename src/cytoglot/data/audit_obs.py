@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import pandas as pd
 
-from cytoglot.data.finding import Finding
 from cytoglot.data.knowledge.ontology import map_labels
-from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognize_obs
+from cytoglot.data.schema import group_columns, group_values, labels, recognize_obs
 from cytoglot.data.splits.splitting import split_cells
 from cytoglot.errors import InputError
 
@@ -17,6 +17,17 @@ from cytoglot.errors import InputError
 FEW_CELLS = 10
 
 _ORGANISMS = {"homo sapiens": "human", "human": "human", "mus musculus": "mouse", "mouse": "mouse"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check saw and what to do about it."""
+
+    level: Literal["ok", "note", "warning", "error"]
+    """error: the data cannot be used as they are; warning: results would suffer; note: good to know"""
+    check: str
+    message: str
+    fix: str = ""
 
 
 def audit_columns(obs: pd.DataFrame, *, label: str | None, species: str | None, facts: dict[str, Any]) -> list[Finding]:
@@ -36,7 +47,7 @@ def audit_columns(obs: pd.DataFrame, *, label: str | None, species: str | None, 
     except InputError as error:
         return [*findings, Finding("error", "labels", str(error), "pass label= (--label) with one of these columns")]
     findings += _audit_labels(values, column, facts)
-    return findings + _audit_groups(obs, values, column, fields, facts)
+    return findings + _audit_groups(obs, values, column, facts)
 
 
 def _audit_organism(obs: pd.DataFrame, fields: dict[str, str], species: str | None) -> list[Finding]:
@@ -79,26 +90,18 @@ def _audit_labels(values: pd.Series, column: str, facts: dict[str, Any]) -> list
     if all(str(name).replace(".", "", 1).isdigit() for name in counts.index):
         fix = "name the clusters: a language model makes nothing of numbers"
         findings.append(Finding("warning", "labels", f"the labels of {column!r} are numbers", fix))
-    return findings + _audit_ontology(counts, facts)
-
-
-def _audit_ontology(counts: pd.Series, facts: dict[str, Any]) -> list[Finding]:
     mapping = map_labels(counts.index)
     facts["ontology"] = mapping.to_dict()
     if not mapping.unmapped:
-        return [Finding("ok", "cell ontology", f"all {len(counts)} labels have a term")]
+        return [*findings, Finding("ok", "cell ontology", f"all {len(counts)} labels have a term")]
     fix = "these get no ontology id; use names of the Cell Ontology where one fits"
     message = f"{len(mapping.unmapped)} of {len(counts)} labels have no term: {', '.join(mapping.unmapped[:8])}"
-    return [Finding("note", "cell ontology", message, fix)]
+    return [*findings, Finding("note", "cell ontology", message, fix)]
 
 
-def _audit_groups(
-    obs: pd.DataFrame, values: pd.Series, column: str, fields: dict[str, str], facts: dict[str, Any]
-) -> list[Finding]:
+def _audit_groups(obs: pd.DataFrame, values: pd.Series, column: str, facts: dict[str, Any]) -> list[Finding]:
     findings = []
-    grouping = next(
-        (fields[f] for f in GROUP_FIELDS if f in fields and group_values(obs, fields[f]).nunique() > 1), None
-    )
+    grouping = next((c for c in group_columns(obs) if group_values(obs, c).nunique() > 1), None)
     if grouping is not None and values.notna().any():
         groups = group_values(obs, grouping)
         donors = pd.Series(groups.to_numpy()).groupby(values.to_numpy()).nunique()
@@ -113,16 +116,13 @@ def _audit_groups(
                 f"in one group of {grouping!r} or none: {len(single)} of {len(donors)} labels, {', '.join(single[:8])}"
             )
             findings.append(Finding("warning", "donors per label", told, fix))
-    return findings + _audit_split(obs, column, facts)
 
-
-def _audit_split(obs: pd.DataFrame, column: str, facts: dict[str, Any]) -> list[Finding]:
     split_logger = logging.getLogger("cytoglot.data.splits.splitting")
     before, split_logger.disabled = split_logger.disabled, True  # its warnings are findings here
     try:
         split = split_cells(obs, label=column)
     except InputError as error:
-        return [Finding("error", "split", str(error), "mend this before training")]
+        return [*findings, Finding("error", "split", str(error), "mend this before training")]
     finally:
         split_logger.disabled = before
     facts["split"] = {"by": split.by, "warnings": list(split.warnings)}
@@ -131,6 +131,7 @@ def _audit_split(obs: pd.DataFrame, column: str, facts: dict[str, Any]) -> list[
         f"{len(split.test):,} test cells"
     )
     if not split.warnings:
-        return [Finding("ok", "split", message)]
+        return [*findings, Finding("ok", "split", message)]
     fix = "name a column of donors, batches or studies with --split-by if there is one"
-    return [Finding("warning" if split.by == "cell" else "note", "split", "; ".join([message, *split.warnings]), fix)]
+    level: Literal["warning", "note"] = "warning" if split.by == "cell" else "note"
+    return [*findings, Finding(level, "split", "; ".join([message, *split.warnings]), fix)]

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,16 @@ def load_dataset(name: str) -> AnnData:
     """
     entry = find_dataset(name)
     path = entry.path()
-    adata = _read(path)
+    if path.suffix == ".h5ad":
+        import anndata
+
+        with warnings.catch_warnings():
+            # the file that scanpy ships was written by an old anndata, which the reader mends by itself
+            warnings.simplefilter("ignore", category=anndata.OldFormatWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning, message="Moving element")
+            adata = anndata.read_h5ad(path)
+    else:
+        adata = read(path)
     if entry.labels_from is not None:
         adata.obs["cell_type"] = adata.obs[entry.labels_from]
     logger.info("%s: %d cells x %d genes from %s", name, adata.n_obs, adata.n_vars, path)
@@ -85,7 +95,18 @@ def known_datasets() -> dict[str, Dataset]:
     folder = data_folder()
     files = [] if folder is None else sorted(folder.glob("*.h5ad"))
     found = {name: datasets[name] for name in sorted(datasets)}
-    return found | {file.stem: _local(file) for file in files if file.stem not in found}
+    for file in files:
+        found.setdefault(
+            file.stem,
+            Dataset(
+                name=file.stem,
+                description=f"local file {file}",
+                licence="see uns['provenance'] of the file",
+                source=str(file),
+                path=partial(Path, file),
+            ),
+        )
+    return found
 
 
 def resolve_source(source: str | Path) -> Path | AnnData:
@@ -101,11 +122,10 @@ def resolve_source(source: str | Path) -> Path | AnnData:
     path = Path(source)
     if path.exists():
         return path
-    known = known_datasets()
-    if str(source) not in known:
-        unknown = UnknownNameError("data set", str(source), known)
-        raise InputError(f"{source} is neither a file or folder nor the name of a data set ({unknown})")
-    entry = known[str(source)]
+    try:
+        entry = find_dataset(str(source))
+    except UnknownNameError as unknown:
+        raise InputError(f"{source} is neither a file or folder nor the name of a data set ({unknown})") from unknown
     return entry.path() if entry.labels_from is None else load_dataset(entry.name)
 
 
@@ -120,28 +140,6 @@ def knowledge_table(name: str) -> Path | None:
     folder = data_folder()
     path = None if folder is None else folder / "knowledge" / name
     return path if path is not None and path.is_file() else None
-
-
-def _read(path: Path) -> AnnData:
-    import anndata
-
-    if path.suffix != ".h5ad":
-        return read(path)
-    with warnings.catch_warnings():
-        # the file that scanpy ships was written by an old anndata, which the reader mends by itself
-        warnings.simplefilter("ignore", category=anndata.OldFormatWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning, message="Moving element")
-        return anndata.read_h5ad(path)
-
-
-def _local(file: Path) -> Dataset:
-    return Dataset(
-        name=file.stem,
-        description=f"local file {file}",
-        licence="see uns['provenance'] of the file",
-        source=str(file),
-        path=lambda: file,
-    )
 
 
 def _scanpy_file(name: str) -> Path:

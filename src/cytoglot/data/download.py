@@ -48,11 +48,28 @@ def fetch(url: str, *, checksum: str, target: Path) -> Path:
         The address cannot be read (the message says where to put the file by hand), or what came has another checksum.
     """
     if target.is_file():
-        if _digest_of(target, checksum) == checksum:
+        with target.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: _new_digest(checksum))
+        if f"{digest.name}:{digest.hexdigest()}" == checksum:
             return target
         logger.warning("%s does not have the checksum %s and is downloaded again", target, checksum)
     with atomic_path(target) as partial:
-        found = _download(url, partial, checksum, target)
+        digest = _new_digest(checksum)
+        try:
+            with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer, partial.open("wb") as file:
+                total = answer.headers.get("Content-Length")
+                with progress_bar(total=int(total) if total else None, description=target.name, unit="B") as bar:
+                    while block := answer.read(_BLOCK):
+                        file.write(block)
+                        digest.update(block)
+                        bar.update(len(block))
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            reason = getattr(error, "reason", error)
+            raise InputError(
+                f"could not download {url}: {reason}; check the network, or fetch it by other means and put it at "
+                f"{target}"
+            ) from error
+        found = f"{digest.name}:{digest.hexdigest()}"
         if found != checksum:
             raise InputError(
                 f"{url} must have the checksum {checksum}, found {found}: the file was changed or cut off; "
@@ -78,32 +95,6 @@ def unpack(archive: Path, folder: Path) -> Path:
     except tarfile.TarError as error:
         raise InputError(f"{archive} cannot be unpacked: {error}; delete it, so that it is downloaded again") from error
     return folder
-
-
-def _download(url: str, path: Path, checksum: str, target: Path) -> str:
-    digest = _new_digest(checksum)
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer, path.open("wb") as file:
-            total = answer.headers.get("Content-Length")
-            with progress_bar(total=int(total) if total else None, description=target.name, unit="B") as bar:
-                while block := answer.read(_BLOCK):
-                    file.write(block)
-                    digest.update(block)
-                    bar.update(len(block))
-    except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-        reason = getattr(error, "reason", error)
-        raise InputError(
-            f"could not download {url}: {reason}; check the network, or fetch it by other means and put it at {target}"
-        ) from error
-    return f"{digest.name}:{digest.hexdigest()}"
-
-
-def _digest_of(path: Path, checksum: str) -> str:
-    digest = _new_digest(checksum)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return f"{digest.name}:{digest.hexdigest()}"
 
 
 def _new_digest(checksum: str) -> Any:

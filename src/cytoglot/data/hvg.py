@@ -69,22 +69,6 @@ def select_hvg(
     MissingExtraError
         scanpy, or for "seurat_v3" scikit-misc, is not installed.
     """
-    _check(adata, n_top, flavor)
-    if adata.n_vars <= n_top:
-        logger.info("all %d genes are taken, as no more than %d were asked for", adata.n_vars, n_top)
-        return [str(name) for name in adata.var_names]
-    state = matrix_state(adata.X, cell_names=adata.obs_names, gene_names=adata.var_names)
-    flavor = _usable_flavor(flavor, state)
-    keep, batch_key = _usable_batches(adata, batch_key)
-    cells = _prepare(adata[keep], state, flavor, batch_key)
-    table = _rank_genes(cells, n_top=n_top, flavor=flavor, batch_key=batch_key)
-    chosen = set(cells.var_names[_best(table, n_top)])
-    if len(chosen) < n_top:
-        logger.warning("%d variable genes found where %d were asked for", len(chosen), n_top)
-    return [str(name) for name in adata.var_names if str(name) in chosen]
-
-
-def _check(adata: AnnData, n_top: int, flavor: str) -> None:
     if flavor not in get_args(Flavor):
         raise UnknownNameError("HVG flavor", flavor, get_args(Flavor))
     if n_top < 1:
@@ -94,9 +78,10 @@ def _check(adata: AnnData, n_top: int, flavor: str) -> None:
     if not adata.var_names.is_unique:
         n = int(adata.var_names.duplicated().sum())
         raise InputError(f"gene names must be unique, found {n} repeated ones; cytoglot.read merges them")
-
-
-def _usable_flavor(flavor: Flavor, state: MatrixState) -> Flavor:
+    if adata.n_vars <= n_top:
+        logger.info("all %d genes are taken, as no more than %d were asked for", adata.n_vars, n_top)
+        return [str(name) for name in adata.var_names]
+    state = matrix_state(adata.X, cell_names=adata.obs_names, gene_names=adata.var_names)
     if state.kind == "signed":
         raise InputError(
             f"variable genes are chosen from counts or log values, found {state.description}; "
@@ -104,13 +89,33 @@ def _usable_flavor(flavor: Flavor, state: MatrixState) -> Flavor:
         )
     if flavor in COUNT_FLAVORS and state.kind != "counts":
         logger.warning("flavor %r needs integer counts, found %s: 'seurat' is used", flavor, state.description)
-        return "seurat"
+        flavor = "seurat"
     if flavor == "seurat_v3" and importlib.util.find_spec("skmisc") is None:
         raise MissingExtraError(
             "HVG flavor 'seurat_v3' needs 'scikit-misc', which is not installed; "
             "run: pip install scikit-misc, or choose flavor 'seurat' or 'pearson_residuals'"
         )
-    return flavor
+    keep, batch_key = _usable_batches(adata, batch_key)
+    cells = _prepare(adata[keep], state, flavor, batch_key)
+    scanpy: Any = extras.require("scanpy", extra="report", purpose="the choice of highly variable genes")
+    pp = scanpy.experimental.pp if flavor == "pearson_residuals" else scanpy.pp
+    try:
+        table = pp.highly_variable_genes(cells, n_top_genes=n_top, flavor=flavor, batch_key=batch_key, inplace=False)
+    except ValueError as error:
+        raise InputError(
+            f"flavor {flavor!r} could not rank these {cells.n_obs} cells x {cells.n_vars} genes ({error}); "
+            "choose another flavor"
+        ) from error
+    marked = table.reset_index(drop=True)
+    marked = marked[marked["highly_variable"].to_numpy(dtype=bool)]
+    if len(marked) > n_top:  # at equal scores scanpy may mark more
+        ranked = "highly_variable_rank" in marked
+        by = [column for column in ("highly_variable_rank" if ranked else "dispersions_norm",) if column in marked]
+        marked = marked.sort_values(by, ascending=ranked, kind="stable").head(n_top)
+    chosen = set(cells.var_names[marked.index.to_numpy()])
+    if len(chosen) < n_top:
+        logger.warning("%d variable genes found where %d were asked for", len(chosen), n_top)
+    return [str(name) for name in adata.var_names if str(name) in chosen]
 
 
 def _usable_batches(adata: AnnData, batch_key: str | None) -> tuple[np.ndarray, str | None]:
@@ -157,29 +162,3 @@ def _prepare(adata: AnnData, state: MatrixState, flavor: Flavor, batch_key: str 
     if is_sparse(matrix):
         matrix.sort_indices()
     return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=names[frequent]))
-
-
-def _rank_genes(cells: AnnData, *, n_top: int, flavor: Flavor, batch_key: str | None) -> pd.DataFrame:
-    scanpy: Any = extras.require("scanpy", extra="report", purpose="the choice of highly variable genes")
-    experimental = flavor == "pearson_residuals"
-    rank = scanpy.experimental.pp.highly_variable_genes if experimental else scanpy.pp.highly_variable_genes
-    try:
-        table = rank(cells, n_top_genes=n_top, flavor=flavor, batch_key=batch_key, inplace=False)
-    except ValueError as error:
-        raise InputError(
-            f"flavor {flavor!r} could not rank these {cells.n_obs} cells x {cells.n_vars} genes ({error}); "
-            "choose another flavor"
-        ) from error
-    return table.reset_index(drop=True)
-
-
-def _best(table: pd.DataFrame, n_top: int) -> np.ndarray:
-    """Return the positions of the genes that scanpy marks, at most `n_top`: at equal scores it may mark more."""
-    marked = table[table["highly_variable"].to_numpy(dtype=bool)]
-    if len(marked) > n_top:
-        by, ascending = (
-            (["highly_variable_rank"], True) if "highly_variable_rank" in table else (["dispersions_norm"], False)
-        )
-        by = [c for c in by if c in marked]
-        marked = marked.sort_values(by, ascending=ascending, kind="stable").head(n_top)
-    return marked.index.to_numpy()

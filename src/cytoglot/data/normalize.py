@@ -6,19 +6,17 @@ Axes: n cells, g genes. Matrices are cells × genes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
 from cytoglot.data.plain_matrix import is_sparse, plain_matrix
 from cytoglot.errors import InputError
 
-Names = Sequence[str] | pd.Index
 StateKind = Literal["counts", "log1p", "nonnegative", "signed"]
 
 EXPECTED = "expected finite, non-negative values, "
@@ -30,6 +28,12 @@ _SCALE_CELLS = 400
 """cells, evenly spaced, on which the scale of non-integers is decided"""
 _BASES = (None, math.e, 10.0, 2.0)
 _BASE_NAMES = {math.e: "natural", 10.0: "base 10", 2.0: "base 2"}
+
+
+class Names(Protocol):
+    """Names by position: a list, an index, or names that are read from a file when a message needs one."""
+
+    def __getitem__(self, at: int, /) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +83,24 @@ def matrix_state(matrix: Any, *, cell_names: Names | None = None, gene_names: Na
     """
     matrix = plain_matrix(matrix)
     n_cells = int(matrix.shape[0])
-    low, high, whole = _range_and_wholeness(matrix)
+    lows, highs, whole = [0.0], [0.0], True  # 0 where nothing is stored; NaN if any value is
+    for block in _values(matrix):
+        if block.size:
+            lows.append(float(block.min()))
+            highs.append(float(block.max()))
+            if whole and block.dtype.kind == "f":
+                with np.errstate(invalid="ignore"):
+                    whole = bool(np.array_equal(block, np.rint(block)))
+    low, high = float(np.min(lows)), float(np.max(highs))
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError(_fault_message(matrix, cell_names, gene_names, negative=False))
     if low < 0:
         note = _fault_message(matrix, cell_names, gene_names, negative=True)
         note = note.removeprefix(EXPECTED)
         return MatrixState(kind="signed", n_cells_checked=n_cells, note=("whole numbers, " if whole else "") + note)
-    is_flat = high == 0 or _is_flat(matrix)
+    parts = (matrix[start : start + _SCALE_CELLS] for start in range(0, n_cells, _SCALE_CELLS))
+    # most matrices end this in their first cells
+    is_flat = high == 0 or all(x.min() == x.max() for part in parts for x in _positive_values(part))
     if whole:
         note = "all zero" if high == 0 else "no value above 1" if high == 1 else ""
         note = note or ("every value of a cell the same" if is_flat else "")
@@ -126,7 +140,7 @@ def normalize_log(matrix_ng: Any, *, target_sum: float = 1e4, base: float = 10.0
         A value is NaN, infinite or negative.
     """
     check_values(matrix_ng)
-    csr = _float_csr(matrix_ng)
+    csr = sparse.csr_matrix(plain_matrix(matrix_ng), dtype=np.float32, copy=True)
     totals = np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel()
     factor = np.divide(target_sum, totals, out=np.zeros_like(totals), where=totals > 0)
     return _log_scaled(csr, factor, base)
@@ -152,7 +166,7 @@ def log_normalize(
     if state.kind != "log1p":
         return normalize_log(matrix, target_sum=target_sum, base=base)
     check_values(matrix)
-    csr = _float_csr(matrix)
+    csr = sparse.csr_matrix(plain_matrix(matrix), dtype=np.float32, copy=True)
     csr.data = np.expm1(csr.data * np.float32(math.log(state.log_base or math.e)))
     scale = 1.0 if state.target_sum is None else target_sum / state.target_sum
     return _log_scaled(csr, np.full(csr.shape[0], scale), base)
@@ -169,27 +183,6 @@ def _values(matrix: Any) -> Iterator[NDArray]:
             yield matrix[start : start + n_rows].ravel()
 
 
-def _range_and_wholeness(matrix: Any) -> tuple[float, float, bool]:
-    """Smallest and largest stored value (0 where nothing is stored; NaN if any is) and whether all are whole."""
-    lows, highs, whole = [0.0], [0.0], True
-    for block in _values(matrix):
-        if block.size:
-            lows.append(float(block.min()))
-            highs.append(float(block.max()))
-            if whole and block.dtype.kind == "f":
-                with np.errstate(invalid="ignore"):
-                    whole = bool(np.array_equal(block, np.rint(block)))
-    return float(np.min(lows)), float(np.max(highs)), whole
-
-
-def _is_flat(matrix: Any) -> bool:
-    """Whether no cell has two different values above 0; most matrices end this in their first cells."""
-    for start in range(0, matrix.shape[0], _SCALE_CELLS):
-        if any(x.min() != x.max() for x in _positive_values(matrix[start : start + _SCALE_CELLS])):
-            return False
-    return True
-
-
 def _fault_message(matrix: Any, cell_names: Names | None, gene_names: Names | None, *, negative: bool | None) -> str:
     """Words for the first value that is not finite (`negative` False), is negative (True), or either (None)."""
     csr = matrix if not is_sparse(matrix) or matrix.format == "csr" else matrix.tocsr()
@@ -203,35 +196,38 @@ def _fault_message(matrix: Any, cell_names: Names | None, gene_names: Names | No
         if faulty.any():
             at = int(np.flatnonzero(faulty)[0])
             row, column = (coo.row[at], coo.col[at]) if coo is not None else divmod(at, block.shape[1])
-            cell = _named("cell", start + int(row), cell_names)
-            gene = _named("gene", int(column), gene_names)
-            return f"{EXPECTED}found {values[at]:g} in {cell}, {gene}"
+            named = (("cell", start + int(row), cell_names), ("gene", int(column), gene_names))
+            where = (f"{w} {i}" if names is None else f"{w} {str(names[i])!r} (number {i})" for w, i, names in named)
+            return f"{EXPECTED}found {values[at]:g} in {', '.join(where)}"
     return EXPECTED  # unreachable: called only when a fault was seen
-
-
-def _named(what: str, position: int, names: Names | None) -> str:
-    return f"{what} {position}" if names is None else f"{what} {str(names[position])!r} (number {position})"
 
 
 def _scale(matrix: Any) -> tuple[float | None, float | None, str]:
     """Log base (None: none), likely target sum (None: not constant) and a note, for values that are not all whole."""
-    cells = _sample_cells(matrix)
-    largest = max((x.max() for x in cells), default=0.0)
-    bases = [base for base in _BASES if base is None or largest < 50]  # e^50 is no expression value
-    found = _constant_totals(cells, bases)
-    if found is not None:
-        return found[0], found[1], ""
-    base_found, is_multiple = _multiples_of_a_unit(cells, bases)
-    if not is_multiple:
-        return None, None, "neither counts nor log1p of normalized counts" if largest < 50 else ""
-    return base_found, None, "multiples of a unit in each cell" if base_found is None else "target sum not to be told"
-
-
-def _sample_cells(matrix: Any) -> list[NDArray[np.float64]]:
-    """The non-zero values of up to 400 evenly spaced cells that have any."""
     n_cells = matrix.shape[0]
     rows = np.unique(np.linspace(0, n_cells - 1, min(n_cells, _SCALE_CELLS)).astype(np.int64))
-    return _positive_values(matrix[rows])
+    cells = _positive_values(matrix[rows])
+    largest = max((x.max() for x in cells), default=0.0)
+    bases = [base for base in _BASES if base is None or largest < 50]  # e^50 is no expression value
+    telling = [x for x in cells if x.size >= 5]  # cells of a few values agree by chance
+    if len(telling) >= 3:
+        # the base for which the cells' totals agree best, if they agree for any
+        best, best_spread, best_total = None, 1e-3, None
+        for base in bases:
+            totals = np.array([_linear(x, base).sum() for x in telling])
+            middle = float(np.median(totals))
+            spread = float(np.quantile(np.abs(totals - middle), 0.99) / middle)
+            if spread < best_spread:
+                best, best_spread, best_total = base, spread, middle
+        if best_total is not None:
+            return best, float(f"{best_total:.4g}"), ""
+    # else the first for which most values of a cell are whole multiples of a unit
+    for base in bases:  # no logarithm first: 2**n - 1 of whole numbers n is whole as well
+        near = [_whole_ratios(_linear(x, base)) for x in cells]
+        n_ratios = sum(n for _, n in near)
+        if n_ratios >= 20 and sum(n_whole for n_whole, _ in near) > 0.8 * n_ratios:
+            return base, None, "multiples of a unit in each cell" if base is None else "target sum not to be told"
+    return None, None, "neither counts nor log1p of normalized counts" if largest < 50 else ""
 
 
 def _positive_values(matrix: Any) -> list[NDArray[np.float64]]:
@@ -245,31 +241,6 @@ def _linear(x: NDArray[np.float64], base: float | None) -> NDArray[np.float64]:
     return x if base is None else np.expm1(x * math.log(base))
 
 
-def _constant_totals(cells: list[NDArray[np.float64]], bases: list[float | None]) -> tuple[float | None, float] | None:
-    """The base for which the cells' totals agree best, and the total; None where no base makes them agree."""
-    telling = [x for x in cells if x.size >= 5]  # cells of a few values agree by chance
-    if len(telling) < 3:
-        return None
-    best, best_spread, best_total = None, 1e-3, None
-    for base in bases:
-        totals = np.array([_linear(x, base).sum() for x in telling])
-        middle = float(np.median(totals))
-        spread = float(np.quantile(np.abs(totals - middle), 0.99) / middle)
-        if spread < best_spread:
-            best, best_spread, best_total = base, spread, middle
-    return None if best_total is None else (best, float(f"{best_total:.4g}"))
-
-
-def _multiples_of_a_unit(cells: list[NDArray[np.float64]], bases: list[float | None]) -> tuple[float | None, bool]:
-    """The first base for which most values of a cell are whole multiples of a unit, and whether there is one."""
-    for base in bases:  # no logarithm first: 2**n - 1 of whole numbers n is whole as well
-        near = [_whole_ratios(_linear(x, base)) for x in cells]
-        n_ratios = sum(n for _, n in near)
-        if n_ratios >= 20 and sum(n_whole for n_whole, _ in near) > 0.8 * n_ratios:
-            return base, True
-    return None, False
-
-
 def _whole_ratios(y: NDArray[np.float64]) -> tuple[int, int]:
     """How many of the distinct ratios to the cell's unit are whole, and how many were looked at.
 
@@ -280,11 +251,6 @@ def _whole_ratios(y: NDArray[np.float64]) -> tuple[int, int]:
     ratios = ratios[(ratios > 1.2) & (ratios < 100)]
     whole = [int((np.abs(ratios * d - np.rint(ratios * d)) < 0.02).sum()) for d in (1, 2, 3)]
     return max(whole), int(ratios.size)
-
-
-def _float_csr(matrix: Any) -> sparse.csr_matrix:
-    """A float32 CSR of its own, whatever came in."""
-    return sparse.csr_matrix(plain_matrix(matrix), dtype=np.float32, copy=True)
 
 
 def _log_scaled(csr: sparse.csr_matrix, factor_n: NDArray[np.float64], base: float) -> sparse.csr_matrix:

@@ -95,10 +95,41 @@ def quality_control(adata: AnnData, settings: QcSettings | None = None) -> tuple
             "pass counts, for example adata.layers['counts'] or adata.raw.to_adata()"
         )
     matrix_ng = sparse.csr_matrix(adata.X)
-    keep_cells, steps = _cell_steps(matrix_ng, adata.var_names.astype(str), state, settings)
+    n_expressed = np.asarray((matrix_ng > 0).sum(axis=1)).ravel()
+    mito, mito_note = _mito(matrix_ng, adata.var_names.astype(str), state, settings)
+    inside = {
+        "min_genes": None if settings.min_genes is None else n_expressed >= settings.min_genes,
+        "max_genes": None if settings.max_genes is None else n_expressed <= settings.max_genes,
+        "max_mito_share": None if mito is None else mito <= (settings.max_mito_share or 0.0),
+    }
+    keep_cells, steps = np.ones(adata.n_obs, dtype=bool), []
+    for name, passes in inside.items():
+        before = int(keep_cells.sum())
+        keep_cells = keep_cells if passes is None else keep_cells & passes
+        note = mito_note if name == "max_mito_share" else ""
+        steps.append(
+            QcStep(
+                name=name,
+                threshold=getattr(settings, name),
+                removed_cells=before - int(keep_cells.sum()),
+                kept_cells=int(keep_cells.sum()),
+                kept_genes=adata.n_vars,
+                note="switched off" if getattr(settings, name) is None else note,
+            )
+        )
     _check_left(int(keep_cells.sum()), "cell", steps, adata.n_obs)
-    keep_genes, step = _gene_step(matrix_ng[keep_cells], settings)
-    steps.append(step)
+    in_cells = np.asarray((matrix_ng[keep_cells] > 0).sum(axis=0)).ravel()
+    keep_genes = in_cells >= (settings.min_cells or 0)
+    steps.append(
+        QcStep(
+            name="min_cells",
+            threshold=settings.min_cells,
+            removed_genes=int((~keep_genes).sum()),
+            kept_cells=int(keep_cells.sum()),
+            kept_genes=int(keep_genes.sum()),
+            note="switched off" if settings.min_cells is None else "",
+        )
+    )
     _check_left(int(keep_genes.sum()), "gene", steps, adata.n_vars)
     report = QcReport(n_cells=adata.n_obs, n_genes=adata.n_vars, steps=tuple(steps))
     for message in report.messages():
@@ -111,36 +142,6 @@ def mito_share(matrix_ng: sparse.csr_matrix, is_mito_g: NDArray[np.bool_]) -> ND
     total_n = np.asarray(matrix_ng.sum(axis=1), dtype=np.float64).ravel()
     mito_n = np.asarray(matrix_ng[:, is_mito_g].sum(axis=1), dtype=np.float64).ravel()
     return np.divide(mito_n, total_n, out=np.zeros_like(total_n), where=total_n > 0)
-
-
-def _cell_steps(
-    matrix_ng: sparse.csr_matrix, genes: Any, state: MatrixState, settings: QcSettings
-) -> tuple[NDArray[np.bool_], list[QcStep]]:
-    n_expressed = np.asarray((matrix_ng > 0).sum(axis=1)).ravel()
-    mito, mito_note = _mito(matrix_ng, genes, state, settings)
-    inside = {
-        "min_genes": None if settings.min_genes is None else n_expressed >= settings.min_genes,
-        "max_genes": None if settings.max_genes is None else n_expressed <= settings.max_genes,
-        "max_mito_share": None if mito is None else mito <= (settings.max_mito_share or 0.0),
-    }
-    keep = np.ones(matrix_ng.shape[0], dtype=bool)
-    steps = []
-    for name, passes in inside.items():
-        before = int(keep.sum())
-        keep = keep if passes is None else keep & passes
-        threshold = getattr(settings, name)
-        note = mito_note if name == "max_mito_share" else ""
-        steps.append(
-            QcStep(
-                name=name,
-                threshold=threshold,
-                removed_cells=before - int(keep.sum()),
-                kept_cells=int(keep.sum()),
-                kept_genes=matrix_ng.shape[1],
-                note="switched off" if threshold is None else note,
-            )
-        )
-    return keep, steps
 
 
 def _mito(
@@ -158,21 +159,6 @@ def _mito(
     linear = matrix_ng.astype(np.float64)
     linear.data = np.expm1(linear.data * math.log(state.log_base))
     return mito_share(linear, is_mito), f"{int(is_mito.sum())} mitochondrial genes, values taken out of the log"
-
-
-def _gene_step(matrix_ng: sparse.csr_matrix, settings: QcSettings) -> tuple[NDArray[np.bool_], QcStep]:
-    n_cells, n_genes = matrix_ng.shape
-    in_cells = np.asarray((matrix_ng > 0).sum(axis=0)).ravel()
-    keep = np.ones(n_genes, dtype=bool) if settings.min_cells is None else in_cells >= settings.min_cells
-    step = QcStep(
-        name="min_cells",
-        threshold=settings.min_cells,
-        removed_genes=n_genes - int(keep.sum()),
-        kept_cells=n_cells,
-        kept_genes=int(keep.sum()),
-        note="switched off" if settings.min_cells is None else "",
-    )
-    return keep, step
 
 
 def _check_left(n_left: int, what: str, steps: list[QcStep], n_before: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from cytoglot.errors import InputError, nearest_names
 
@@ -39,7 +39,7 @@ def relation_of_lists(others: Sequence[Sequence[str]], weights: Sequence[Sequenc
     given = [[1 / rank for rank in range(1, len(ids) + 1)] for ids in others] if weights is None else weights
     order = [sorted(range(len(ids)), key=lambda i, w=w: -w[i]) for ids, w in zip(others, given, strict=True)]  # type: ignore[misc]
     return Relation(
-        np.concatenate([[0], np.cumsum([len(ids) for ids in others])]).astype(np.int64),
+        _offsets([len(ids) for ids in others]),
         np.array([ids[i] for ids, places in zip(others, order, strict=True) for i in places], dtype=object),
         np.array([w[i] for w, places in zip(given, order, strict=True) for i in places], dtype=np.float32),
     )
@@ -59,7 +59,13 @@ def read_relations(adata: AnnData, names: Iterable[str]) -> dict[str, Relation]:
     found = {}
     for name in names:
         if name in adata.obsp:
-            found[name] = _of_matrix(sp.csr_matrix(adata.obsp[name]), adata.obs_names.astype(str).to_numpy(object))
+            entries, ids = sp.csr_matrix(adata.obsp[name]).tocoo(), adata.obs_names.astype(str).to_numpy(object)
+            stays = (entries.data > 0) & (entries.row != entries.col)
+            row, column, weight = entries.row[stays], entries.col[stays], entries.data[stays]
+            order = np.lexsort((column, -weight, row))
+            found[name] = Relation(
+                _offsets(np.bincount(row, minlength=len(ids))), ids[column[order]], weight[order].astype(np.float32)
+            )
         elif name in adata.obs.columns:
             found[name] = _of_column(adata, name)
     if found and not adata.obs_names.is_unique:
@@ -68,15 +74,6 @@ def read_relations(adata: AnnData, names: Iterable[str]) -> dict[str, Relation]:
             "call adata.obs_names_make_unique() before the relation is made"
         )
     return found
-
-
-def _of_matrix(weights: sp.csr_matrix, names: NDArray[np.object_]) -> Relation:
-    entries = weights.tocoo()
-    stays = (entries.data > 0) & (entries.row != entries.col)
-    row, column, weight = entries.row[stays], entries.col[stays], entries.data[stays]
-    order = np.lexsort((column, -weight, row))
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=weights.shape[0]))]).astype(np.int64)
-    return Relation(offsets, names[column[order]], weight[order].astype(np.float32))
 
 
 def _of_column(adata: AnnData, name: str) -> Relation:
@@ -89,5 +86,8 @@ def _of_column(adata: AnnData, name: str) -> Relation:
             f"obs[{name!r}] must name other cells of the data, found {absent[0]!r}, which is none of them "
             f"({nearest_names(absent[0], adata.obs_names[:1000].astype(str))}); leave it empty where there is none"
         )
-    offsets = np.concatenate([[0], np.cumsum(is_there)]).astype(np.int64)
-    return Relation(offsets, ids, np.ones(len(ids), np.float32))
+    return Relation(_offsets(is_there), ids, np.ones(len(ids), np.float32))
+
+
+def _offsets(n_others: ArrayLike) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(n_others)]).astype(np.int64)

@@ -86,13 +86,15 @@ def recognize_obs(obs: pd.DataFrame) -> dict[str, str]:
     """
     by_name: dict[str, str] = {}
     for column in obs.columns:
-        by_name.setdefault(_normal_name(str(column)), str(column))
-    found = {}
-    for field, synonyms in OBS_FIELDS.items():
-        column_found = next((by_name[s] for s in synonyms if s in by_name), None)
-        if column_found is not None:
-            found[field] = column_found
-    return found
+        by_name.setdefault(re.sub(r"[^a-z0-9]+", "_", str(column).strip().lower()).strip("_"), str(column))
+    found = {field: [by_name[s] for s in synonyms if s in by_name] for field, synonyms in OBS_FIELDS.items()}
+    return {field: columns[0] for field, columns in found.items() if columns}
+
+
+def group_columns(obs: pd.DataFrame) -> list[str]:
+    """Return the columns of donors, batches and data sets, among which a split or a resampling chooses."""
+    found = recognize_obs(obs)
+    return [found[field] for field in GROUP_FIELDS if field in found]
 
 
 def labels(obs: pd.DataFrame, column: str) -> pd.Series:
@@ -186,7 +188,3 @@ def unlike_in_spelling(names: Iterable[str], known: Iterable[str]) -> dict[str, 
 def _folded(name: str) -> str:
     number = re.sub(r"^(-?\d+)\.0+$", r"\1", name.strip())
     return re.sub(r"[\s_]+|(?<=\w)-(?=\w)", "", unicodedata.normalize("NFKC", number).casefold())
-
-
-def _normal_name(column: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", column.strip().lower()).strip("_")

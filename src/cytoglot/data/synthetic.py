@@ -30,11 +30,19 @@ def make_cells(
     rng = np.random.default_rng(seed)
     cell_type = _spread(n_cells, n_types, rng)
     donor = _spread(n_cells, n_donors, rng)
-    profiles = _type_profiles(n_genes, n_types, rng)
+    profiles = np.tile(np.exp(rng.normal(0.0, 1.2, n_genes)), (n_types, 1))  # share of each gene by type, (t, g)
+    order, n_programme = rng.permutation(n_genes), max(1, n_genes // 20)
+    for t in range(n_types):
+        profiles[t, order[np.arange(t * n_programme, (t + 1) * n_programme) % n_genes]] *= 8.0
+    profiles /= profiles.sum(axis=1, keepdims=True)
     donor_effect = np.exp(rng.normal(0.0, 0.1, (n_donors, n_genes)))
     wanted = n_genes / 5 if expressed is None else expressed
-    depth = _depth_for(profiles.mean(axis=0), wanted)
-    size = depth * np.exp(rng.normal(0.0, 0.3, n_cells))
+    low, high, share = 0.0, 1e9, profiles.mean(axis=0)
+    for _ in range(100):  # counts per cell at which so many genes are > 0: bisection on the negative binomial's zeros
+        depth = (low + high) / 2
+        n_expressed = (1 - (1 + 0.3 * depth * share) ** (-1 / 0.3)).sum()
+        low, high = (depth, high) if n_expressed < wanted else (low, depth)
+    size = low * np.exp(rng.normal(0.0, 0.3, n_cells))
     blocks = [sparse.csr_matrix(np.zeros((0, n_genes), dtype=np.int32))]
     for start in range(0, n_cells, 1000):  # bounds the dense means
         rows = slice(start, start + 1000)
@@ -42,9 +50,10 @@ def make_cells(
         counts_ng = rng.poisson(means_ng * rng.gamma(1 / 0.3, 0.3, means_ng.shape))
         blocks.append(sparse.csr_matrix(counts_ng.astype(np.int32)))
     counts = sparse.vstack(blocks, format="csr")
+    letters = [chr(ord("A") + t % 26) + (str(t // 26) if t >= 26 else "") for t in range(n_types)]
     obs = pd.DataFrame(
         {
-            "cell_type": pd.Categorical([f"type {_letters(t)}" for t in cell_type]),
+            "cell_type": pd.Categorical([f"type {letters[t]}" for t in cell_type]),
             "donor": pd.Categorical([f"donor_{d + 1}" for d in donor]),
             "batch": pd.Categorical([f"batch_{d % 2 + 1}" for d in donor]),
         },
@@ -56,29 +65,3 @@ def make_cells(
 
 def _spread(n_cells: int, n_groups: int, rng: np.random.Generator) -> NDArray[np.int64]:
     return rng.permutation(np.arange(n_cells) % n_groups)
-
-
-def _type_profiles(n_genes: int, n_types: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Expected share of each gene in a cell of each type, shape (n_types, n_genes)."""
-    base = np.exp(rng.normal(0.0, 1.2, n_genes))
-    profiles = np.tile(base, (n_types, 1))
-    order = rng.permutation(n_genes)
-    n_programme = max(1, n_genes // 20)
-    for t in range(n_types):
-        programme = order[np.arange(t * n_programme, (t + 1) * n_programme) % n_genes]
-        profiles[t, programme] *= 8.0
-    return profiles / profiles.sum(axis=1, keepdims=True)
-
-
-def _depth_for(share: NDArray[np.float64], expressed: float) -> float:
-    """Counts per cell at which about `expressed` genes are > 0, by bisection on the negative binomial's zeros."""
-    low, high = 0.0, 1e9
-    for _ in range(100):
-        depth = (low + high) / 2
-        n_expressed = (1 - (1 + 0.3 * depth * share) ** (-1 / 0.3)).sum()
-        low, high = (depth, high) if n_expressed < expressed else (low, depth)
-    return low
-
-
-def _letters(number: int) -> str:
-    return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from cytoglot.hashing import STEP, mixed
@@ -25,8 +24,12 @@ def make_counts(n_cells: int, n_genes: int, mean_expressed: int, seed: int) -> c
     abundance_g = rng.lognormal(0.0, _GENE_SPREAD, n_genes)
     profiles_pg = abundance_g * rng.lognormal(0.0, 0.7, (_N_PROFILES, n_genes))
     profiles_pg /= profiles_pg.sum(axis=1, keepdims=True)
-    median = _transcripts_for(profiles_pg, mean_expressed)
-    n_transcripts = np.maximum(rng.lognormal(np.log(median), 0.3, n_cells), 1).astype(np.int64)
+    low, high = 1.0, 1e7
+    while high / low > 1.001:  # transcripts with which a cell expresses so many genes on average, by bisection
+        middle = (low * high) ** 0.5
+        expressed = -np.expm1(-middle * profiles_pg).sum(axis=1).mean()
+        low, high = (middle, high) if expressed < mean_expressed else (low, middle)
+    n_transcripts = np.maximum(rng.lognormal(np.log(low), 0.3, n_cells), 1).astype(np.int64)
     profile_of_cell = rng.integers(0, _N_PROFILES, n_cells)
     tables = [_alias_table(profile) for profile in profiles_pg]
     keep_pg, alias_pg = np.stack([keep for keep, _ in tables]), np.stack([alias for _, alias in tables])
@@ -39,16 +42,6 @@ def make_counts(n_cells: int, n_genes: int, mean_expressed: int, seed: int) -> c
     counts.resize(n_entries, refcheck=False)
     small = n_entries < np.iinfo(np.int32).max
     return csr_matrix((counts, columns, indptr.astype(np.int32) if small else indptr), shape=(n_cells, n_genes))
-
-
-def _transcripts_for(profiles_pg: NDArray[np.float64], mean_expressed: int) -> float:
-    """Return the number of transcripts with which a cell expresses `mean_expressed` genes on average (bisection)."""
-    low, high = 1.0, 1e7
-    while high / low > 1.001:
-        middle = (low * high) ** 0.5
-        expressed = -np.expm1(-middle * profiles_pg).sum(axis=1).mean()
-        low, high = (middle, high) if expressed < mean_expressed else (low, middle)
-    return low
 
 
 @numba.njit(cache=True)

@@ -102,7 +102,15 @@ class CellSentences:
     ) -> list[str] | CellSentences:
         if isinstance(key, (int, np.integer)):
             return self.words(int(key))
-        return self._take(_cell_numbers(key, len(self)))
+        cells = _cell_numbers(key, len(self))
+        lengths = self.lengths[cells]
+        return replace(
+            self,
+            cell_ids=self.cell_ids[cells],
+            offsets=_offsets(lengths),
+            gene_ids=self.gene_ids[_ragged_positions(self.offsets[cells], lengths)],
+            n_expressed=self.n_expressed[cells],
+        )
 
     def ids(self, cell: int) -> NDArray[np.uint16] | NDArray[np.uint32]:
         """Return a view of the gene ids of one cell, highest first; negative numbers count from the end."""
@@ -157,19 +165,6 @@ class CellSentences:
             settings=settings,
         )
 
-    def _take(self, cells: NDArray[np.int64]) -> CellSentences:
-        lengths = self.lengths[cells]
-        return CellSentences(
-            cell_ids=self.cell_ids[cells],
-            offsets=_offsets(lengths),
-            gene_ids=self.gene_ids[_ragged_positions(self.offsets[cells], lengths)],
-            n_expressed=self.n_expressed[cells],
-            vocabulary=self.vocabulary,
-            settings=self.settings,
-            tie_rates=self.tie_rates,
-            manifest=self.manifest,
-        )
-
 
 def concat(parts: Sequence[CellSentences]) -> CellSentences:
     """Join sentences of one vocabulary and one rule, in order.
@@ -185,41 +180,31 @@ def concat(parts: Sequence[CellSentences]) -> CellSentences:
         raise InputError("concat needs at least one part, found none")
     first = parts[0]
     for number, part in enumerate(parts[1:], start=1):
-        _check_joinable(first, part, number)
-    return CellSentences(
+        if part.vocabulary.fingerprint != first.vocabulary.fingerprint:
+            raise VocabularyMismatchError(
+                f"part {number} speaks of other genes than part 0: {len(part.vocabulary)} genes "
+                f"({part.vocabulary.fingerprint}) against {len(first.vocabulary)} ({first.vocabulary.fingerprint}); "
+                "encode both with the same gene list"
+            )
+        if part.settings != first.settings:
+            raise InputError(f"part {number} was ranked with {part.settings}, part 0 with {first.settings}")
+        ours, theirs = first.tie_rates, part.tie_rates
+        if ours is not theirs and (ours is None or theirs is None or not np.array_equal(ours, theirs)):
+            raise InputError(
+                f"part {number} was ranked with other tie rates than part 0; encode both with the same rates"
+            )
+    return replace(
+        first,
         cell_ids=np.concatenate([part.cell_ids for part in parts]),
         offsets=_offsets(np.concatenate([part.lengths for part in parts])),
         gene_ids=np.concatenate([part.gene_ids for part in parts]),
         n_expressed=np.concatenate([part.n_expressed for part in parts]),
-        vocabulary=first.vocabulary,
-        settings=first.settings,
-        tie_rates=first.tie_rates,
-        manifest=first.manifest,
     )
 
 
 def gene_id_dtype(n_genes: int) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
     """Return the smallest type that holds every gene id."""
     return np.dtype(np.uint16) if n_genes <= 1 << 16 else np.dtype(np.uint32)
-
-
-def _check_joinable(first: CellSentences, part: CellSentences, number: int) -> None:
-    if part.vocabulary.fingerprint != first.vocabulary.fingerprint:
-        raise VocabularyMismatchError(
-            f"part {number} speaks of other genes than part 0: {len(part.vocabulary)} genes "
-            f"({part.vocabulary.fingerprint}) against {len(first.vocabulary)} ({first.vocabulary.fingerprint}); "
-            "encode both with the same gene list"
-        )
-    if part.settings != first.settings:
-        raise InputError(f"part {number} was ranked with {part.settings}, part 0 with {first.settings}")
-    if not _same_rates(part.tie_rates, first.tie_rates):
-        raise InputError(f"part {number} was ranked with other tie rates than part 0; encode both with the same rates")
-
-
-def _same_rates(left: NDArray[np.float32] | None, right: NDArray[np.float32] | None) -> bool:
-    if left is None or right is None:
-        return left is right
-    return np.array_equal(left, right)
 
 
 def _cell_numbers(key: slice | ArrayLike, n: int) -> NDArray[np.int64]:

@@ -12,11 +12,16 @@ from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
-from cytoglot.sentence.curves import CurveKind
+from cytoglot.sentence.cell_sentence import CellSentences
+from cytoglot.sentence.rank_curve import CurveKind, RankCurve, predict_words
+from cytoglot.sentence.rank_sums import canonical, hash_uniform, positions_in
 
 Scope = Literal["expressed", "all"]
 SCOPES: tuple[Scope, ...] = ("expressed", "all")
+#: More words than this are sampled, by whole cells, for Spearman's coefficient.
+SPEARMAN_WORDS = 2_000_000
 
 
 class CurveScore(TypedDict):
@@ -67,9 +72,6 @@ class _Moments:
         self.n += o.size
         self.sums += [o.sum(), p.sum(), o @ o, p @ p, o @ p, (o - p) @ (o - p)]
 
-    def plus(self, other: _Moments, *, n_zero_pairs: int) -> _Moments:
-        return _Moments(self.n + other.n + n_zero_pairs, self.sums + other.sums)
-
     def r2_and_pearson(self) -> tuple[float | None, float | None]:
         """Return both, None where the observed (Pearson: or the predicted) values are all the same."""
         if self.n == 0:
@@ -96,9 +98,9 @@ class CurveScorer:
         self._words = {curve: _Moments() for curve in curves}
         self._missed = _Moments()
         self._n_zero_pairs = self._kept_zero_pairs = 0
-        self._kept_observed: list[NDArray[np.float32]] = []
-        self._kept_missed: list[NDArray[np.float32]] = []
-        self._kept: dict[CurveKind, list[NDArray[np.float32]]] = {curve: [] for curve in curves}
+        none = np.zeros(0, np.float32)
+        self._kept_observed, self._kept_missed = [none], [none]
+        self._kept = {curve: [none] for curve in curves}
 
     def add(self, cells: ScoredCells, predicted: Mapping[CurveKind, NDArray[np.float32]]) -> None:
         """Add a chunk; `predicted` holds the expression of every word by curve."""
@@ -118,15 +120,15 @@ class CurveScorer:
 
     def scores(self, *, genes: str, held_out: bool) -> list[CurveScore]:
         """Return one row per curve and scope."""
-        observed, missed = _joined(self._kept_observed), _joined(self._kept_missed)
+        observed, missed = np.concatenate(self._kept_observed), np.concatenate(self._kept_missed)
         ranks = {
             "expressed": SparseRanks(observed),
             "all": SparseRanks(np.concatenate([observed, missed]), n_zeros=self._kept_zero_pairs),
         }
         rows: list[CurveScore] = []
         for curve, words in self._words.items():
-            predicted = _joined(self._kept[curve])
-            everything = words.plus(self._missed, n_zero_pairs=self._n_zero_pairs)
+            predicted = np.concatenate(self._kept[curve])
+            everything = _Moments(words.n + self._missed.n + self._n_zero_pairs, words.sums + self._missed.sums)
             with_missed = np.concatenate([predicted, np.zeros_like(missed)])
             for scope, moments, values in zip(SCOPES, (words, everything), (predicted, with_missed), strict=True):
                 r2, pearson = moments.r2_and_pearson()
@@ -145,6 +147,52 @@ class CurveScorer:
                     )
                 )
         return rows
+
+
+def evaluate_curve(
+    curve: RankCurve | Sequence[RankCurve],
+    sentences: CellSentences,
+    expression: csr_matrix,
+    *,
+    held_out: bool,
+    genes: str = "full",
+    seed: int = 0,
+) -> list[CurveScore]:
+    """Return one row per curve and scope for these cells.
+
+    Nothing is made dense: pairs of zeros are counted. Beyond two million words Spearman's coefficient rests on a
+    seeded sample of whole cells, whose number of pairs the row states as `n_spearman`.
+
+    Parameters
+    ----------
+    held_out
+        Whether the curves were fitted on other cells; copied into the rows.
+    genes
+        Name of the sentences' genes for the rows, "full" or "hvg".
+    """
+    curves = [curve] if not isinstance(curve, Sequence) else list(curve)
+    share = min(1.0, SPEARMAN_WORDS / max(len(sentences.gene_ids), 1))
+    scorer = CurveScorer([c.kind for c in curves], spearman_share=share)
+    scorer.add(scored_cells(sentences, expression, seed=seed), {c.kind: predict_words(c, sentences) for c in curves})
+    return scorer.scores(genes=genes, held_out=held_out)
+
+
+def scored_cells(sentences: CellSentences, expression: csr_matrix, *, seed: int = 0) -> ScoredCells:
+    """Return the observed expression of every word, and of every expressed gene that is not a word."""
+    matrix = canonical(expression)
+    position = positions_in(sentences, matrix)
+    observed = np.where(position >= 0, matrix.data[position], 0) if matrix.nnz else np.zeros(position.size)
+    missed = np.ones(matrix.nnz, dtype=bool)
+    missed[position[position >= 0]] = False
+    matrix_rows = np.repeat(np.arange(len(sentences)), np.diff(matrix.indptr))
+    return ScoredCells(
+        observed=observed.astype(np.float32),
+        rows=sentences.cells(),
+        missed=matrix.data[missed].astype(np.float32),
+        missed_rows=matrix_rows[missed],
+        chance_n=hash_uniform(sentences.cell_ids, seed + 1),
+        n_genes=len(sentences.vocabulary),
+    )
 
 
 class SparseRanks:
@@ -168,7 +216,3 @@ class SparseRanks:
 
     def _product(self, other: SparseRanks) -> float:
         return float(self.centred @ other.centred) + self.n_zeros * self.centred_zero * other.centred_zero
-
-
-def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

@@ -17,9 +17,8 @@ from scipy.sparse import csr_matrix
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
-from cytoglot.sentence.curves import RankCurve
 from cytoglot.sentence.parse import ParseReport, Repeated, parse_many
-from cytoglot.sentence.rank_curve import predict_words
+from cytoglot.sentence.rank_curve import RankCurve, predict_words
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -58,6 +57,8 @@ def decode(
     VocabularyMismatchError
         The curve has lines for the genes of another vocabulary.
     """
+    import anndata
+
     reports: list[ParseReport] | None = None
     if isinstance(sentences, CellSentences):
         if vocabulary is not None and vocabulary.fingerprint != sentences.vocabulary.fingerprint:
@@ -71,8 +72,23 @@ def decode(
     else:
         ranked, reports = decode_texts(sentences, vocabulary, repeated=repeated, cell_ids=cell_ids)
     if n_expressed is not None:
-        ranked = _with_n_expressed(ranked, n_expressed)
-    return _to_adata(ranked, reports, rank_curve)
+        given = np.asarray(n_expressed)
+        if given.ndim and given.shape != (len(ranked),):
+            raise InputError(f"n_expressed must be one number or one per cell ({len(ranked)}), found {given.shape}")
+        ranked = replace(ranked, n_expressed=np.broadcast_to(given, len(ranked)).astype(np.int32))
+    ranks = rank_matrix(ranked)
+    obs = pd.DataFrame({"n_genes": ranked.lengths}, index=pd.Index(ranked.cell_ids, dtype=object))
+    for name in ("n_words", "n_unknown", "n_duplicates", "n_case_fixed", "valid_share") if reports is not None else ():
+        obs[name] = [getattr(report, name) for report in reports or ()]
+    if reports is not None:
+        obs["first_fault"] = [-1 if report.first_fault is None else report.first_fault for report in reports]
+    return anndata.AnnData(
+        X=ranks.astype(np.float32) if rank_curve is None else expression_from_ranks(ranked, rank_curve),
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(ranked.vocabulary.symbols, dtype=object)),
+        layers={"rank": ranks},
+        uns={"cytoglot": {"decode": {"X": "rank" if rank_curve is None else f"log10(1+CP10k) by {rank_curve.kind}"}}},
+    )
 
 
 def decode_texts(
@@ -132,28 +148,3 @@ def _matrix(sentences: CellSentences, values: NDArray[Any]) -> csr_matrix:
     )
     matrix.sort_indices()
     return matrix
-
-
-def _with_n_expressed(sentences: CellSentences, n_expressed: ArrayLike) -> CellSentences:
-    given = np.asarray(n_expressed)
-    if given.ndim and given.shape != (len(sentences),):
-        raise InputError(f"n_expressed must be one number or one per cell ({len(sentences)}), found {given.shape}")
-    return replace(sentences, n_expressed=np.broadcast_to(given, len(sentences)).astype(np.int32))
-
-
-def _to_adata(sentences: CellSentences, reports: list[ParseReport] | None, rank_curve: RankCurve | None) -> AnnData:
-    import anndata
-
-    ranks = rank_matrix(sentences)
-    obs = pd.DataFrame({"n_genes": sentences.lengths}, index=pd.Index(sentences.cell_ids, dtype=object))
-    for name in ("n_words", "n_unknown", "n_duplicates", "n_case_fixed", "valid_share") if reports is not None else ():
-        obs[name] = [getattr(report, name) for report in reports or ()]
-    if reports is not None:
-        obs["first_fault"] = [-1 if report.first_fault is None else report.first_fault for report in reports]
-    return anndata.AnnData(
-        X=ranks.astype(np.float32) if rank_curve is None else expression_from_ranks(sentences, rank_curve),
-        obs=obs,
-        var=pd.DataFrame(index=pd.Index(sentences.vocabulary.symbols, dtype=object)),
-        layers={"rank": ranks},
-        uns={"cytoglot": {"decode": {"X": "rank" if rank_curve is None else f"log10(1+CP10k) by {rank_curve.kind}"}}},
-    )

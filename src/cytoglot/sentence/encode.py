@@ -22,22 +22,11 @@ from cytoglot.data.readers.cell_rows import blocks, cell_rows, cells_per_block
 from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule, gene_id_dtype
-from cytoglot.sentence.ranker import RankedBlock, Ranker, detection_rates, rates_of_blocks
+from cytoglot.sentence.ranker import RankedBlock, Ranker, rates_of_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
-
-__all__ = [
-    "TieRates",
-    "detection_rates",
-    "encode",
-    "encode_matrix",
-    "ranked_chunks",
-    "ranker_for",
-    "restrict",
-    "tie_rates_for",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +157,11 @@ def ranker_for(
     if rates is None and settings.needs_tie_rates:
         logger.info("ties=%r without tie_rates: taking the detection rates of these cells", settings.ties)
         chunks = (block for _, block in cells.chunks(cells.cells_per_block, checked=False))
-        rates_of_columns = rates_of_blocks(chunks, len(cells.vocabulary))
-        rates = _rates_of_genes(rates_of_columns, gene_of_column, len(vocabulary))
+        rates = rates_of_blocks(chunks, len(cells.vocabulary))
+        if gene_of_column is not None:
+            of_genes, kept = np.zeros(len(vocabulary), np.float32), gene_of_column >= 0
+            of_genes[gene_of_column[kept]] = rates[kept]
+            rates = of_genes
     return Ranker(
         vocabulary, settings, tie_rates=rates, gene_of_column=gene_of_column, column_names=cells.vocabulary.symbols
     )
@@ -215,17 +207,6 @@ def tie_rates_for(vocabulary: GeneVocabulary, rates: TieRates | None) -> NDArray
             f"{missing[0]!r}; pass genes= to make sentences of the genes that the rates cover"
         )
     return np.array([rates[symbol] for symbol in vocabulary.symbols], dtype=np.float32)
-
-
-def _rates_of_genes(
-    rates_of_columns: NDArray[np.float32], gene_of_column: NDArray[np.int32] | None, n_genes: int
-) -> NDArray[np.float32]:
-    if gene_of_column is None:
-        return rates_of_columns
-    rates = np.zeros(n_genes, np.float32)
-    kept = gene_of_column >= 0
-    rates[gene_of_column[kept]] = rates_of_columns[kept]
-    return rates
 
 
 def _joined(ranker: Ranker, ranked: Iterable[RankedBlock], cell_ids: NDArray[np.object_]) -> CellSentences:

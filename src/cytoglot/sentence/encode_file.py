@@ -106,12 +106,26 @@ def encode_file(
     path, out = Path(path), Path(out)
     if genes is not None and hvg is not None:
         raise InputError(f"pass either genes or hvg, found {len(genes)} genes and hvg={hvg}")
-    genes = _highly_variable(path, hvg, layer, gene_options) if hvg is not None else genes
+    if hvg is not None:
+        # imported late: most files are encoded without a choice of genes, which needs scanpy
+        from cytoglot.data.hvg import select_hvg
+        from cytoglot.data.readers.read import read
+
+        genes = select_hvg(read(path, layer=layer, **gene_options.keywords), n_top=hvg)
     with open_cells(path, layer=layer, **gene_options.keywords) as cells:
         chunk_cells = cells.cells_per_block if chunk_cells is None else chunk_cells
         vocabulary, _ = restrict(cells.vocabulary, genes)
-        given = {"hvg": hvg, "layer": layer, **gene_options.to_dict()}
-        manifest = _manifest(path, settings, vocabulary, given, tie_rates)
+        rates = tie_rates_for(vocabulary, tie_rates) if settings.needs_tie_rates else None
+        config = {
+            **settings.to_dict(),
+            "hvg": hvg,
+            "layer": layer,
+            **gene_options.to_dict(),
+            "vocabulary": vocabulary.fingerprint,
+            "tie_rates": None if rates is None else fingerprint_bytes([np.asarray(rates, np.float32).tobytes()]),
+        }
+        # no time of creation: it would be the only difference between two runs
+        manifest = Manifest(command="encode", config=config, inputs={path.name: fingerprint_file(path)}, created="")
         decisive = {
             **manifest.config,
             "data": manifest.inputs[path.name],
@@ -120,54 +134,17 @@ def encode_file(
             "version": manifest.versions.get("cytoglot"),
         }
         with Parts(out, decisive).opened(overwrite=overwrite) as parts:
-            ranker = _ranker(cells, genes, settings, tie_rates, parts)
+            if tie_rates is None and parts.has("tie_rates"):  # which cost a pass over the cells
+                tie_rates = parts.read("tie_rates")["rate"].to_numpy()
+            ranker = ranker_for(cells, genes=genes, settings=settings, tie_rates=tie_rates)
+            if tie_rates is None and ranker.tie_rates is not None:
+                parts.write("tie_rates", pa.table({"rate": ranker.tie_rates}))
             header = SentenceHeader(
                 vocabulary=vocabulary, settings=settings, tie_rates=ranker.tie_rates, manifest=manifest
             )
             summary = _write_all(cells, ranker, header, parts, chunk_cells=chunk_cells, text=text)
     logger.info("%s: %d cells in %.1f s; %s", out, summary.cells, time.perf_counter() - started, cells.message)
     return summary
-
-
-def _highly_variable(path: Path, n_genes: int, layer: str | None, gene_options: GeneOptions) -> list[str]:
-    from cytoglot.data.hvg import select_hvg
-    from cytoglot.data.readers.read import read
-
-    return select_hvg(read(path, layer=layer, **gene_options.keywords), n_top=n_genes)
-
-
-def _manifest(
-    path: Path,
-    settings: RankSettings,
-    vocabulary: GeneVocabulary,
-    given: dict[str, Any],
-    tie_rates: TieRates | None,
-) -> Manifest:
-    rates = tie_rates_for(vocabulary, tie_rates) if settings.needs_tie_rates else None
-    config = {
-        **settings.to_dict(),
-        **given,
-        "vocabulary": vocabulary.fingerprint,
-        "tie_rates": None if rates is None else fingerprint_bytes([np.asarray(rates, np.float32).tobytes()]),
-    }
-    # no time of creation: it would be the only difference between two runs
-    return Manifest(command="encode", config=config, inputs={path.name: fingerprint_file(path)}, created="")
-
-
-def _ranker(
-    cells: CellStream,
-    genes: GeneVocabulary | Sequence[str] | None,
-    settings: RankSettings,
-    tie_rates: TieRates | None,
-    parts: Parts,
-) -> Ranker:
-    known = tie_rates
-    if known is None and parts.has("tie_rates"):  # which cost a pass over the cells
-        known = parts.read("tie_rates")["rate"].to_numpy()
-    ranker = ranker_for(cells, genes=genes, settings=settings, tie_rates=known)
-    if known is None and ranker.tie_rates is not None:
-        parts.write("tie_rates", pa.table({"rate": ranker.tie_rates}))
-    return ranker
 
 
 def _write_all(
@@ -186,12 +163,12 @@ def _write_all(
         open_writer(path, schema) as writer,
         _one_behind() as in_background,
     ):
-        old = (_kept_block(parts, number) for number in range(n_old))
+        old = (_block_of(parts.read(number)) for number in range(n_old))
         new = (ranked for _, ranked in ranked_chunks(cells, ranker, chunk_cells=chunk_cells, first_cell=n_resumed))
         for number, block in enumerate(chain(old, new)):
             ids = cells.cell_ids[n_done : n_done + len(block.lengths)]
             if number >= n_old and n_parts > 1:
-                in_background(_write_part, parts, number, block)
+                in_background(parts.write, number, _table_of(block))
             in_background(_write_row_group, writer, schema, ranker.sentences(block, ids))
             n_done += len(ids)
             n_empty += int(np.count_nonzero(block.lengths == 0))
@@ -205,20 +182,20 @@ def _write_all(
     )
 
 
-def _kept_block(parts: Parts, number: int) -> RankedBlock:
-    table = parts.read(number).combine_chunks()
+def _table_of(block: RankedBlock) -> pa.Table:
+    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(block.lengths, dtype=np.int32)])
+    ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(block.gene_ids))
+    return pa.table({"gene_ids": ids, "n_expressed": block.n_expressed})
+
+
+def _block_of(table: pa.Table) -> RankedBlock:
+    table = table.combine_chunks()
     ids = table["gene_ids"].chunk(0)
     return RankedBlock(
         lengths=np.diff(ids.offsets.to_numpy()),
         gene_ids=ids.flatten().to_numpy(),
         n_expressed=table["n_expressed"].to_numpy(),
     )
-
-
-def _write_part(parts: Parts, number: int, block: RankedBlock) -> None:
-    offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(block.lengths, dtype=np.int32)])
-    ids = pa.ListArray.from_arrays(pa.array(offsets), pa.array(block.gene_ids))
-    parts.write(number, pa.table({"gene_ids": ids, "n_expressed": block.n_expressed}))
 
 
 def _write_row_group(writer: pq.ParquetWriter, schema: pa.Schema, sentences: CellSentences) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,11 +35,12 @@ class SentenceHeader:
 
     def to_json(self) -> bytes:
         """Return compact JSON; float32 rates go as base64, exact to the last bit."""
+        rates = self.tie_rates
         record = {
             "format_version": FORMAT_VERSION,
             "vocabulary": self.vocabulary.to_dict(),
             "settings": self.settings.to_dict(),
-            "tie_rates": None if self.tie_rates is None else _to_base64(self.tie_rates),
+            "tie_rates": None if rates is None else base64.b64encode(rates.astype("<f4").tobytes()).decode(),
             "manifest": None if self.manifest is None else self.manifest.to_dict(),
         }
         return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
@@ -58,7 +58,7 @@ class SentenceHeader:
         return cls(
             vocabulary=GeneVocabulary.from_dict(record["vocabulary"]),
             settings=RankSettings(**record["settings"]),
-            tie_rates=None if rates is None else _from_base64(rates),
+            tie_rates=None if rates is None else np.frombuffer(base64.b64decode(rates), "<f4").astype(np.float32),
             manifest=None if manifest is None else Manifest.from_dict(manifest),
         )
 
@@ -73,12 +73,7 @@ class SentenceHeader:
 
 def header_of(sentences: CellSentences) -> SentenceHeader:
     """Return what the metadata of these sentences says."""
-    return SentenceHeader(
-        vocabulary=sentences.vocabulary,
-        settings=sentences.settings,
-        tie_rates=sentences.tie_rates,
-        manifest=sentences.manifest,
-    )
+    return SentenceHeader(**{field.name: getattr(sentences, field.name) for field in fields(SentenceHeader)})
 
 
 def write_sentences(sentences: CellSentences, path: str | Path, *, text: bool = False) -> None:
@@ -131,9 +126,22 @@ def read_sentences(path: str | Path) -> CellSentences:
     InputError
         The file is missing, is no Parquet, or was not written by cytoglot.
     """
-    file = _open(path)
-    header = SentenceHeader.from_json(_metadata(file, path))
-    lengths, gene_ids, cell_ids, n_expressed = [], [], [], []
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; expected a Parquet file written by `cytoglot encode`")
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not a readable Parquet file: {error}") from error
+    metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
+    if METADATA_KEY not in metadata:
+        raise InputError(
+            f"{path} holds columns {file.schema_arrow.names} but no cytoglot metadata; expected a file written by "
+            "`cytoglot encode` or write_sentences"
+        )
+    header = SentenceHeader.from_json(metadata[METADATA_KEY])
+    # a file without cells has no row group
+    lengths, gene_ids = [np.zeros(1, np.int64)], [np.empty(0, gene_id_dtype(len(header.vocabulary)))]
+    cell_ids, n_expressed = [np.empty(0, object)], [np.empty(0, np.int32)]
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=["cell_id", "gene_ids", "n_expressed"]).combine_chunks()
         ids = table["gene_ids"].combine_chunks()
@@ -141,46 +149,10 @@ def read_sentences(path: str | Path) -> CellSentences:
         gene_ids.append(ids.flatten().to_numpy())
         cell_ids.append(table["cell_id"].to_numpy())
         n_expressed.append(table["n_expressed"].to_numpy())
-    dtype = gene_id_dtype(len(header.vocabulary))
-    offsets = np.concatenate([np.zeros(1, np.int64), *lengths])
     return CellSentences(
-        cell_ids=_joined(cell_ids, np.dtype(object)),
-        offsets=np.cumsum(offsets),
-        gene_ids=_joined(gene_ids, dtype),
-        n_expressed=_joined(n_expressed, np.dtype(np.int32)),
-        vocabulary=header.vocabulary,
-        settings=header.settings,
-        tie_rates=header.tie_rates,
-        manifest=header.manifest,
+        cell_ids=np.concatenate(cell_ids),
+        offsets=np.cumsum(np.concatenate(lengths)),
+        gene_ids=np.concatenate(gene_ids),
+        n_expressed=np.concatenate(n_expressed),
+        **vars(header),
     )
-
-
-def _open(path: str | Path) -> pq.ParquetFile:
-    if not Path(path).is_file():
-        raise InputError(f"{path} does not exist; expected a Parquet file written by `cytoglot encode`")
-    try:
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not a readable Parquet file: {error}") from error
-
-
-def _metadata(file: pq.ParquetFile, path: str | Path) -> bytes:
-    metadata: dict[bytes, bytes] = file.schema_arrow.metadata or {}
-    if METADATA_KEY not in metadata:
-        raise InputError(
-            f"{path} holds columns {file.schema_arrow.names} but no cytoglot metadata; expected a file written by "
-            "`cytoglot encode` or write_sentences"
-        )
-    return metadata[METADATA_KEY]
-
-
-def _joined(parts: list[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
-    return np.concatenate(parts) if parts else np.empty(0, dtype)
-
-
-def _to_base64(values: NDArray[np.float32]) -> str:
-    return base64.b64encode(values.astype("<f4").tobytes()).decode()
-
-
-def _from_base64(text: str) -> NDArray[np.float32]:
-    return np.frombuffer(base64.b64decode(text), "<f4").astype(np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -27,7 +28,6 @@ _EDGES = ".,;:!?…·•‣*_~`'\"´‘’‚“”„«»‹›()[]{}<>|/\\#+=�
 _SEPARATOR = re.compile(r"[,;:|/\\=<>()\[\]{}\"`*…•·、。，；：\u200b\ufeff]+")
 #: Markup such as `</s>` or `<|endoftext|>` that a decoder left glued to a word.
 _TAG = re.compile(r"<[^<>\s]{1,32}>")
-_N_CACHED = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +80,34 @@ def parse_genes(text: str, vocabulary: GeneVocabulary, *, repeated: Repeated = "
         "A A A B" becomes B A; here it is A B); or "first", where it stands first.
     """
     words, ids, n_case_fixed = _look_up(text, _gene_index(vocabulary))
-    if -1 not in ids:  # the common case: no unknown word
-        distinct = len(set(ids)) == len(ids)
-        if distinct:
-            report = ParseReport(n_words=len(ids), n_case_fixed=n_case_fixed)
-            return ParsedSentence(gene_ids=np.asarray(ids, dtype=np.int32), report=report)
-    return ParsedSentence(gene_ids=_order(ids, repeated), report=_report(words, ids, n_case_fixed))
+    if -1 not in ids and len(set(ids)) == len(ids):  # the common case: no fault
+        report = ParseReport(n_words=len(ids), n_case_fixed=n_case_fixed)
+        return ParsedSentence(gene_ids=np.asarray(ids, dtype=np.int32), report=report)
+
+    known = np.asarray([gene for gene in ids if gene >= 0], dtype=np.int32)
+    genes, first, which, n_times = np.unique(known, return_index=True, return_inverse=True, return_counts=True)
+    if repeated == "first":
+        order = np.argsort(first)
+    else:
+        # Equal means are equal floats: the division of two exact integers is rounded the same way for one quotient.
+        mean_position = np.bincount(which, weights=np.arange(len(known)), minlength=len(genes)) / n_times
+        order = np.lexsort((first, mean_position))
+
+    seen: set[int] = set()
+    first_fault: int | None = None
+    for position, gene in enumerate(ids):
+        if first_fault is None and (gene < 0 or gene in seen):
+            first_fault = position
+        if gene >= 0:
+            seen.add(gene)
+    report = ParseReport(
+        n_words=len(words),
+        unknown=tuple(word for word, gene in zip(words, ids, strict=True) if gene < 0),
+        n_duplicates=len(known) - len(genes),
+        n_case_fixed=n_case_fixed,
+        first_fault=first_fault,
+    )
+    return ParsedSentence(gene_ids=genes[order], report=report)
 
 
 def parse_many(
@@ -127,16 +149,9 @@ def _unambiguous(keys: Iterable[tuple[str, int]]) -> dict[str, int]:
     return found
 
 
-_cached: dict[str, _GeneIndex] = {}
-
-
+@lru_cache(maxsize=8)
 def _gene_index(vocabulary: GeneVocabulary) -> _GeneIndex:
-    index = _cached.get(vocabulary.fingerprint)
-    if index is None:
-        while len(_cached) >= _N_CACHED:
-            _cached.pop(next(iter(_cached)))
-        index = _cached[vocabulary.fingerprint] = _GeneIndex(vocabulary.symbols)
-    return index
+    return _GeneIndex(vocabulary.symbols)
 
 
 def _look_up(text: str, index: _GeneIndex) -> tuple[list[str], list[int], int]:
@@ -167,33 +182,3 @@ def _look_closer(word: str, index: _GeneIndex) -> list[tuple[str, int, bool]]:
     if any(gene >= 0 for _, gene, _ in found):
         return found
     return [(word, -1, False)] if pieces else []
-
-
-def _order(ids: list[int], repeated: Repeated) -> NDArray[np.int32]:
-    known = np.asarray([gene for gene in ids if gene >= 0], dtype=np.int32)
-    genes, first, which, n_times = np.unique(known, return_index=True, return_inverse=True, return_counts=True)
-    if repeated == "first":
-        return genes[np.argsort(first)]
-    # Equal means are equal floats: the division of two exact integers is rounded the same way for the same quotient.
-    mean_position = np.bincount(which, weights=np.arange(len(known)), minlength=len(genes)) / n_times
-    return genes[np.lexsort((first, mean_position))]
-
-
-def _report(words: list[str], ids: list[int], n_case_fixed: int) -> ParseReport:
-    seen: set[int] = set()
-    first_fault: int | None = None
-    n_duplicates = 0
-    for position, gene in enumerate(ids):
-        if gene in seen:
-            n_duplicates += 1
-        if first_fault is None and (gene < 0 or gene in seen):
-            first_fault = position
-        if gene >= 0:
-            seen.add(gene)
-    return ParseReport(
-        n_words=len(words),
-        unknown=tuple(word for word, gene in zip(words, ids, strict=True) if gene < 0),
-        n_duplicates=n_duplicates,
-        n_case_fixed=n_case_fixed,
-        first_fault=first_fault,
-    )

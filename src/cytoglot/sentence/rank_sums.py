@@ -67,32 +67,24 @@ class RankSums:
         """Add pairs; three aligned flat arrays, `n_expressed` being that of the pair's cell."""
         rank, n_genes = np.asarray(ranks, dtype=np.int64), np.asarray(n_expressed, dtype=np.int64)
         for block in word_blocks(rank.size):
-            self._add_block(rank[block], n_genes[block], expression[block].astype(np.float64))
+            n_here, y = n_genes[block], expression[block].astype(np.float64)
+            length = np.log10(n_here)
+            terms = term_values(np.log10(rank[block]), length)
+            f = np.stack([terms[term] for term in TERMS], axis=1)
+            self.term_products += f.T @ f
+            self.term_targets += f.T @ y
+            self.smallest = min(self.smallest, float(y.min()))
+            self.shortest = min(self.shortest, float(n_here.min()))
+            self.longest = max(self.longest, float(n_here.max()))
 
-    def _add_block(self, rank: NDArray[np.int64], n_expressed: NDArray[np.int64], y: NDArray[np.float64]) -> None:
-        x, length = np.log10(rank), np.log10(n_expressed)
-        terms = term_values(x, length)
-        f = np.stack([terms[term] for term in TERMS], axis=1)
-        self.term_products += f.T @ f
-        self.term_targets += f.T @ y
-        self._add_per_rank(rank, length, y)
-        self.smallest = min(self.smallest, float(y.min()))
-        self.shortest = min(self.shortest, float(n_expressed.min()))
-        self.longest = max(self.longest, float(n_expressed.max()))
-
-    def _add_per_rank(self, rank: NDArray[np.int64], length: NDArray[np.float64], y: NDArray[np.float64]) -> None:
-        bins = (length * _BINS_PER_DECADE).astype(np.int64)
-        self._grow(int(bins.max()) + 1, int(rank.max()))
-        n_bins, n_ranks = self.n_br.shape
-        cell = bins * n_ranks + rank - 1
-        self.n_br += np.bincount(cell, minlength=n_bins * n_ranks).reshape(n_bins, n_ranks)
-        self.y_br += np.bincount(cell, weights=y, minlength=n_bins * n_ranks).reshape(n_bins, n_ranks)
-
-    def _grow(self, n_bins: int, n_ranks: int) -> None:
-        missing = max(0, n_bins - self.n_br.shape[0]), max(0, n_ranks - self.n_br.shape[1])
-        if any(missing):
-            self.n_br = np.pad(self.n_br, ((0, missing[0]), (0, missing[1])))
-            self.y_br = np.pad(self.y_br, ((0, missing[0]), (0, missing[1])))
+            bins = (length * _BINS_PER_DECADE).astype(np.int64)
+            # the tables grow as longer cells and lower ranks come
+            wanted = np.maximum(self.n_br.shape, (bins.max() + 1, rank[block].max()))
+            more = [(0, int(n)) for n in wanted - self.n_br.shape]
+            self.n_br, self.y_br = np.pad(self.n_br, more), np.pad(self.y_br, more)
+            place, shape = bins * self.n_br.shape[1] + rank[block] - 1, self.n_br.shape
+            self.n_br += np.bincount(place, minlength=self.n_br.size).reshape(shape)
+            self.y_br += np.bincount(place, weights=y, minlength=self.n_br.size).reshape(shape)
 
     def length_of_bins(self) -> NDArray[np.float64]:
         """Return l at the middle of each bin of lengths."""

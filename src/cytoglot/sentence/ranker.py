@@ -69,7 +69,9 @@ class Ranker:
             self._tie_rule, self._tie_rank = kernels.TIES_BY_RANK, _ranks_by_symbol(vocabulary)
         elif self.tie_rates is not None:
             self._tie_rule = kernels.TIES_BY_RANK
-            self._tie_rank = _ranks_by_rate(self.tie_rates, vocabulary, rare_first=settings.ties == "rare_first")
+            # equal rates by symbol, never by place
+            rates_g = self.tie_rates if settings.ties == "rare_first" else -self.tie_rates
+            self._tie_rank = _ranks(np.lexsort((np.array(vocabulary.symbols), rates_g)))
         elif settings.ties == "random":
             self._tie_rule = kernels.TIES_BY_HASH
             self._gene_hash = _hashes(vocabulary.names, seed=0)
@@ -85,7 +87,9 @@ class Ranker:
             The number of columns does not fit, or a value is NaN, infinite or below 0: the first is named by cell and
             gene.
         """
-        self._check_shape(block)
+        n_columns = len(self._column_names) if self._gene_of_column is None else len(self._gene_of_column)
+        if block.shape[1] != n_columns:
+            raise InputError(f"expected a matrix with one column for each of {n_columns} genes, found {block.shape[1]}")
         n_stored = np.diff(block.indptr).astype(np.int64)
         bound = np.minimum(n_stored, self.settings.top_genes or len(self.vocabulary))
         starts = np.zeros(len(bound) + 1, np.int64)
@@ -94,16 +98,40 @@ class Ranker:
         lengths, n_expressed = np.zeros(len(bound), np.int64), np.zeros(len(bound), np.int32)
         cell_hash = _hashes(cell_ids, seed=self.settings.seed) if len(self._gene_hash) else _NO_HASH
 
-        def rank_rows(begin: int, end: int) -> None:
-            rows = slice(begin, end)
-            self._rank_rows(block, begin, end, cell_hash[rows], starts[rows], ranked, lengths[rows], n_expressed[rows])
+        def rank_rows(matrix: sp.csr_matrix, begin: int, end: int, rows: slice) -> None:
+            """Rank rows of a matrix, which are `rows` of the block."""
+            columns, keys, largest_key = _columns_and_keys(matrix, begin, end)
+            kernels.rank_rows(
+                matrix.indptr[begin : end + 1].astype(np.int64),
+                columns,
+                keys,
+                largest_key,
+                _NO_COLUMNS if self._gene_of_column is None else self._gene_of_column,
+                len(self.vocabulary),
+                self._tie_rule,
+                self._tie_rank,
+                cell_hash[rows],
+                self._gene_hash,
+                self.settings.top_genes or 0,
+                starts[rows],
+                ranked,
+                lengths[rows],
+                n_expressed[rows],
+            )
 
-        for_each_run(block.indptr, rank_rows)
+        for_each_run(block.indptr, lambda begin, end: rank_rows(block, begin, end, slice(begin, end)))
         for row in np.flatnonzero(lengths < 0).tolist():
-            mended = self._mended(block, row, cell_ids)
-            rows = slice(row, row + 1)
-            self._rank_rows(mended, 0, 1, cell_hash[rows], starts[rows], ranked, lengths[rows], n_expressed[rows])
-        return RankedBlock(lengths=lengths, gene_ids=_closed_up(ranked, starts, lengths), n_expressed=n_expressed)
+            # The kernel refused the row: it is ranked in its plain form, unless it holds what cannot be ranked.
+            mended = sp.csr_matrix(block[[row]])  # a copy
+            mended.sum_duplicates()
+            mended.data = mended.data + mended.dtype.type(0)  # -0.0 becomes 0.0
+            refuse_bad_values(mended, cell_ids[[row]].tolist(), self._column_names)
+            rank_rows(mended, 0, 1, slice(row, row + 1))
+        n_words = int(lengths.sum())
+        if n_words < len(ranked):  # stored zeros left gaps between the rows
+            kernels.close_gaps(ranked, starts, lengths)
+            ranked.resize(n_words, refcheck=False)  # gives the rest of the memory back without a copy
+        return RankedBlock(lengths=lengths, gene_ids=ranked, n_expressed=n_expressed)
 
     def sentences(self, ranked: RankedBlock, cell_ids: NDArray[np.object_]) -> CellSentences:
         """Return what `rank` made of these cells as sentences."""
@@ -116,49 +144,6 @@ class Ranker:
             settings=self.settings,
             tie_rates=self.tie_rates,
         )
-
-    def _rank_rows(
-        self,
-        block: sp.csr_matrix,
-        begin: int,
-        end: int,
-        cell_hash: NDArray[np.uint64],
-        starts: NDArray[np.int64],
-        ranked: NDArray[Any],
-        lengths: NDArray[np.int64],
-        n_expressed: NDArray[np.int32],
-    ) -> None:
-        columns, keys, largest_key = _columns_and_keys(block, begin, end)
-        kernels.rank_rows(
-            block.indptr[begin : end + 1].astype(np.int64),
-            columns,
-            keys,
-            largest_key,
-            _NO_COLUMNS if self._gene_of_column is None else self._gene_of_column,
-            len(self.vocabulary),
-            self._tie_rule,
-            self._tie_rank,
-            cell_hash,
-            self._gene_hash,
-            self.settings.top_genes or 0,
-            starts,
-            ranked,
-            lengths,
-            n_expressed,
-        )
-
-    def _check_shape(self, block: sp.csr_matrix) -> None:
-        n_columns = len(self._column_names) if self._gene_of_column is None else len(self._gene_of_column)
-        if block.shape[1] != n_columns:
-            raise InputError(f"expected a matrix with one column for each of {n_columns} genes, found {block.shape[1]}")
-
-    def _mended(self, block: sp.csr_matrix, row: int, cell_ids: NDArray[np.object_]) -> sp.csr_matrix:
-        """Return a row that the kernel refused in its plain form, or raise where it holds what cannot be ranked."""
-        mended = sp.csr_matrix(block[[row]])  # a copy
-        mended.sum_duplicates()
-        mended.data = mended.data + mended.dtype.type(0)  # -0.0 becomes 0.0
-        refuse_bad_values(mended, cell_ids[[row]].tolist(), self._column_names)
-        return mended
 
 
 def detection_rates(matrix: Any) -> NDArray[np.float32]:
@@ -281,11 +266,6 @@ def _ranks_by_symbol(vocabulary: GeneVocabulary) -> NDArray[np.uint32]:
     return _ranks(np.argsort(_hashes(vocabulary.names, seed=0), kind="stable"))
 
 
-def _ranks_by_rate(rates_g: NDArray[np.float32], vocabulary: GeneVocabulary, *, rare_first: bool) -> NDArray[np.uint32]:
-    """Return the place of each gene among tied ones; equal rates by symbol, never by place."""
-    return _ranks(np.lexsort((np.array(vocabulary.symbols), rates_g if rare_first else -rates_g)))
-
-
 def _ranks(order: NDArray[np.intp]) -> NDArray[np.uint32]:
     ranks = np.empty(len(order), np.uint32)
     ranks[order] = np.arange(len(order), dtype=np.uint32)
@@ -301,13 +281,3 @@ def _hashes(texts: NDArray[np.object_], *, seed: int) -> NDArray[np.uint64]:
         _writeable(text),
         np.uint64(seed % (1 << 64)),
     )
-
-
-def _closed_up(ranked: NDArray[Any], starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
-    """Close the gaps that stored zeros left between the rows."""
-    n_words = int(lengths.sum())
-    if n_words == len(ranked):
-        return ranked
-    kernels.close_gaps(ranked, starts, lengths)
-    ranked.resize(n_words, refcheck=False)  # gives the rest of the memory back without a copy
-    return ranked

@@ -31,7 +31,11 @@ def join_words(
 
     Memory: the text itself and 8 bytes a cell.
     """
-    word_bytes, word_starts = _word_table(words, delimiter)
+    # the bytes of every word with the delimiter after it, and where each starts
+    table = [(word + delimiter).encode() for word in words]
+    word_starts = np.zeros(len(table) + 1, np.int64)
+    np.cumsum([len(word) for word in table], out=word_starts[1:])
+    word_bytes = np.frombuffer(bytearray(b"".join(table) + bytes(_WIDTH)), np.uint8)
     delimiter_bytes = len(delimiter.encode())
     text_offsets = np.zeros(len(offsets), np.int64)
 
@@ -48,22 +52,9 @@ def join_words(
         _write_text(offsets[begin : end + 1], gene_ids, word_bytes, word_starts, text_offsets[begin : end + 1], text)
 
     for_each_run(offsets, write)
-    return _arrow_strings(text_offsets, text)
-
-
-def _arrow_strings(text_offsets: NDArray[np.int64], text: NDArray[np.uint8]) -> pa.StringArray | pa.LargeStringArray:
     is_large = len(text) > _LARGEST_STRING_ARRAY
-    offsets = text_offsets if is_large else text_offsets.astype(np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(text)]
+    buffers = [None, pa.py_buffer(text_offsets if is_large else text_offsets.astype(np.int32)), pa.py_buffer(text)]
     return pa.Array.from_buffers(pa.large_string() if is_large else pa.string(), len(offsets) - 1, buffers)
-
-
-def _word_table(words: Sequence[str], delimiter: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Return the bytes of every word with the delimiter after it, and where each starts."""
-    table = [(word + delimiter).encode() for word in words]
-    starts = np.zeros(len(table) + 1, np.int64)
-    np.cumsum([len(word) for word in table], out=starts[1:])
-    return np.frombuffer(bytearray(b"".join(table) + bytes(_WIDTH)), np.uint8), starts
 
 
 @intrinsic

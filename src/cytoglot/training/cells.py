@@ -26,9 +26,8 @@ from cytoglot.corpus.read.epoch_plan import checked_sources
 from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.records import read_row_group, row_groups
 from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES
-from cytoglot.data.input_fingerprints import fingerprint_cells, group_columns
 from cytoglot.data.knowledge.ontology import map_labels
-from cytoglot.data.splits.content import content_of_cells
+from cytoglot.data.splits.content import content_of_cells, fingerprint_cells, group_columns
 from cytoglot.data.splits.matching import match_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError

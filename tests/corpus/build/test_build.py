@@ -399,7 +399,7 @@ def test_tie_rules_are_those_of_encode(build: Callable[..., BuildSummary], tmp_p
     summary = build(recipe_of("cells.h5ad", cells={"ties": ties}), seed=2)
     corpus = open_corpus(tmp_path / "out")
     train = {name for block in corpus.blocks("train") for name in block.cell_ids.to_pylist()}
-    rates = cytoglot.sentence.encode.detection_rates(cells[cells.obs_names.isin(train)].X)
+    rates = cytoglot.sentence.ranker.detection_rates(cells[cells.obs_names.isin(train)].X)
     by_name = dict(zip(cells.var_names, rates, strict=True))
     sentences = cytoglot.encode(cells, genes=corpus.vocabulary, ties=ties, seed=2, tie_rates=by_name)
     expected = {("cells", name): words for name, words in zip(cells.obs_names, sentences, strict=True)}
@@ -419,7 +419,7 @@ def test_the_rank_curve_is_fitted_on_training_cells_of_sources_with_counts(
     assert curve.vocabulary_fingerprint == corpus.vocabulary.fingerprint
     train = {name for block in corpus.blocks("train") for name in block.cell_ids.to_pylist()}
     chosen = cells[cells.obs_names.isin(train)][:, list(corpus.vocabulary.symbols)]
-    expected = cytoglot.sentence.rank_curve.fit_rank_curve(
+    expected = cytoglot.sentence.fit_curves.fit_rank_curve(
         "isotonic_length", cytoglot.encode(chosen, genes=corpus.vocabulary), log_counts(chosen.X)
     )
     fitted = corpus.rank_curve["base"]

@@ -181,8 +181,8 @@ def test_names_that_tell_nothing_are_let_pass() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("symbol\tname\nA\tx\n", "must have the columns symbol, prev_symbol; absent: prev_symbol"),
-        ("", "cannot be read"),
+        ("symbol\tname\nA\tx\n", "must have the columns symbol, prev_symbol; prev_symbol not found, but symbol, name"),
+        ("", "must have the columns symbol, prev_symbol; symbol, prev_symbol not found"),
     ],
 )
 def test_a_faulty_table_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -196,7 +196,7 @@ def test_a_table_that_is_not_there_or_is_no_gzip(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist; pass HGNC"):
         read_hgnc(tmp_path / "none.tsv")
     (tmp_path / "x.tsv.gz").write_bytes(b"\x1f\x8bgarbage")
-    with pytest.raises(InputError, match=r"x\.tsv\.gz cannot be read"):
+    with pytest.raises(InputError, match=r"x\.tsv\.gz is damaged gzip"):
         read_hgnc(tmp_path / "x.tsv.gz")
     (tmp_path / "o.tsv").write_text("human_symbol\tmouse_symbol\nA\tBb\nA\tCc\n")
     with pytest.raises(InputError, match="no pair that is one to one"):

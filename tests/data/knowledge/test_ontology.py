@@ -116,7 +116,7 @@ def test_a_larger_table_is_asked_second_and_its_ambiguous_synonyms_not_at_all(tm
 
 
 def test_a_table_that_is_none_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.tsv does not exist; pass a TSV file"):
+    with pytest.raises(InputError, match=r"absent\.tsv does not exist; pass a table \(TSV"):
         map_labels(["B"], terms=tmp_path / "absent.tsv")
     (tmp_path / "bad.tsv").write_text("id\tname\nCL:1\tx\n")
     with pytest.raises(InputError, match="must have the columns id, label, synonyms; label, synonyms not found"):

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cytoglot.corpus.assign.cell_keys import salted, uniform
 from cytoglot.corpus.sources.recipe import SplitRecipe
 from cytoglot.data.schema import GROUP_FIELDS
-from cytoglot.data.splits.assignment import PARTS, Part, assign_groups
+from cytoglot.data.splits.assignment import PARTS, Part, share_groups
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.hashing import hash_text
 
@@ -31,8 +31,6 @@ _UNKNOWN = -1
 
 _TOLERANCE = 0.05
 """of the cells, by which a part may miss its fraction before a warning says so"""
-_LEAST_SHARE = 0.25
-"""of its fraction, that a study gives to a part even when other studies gave too much"""
 
 
 @dataclass
@@ -149,34 +147,41 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
     InputError
         A source held out is unknown, or all are held out.
     """
-    studies, names = counts.study_of_source, settings.held_out_sources
-    for name in names:
-        if name not in studies and name not in studies.values():
+    studies, held_out = counts.study_of_source, set[str]()
+    for name in settings.held_out_sources:
+        found = {source for source, study in studies.items() if name in (source, study)}
+        if not found:
             raise UnknownNameError("held-out source", name, sorted({*studies, *studies.values()}))
-    held_out = {source for source, study in studies.items() if source in names or study in names}
+        held_out |= found
     if studies and held_out == set(studies):
         raise InputError(f"expected at least one source to train on, found all {len(studies)} held out; hold out fewer")
-    columns = dict.fromkeys(sorted(counts.n_cells), BY_CELL)
-    for source in columns:
-        siblings = [s for s, study in studies.items() if study == studies[source]]
-        for column in GROUP_FIELDS if settings.by == "auto" else (settings.by,):
-            cells = sum((counts.units[s].get(column, Counter()) for s in siblings), Counter[str]())
-            if counts.units[source].get(column) and 2 <= len(cells) < cells.total():
-                columns[source] = column
-                break
-    columns |= dict.fromkeys(columns.keys() & held_out, HELD_OUT)
-    units, validation_from_train, held = _share_out(counts, columns, settings.fractions, seed)
-    without = {s: counts.n_cells[s] - counts.units[s][column].total() for s, column in columns.items()
-               if column not in (BY_CELL, HELD_OUT)}  # fmt: skip
-    without = {source: n for source, n in without.items() if n}
-    warnings = _warnings(columns, validation_from_train, without)
-    found = held / max(held.sum(), 1)
-    if held.any() and np.abs(found - settings.fractions).max() > _TOLERANCE:
-        got, wanted = (" / ".join(f"{100 * share:.0f} %" for share in shares) for shares in (found, settings.fractions))
-        warnings.append(
-            f"whole donors or batches give {got} of the cells to training, validation and test, where {wanted} were "
-            "asked for: studies of few donors have one in every part"
-        )
+    columns = {s: HELD_OUT if s in held_out else _column_of(counts, s, settings.by) for s in sorted(counts.n_cells)}
+    by_unit = {source: column for source, column in columns.items() if column not in (BY_CELL, HELD_OUT)}
+    without = {s: counts.n_cells[s] - counts.units[s][column].total() for s, column in by_unit.items()}
+    cells_of_study: dict[str, dict[str, Counter[str]]] = {}
+    for source, column in by_unit.items():
+        cells_of_study.setdefault(studies[source], {})[source] = counts.units[source][column]
+    tables = {study: pd.DataFrame(cells).fillna(0).sort_index() for study, cells in cells_of_study.items()}
+
+    # Cells of each part, of sources with units: by cell the fractions are met anyway, and held-out cells are extra.
+    held = np.array([float(sum(without.values())), 0.0, 0.0])
+    units: dict[str, Part] = {}
+    validation_from_train = []
+    for study, table in sorted(tables.items(), key=lambda item: (len(item[1]), item[0])):
+        used = {by_unit[source] for source in table.columns}
+        also_held_out = [counts.units[source] for source in held_out if studies[source] == study]
+        tested = {unit for found in also_held_out for column in used for unit in found.get(column, ())}
+        free = table.drop(index=table.index.intersection(sorted(tested)))
+        chosen, is_carved = share_groups(free, settings.fractions, hash_text(f"{seed}\0{study}"), held)
+        cells = np.bincount(chosen, weights=free.to_numpy().sum(axis=1), minlength=len(PARTS))
+        if is_carved:
+            validation_from_train.append(study)
+            drawn = cells[TRAIN] * settings.fractions[VALIDATION] / (1 - settings.fractions[TEST])
+            cells += np.array([-drawn, drawn, 0.0])
+        held += cells
+        parts = dict(zip(free.index, (PARTS[part] for part in chosen), strict=True))
+        units |= {unit_name(study, unit): parts.get(unit, PARTS[TEST]) for unit in table.index}
+    warnings = _warnings(columns, sorted(validation_from_train), without, held, settings.fractions)
     for warning in warnings:
         logger.warning(warning)
     return SplitDecision(
@@ -185,65 +190,28 @@ def decide_splits(counts: UnitCounts, settings: SplitRecipe, seed: int) -> Split
         fractions=settings.fractions,
         columns=columns,
         studies={source: studies[source] for source in columns},
-        units=units,
-        validation_from_train=validation_from_train,
-        without_unit=without,
+        units=dict(sorted(units.items())),
+        validation_from_train=tuple(sorted(validation_from_train)),
+        without_unit={source: n for source, n in without.items() if n},
         warnings=tuple(warnings),
     )
 
 
-def _share_out(
-    counts: UnitCounts, columns: Mapping[str, str], fractions: tuple[float, float, float], seed: int
-) -> tuple[dict[str, Part], tuple[str, ...], NDArray[np.float64]]:
-    """Return the part of each unit, the studies whose validation cells are drawn by cell, and the cells of each part.
-
-    The cells (3,) are those of sources with units; by cell the fractions are met anyway, and held-out cells are extra.
-    """
-    held = np.zeros(len(PARTS))
-    cells_of: dict[str, dict[str, Counter[str]]] = {}  # study → source → unit → cells
-    for source, column in columns.items():
-        if column not in (BY_CELL, HELD_OUT):
-            cells_of.setdefault(counts.study_of_source[source], {})[source] = counts.units[source][column]
-            held[TRAIN] += counts.n_cells[source] - counts.units[source][column].total()
-    tables = {study: pd.DataFrame(of_source).fillna(0).sort_index() for study, of_source in cells_of.items()}
-    units: dict[str, Part] = {}
-    validation_from_train = []
-    for study in sorted(tables, key=lambda study: (len(tables[study]), study)):
-        siblings = [source for source in columns if counts.study_of_source[source] == study]
-        used = {columns[source] for source in siblings} - {BY_CELL, HELD_OUT}
-        tested = {
-            unit
-            for source in siblings
-            if columns[source] == HELD_OUT
-            for column in used
-            for unit in counts.units[source].get(column, ())
-        } & set(tables[study].index)
-        free = tables[study].drop(index=sorted(tested))
-        wanted = [part for part in range(len(PARTS)) if fractions[part] > 0]
-        is_carved = 0 < len(free) < len(wanted) == len(PARTS)
-        if is_carved:
-            validation_from_train.append(study)
-            wanted = [TRAIN, TEST] if len(free) > 1 else [TRAIN]
-        elif len(free) == 1:  # all others are held out
-            wanted = [TRAIN]
-        chosen = np.empty(0, np.int64)
-        if len(free):
-            n_cells = float(free.to_numpy().sum())
-            fraction = np.array(fractions)[wanted] / sum(fractions[part] for part in wanted)
-            # What parts are owed so far; one that got too much still gets some, as each study is to be in every part.
-            due = (held[wanted].sum() + n_cells) * fraction - held[wanted]
-            shares = np.clip(due / n_cells, _LEAST_SHARE * fraction, None)
-            chosen = np.array(wanted)[assign_groups(free, shares / shares.sum(), hash_text(f"{seed}\0{study}"))]
-        cells = np.bincount(chosen, weights=free.to_numpy().sum(axis=1), minlength=len(PARTS))
-        drawn = cells[TRAIN] * fractions[VALIDATION] / (1 - fractions[TEST]) if is_carved else 0.0
-        held += cells + np.array([-drawn, drawn, 0.0])
-        units |= {unit_name(study, unit): PARTS[TEST] for unit in tested}
-        units |= {unit_name(study, unit): PARTS[part] for unit, part in zip(free.index, chosen, strict=True)}
-    return dict(sorted(units.items())), tuple(sorted(validation_from_train)), held
+def _column_of(counts: UnitCounts, source: str, by: str) -> str:
+    siblings = [s for s, study in counts.study_of_source.items() if study == counts.study_of_source[source]]
+    for column in GROUP_FIELDS if by == "auto" else (by,):
+        cells = sum((counts.units[s].get(column, Counter()) for s in siblings), Counter[str]())
+        if counts.units[source].get(column) and 2 <= len(cells) < cells.total():
+            return column
+    return BY_CELL
 
 
 def _warnings(
-    columns: Mapping[str, str], validation_from_train: Sequence[str], without: Mapping[str, int]
+    columns: Mapping[str, str],
+    validation_from_train: Sequence[str],
+    without: Mapping[str, int],
+    held: NDArray[np.float64],
+    fractions: tuple[float, float, float],
 ) -> list[str]:
     by_cell = [source for source, column in columns.items() if column == BY_CELL]
     warnings = []
@@ -260,5 +228,13 @@ def _warnings(
     warnings += [
         f"source {source!r}: {n} cells without a {columns[source]} (missing, doublet or ambiguous) are training cells"
         for source, n in without.items()
+        if n
     ]
+    shares = held / max(held.sum(), 1)
+    if held.any() and np.abs(shares - fractions).max() > _TOLERANCE:
+        found, asked = (" / ".join(f"{100 * share:.0f} %" for share in shown) for shown in (shares, fractions))
+        warnings.append(
+            f"whole donors or batches give {found} of the cells to training, validation and test, where {asked} were "
+            "asked for: studies of few donors have one in every part"
+        )
     return warnings

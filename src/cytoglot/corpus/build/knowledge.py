@@ -24,7 +24,8 @@ from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.knowledge.tables import read_cell_types, read_gmt, read_markers, readable_set_name
 from cytoglot.errors import InputError
 from cytoglot.hashing import hash_text
-from cytoglot.sentence.rank_curve import DEFAULT_CURVE, CurveFitter
+from cytoglot.sentence.fit_curves import CurveFitter
+from cytoglot.sentence.rank_curve import DEFAULT_CURVE
 from cytoglot.tasks.record import CellTypeTerm, GeneSet
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from cytoglot.corpus.format.folder import PARTS, Corpus, Part
 from cytoglot.corpus.inspect.counts import CONTEXTS, CorpusCounts, count_corpus
 from cytoglot.corpus.inspect.exact_duplicates import PART_PAIRS, SameCells
 from cytoglot.corpus.inspect.near_duplicates import MAX_CELLS, THRESHOLD, find_near_duplicates
-from cytoglot.data.finding import Finding
+from cytoglot.data.audit_obs import Finding
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.schema import GROUP_FIELDS, NOT_A_GROUP
 from cytoglot.progress import progress_bar

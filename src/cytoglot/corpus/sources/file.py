@@ -16,7 +16,7 @@ from scipy import sparse
 from cytoglot.corpus.sources.genes import GeneTables, find_file, renamed
 from cytoglot.corpus.sources.metadata import cell_fields, naming
 from cytoglot.corpus.sources.recipe import SourceRecipe
-from cytoglot.data.genes.options import read_gene_mapping
+from cytoglot.data.genes.options import GeneOptions, read_gene_mapping
 from cytoglot.data.readers.cell_rows import cell_rows
 from cytoglot.data.readers.formats import CellStore, open_store, readable
 from cytoglot.data.readers.matrix_choice import select
@@ -101,18 +101,9 @@ def _open_stream(
 ) -> tuple[CellStream, tuple[str, ...]]:
     """The cells over harmonized genes, and what was done."""
     mapping = None if recipe.gene_mapping is None else read_gene_mapping(find_file(recipe.gene_mapping, base))
-    selection = select(
-        store.candidates,
-        CellNames(store.cells),
-        layer=recipe.layer,
-        gene_column=recipe.gene_column,
-        gene_mapping=mapping,
-        duplicates="sum",
-    )
+    options = GeneOptions(column=recipe.gene_column, mapping=mapping)
+    selection = select(store.candidates, CellNames(store.cells), layer=recipe.layer, genes=options)
     harmonized = tables.harmonized(selection.genes.vocabulary.symbols, organism=recipe.organism)
     genes = renamed(selection.genes, harmonized, can_sum=selection.state.kind == "counts")
     rows = cell_rows(selection.candidate.matrix)
-    stream = CellStream(
-        obs=store.cells, rows=rows, selection=replace(selection, genes=genes), path=store.path, close=store.close
-    )
-    return stream, (selection.message, *harmonized.report.messages())
+    return CellStream(store, rows, replace(selection, genes=genes)), (selection.message, *harmonized.report.messages())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,26 +71,12 @@ _OTHERS = re.compile(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ColumnNames:
-    """A name for each column and how it was come by."""
-
-    names: list[str]
-    """without white space; empty or `nan` where there is no name"""
-    source: str
-    is_gene: NDArray[np.bool_]
-    """False for antibodies, guides and other features"""
-    unknown_features: tuple[str, ...]
-    """values of the column of feature types that are not known, or the only ones there where none means genes"""
-    n_versions_stripped: int
-    n_without_symbol: int
-    n_white_space: int
-
-
 def name_columns(
     var: pd.DataFrame, *, gene_column: str | None = None, mapping: Mapping[str, str] | None = None
-) -> ColumnNames:
-    """Return the names of the rows of `var`; `resolve_genes` states the rules.
+) -> tuple[list[str], NDArray[np.bool_], dict[str, Any]]:
+    """Return the names of the rows of `var`, which rows are genes, and how it was come by, as `GeneReport` tells it.
+
+    `resolve_genes` states the rules. Names hold no white space; they are empty or `nan` where there is none.
 
     Raises
     ------
@@ -101,20 +87,22 @@ def name_columns(
     names = strip_versions(given)
     n_stripped = _n_changed(given, names)
     if mapping is not None:
-        names, n_without = _mapped(names, mapping)
+        plain = {strip_version(str(key)): value for key, value in mapping.items()}
+        n_without = sum(name not in plain for name in names)
+        mapped = [plain.get(name, name) for name in names]
+        names = ["" if name is None or name != name else str(name).strip() for name in mapped]  # NaN is not itself
     clean = names
     if " ".join(names).split() != names:  # the quick test for all: one name is empty or holds white space
         clean = ["_".join(name.split()) for name in names]
     is_gene, unknown = _feature_types(var)
-    return ColumnNames(
-        names=clean,
-        source=source,
-        is_gene=is_gene,
-        unknown_features=unknown,
-        n_versions_stripped=n_stripped,
-        n_without_symbol=n_without,
-        n_white_space=_n_changed(names, clean),
-    )
+    facts = {
+        "source": source,
+        "unknown_features": unknown,
+        "n_versions_stripped": n_stripped,
+        "n_without_symbol": n_without,
+        "n_white_space": _n_changed(names, clean),
+    }
+    return clean, is_gene, facts
 
 
 def _n_changed(before: list[str], after: list[str]) -> int:
@@ -179,22 +167,16 @@ def _given_names(var: pd.DataFrame, gene_column: str | None) -> tuple[list[str],
         if gene_column == VAR_NAMES:
             return index, VAR_NAMES, 0
         raise UnknownNameError("column of var", gene_column, [VAR_NAMES, *(str(c) for c in var.columns)])
-    column = _symbol_column(var, index)
-    if column is None:
-        return index, VAR_NAMES, 0
-    symbols = _texts(var[column])
-    # CELLxGENE itself names a gene without symbol by its id, so falling back keeps the column in the same way.
-    names = [symbol if has_name(symbol) else i for symbol, i in zip(symbols, index, strict=True)]
-    return names, f"var[{column!r}]", sum(not has_name(symbol) for symbol in symbols)
-
-
-def _symbol_column(var: pd.DataFrame, index: list[str]) -> str | None:
-    """Name of the column of symbols to be preferred to the index, None when the index should be used."""
     by_name = {re.sub(r"[^a-z0-9]+", "_", str(column).lower()): str(column) for column in reversed(var.columns)}
     wanted = [by_name[name] for name in SYMBOL_COLUMNS if name in by_name]
     if not wanted or not are_identifiers(index):
-        return None
-    return next((column for column in wanted if not are_identifiers(_texts(var[column]))), None)
+        return index, VAR_NAMES, 0
+    column, symbols = next(((c, texts) for c in wanted if not are_identifiers(texts := _texts(var[c]))), ("", index))
+    if not column:
+        return index, VAR_NAMES, 0
+    # CELLxGENE itself names a gene without symbol by its id, so falling back keeps the column in the same way.
+    names = [symbol if has_name(symbol) else i for symbol, i in zip(symbols, index, strict=True)]
+    return names, f"var[{column!r}]", sum(not has_name(symbol) for symbol in symbols)
 
 
 def _texts(values: pd.Series | pd.Index) -> list[str]:
@@ -203,14 +185,6 @@ def _texts(values: pd.Series | pd.Index) -> list[str]:
         return [*map(str.strip, listed)]
     missing = np.asarray(values.isna())
     return ["" if gone else str(v).strip() for v, gone in zip(listed, missing, strict=True)]
-
-
-def _mapped(names: list[str], mapping: Mapping[str, str]) -> tuple[list[str], int]:
-    """Names after the mapping, and how many it lacks."""
-    plain = {strip_version(str(key)): value for key, value in mapping.items()}
-    mapped = [plain.get(name) if name in plain else name for name in names]
-    texts = ["" if name is None or name != name else str(name).strip() for name in mapped]
-    return texts, sum(name not in plain for name in names)
 
 
 def _feature_types(var: pd.DataFrame) -> tuple[NDArray[np.bool_], tuple[str, ...]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pandas as pd
 
 from cytoglot.data.genes.columns import ensembl_share, strip_version
 from cytoglot.data.genes.names import RENAMED, guess_species, mangled_names
+from cytoglot.data.knowledge.tables import read_table
 from cytoglot.errors import InputError
 from cytoglot.texts import read_text
 
@@ -139,7 +140,7 @@ def read_hgnc(path: str | Path) -> HgncTable:
 
 @functools.lru_cache(maxsize=4)
 def _read_hgnc(path: Path, _mtime_ns: int, _size: int) -> HgncTable:
-    frame = _read_table(path, needed=("symbol", "prev_symbol"), wanted=("alias_symbol", "ensembl_gene_id"))
+    frame = read_table(path, ["symbol", "prev_symbol"], optional=["alias_symbol", "ensembl_gene_id"])
     approved = frozenset(frame["symbol"])
     symbols = frame["symbol"].tolist()
     previous = _names_of(symbols, frame["prev_symbol"], approved)
@@ -168,6 +169,21 @@ def _unambiguous(names: Mapping[str, set[str]]) -> dict[str, str]:
     return {name: next(iter(genes)) for name, genes in names.items() if len(genes) == 1}
 
 
+def outdated_symbols(names: Iterable[str], *, hgnc: str | Path | None = None) -> dict[str, str]:
+    """Return old symbol → approved symbol for those of `names` that were renamed.
+
+    A name that is an approved symbol today is never outdated, and neither is one that stood for several genes. Human
+    symbols only. Without `hgnc` (a table that `read_hgnc` takes) the short list `RENAMED` is all that is known.
+
+    Raises
+    ------
+    InputError
+        As `read_hgnc`.
+    """
+    renamed = RENAMED if hgnc is None else read_hgnc(hgnc).previous
+    return {name: renamed[name] for name in names if name in renamed}
+
+
 def read_orthologs(path: str | Path) -> dict[str, str]:
     """Return mouse symbol → human symbol for pairs that are one to one, from a TSV with columns of these names.
 
@@ -178,27 +194,13 @@ def read_orthologs(path: str | Path) -> dict[str, str]:
     InputError
         The table is missing, unreadable, lacks a column, or has no such pair.
     """
-    frame = _read_table(Path(path), needed=("human_symbol", "mouse_symbol"))
+    frame = read_table(path, ["human_symbol", "mouse_symbol"])
     pairs = frame[(frame["human_symbol"] != "") & (frame["mouse_symbol"] != "")].drop_duplicates()
     single = ~(pairs["human_symbol"].duplicated(keep=False) | pairs["mouse_symbol"].duplicated(keep=False))
     pairs = pairs[single]
     if pairs.empty:
         raise InputError(f"table of orthologs {path} has no pair that is one to one; pass another table")
     return dict(zip(pairs["mouse_symbol"], pairs["human_symbol"], strict=True))
-
-
-def _read_table(path: Path, *, needed: Sequence[str], wanted: Sequence[str] = ()) -> pd.DataFrame:
-    """Read columns of a TSV as text; those wanted and absent are empty."""
-    if not path.is_file():
-        raise InputError(f"table {path} does not exist; pass a TSV with the columns {', '.join(needed)}")
-    columns = {*needed, *wanted}
-    try:
-        frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False, usecols=lambda name: name in columns)
-    except (OSError, EOFError, UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"table {path} cannot be read ({error}); pass a TSV in UTF-8, plain or .gz") from error
-    if absent := sorted(set(needed) - set(frame.columns)):
-        raise InputError(f"table {path} must have the columns {', '.join(needed)}; absent: {', '.join(absent)}")
-    return frame.assign(**{name: "" for name in wanted if name not in frame.columns})
 
 
 def harmonize(
@@ -223,78 +225,65 @@ def harmonize(
     """
     plain = [strip_version(str(name)) for name in names]
     if organism == "mouse" and orthologs is not None:
-        return _mouse_to_human(plain, orthologs, hgnc)
+        notes = _Notes(list)
+        mapped = [orthologs.get(name) for name in plain]
+        for name, human in zip(plain, mapped, strict=True):
+            notes["dropped" if human is None else "orthologs"].append((name, human or ""))
+        inner = _human([human for human in mapped if human is not None], hgnc)
+        as_human = iter(inner.symbols)
+        symbols = tuple(None if human is None else next(as_human) for human in mapped)
+        n_approved = inner.report.n_approved
+        report = HarmoniseReport(organism="mouse", n_columns=len(plain), n_approved=n_approved, **_changes(notes))
+        return Harmonized(symbols=symbols, report=report)
     if organism != "human":
         return Harmonized(symbols=tuple(plain), report=HarmoniseReport(organism=organism, n_columns=len(plain)))
     return _human(plain, hgnc)
 
 
-@dataclass(kw_only=True)
-class _Notes:
-    """Changes as they are found: kind → old and new name."""
+_Notes = defaultdict[str, list[tuple[str, str]]]
+"""kind of change → old and new name of each, as they are found"""
 
-    found: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
-    def add(self, kind: str, old: str, new: str = "") -> None:
-        self.found.setdefault(kind, []).append((old, new))
-
-    def changes(self) -> dict[str, Change]:
-        return {
-            kind: Change(n=len(pairs), examples=tuple(f"{a} → {b}" if b else a for a, b in pairs[:_EXAMPLES]))
-            for kind, pairs in self.found.items()
-        }
+def _changes(notes: _Notes) -> dict[str, Change]:
+    return {
+        kind: Change(n=len(pairs), examples=tuple(f"{a} → {b}" if b else a for a, b in pairs[:_EXAMPLES]))
+        for kind, pairs in notes.items()
+    }
 
 
 def _human(names: list[str], hgnc: HgncTable) -> Harmonized:
-    notes, symbols = _Notes(), list(names)
+    notes, symbols = _Notes(list), list(names)
     n_approved, waiting = 0, []
     for i, name in enumerate(names):
         if name in hgnc.approved:
             n_approved += 1
-        elif found := _certain(name, hgnc):
-            kind, symbols[i] = found
-            notes.add(kind, name, symbols[i] if symbols[i] != name else "")
+        elif _ENSEMBL.match(name):
+            symbol = hgnc.ensembl.get(name.removesuffix("_PAR_Y"))
+            symbols[i] = symbol or name
+            notes["ensembl" if symbol else "kept_ensembl"].append((name, symbol or ""))
+        elif "." in name and (dashed := name.replace(".", "-")) in hgnc.approved:
+            symbols[i] = dashed
+            notes["dotted"].append((name, dashed))
+        elif name in hgnc.previous:
+            symbols[i] = hgnc.previous[name]
+            notes["previous"].append((name, symbols[i]))
         elif name in hgnc.aliases:
             waiting.append(i)
         elif hgnc.is_complete:
-            notes.add("unknown", name)
+            notes["unknown"].append((name, ""))
     taken = {symbol for symbol in symbols if symbol in hgnc.approved}
     claims = Counter(hgnc.aliases[name] for name in {names[i] for i in waiting})
     for i in waiting:
         symbol = hgnc.aliases[names[i]]
         free = symbol not in taken and claims[symbol] == 1
         symbols[i] = symbol if free else names[i]
-        notes.add("aliases" if free else "kept_aliases", names[i], symbol)
+        notes["aliases" if free else "kept_aliases"].append((names[i], symbol))
     columns_of = Counter(symbols)
     for name, symbol in zip(names, symbols, strict=True):
         if name != symbol and columns_of[symbol] > 1:
-            notes.add("merged", name, symbol)
-    report = HarmoniseReport(organism="human", n_columns=len(names), n_approved=n_approved, **notes.changes())
+            notes["merged"].append((name, symbol))
+    report = HarmoniseReport(organism="human", n_columns=len(names), n_approved=n_approved, **_changes(notes))
     return Harmonized(symbols=tuple(symbols), report=report)
-
-
-def _certain(name: str, hgnc: HgncTable) -> tuple[str, str] | None:
-    """Kind and symbol of a name that is no approved symbol and no mere alias."""
-    if _ENSEMBL.match(name):
-        symbol = hgnc.ensembl.get(name.removesuffix("_PAR_Y"))
-        return ("kept_ensembl", name) if symbol is None else ("ensembl", symbol)
-    if "." in name and (dashed := name.replace(".", "-")) in hgnc.approved:
-        return "dotted", dashed
-    return ("previous", hgnc.previous[name]) if name in hgnc.previous else None
-
-
-def _mouse_to_human(names: list[str], orthologs: Mapping[str, str], hgnc: HgncTable) -> Harmonized:
-    notes = _Notes()
-    mapped = [orthologs.get(name) for name in names]
-    for name, human in zip(names, mapped, strict=True):
-        notes.add("dropped" if human is None else "orthologs", name, human or "")
-    inner = _human([human for human in mapped if human is not None], hgnc)
-    harmonized = iter(inner.symbols)
-    symbols = tuple(None if human is None else next(harmonized) for human in mapped)
-    report = HarmoniseReport(
-        organism="mouse", n_columns=len(names), n_approved=inner.report.n_approved, **notes.changes()
-    )
-    return Harmonized(symbols=symbols, report=report)
 
 
 def namespace_of(names: Sequence[str]) -> str | None:
@@ -390,7 +379,8 @@ def read_gene_list(path: str | Path) -> tuple[str, ...]:
         raise InputError(f"list of genes {path} does not exist; pass a text file with one gene a line")
     try:
         text = read_text(path)
-        listed = json.loads(text)["symbols"] if path.suffix == ".json" else _first_words(text)
+        lines = (line.split() for line in text.splitlines() if not line.startswith("#"))
+        listed = json.loads(text)["symbols"] if path.suffix == ".json" else [words[0] for words in lines if words]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"list of genes {path} cannot be read ({error}); pass a text file, one gene a line") from error
     genes = tuple(str(gene) for gene in listed)
@@ -399,7 +389,3 @@ def read_gene_list(path: str | Path) -> tuple[str, ...]:
         found = f"{twice[0]!r} twice" if twice else "nothing"
         raise InputError(f"list of genes {path}: expected each gene once, found {found}; mend the list")
     return genes
-
-
-def _first_words(text: str) -> list[str]:
-    return [words[0] for line in text.splitlines() if (words := line.split()) and not line.startswith("#")]

@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import pandas as pd
-
-from cytoglot.errors import InputError
+from cytoglot.data.knowledge.tables import read_table
 
 Species = Literal["human", "mouse"]
 
@@ -17,66 +15,10 @@ _ENSEMBL_SPECIES: Mapping[str, Species] = {"ENSG": "human", "ENSMUSG": "mouse"}
 _HUMAN = re.compile(r"^(?:[A-Z0-9.\-]+|C\d+orf\d+[A-Z0-9\-]*)$")
 _MOUSE = re.compile(r"^[A-Z][a-z0-9.\-]*[a-z][A-Za-z0-9.\-]*$|^\d{7}[A-Z]\d{2}Rik$")
 
-#: renamed human symbols that are common in data sets (HGNC); the table of `outdated_symbols` knows 15,000 more.
-RENAMED: Mapping[str, str] = {
-    **{f"SEPT{i}": f"SEPTIN{i}" for i in (*range(1, 13), 14)},
-    **{f"MARCH{i}": f"MARCHF{i}" for i in range(1, 12)},
-    "MARC1": "MTARC1",
-    "MARC2": "MTARC2",
-    "DEC1": "DELEC1",
-    "AARS": "AARS1",
-    "ATP5A1": "ATP5F1A",
-    "ATP5B": "ATP5F1B",
-    "ATP5C1": "ATP5F1C",
-    "ATP5D": "ATP5F1D",
-    "ATP5E": "ATP5F1E",
-    "ATP5F1": "ATP5PB",
-    "ATP5G1": "ATP5MC1",
-    "ATP5G2": "ATP5MC2",
-    "ATP5G3": "ATP5MC3",
-    "ATP5H": "ATP5PD",
-    "ATP5I": "ATP5ME",
-    "ATP5J": "ATP5PF",
-    "ATP5J2": "ATP5MF",
-    "ATP5L": "ATP5MG",
-    "ATP5O": "ATP5PO",
-    "ATPIF1": "ATP5IF1",
-    "CTGF": "CCN2",
-    "CYR61": "CCN1",
-    "EPRS": "EPRS1",
-    "FAIM3": "FCMR",
-    "GARS": "GARS1",
-    "GLTSCR2": "NOP53",
-    "GNB2L1": "RACK1",
-    "H2AFV": "H2AZ2",
-    "H2AFX": "H2AX",
-    "H2AFY": "MACROH2A1",
-    "H2AFZ": "H2AZ1",
-    "H3F3A": "H3-3A",
-    "H3F3B": "H3-3B",
-    "HIST1H1C": "H1-2",
-    "HIST1H4C": "H4C3",
-    "HN1": "JPT1",
-    "IGJ": "JCHAIN",
-    "IL8": "CXCL8",
-    "LINC00152": "CYTOR",
-    "MINOS1": "MICOS10",
-    "MLL": "KMT2A",
-    "MYEOV2": "COPS9",
-    "NARS": "NARS1",
-    "NGFRAP1": "BEX3",
-    "NOV": "CCN3",
-    "PTRF": "CAVIN1",
-    "SDPR": "CAVIN2",
-    "SEPP1": "SELENOP",
-    "SEPW1": "SELENOW",
-    "SHFM1": "SEM1",
-    "TCEB1": "ELOC",
-    "TCEB2": "ELOB",
-    "TMEM66": "SARAF",
-    "WARS": "WARS1",
-    "WISP1": "CCN4",
-}
+#: renamed human symbols that are common in data sets (HGNC), without a table; `harmonize.outdated_symbols` takes one.
+RENAMED: Mapping[str, str] = dict(
+    read_table(Path(__file__).with_name("renamed_symbols.tsv"), ["old", "new"], comment="#").itertuples(index=False)
+)
 
 _MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec"
 _DATE = re.compile(
@@ -119,22 +61,6 @@ def guess_species(names: Sequence[str]) -> tuple[Species | None, str]:
     return None, evidence
 
 
-def outdated_symbols(names: Iterable[str], *, hgnc: str | Path | None = None) -> dict[str, str]:
-    """Return old symbol → approved symbol for those of `names` that were renamed.
-
-    A name that is an approved symbol today is never outdated, and neither is one that stood for several genes. Human
-    symbols only. Without `hgnc` (a TSV of HGNC with columns symbol and prev_symbol, the latter separated by "|") the
-    short list `RENAMED` is all that is known.
-
-    Raises
-    ------
-    InputError
-        The table lacks a column.
-    """
-    renamed = RENAMED if hgnc is None else _renamed_by_hgnc(Path(hgnc))
-    return {name: renamed[name] for name in names if name in renamed}
-
-
 def wrapped_names(names: Iterable[str]) -> dict[str, str]:
     """Return the names that a program wrapped in something else → what is probably the symbol in them.
 
@@ -151,28 +77,13 @@ def mangled_names(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     `2-Sep` was SEPTIN2; `1-Mar` may have been MARCHF1 or MTARC1. Empty where the name cannot be told any more
     (`2020-09-02`, `2.31E+13`).
     """
-    return {name: _before_the_spreadsheet(name) for name in names if _DATE.match(name) or _OTHER_MANGLED.match(name)}
-
-
-def _before_the_spreadsheet(name: str) -> tuple[str, ...]:
-    match = _DATE.match(name)
-    if match is None:
-        return ()
-    month = (match["month"] or match["month2"]).lower()[:3]
-    candidates = (f"{stem}{int(match['day'] or match['day2'])}" for stem in _MONTH_GENES.get(month, ()))
-    return tuple(symbol for symbol in candidates if symbol in _KNOWN)
-
-
-def _renamed_by_hgnc(path: Path) -> dict[str, str]:
-    frame = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    if absent := {"symbol", "prev_symbol"} - set(frame.columns):
-        raise InputError(
-            f"table of symbols {path} must have the columns symbol and prev_symbol, {sorted(absent)} absent"
-        )
-    approved = set(frame["symbol"])
-    pairs = (
-        frame[["symbol", "prev_symbol"]].assign(prev_symbol=frame["prev_symbol"].str.split("|")).explode("prev_symbol")
-    )
-    pairs = pairs[~pairs["prev_symbol"].isin(approved | {""})].drop_duplicates()
-    pairs = pairs[~pairs["prev_symbol"].duplicated(keep=False)]
-    return dict(zip(pairs["prev_symbol"], pairs["symbol"], strict=True))
+    found: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        match = _DATE.match(name)
+        if match is not None:
+            month = (match["month"] or match["month2"]).lower()[:3]
+            candidates = (f"{stem}{int(match['day'] or match['day2'])}" for stem in _MONTH_GENES.get(month, ()))
+            found[name] = tuple(symbol for symbol in candidates if symbol in _KNOWN)
+        elif _OTHER_MANGLED.match(name):
+            found[name] = ()
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -14,8 +14,6 @@ from cytoglot.texts import read_text
 
 if TYPE_CHECKING:
     from cytoglot.data.genes.vocabulary import Duplicates
-
-_DELIMITERS = ("\t", ",", ";")
 
 
 class GeneKeywords(TypedDict):
@@ -44,9 +42,8 @@ class GeneOptions:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values for a manifest, with the fingerprint of the mapping in its place."""
-        pairs = None if self.mapping is None else (f"{old}\t{new}" for old, new in sorted(self.mapping.items()))
-        mapping = None if pairs is None else fingerprint_texts(pairs)
-        return {"gene_column": self.column, "gene_mapping": mapping, "duplicates": self.duplicates}
+        pairs = (f"{old}\t{new}" for old, new in sorted((self.mapping or {}).items()))
+        return {**self.keywords, "gene_mapping": None if self.mapping is None else fingerprint_texts(pairs)}
 
 
 #: Symbols are found, duplicates summed.
@@ -67,8 +64,16 @@ def read_gene_mapping(path: str | Path) -> dict[str, str]:
     InputError
         The file is missing, no text or empty, a line has not two columns or no first name, or a name is mapped to two.
     """
+    if not Path(path).is_file():
+        raise InputError(f"gene mapping {path} does not exist; pass a text file with two columns")
+    lines = read_text(path).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = next((mark for mark in ("\t", ",", ";") if mark in first), "\t")
     mapping: dict[str, str] = {}
-    for number, row in _rows(Path(path)):
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = next(csv.reader([line], delimiter=delimiter))
         where = f"gene mapping {path}, line {number}"
         if len(row) != 2:
             raise InputError(
@@ -83,15 +88,3 @@ def read_gene_mapping(path: str | Path) -> dict[str, str]:
     if not mapping:
         raise InputError(f"gene mapping {path} is empty; write one pair per line: name in the file, name wanted")
     return mapping
-
-
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the columns of each line that is not empty."""
-    if not path.is_file():
-        raise InputError(f"gene mapping {path} does not exist; pass a text file with two columns")
-    lines = read_text(path).splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = next((mark for mark in _DELIMITERS if mark in first), "\t")
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield number, next(csv.reader([line], delimiter=delimiter))

@@ -244,27 +244,31 @@ def resolve_genes(
     UnknownNameError
         There is no column `gene_column`.
     """
-    columns = name_columns(var, gene_column=gene_column, mapping=mapping)
-    names, source, is_gene = columns.names, columns.source, columns.is_gene
+    names, is_gene, facts = name_columns(var, gene_column=gene_column, mapping=mapping)
     named = np.array([*map(has_name, names)]) if not all_named(names) else np.ones(len(names), dtype=bool)
     kept = np.flatnonzero(is_gene & named)
     if not kept.size:
         raise InputError(
-            f"expected gene names in {source}, found none among {len(var)} columns; "
+            f"expected gene names in {facts['source']}, found none among {len(var)} columns; "
             "pass gene_column= (a column of var, --gene-column) or gene_mapping= (--gene-mapping)"
         )
-    codes, uniques, repeated = _distinct(names if kept.size == len(names) else [names[i] for i in kept])
+    given = names if kept.size == len(names) else [names[i] for i in kept]
+    codes, uniques, repeated = np.arange(len(given)), given, np.zeros(len(given), dtype=bool)
+    if len(set(given)) < len(given):  # the genes in the order of their first column, and which columns repeat one
+        codes, found = pd.factorize(np.array(given, dtype=object))
+        uniques = found.tolist()
+        repeated[:] = True
+        repeated[np.unique(codes, return_index=True)[1]] = False
     if duplicates == "error" and repeated.any():
         twice = list(dict.fromkeys(names[i] for i in kept[repeated]))
         raise InputError(
-            f"expected one column per gene, found {int(repeated.sum())} repeated columns in {source}: {_some(twice)}; "
-            "pass duplicates='sum' or duplicates='first' (--duplicates)"
+            f"expected one column per gene, found {int(repeated.sum())} repeated columns in {facts['source']}: "
+            f"{_some(twice)}; pass duplicates='sum' or duplicates='first' (--duplicates)"
         )
     column_gene = np.full(len(names), -1, dtype=np.int32)
     column_gene[kept] = np.where(repeated & (duplicates == "first"), -1, codes)
     symbols = tuple(uniques)
     report = GeneReport(
-        source=source,
         policy=duplicates,
         n_columns=len(names),
         n_genes=len(symbols),
@@ -274,10 +278,7 @@ def resolve_genes(
         suffixed=_suffixed(symbols),
         n_dropped=int((is_gene & ~named).sum()),
         n_other_modality=int((~is_gene).sum()),
-        n_versions_stripped=columns.n_versions_stripped,
-        n_without_symbol=columns.n_without_symbol,
-        n_white_space=columns.n_white_space,
-        unknown_features=columns.unknown_features,
+        **facts,
     )
     vocabulary = GeneVocabulary(symbols, "ensembl" if are_ensembl_ids(symbols) else "symbol")
     return ResolvedGenes(vocabulary=vocabulary, column_gene=column_gene, report=report)
@@ -295,7 +296,9 @@ def collapse_columns(matrix: Any, column_gene: NDArray[np.int32], n_genes: int) 
     csr = csr if getattr(csr, "format", "") == "csr" else sparse.csr_matrix(csr)
     if csr.shape[1] != len(column_gene):
         raise ValueError(f"the matrix has {csr.shape[1]} columns, column_gene has {len(column_gene)} entries")
-    data = csr.data.astype(_wide(csr.dtype), copy=False)
+    small = csr.dtype.kind in "bi" and csr.dtype.itemsize < 4, csr.dtype.kind == "u" and csr.dtype.itemsize < 4
+    wide = np.int32 if small[0] else np.uint32 if small[1] else np.float32 if csr.dtype == np.float16 else csr.dtype
+    data = csr.data.astype(wide, copy=False)
     if n_genes == len(column_gene) and (column_gene == np.arange(n_genes)).all():
         if csr.has_canonical_format and isinstance(csr, sparse.csr_matrix) and data is csr.data:
             return csr
@@ -313,17 +316,6 @@ def collapse_columns(matrix: Any, column_gene: NDArray[np.int32], n_genes: int) 
     return collapsed
 
 
-def _distinct(names: list[str]) -> tuple[NDArray[np.int64], Sequence[str], NDArray[np.bool_]]:
-    """Number of the name of each column, the names in the order of their first column, and which columns repeat one."""
-    if len(set(names)) == len(names):
-        return np.arange(len(names)), names, np.zeros(len(names), dtype=bool)
-    codes, found = pd.factorize(np.array(names, dtype=object))
-    uniques: list[str] = found.tolist()
-    repeated = np.ones(codes.size, dtype=bool)
-    repeated[np.unique(codes, return_index=True)[1]] = False
-    return codes, uniques, repeated
-
-
 def _case_collisions(symbols: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
     folded = " ".join(symbols).casefold().split(" ")  # at once, because names hold no white space
     if len(set(folded)) == len(symbols):
@@ -339,14 +331,6 @@ def _suffixed(symbols: tuple[str, ...]) -> tuple[str, ...]:
     known = set(symbols)
     stems = ((symbol, symbol.rstrip("0123456789")) for symbol in symbols if "-" in symbol or "." in symbol)
     return tuple(s for s, stem in stems if stem != s and stem[-1:] in ("-", ".") and stem[:-1] in known)
-
-
-def _wide(dtype: np.dtype) -> np.dtype:
-    if dtype.kind in "bi" and dtype.itemsize < 4:
-        return np.dtype(np.int32)
-    if dtype.kind == "u" and dtype.itemsize < 4:
-        return np.dtype(np.uint32)
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
 
 
 def _n(count: int, noun: str) -> str:

@@ -9,17 +9,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from cytoglot.data.knowledge.tables import read_table
 from cytoglot.data.schema import UNLABELED
-from cytoglot.errors import InputError
 
 Match = Literal["label", "synonym", "numbered"]
 
@@ -43,12 +42,7 @@ class LabelMapping:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "ids": dict(self.ids),
-            "names": dict(self.names),
-            "matched_as": dict(self.matched_as),
-            "unmapped": list(self.unmapped),
-        }
+        return {**asdict(self), "unmapped": list(self.unmapped)}
 
 
 def map_labels(labels: Iterable[str], *, terms: str | Path | None = None) -> LabelMapping:
@@ -71,7 +65,7 @@ def map_labels(labels: Iterable[str], *, terms: str | Path | None = None) -> Lab
     InputError
         `terms` does not exist or lacks a column.
     """
-    tables = [_package_table()] + ([] if terms is None else [_read_table(Path(terms))])
+    tables = [_package_table()] + ([] if terms is None else [_make_table(_read(terms))])
     ids: dict[str, str | None] = {}
     names: dict[str, str] = {}
     matched: dict[str, Match] = {}
@@ -111,20 +105,12 @@ class _Table:
 
 @cache
 def _package_table() -> _Table:
-    text = resources.files("cytoglot.data.knowledge").joinpath("cell_ontology_labels.tsv").read_text(encoding="utf-8")
-    return _make_table(pd.read_csv(StringIO(text), sep="\t", comment="#", dtype=str, keep_default_na=False))
+    with resources.as_file(resources.files("cytoglot.data.knowledge").joinpath("cell_ontology_labels.tsv")) as path:
+        return _make_table(_read(path))
 
 
-def _read_table(path: Path) -> _Table:
-    if not path.is_file():
-        raise InputError(f"table of cell-type terms {path} does not exist; pass a TSV file with id, label, synonyms")
-    frame = pd.read_csv(path, sep="\t", comment="#", dtype=str, keep_default_na=False)
-    absent = [column for column in ("id", "label", "synonyms") if column not in frame.columns]
-    if absent:
-        raise InputError(
-            f"table of cell-type terms {path} must have the columns id, label, synonyms; {', '.join(absent)} not found"
-        )
-    return _make_table(frame)
+def _read(path: str | Path) -> pd.DataFrame:
+    return read_table(path, ["id", "label", "synonyms"], comment="#")
 
 
 def _make_table(frame: pd.DataFrame) -> _Table:
@@ -146,12 +132,9 @@ def _words(label: str) -> list[str]:
     text = re.sub(r"[- ]positive\b", "+", text)
     text = re.sub(r"[- ]negative\b", "-", text)
     text = re.sub(r"(?<=[a-z0-9])-(?![a-z0-9])", "neg ", text)  # CD25- is one word, and not CD25
-    words = [_singular(word) for word in re.findall(r"[^\W_]+", text)]
+    is_plural = re.compile(r".{3,}(?<!s)(?<!u)(?<!i)s").fullmatch
+    words = [word[:-1] if is_plural(word) else word for word in re.findall(r"[^\W_]+", text)]
     return [_WORDS.get(word, word) for word in words if word != "cell"]
-
-
-def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
 def _without_number(words: list[str]) -> list[str]:

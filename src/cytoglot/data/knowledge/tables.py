@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,9 @@ def read_gmt(path: str | Path) -> list[GeneSetEntry]:
         The file is missing or damaged, a line has no gene, or two sets have the same name; the line is named.
     """
     sets: dict[str, GeneSetEntry] = {}
-    for number, line in enumerate(_lines(Path(path)), start=1):
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; expected a GMT file")
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         if not line.strip():
             continue
         name, *rest = (part.strip() for part in line.split("\t"))
@@ -134,30 +137,36 @@ def read_markers(path: str | Path, *, species: str = "human") -> dict[str, tuple
     return {str(term): tuple(markers) for term, markers in distinct.groupby("CL_ID", sort=True)["marker"]}
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a GMT file")
-    return read_text(path).splitlines()
-
-
-def read_table(path: str | Path, columns: list[str]) -> pd.DataFrame:
+def read_table(
+    path: str | Path, columns: Sequence[str], *, optional: Sequence[str] = (), comment: str | None = None
+) -> pd.DataFrame:
     """Return columns of a tab-separated table as texts, plain or `.gz`; an empty field is an empty text.
+
+    An `optional` column that is absent is empty throughout. What follows a `comment` sign is left out.
 
     Raises
     ------
     InputError
         The file is missing or damaged, or lacks a column.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; expected a table with the columns {', '.join(columns)}")
+    listed = ", ".join(columns)
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; pass a table (TSV in UTF-8, plain or .gz) with the columns {listed}")
     try:
         with open_text(path) as handle:
-            found = handle.readline().rstrip("\n").split("\t")
+            header = handle.readline()
+            while comment is not None and header.startswith(comment):
+                header = handle.readline()
+            found = header.rstrip("\n").split("\t")
             absent = [name for name in columns if name not in found]
             if absent:
-                raise InputError(f"{path} lacks the columns {absent}; found: {', '.join(found)}")
-            table = pd.read_csv(handle, sep="\t", names=found, usecols=columns, dtype=str, keep_default_na=False)
+                raise InputError(
+                    f"{path} must have the columns {listed}; {', '.join(absent)} not found, but {', '.join(found)}"
+                )
+            used = [name for name in (*columns, *optional) if name in found]
+            table = pd.read_csv(
+                handle, sep="\t", names=found, usecols=used, dtype=str, keep_default_na=False, comment=comment
+            )
     except (OSError, pd.errors.ParserError) as error:
         raise InputError(f"{path} cannot be read as a table: {error}") from error
-    return table[columns]
+    return table[used].assign(**{name: "" for name in optional if name not in used})

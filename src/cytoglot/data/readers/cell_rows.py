@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import zarr
@@ -36,37 +37,14 @@ _POINTERS = 1 << 18
 """row pointers of a file that are kept in memory"""
 
 
-class CellRows(Protocol):
+class CellRows(ABC):
     """A cells × genes matrix that can be read by whole cells."""
 
     shape: tuple[int, int]
 
     @property
     def n_values(self) -> int:
-        """Number of stored values; of a dense matrix an estimate of those that are not zero."""
-        ...
-
-    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Return the cells `start:stop` as CSR; the memory may be shared with the matrix."""
-        ...
-
-    def sample(self, cells: NDArray[np.int64]) -> sparse.csr_matrix:
-        """Return those cells (ascending positions) as CSR."""
-        ...
-
-    def close(self) -> None:
-        """Delete temporary files, if there are any."""
-        ...
-
-
-class _Rows:
-    """What the sources by rows share."""
-
-    shape: tuple[int, int]
-
-    @property
-    def n_values(self) -> int:
-        """Return an estimate from up to 256 cells in 32 places."""
+        """Number of stored values; of a dense matrix an estimate, from up to 256 cells in 32 places."""
         n_cells = self.shape[0]
         if not n_cells:
             return 0
@@ -74,43 +52,62 @@ class _Rows:
         cells = np.unique(np.minimum(starts[:, None] + np.arange(8), n_cells - 1))
         return round(int(self.sample(cells).nnz) * n_cells / cells.size)
 
+    @abstractmethod
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        raise NotImplementedError
+        """Return the cells `start:stop` as CSR; the memory may be shared with the matrix."""
 
     def sample(self, cells: NDArray[np.int64]) -> sparse.csr_matrix:
-        """Return those cells as CSR, reading each run of neighbors at once."""
+        """Return those cells (ascending positions) as CSR, reading each run of neighbors at once."""
         if not cells.size:
             return sparse.csr_matrix(self.rows(0, 0))
         runs = np.split(cells, np.flatnonzero(np.diff(cells) != 1) + 1)
         return sparse.csr_matrix(sparse.vstack([self.rows(int(r[0]), int(r[-1]) + 1) for r in runs], format="csr"))
 
-    def close(self) -> None:
-        """Nothing to delete."""
+    def close(self) -> None:  # noqa: B027 - most have none
+        """Delete temporary files, if there are any."""
 
 
-class MemoryRows(_Rows):
-    """A CSR or dense matrix in memory; blocks of a CSR are views of it."""
+class CsrRows(CellRows):
+    """CSR arrays in memory, of which blocks are views, or on disk.
 
-    def __init__(self, matrix: Any) -> None:
-        # a dense one is made plain block by block: to do it at once would be a second matrix
-        self._matrix: Any = plain_matrix(matrix) if is_sparse(matrix) else np.asarray(matrix)
-        self.shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+    On disk: h5ad, zarr, or 10x HDF5, whose CSC of genes × cells is the same thing.
+    """
+
+    def __init__(self, *, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> None:
+        self._data, self._indices = data, indices
+        self.shape = shape
+        check_pointers(indptr, shape[0], int(data.shape[0]))
+        # the pointers of millions of cells stay on disk: they would be what memory grows by
+        self._indptr = indptr if shape[0] > _POINTERS else np.asarray(indptr[:], dtype=np.int64)
 
     @property
     def n_values(self) -> int:
-        """Number of stored values, an estimate if dense."""
-        return int(self._matrix.indptr[-1]) if is_sparse(self._matrix) else super().n_values
+        """Number of stored values."""
+        return int(self._data.shape[0])
 
     def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Return the cells `start:stop`."""
-        if not is_sparse(self._matrix):
-            return _dense_rows(self._matrix, start, stop)
-        pointers = self._matrix.indptr[start : stop + 1].astype(np.int64)
+        """Read the cells `start:stop`."""
+        pointers = np.asarray(self._indptr[start : stop + 1], dtype=np.int64)
         stored = slice(int(pointers[0]), int(pointers[-1]))
-        return csr_of(self._matrix.data[stored], self._matrix.indices[stored], pointers, self.shape[1])
+        return csr_of(plain_values(self._data[stored]), np.asarray(self._indices[stored]), pointers, self.shape[1])
 
 
-class _BucketRows(_Rows):
+class DenseRows(CellRows):
+    """A dense array in memory or on disk (h5py, zarr), of which at most 16 million values are dense at a time."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array  # made plain block by block: to do it at once would be a second matrix
+        self.shape = (int(array.shape[0]), int(array.shape[1]))
+
+    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Read the cells `start:stop`."""
+        step = max(1, _DENSE_BLOCK // max(1, self.shape[1]))
+        starts = range(start, stop, step) if stop > start else [start]
+        blocks = [sparse.csr_matrix(plain_values(self._array[a : min(a + step, stop)])) for a in starts]
+        return blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+
+
+class _BucketRows(CellRows):
     """A matrix that is not stored by cells: neighboring cells are made CSR together and kept for the next call."""
 
     _edges: NDArray[np.int64]
@@ -131,8 +128,8 @@ class _BucketRows(_Rows):
             return sparse.csr_matrix((0, self.shape[1]), dtype=np.float32)
         return parts[0] if len(parts) == 1 else sparse.csr_matrix(sparse.vstack(parts, format="csr"))
 
-    def _bucket(self, number: int) -> sparse.csr_matrix:
-        raise NotImplementedError
+    @abstractmethod
+    def _bucket(self, number: int) -> sparse.csr_matrix: ...
 
 
 class MemoryCsc(_BucketRows):
@@ -161,40 +158,6 @@ class MemoryCsc(_BucketRows):
         return sparse.csr_matrix(self._matrix if part == slice(0, self.shape[0]) else self._matrix[part])
 
 
-class DiskCsr(_Rows):
-    """CSR arrays on disk (h5ad, zarr, or 10x HDF5, whose CSC of genes × cells is the same thing)."""
-
-    def __init__(self, *, data: Any, indices: Any, indptr: Any, shape: tuple[int, int]) -> None:
-        self._data, self._indices = data, indices
-        self.shape = shape
-        check_pointers(indptr, shape[0], int(data.shape[0]))
-        # the pointers of millions of cells stay on disk: they would be what memory grows by
-        self._indptr = indptr if shape[0] > _POINTERS else np.asarray(indptr[:], dtype=np.int64)
-
-    @property
-    def n_values(self) -> int:
-        """Number of stored values."""
-        return int(self._data.shape[0])
-
-    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Read the cells `start:stop`."""
-        pointers = np.asarray(self._indptr[start : stop + 1], dtype=np.int64)
-        stored = slice(int(pointers[0]), int(pointers[-1]))
-        return csr_of(plain_values(self._data[stored]), np.asarray(self._indices[stored]), pointers, self.shape[1])
-
-
-class DiskDense(_Rows):
-    """A dense array on disk (h5py or zarr), read in blocks of 16 million values at most."""
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-        self.shape = (int(array.shape[0]), int(array.shape[1]))
-
-    def rows(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Read the cells `start:stop`."""
-        return _dense_rows(self._array, start, stop)
-
-
 class DaskRows(_BucketRows):
     """A dask array of dense or sparse chunks; each chunk of cells is computed once, in this thread."""
 
@@ -206,9 +169,8 @@ class DaskRows(_BucketRows):
         self._edges = np.cumsum([0, *array.chunks[0]], dtype=np.int64)
 
     def _bucket(self, number: int) -> sparse.csr_matrix:
-        return MemoryRows(self._array.blocks[number, 0].compute(scheduler="synchronous")).rows(
-            0, int(self._edges[number + 1] - self._edges[number])
-        )
+        chunk = self._array.blocks[number, 0].compute(scheduler="synchronous")
+        return cell_rows(chunk).rows(0, int(chunk.shape[0]))
 
 
 class SpilledRows(_BucketRows):
@@ -257,7 +219,7 @@ class SpilledRows(_BucketRows):
         return sparse.csr_matrix((records["value"], (records["row"] - first, records["column"])), shape=shape)
 
 
-class DiskCsc:
+class DiskCsc(CellRows):
     """CSC arrays on disk: stored by genes, so that no cell can be read alone.
 
     A sample costs one pass over the file in blocks of two million values. The first call of `rows` sorts the whole
@@ -327,13 +289,10 @@ def cells_per_block(rows: CellRows) -> int:
     return int(np.clip(BLOCK_VALUES / max(1.0, values_per_cell), _FEW_CELLS, BLOCK_CELLS))
 
 
-def blocks(
-    rows: CellRows, block_cells: int, *, first_cell: int = 0, last_cell: int | None = None
-) -> Iterator[tuple[slice, sparse.csr_matrix]]:
-    """Yield the cells `first_cell:last_cell` in order, a block at a time, with their positions; not to be changed."""
-    last_cell = rows.shape[0] if last_cell is None else min(last_cell, rows.shape[0])
-    for start in range(first_cell, last_cell, block_cells):
-        cells = slice(start, min(start + block_cells, last_cell))
+def blocks(rows: CellRows, block_cells: int) -> Iterator[tuple[slice, sparse.csr_matrix]]:
+    """Yield all cells in order, a block at a time, with their positions; not to be changed."""
+    for start in range(0, rows.shape[0], block_cells):
+        cells = slice(start, min(start + block_cells, rows.shape[0]))
         yield cells, rows.rows(cells.start, cells.stop)
 
 
@@ -355,50 +314,37 @@ def cell_rows(matrix: Any, *, spill_folder: Path | None = None) -> CellRows:
     if len(getattr(matrix, "shape", ())) != 2:
         found = getattr(matrix, "shape", type(matrix).__name__)
         raise InputError(f"expected a matrix of cells × genes with two axes, found {found}; pass a sparse or dense one")
-    if isinstance(matrix, _Rows | DiskCsc):
+    if isinstance(matrix, CellRows):
         return matrix
     if in_memory(matrix):
-        return MemoryCsc(matrix) if is_sparse(matrix) and matrix.format == "csc" else MemoryRows(matrix)
+        if not is_sparse(matrix):
+            return DenseRows(np.asarray(matrix))
+        if matrix.format == "csc":
+            return MemoryCsc(matrix)
+        csr = plain_matrix(matrix)
+        stored = slice(int(csr.indptr[-1]))  # arrays may be longer, as scipy allows
+        return CsrRows(data=csr.data[stored], indices=csr.indices[stored], indptr=csr.indptr, shape=csr.shape)
     home = type(matrix).__module__.partition(".")[0]
     if home == "dask":  # told by name, because dask is an optional dependency
         return DaskRows(matrix)
     if home in ("h5py", "zarr"):
-        return DiskDense(matrix)
+        return DenseRows(matrix)
     if home == "anndata":
-        return sparse_group_rows(matrix.group, shape=matrix.shape, layout=matrix.format, spill_folder=spill_folder)
+        arrays = {name: matrix.group[name] for name in ("data", "indices", "indptr")}
+        shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+        n_major = shape[0] if matrix.format == "csr" else shape[1]
+        # zarr reads lost chunk files as zeros without a word. Chunks of zeros are not written, so that one may rightly
+        # be absent where no row has two values: all are of column 0.
+        for array in (arrays["data"], arrays["indices"]):
+            if isinstance(array, zarr.Array) and array.shape[0] > n_major and array.nchunks_initialized < array.nchunks:
+                raise InputError(
+                    f"the sparse matrix is damaged: expected {array.nchunks} chunks of {array.name}, found "
+                    f"{array.nchunks_initialized}; copy or download the folder again"
+                )
+        if matrix.format == "csr":
+            return CsrRows(**arrays, shape=shape)
+        return DiskCsc(**arrays, shape=shape, folder=spill_folder)
     raise InputError(f"cannot read cells from a {type(matrix).__module__}.{type(matrix).__name__}; pass numpy or scipy")
-
-
-def sparse_group_rows(
-    group: Any, *, shape: tuple[int, int], layout: str, spill_folder: Path | None = None
-) -> DiskCsr | DiskCsc:
-    """Return the reader of an HDF5 or zarr group with `data`, `indices` and `indptr`, `layout` "csr" or "csc"."""
-    arrays = {name: group[name] for name in ("data", "indices", "indptr")}
-    shape = (int(shape[0]), int(shape[1]))
-    _check_chunks(arrays, n_major=shape[0] if layout == "csr" else shape[1])
-    return DiskCsr(**arrays, shape=shape) if layout == "csr" else DiskCsc(**arrays, shape=shape, folder=spill_folder)
-
-
-def _check_chunks(arrays: dict[str, Any], *, n_major: int) -> None:
-    """Refuse a sparse zarr with lost chunk files, which zarr reads as zeros without a word.
-
-    Chunks of zeros are not written, so a chunk may rightly be absent where no row has two values: all are of column 0.
-    """
-    for name in ("data", "indices"):
-        array = arrays[name]
-        if isinstance(array, zarr.Array) and array.shape[0] > n_major and array.nchunks_initialized < array.nchunks:
-            raise InputError(
-                f"the sparse matrix is damaged: expected {array.nchunks} chunks of {array.name}, found "
-                f"{array.nchunks_initialized}; copy or download the folder again"
-            )
-
-
-def _dense_rows(array: Any, start: int, stop: int) -> sparse.csr_matrix:
-    """The rows `start:stop` of a dense array, at most 16 million values of it dense at a time."""
-    step = max(1, _DENSE_BLOCK // max(1, int(array.shape[1])))
-    starts = range(start, stop, step) if stop > start else [start]
-    blocks = [sparse.csr_matrix(plain_values(array[a : min(a + step, stop)])) for a in starts]
-    return blocks[0] if len(blocks) == 1 else sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
 
 
 def _even_edges(n_cells: int, n_buckets: int) -> NDArray[np.int64]:

@@ -34,6 +34,8 @@ from cytoglot.errors import InputError, nearest_names
 
 logger = logging.getLogger(__name__)
 
+_GROUPS = h5py.Group | zarr.Group
+
 READABLE = "an AnnData file (.h5ad), a zarr folder, a 10x HDF5 file or a 10x folder with matrix.mtx"
 
 #: first bytes → what such a file is and what to do.
@@ -107,7 +109,27 @@ def open_store(path: str | Path, *, spill_folder: Path | None = None) -> CellSto
     """
     path = Path(path)
     with readable(path):
-        return _open(path, spill_folder)
+        if not path.exists():
+            near = (
+                nearest_names(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
+            )
+            raise InputError(f"there is no file {path}" + (f"; {near}" if near.startswith("did") else ""))
+        if path.is_dir():
+            return _open_folder(path, spill_folder)
+        if not h5py.is_hdf5(path):
+            with path.open("rb") as file:
+                start = file.read(64)
+            known = next(
+                (words for signature, words in _SIGNATURES.items() if start.lstrip().startswith(signature)), ""
+            )
+            found = f"it is {known}" if known else f"it starts with {start[:16]!r}" if start else "it is empty"
+            raise InputError(f"{path} is not an HDF5 file: {found}; expected {READABLE}")
+        handle = h5py.File(path, "r")
+        try:
+            return _open_hdf5(path, handle)
+        except BaseException:
+            handle.close()
+            raise
 
 
 @contextmanager
@@ -118,7 +140,7 @@ def readable(path: Path) -> Iterator[None]:
     except Exception as error:
         if not _is_of_a_file(error) or isinstance(error, InputError | PermissionError | BlockingIOError):
             raise
-        if _is_disk_full(error):
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         if "codec" in str(error).lower():  # zarr's and numcodecs' own classes differ by version
             raise InputError(
@@ -137,85 +159,53 @@ def _is_of_a_file(error: Exception) -> bool:
     return isinstance(error, known) or type(error).__name__ == "IORegistryError"
 
 
-def _is_disk_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.ENOSPC
-
-
-def _open(path: Path, spill_folder: Path | None) -> CellStore:
-    if not path.exists():
-        near = nearest_names(path.name, sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else ""
-        raise InputError(f"there is no file {path}" + (f"; {near}" if near.startswith("did") else ""))
-    if path.is_dir():
-        return _open_folder(path, spill_folder)
-    if not h5py.is_hdf5(path):
-        raise InputError(f"{path} is not an HDF5 file: {_what_it_is(path)}; expected {READABLE}")
-    handle = h5py.File(path, "r")
-    try:
-        return _open_hdf5(path, handle)
-    except BaseException:
-        handle.close()
-        raise
-
-
-def _what_it_is(path: Path) -> str:
-    with path.open("rb") as handle:
-        start = handle.read(64)
-    if not start:
-        return "it is empty"
-    for signature, words in _SIGNATURES.items():
-        if start.lstrip().startswith(signature):
-            return f"it is {words}"
-    return f"it starts with {start[:16]!r}"
-
-
 def _open_folder(path: Path, spill_folder: Path | None) -> CellStore:
     if any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")):
-        return _open_zarr(path)
+        group = zarr.open_group(str(path), mode="r")
+        _check_content(path, group, "zarr")
+        return _store_of_group(path, group, close=lambda: None)
     mtx = find_mtx_files(path)
     if mtx is None:
         listed = sorted(p.name for p in path.iterdir())
         names = ", ".join(listed[:8]) + (f" and {len(listed) - 8} more" if len(listed) > 8 else "")
         raise InputError(f"the folder {path} is neither zarr nor 10x; it holds: {names or 'nothing'}; pass {READABLE}")
-    tenx = open_mtx(mtx, spill_folder=spill_folder)
-    candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
-    return CellStore(path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=tenx.rows.close)
+    candidate, obs = open_mtx(mtx, spill_folder=spill_folder)
+    return CellStore(path=path, cells=MemoryObs(obs), candidates=[candidate], close=candidate.matrix.close)
 
 
 def _open_hdf5(path: Path, handle: Any) -> CellStore:
     _check_filters(path, handle)
     if is_tenx_h5(handle):
-        tenx = open_tenx_h5(handle)
-        candidate = Candidate(source="X", matrix=tenx.rows, var=tenx.var)
-        return CellStore(path=path, cells=MemoryObs(tenx.obs), candidates=[candidate], close=handle.close)
-    if "mod" in handle:
-        raise InputError(_several_modalities(path, handle))
+        candidate, obs = open_tenx_h5(handle)
+        return CellStore(path=path, cells=MemoryObs(obs), candidates=[candidate], close=handle.close)
     if "row_attrs" in handle and "col_attrs" in handle:
         raise InputError(f"{path} is a loom file; expected {READABLE}: convert it with anndata.io.read_loom")
-    if "obs" not in handle or "var" not in handle:
-        listed = ", ".join(sorted(handle)) or "nothing"
-        raise InputError(f"{path} is HDF5 but holds no cells: found {listed}, expected {READABLE}")
+    _check_content(path, handle, "HDF5")
     if "encoding-type" not in handle["obs"].attrs:
         handle.close()
-        return _open_legacy(path)
+        # An h5ad from before anndata 0.7 is read whole: its tables are laid out in several older ways.
+        with warnings.catch_warnings():
+            # anndata says for each element that it is old; one line of ours says it for the file
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=anndata.OldFormatWarning)
+            warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique")
+            adata = anndata.read_h5ad(path)
+        logger.info("%s was written by anndata before 0.7 and is read into memory whole", path)
+        return store_of(adata, path)
     return _store_of_group(path, handle, close=handle.close)
 
 
-def _open_zarr(path: Path) -> CellStore:
-    group = zarr.open_group(str(path), mode="r")
+def _check_content(path: Path, group: Any, kind: str) -> None:
     if "mod" in group:
-        raise InputError(_several_modalities(path, group))
+        names = ", ".join(repr(str(name)) for name in group["mod"]) or "none"
+        raise InputError(
+            f"{path} is a MuData file, which holds several tables of cells, here the modalities {names}; write the one "
+            "with gene expression to a file of its own, such as "
+            f"mudata.read({path.name!r})['rna'].write_h5ad('rna.h5ad')"
+        )
     if "obs" not in group or "var" not in group:
         listed = ", ".join(sorted(group)) or "nothing"
-        raise InputError(f"{path} is zarr but holds no cells: found {listed}, expected {READABLE}")
-    return _store_of_group(path, group, close=lambda: None)
-
-
-def _several_modalities(path: Path, group: Any) -> str:
-    names = ", ".join(repr(str(name)) for name in group["mod"]) or "none"
-    return (
-        f"{path} is a MuData file, which holds several tables of cells, here the modalities {names}; write the one "
-        f"with gene expression to a file of its own, such as mudata.read({path.name!r})['rna'].write_h5ad('rna.h5ad')"
-    )
+        raise InputError(f"{path} is {kind} but holds no cells: found {listed}, expected {READABLE}")
 
 
 def _check_filters(path: Path, handle: Any) -> None:
@@ -251,13 +241,18 @@ def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> Cel
     cells: ObsTable = GroupObs(obs) if is_by_columns(obs) else MemoryObs(anndata.io.read_elem(obs))
     layers = group.get("layers", {})
     found = [Candidate(source=f"layers[{n!r}]", matrix=_lazy(layers[n]), var=var) for n in layers]
-    if "raw" in group and _is_group(group["raw"]) and "X" in group["raw"]:
+    if "raw" in group and isinstance(group["raw"], _GROUPS) and "X" in group["raw"]:
         raw = group["raw"]
         found.append(Candidate(source="raw.X", matrix=_lazy(raw["X"]), var=anndata.io.read_elem(raw["var"])))
     if "X" in group and group["X"].attrs.get("encoding-type") != "null":
         found.append(Candidate(source="X", matrix=_lazy(group["X"]), var=var))
     for candidate in found:
-        _check_shape(candidate, cells.n_cells, path)
+        expected, shape = (cells.n_cells, len(candidate.var)), tuple(int(n) for n in candidate.matrix.shape)
+        if shape != expected:
+            raise InputError(
+                f"{path} does not fit together: expected {candidate.source} of {expected[0]} cells × {expected[1]} "
+                f"genes, as obs and var have, found {shape}; write or download it again"
+            )
     return CellStore(
         path=path,
         cells=cells,
@@ -267,18 +262,6 @@ def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> Cel
         read_uns=lambda: _elements(group, "uns"),
         read_whole=lambda: _whole(group, cells.frame(), found),
     )
-
-
-def _open_legacy(path: Path) -> CellStore:
-    """An h5ad from before anndata 0.7, which is read whole: its tables are laid out in several older ways."""
-    with warnings.catch_warnings():
-        # anndata says for each element that it is old; one line of ours says it for the file
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=anndata.OldFormatWarning)
-        warnings.filterwarnings("ignore", message="(Observation|Variable) names are not unique", category=UserWarning)
-        adata = anndata.read_h5ad(path)
-    logger.info("%s was written by anndata before 0.7 and is read into memory whole", path)
-    return store_of(adata, path)
 
 
 def _whole(group: Any, obs: pd.DataFrame, candidates: list[Candidate]) -> AnnData:
@@ -344,20 +327,7 @@ def store_of(adata: AnnData, path: Path = Path("AnnData")) -> CellStore:
 
 def _lazy(element: Any) -> Any:
     """The array on disk, or AnnData's handle of a sparse matrix on disk."""
-    return anndata.io.sparse_dataset(element) if _is_group(element) else element
-
-
-def _is_group(element: Any) -> bool:
-    return isinstance(element, h5py.Group | zarr.Group)
-
-
-def _check_shape(candidate: Candidate, n_cells: int, path: Path) -> None:
-    expected, found = (n_cells, len(candidate.var)), tuple(int(n) for n in candidate.matrix.shape)
-    if found != expected:
-        raise InputError(
-            f"{path} does not fit together: expected {candidate.source} of {expected[0]} cells × {expected[1]} genes, "
-            f"as obs and var have, found {found}; write or download it again"
-        )
+    return anndata.io.sparse_dataset(element) if isinstance(element, _GROUPS) else element
 
 
 def _elements(group: Any, name: str) -> dict[str, Any]:

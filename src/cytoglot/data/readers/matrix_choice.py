@@ -8,16 +8,17 @@ fill a slot, a mask) comes after all that rank genes. A layer asked for by name 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from cytoglot.data.genes.vocabulary import Duplicates, ResolvedGenes, resolve_genes
+from cytoglot.data.genes.options import GeneOptions
+from cytoglot.data.genes.vocabulary import ResolvedGenes, resolve_genes
 from cytoglot.data.normalize import EXPECTED, MatrixState, Names, matrix_state
 from cytoglot.data.readers.cell_rows import cell_rows
 from cytoglot.errors import InputError, UnknownNameError
@@ -88,9 +89,7 @@ def select(
     cell_names: Names,
     *,
     layer: str | None,
-    gene_column: str | None,
-    gene_mapping: Mapping[str, str] | None,
-    duplicates: Duplicates,
+    genes: GeneOptions,
     known: dict[str, Verdict] | None = None,
 ) -> Selection:
     """Choose the matrix and resolve its genes; `known` holds verdicts that were made already.
@@ -110,12 +109,12 @@ def select(
     """
     chosen, verdict, message = choose(candidates, layer=layer, cell_names=cell_names, known=known)
     assert verdict.state is not None  # choose() returns usable ones only
-    policy: Duplicates = "first" if duplicates == "sum" and verdict.state.kind != "counts" else duplicates
-    genes = resolve_genes(chosen.var, gene_column=gene_column, mapping=gene_mapping, duplicates=policy)
-    if genes.report.unknown_features:
-        logger.warning("%s", genes.report.feature_warning)
-    message = "; ".join([message, *genes.report.messages()])
-    return Selection(candidate=chosen, state=verdict.state, genes=genes, message=message)
+    policy = "first" if genes.duplicates == "sum" and verdict.state.kind != "counts" else genes.duplicates
+    resolved = resolve_genes(chosen.var, gene_column=genes.column, mapping=genes.mapping, duplicates=policy)
+    if resolved.report.unknown_features:
+        logger.warning("%s", resolved.report.feature_warning)
+    message = "; ".join([message, *resolved.report.messages()])
+    return Selection(candidate=chosen, state=verdict.state, genes=resolved, message=message)
 
 
 def check_cell_names(obs: pd.DataFrame) -> None:
@@ -152,15 +151,32 @@ def choose(
 
     def verdict(candidate: Candidate) -> Verdict:
         if candidate.source not in verdicts:
-            verdicts[candidate.source] = _test(candidate, cell_names)
+            cells = sample_positions(int(candidate.matrix.shape[0]))
+            try:
+                sample = cell_rows(candidate.matrix).sample(cells)
+            except InputError as fault:
+                verdicts[candidate.source] = Verdict(state=None, fault=str(fault).removeprefix(EXPECTED))
+            else:
+                verdicts[candidate.source] = verdict_on(
+                    sample, cell_names=_NamesOf(cell_names, cells), gene_names=candidate.var.index
+                )
         return verdicts[candidate.source]
 
+    layers = [c for c in candidates if c.source.startswith("layers[")]
+    by_source = {c.source: c for c in candidates if c not in layers}
     if layer is not None:
-        asked = _by_option(candidates, layer)
+        options = {c.option: c for c in (*layers, *by_source.values())}  # a layer named "X" or "raw" comes second
+        layer = "raw" if layer == "raw.X" else layer
+        if layer not in options:
+            raise UnknownNameError("layer", layer, options)
+        asked = options[layer]
         if not verdict(asked).usable:
             raise InputError(_refusal([asked], candidates, verdict))
         return asked, verdict(asked), _message(asked, [], verdict)
-    order = _in_order(candidates)
+    # layers named for counts, raw.X, X; the other layers are read only when asked for
+    by_layer = {c.option.lower(): c for c in layers}
+    order = [by_layer[name] for name in COUNT_LAYERS if name in by_layer]
+    order += [by_source[source] for source in ("raw.X", "X") if source in by_source]
     chosen = next((c for c in order if verdict(c).is_counts and verdict(c).ranks), None)
     chosen = chosen or next((c for c in order if verdict(c).ranks), None)
     if chosen is None and not any(verdict(c).ranks for c in candidates):  # a mask before zeros
@@ -175,23 +191,6 @@ def choose(
     return chosen, verdict(chosen), _message(chosen, passed_over, verdict)
 
 
-def _in_order(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Layers named for counts, raw.X, X; the other layers are read only when asked for."""
-    by_source = {c.source: c for c in candidates}
-    by_layer = {c.option.lower(): c for c in candidates if c.source.startswith("layers[")}
-    order = [by_layer[name] for name in COUNT_LAYERS if name in by_layer]
-    return order + [by_source[source] for source in ("raw.X", "X") if source in by_source]
-
-
-def _by_option(candidates: Sequence[Candidate], layer: str) -> Candidate:
-    options = {c.option: c for c in candidates if c.source.startswith("layers[")}
-    options.update({c.option: c for c in candidates if not c.source.startswith("layers[")})
-    layer = "raw" if layer == "raw.X" else layer
-    if layer not in options:
-        raise UnknownNameError("layer", layer, options)
-    return options[layer]
-
-
 def verdict_on(matrix: Any, *, cell_names: Names, gene_names: Names) -> Verdict:
     """Test every value of a matrix in memory; faults name the cell and the gene."""
     try:
@@ -200,32 +199,13 @@ def verdict_on(matrix: Any, *, cell_names: Names, gene_names: Names) -> Verdict:
         return Verdict(state=None, fault=str(fault).removeprefix(EXPECTED))
 
 
-def _test(candidate: Candidate, cell_names: Names) -> Verdict:
-    """Test a sample of the cells."""
-    cells = sample_positions(int(candidate.matrix.shape[0]))
-    try:
-        sample = cell_rows(candidate.matrix).sample(cells)
-    except InputError as fault:
-        return Verdict(state=None, fault=str(fault).removeprefix(EXPECTED))
-    return verdict_on(sample, cell_names=_SampleNames(cell_names, cells), gene_names=candidate.var.index)
-
-
-class _SampleNames(Sequence[str]):
+class _NamesOf:
     """Names of chosen cells, looked up when a message needs one: they may lie on disk."""
 
     def __init__(self, names: Names, cells: NDArray[np.int64]) -> None:
         self._names, self._cells = names, cells
 
-    def __len__(self) -> int:
-        return int(self._cells.size)
-
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[str]: ...
-    def __getitem__(self, at: int | slice) -> str | list[str]:
-        if isinstance(at, slice):
-            return [str(self._names[int(i)]) for i in self._cells[at]]
+    def __getitem__(self, at: int, /) -> str:
         return str(self._names[int(self._cells[at])])
 
 

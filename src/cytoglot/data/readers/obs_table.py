@@ -74,7 +74,11 @@ class GroupObs:
         self.columns = tuple(str(column) for column in group.attrs["column-order"])
         self._categories: dict[str, pd.Index] = {}
         for column in self.columns:
-            self._check_length(column)
+            n = _length(group[column])
+            if n != self.n_cells:
+                raise InputError(
+                    f"obs does not fit together: {self.n_cells} cells, but column {column!r} has {n} values"
+                )
 
     def names(self, first: int, last: int) -> NDArray[np.object_]:
         """Read the names of the cells `first:last`."""
@@ -85,24 +89,20 @@ class GroupObs:
         element = self._group[name]
         if element.attrs.get("encoding-type") == "categorical":
             codes = np.asarray(element["codes"][first:last])
-            categories = self._categories_of(name, element)
-            _check_codes(codes, len(categories), name)
+            if name not in self._categories:
+                self._categories[name] = pd.Index(np.asarray(anndata.io.read_elem(element["categories"])))
+            categories = self._categories[name]
+            if codes.size and not (codes.min() >= -1 and codes.max() < len(categories)):
+                raise InputError(
+                    f"obs[{name!r}] is damaged: expected codes from -1 to {len(categories) - 1}, found {codes.min()} "
+                    f"to {codes.max()}; write or download the file again"
+                )
             return pd.Series(pd.Categorical.from_codes(codes, categories=categories))
         return pd.Series(_slice(element, first, last))
 
     def frame(self) -> pd.DataFrame:
         """Read the whole table."""
         return anndata.io.read_elem(self._group)
-
-    def _categories_of(self, name: str, element: Any) -> pd.Index:
-        if name not in self._categories:
-            self._categories[name] = pd.Index(np.asarray(anndata.io.read_elem(element["categories"])))
-        return self._categories[name]
-
-    def _check_length(self, column: str) -> None:
-        n = _length(self._group[column])
-        if n != self.n_cells:
-            raise InputError(f"obs does not fit together: {self.n_cells} cells, but column {column!r} has {n} values")
 
 
 def is_by_columns(group: Any) -> bool:
@@ -168,11 +168,3 @@ def _texts(values: Any) -> NDArray[np.object_]:
     texts = np.empty(len(decoded), dtype=object)
     texts[:] = decoded
     return texts
-
-
-def _check_codes(codes: NDArray, n_categories: int, name: str) -> None:
-    if codes.size and not (codes.min() >= -1 and codes.max() < n_categories):
-        raise InputError(
-            f"obs[{name!r}] is damaged: expected codes from -1 to {n_categories - 1}, found {codes.min()} to "
-            f"{codes.max()}; write or download the file again"
-        )

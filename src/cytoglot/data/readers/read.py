@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cytoglot.data.genes.options import GeneOptions
 from cytoglot.data.genes.vocabulary import Duplicates, collapse_columns
 from cytoglot.data.normalize import MatrixState
 from cytoglot.data.plain_matrix import is_sparse
@@ -69,17 +69,54 @@ def read(
         There is no such layer or column of var.
     """
     started = time.perf_counter()
-    choice = _Choice(layer=layer, gene_column=gene_column, gene_mapping=gene_mapping, duplicates=duplicates)
     with ExitStack() as stack:
         store = stack.enter_context(store_for(source))
         with readable(store.path):
-            selection, matrix = (_on_disk if backed else _in_memory)(store, choice)
+            check_cell_names(store.obs)
+            choose = partial(
+                select,
+                store.candidates,
+                store.obs.index,
+                layer=layer,
+                genes=GeneOptions(column=gene_column, mapping=gene_mapping, duplicates=duplicates),
+            )
+            if backed:
+                if not store.is_anndata:
+                    raise InputError(
+                        f"backed=True reads h5ad and zarr, {store.path} is 10x output; use backed=False or open_cells()"
+                    )
+                selection = choose()
+                matrix = selection.candidate.matrix
+                if not selection.genes.is_identity:
+                    raise InputError(
+                        "backed=True needs one column per gene as the file has them, found: "
+                        f"{'; '.join(selection.genes.report.messages())}; use backed=False, or open_cells() for large "
+                        "files"
+                    )
+            else:
+                selection, matrix = _in_memory(store, choose)
             obsm, uns = store.read_obsm(), store.read_uns()
         if backed:
             stack.pop_all()  # X reads from the open file, which HDF5 closes with the last reference to it
-    adata = AnnData(X=matrix, obs=store.obs.copy(), var=_var(selection), obsm=obsm, uns=uns)
+    genes, state = selection.genes, selection.state
+    # the rows of `var` that belong to the first column of each gene, under the name of the gene
+    var = selection.candidate.var.iloc[genes.first_column].copy()
+    if genes.report.source != "var_names" and "gene_ids" not in var.columns:
+        var["gene_ids"] = [str(name) for name in var.index]
+    var.index = pd.Index(genes.vocabulary.symbols, dtype=object)
+    adata = AnnData(X=matrix, obs=store.obs.copy(), var=var, obsm=obsm, uns=uns)
+    record = {
+        "source": selection.candidate.source,
+        "state": state.kind,
+        "message": selection.message,
+        "log_base": state.log_base,
+        "target_sum": state.target_sum,
+    }
     earlier = uns.get("cytoglot")
-    adata.uns["cytoglot"] = {**(earlier if isinstance(earlier, dict) else {}), "matrix": _record(selection)}
+    adata.uns["cytoglot"] = {
+        **(earlier if isinstance(earlier, dict) else {}),
+        "matrix": {name: value for name, value in record.items() if value is not None},  # not every format stores None
+    }
     seconds = time.perf_counter() - started
     logger.info(
         "%s: %s; %d cells × %d genes, %.1f s", store.path, selection.message, adata.n_obs, adata.n_vars, seconds
@@ -87,33 +124,11 @@ def read(
     return adata
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Choice:
-    """What the caller said about matrix and genes."""
-
-    layer: str | None
-    gene_column: str | None
-    gene_mapping: Mapping[str, str] | None
-    duplicates: Duplicates
-
-    def select(self, store: CellStore, known: dict[str, Verdict] | None = None) -> Selection:
-        check_cell_names(store.obs)
-        return select(
-            store.candidates,
-            store.obs.index,
-            layer=self.layer,
-            gene_column=self.gene_column,
-            gene_mapping=self.gene_mapping,
-            duplicates=self.duplicates,
-            known=known,
-        )
-
-
-def _in_memory(store: CellStore, choice: _Choice) -> tuple[Selection, sparse.csr_matrix]:
+def _in_memory(store: CellStore, choose: Callable[..., Selection]) -> tuple[Selection, sparse.csr_matrix]:
     """Read the chosen matrix and test all of it; where that contradicts the sample, choose again knowing it."""
     loaded: dict[str, sparse.csr_matrix] = {}
     known: dict[str, Verdict] = {}
-    while (selection := choice.select(store, known)).candidate.source not in loaded:
+    while (selection := choose(known=known)).candidate.source not in loaded:
         candidate = selection.candidate
         matrix = cell_rows(candidate.matrix).rows(0, len(store.obs))
         loaded[candidate.source] = matrix
@@ -123,43 +138,6 @@ def _in_memory(store: CellStore, choice: _Choice) -> tuple[Selection, sparse.csr
     given = selection.candidate.matrix
     shared = is_sparse(given) and np.may_share_memory(collapsed.data, given.data)
     return selection, collapsed.copy() if shared else collapsed
-
-
-def _on_disk(store: CellStore, choice: _Choice) -> tuple[Selection, Any]:
-    """Return the chosen matrix where it lies."""
-    if not store.is_anndata:
-        raise InputError(
-            f"backed=True reads h5ad and zarr, {store.path} is 10x output; use backed=False or open_cells()"
-        )
-    selection = choice.select(store)
-    if not selection.genes.is_identity:
-        raise InputError(
-            "backed=True needs one column per gene as the file has them, found: "
-            f"{'; '.join(selection.genes.report.messages())}; use backed=False, or open_cells() for large files"
-        )
-    return selection, selection.candidate.matrix
-
-
-def _var(selection: Selection) -> pd.DataFrame:
-    """The rows of `var` that belong to the first column of each gene, under the name of the gene."""
-    genes = selection.genes
-    var = selection.candidate.var.iloc[genes.first_column].copy()
-    if genes.report.source != "var_names" and "gene_ids" not in var.columns:
-        var["gene_ids"] = [str(name) for name in var.index]
-    var.index = pd.Index(genes.vocabulary.symbols, dtype=object)
-    return var
-
-
-def _record(selection: Selection) -> dict[str, str | float]:
-    """What was read, in values that every AnnData format can store (no None)."""
-    state = selection.state
-    record: dict[str, str | float] = {
-        "source": selection.candidate.source,
-        "state": state.kind,
-        "message": selection.message,
-    }
-    scale = {"log_base": state.log_base, "target_sum": state.target_sum}
-    return record | {name: value for name, value in scale.items() if value is not None}
 
 
 def matrix_state_of(adata: AnnData) -> MatrixState:

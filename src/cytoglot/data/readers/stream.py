@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pandas as pd
@@ -13,10 +13,11 @@ from anndata import AnnData
 from numpy.typing import NDArray
 from scipy import sparse
 
+from cytoglot.data.genes.options import GeneOptions
 from cytoglot.data.genes.vocabulary import Duplicates, GeneVocabulary, ResolvedGenes, collapse_columns
 from cytoglot.data.normalize import MatrixState, check_values
 from cytoglot.data.readers.cell_rows import CellRows, cell_rows, cells_per_block
-from cytoglot.data.readers.formats import readable, store_for
+from cytoglot.data.readers.formats import CellStore, readable, store_for
 from cytoglot.data.readers.matrix_choice import Selection, check_cell_names, select
 from cytoglot.data.readers.obs_table import CellNames, MemoryObs, ObsTable
 from cytoglot.errors import InputError
@@ -31,22 +32,14 @@ class CellStream:
     times the bytes of their values on disk until `close`.
     """
 
-    def __init__(
-        self,
-        *,
-        obs: pd.DataFrame | ObsTable,
-        rows: CellRows,
-        selection: Selection,
-        path: Path | None = None,
-        close: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.cells: ObsTable = MemoryObs(obs) if isinstance(obs, pd.DataFrame) else obs
+    def __init__(self, store: CellStore, rows: CellRows, selection: Selection) -> None:
+        self.cells: ObsTable = store.cells
         self.genes: ResolvedGenes = selection.genes
         self.state: MatrixState = selection.state
         self.source: str = selection.candidate.source
         self.message = selection.message
-        self.path = path
-        self._rows, self._close = rows, close
+        self.path = store.path
+        self._store, self._rows = store, rows
 
     @property
     def n_cells(self) -> int:
@@ -66,14 +59,13 @@ class CellStream:
     @cached_property
     def cell_ids(self) -> NDArray[np.object_]:
         """Names of all cells as str, shape (n,)."""
-        with readable(self.path or Path("the table of cells")):
+        with readable(self.path):
             return self.cells.names(0, self.n_cells)
 
-    @cached_property
+    @property
     def obs(self) -> pd.DataFrame:
         """The whole table of cells; a stream that was opened without it reads it when it is first looked at."""
-        with readable(self.path or Path("the table of cells")):
-            return self.cells.frame()
+        return self._store.obs
 
     @property
     def vocabulary(self) -> GeneVocabulary:
@@ -103,15 +95,16 @@ class CellStream:
         """
         if chunk_cells < 1:
             raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
-        gene_names, is_identity = self._column_names(), self.genes.is_identity
+        names = np.array([*self.vocabulary.symbols, "(dropped column)"], dtype=object)
+        gene_names, is_identity = list(names[self.genes.column_gene]), self.genes.is_identity  # −1 is the last
         last_cell = self.n_cells if last_cell is None else min(last_cell, self.n_cells)
         for start in range(first_cell, last_cell, chunk_cells):
             cells = slice(start, min(start + chunk_cells, last_cell))
-            with readable(self.path or Path("the matrix")):
+            with readable(self.path):
                 block = self._rows.rows(cells.start, cells.stop)
             if checked:
-                names = CellNames(self.cells, cells.start, cells.stop)
-                check_values(block, cell_names=names, gene_names=gene_names, what=self.source)
+                cell_names = CellNames(self.cells, cells.start, cells.stop)
+                check_values(block, cell_names=cell_names, gene_names=gene_names, what=self.source)
             if checked or not is_identity:
                 block = collapse_columns(block, self.genes.column_gene, len(self.vocabulary))
             yield cells, block
@@ -120,19 +113,13 @@ class CellStream:
     def close(self) -> None:
         """Close the file and delete temporary files; the stream cannot be read afterwards."""
         self._rows.close()
-        self._close()
+        self._store.close()
 
     def __enter__(self) -> CellStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _column_names(self) -> list[str]:
-        names = np.array([*self.vocabulary.symbols, "(dropped column)"], dtype=object)
-        return list(names[self.genes.column_gene])  # −1 is the last
 
 
 def open_cells(
@@ -160,17 +147,11 @@ def open_cells(
     try:
         with readable(store.path):
             check_cell_names(store.obs)
-            selection = select(
-                store.candidates,
-                store.obs.index,
-                layer=layer,
-                gene_column=gene_column,
-                gene_mapping=gene_mapping,
-                duplicates=duplicates,
-            )
+            genes = GeneOptions(column=gene_column, mapping=gene_mapping, duplicates=duplicates)
+            selection = select(store.candidates, store.obs.index, layer=layer, genes=genes)
             rows = cell_rows(selection.candidate.matrix, spill_folder=folder)
     except BaseException:
         store.close()
         raise
-    path = None if isinstance(source, AnnData) else store.path
-    return CellStream(obs=store.obs, rows=rows, selection=selection, path=path, close=store.close)
+    # the table has been read, to compare the names of the cells: it is not read again
+    return CellStream(replace(store, cells=MemoryObs(store.obs)), rows, selection)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +14,8 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from cytoglot.data.readers.cell_rows import CellRows, DiskCsr, SpilledRows
+from cytoglot.data.readers.cell_rows import CsrRows, SpilledRows
+from cytoglot.data.readers.matrix_choice import Candidate
 from cytoglot.errors import InputError
 from cytoglot.texts import open_text
 
@@ -28,32 +28,15 @@ _LINES = 1 << 21
 """entries of a matrix.mtx that are parsed at once"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TenxCells:
-    """Cells, genes and counts of a 10x output."""
-
-    obs: pd.DataFrame
-    var: pd.DataFrame
-    """index: symbols; columns: gene_ids and, where given, feature_types and genome"""
-    rows: CellRows
-
-
-@dataclass(frozen=True, kw_only=True)
-class MtxFiles:
-    """The three files of a 10x folder."""
-
-    matrix: Path
-    features: Path
-    barcodes: Path
-
-
 def is_tenx_h5(handle: Any) -> bool:
     """Whether an HDF5 file is 10x output: version 3 (`matrix`) or version 2 (a group for each genome)."""
     return bool(_genomes(handle)) or ("matrix" in handle and "features" in handle["matrix"])
 
 
-def open_tenx_h5(handle: Any) -> TenxCells:
-    """Return the cells of a 10x HDF5 file; its CSC of genes × cells is read by cells as it lies.
+def open_tenx_h5(handle: Any) -> tuple[Candidate, pd.DataFrame]:
+    """Return the matrix, with genes as symbols, and the cells of a 10x HDF5 file.
+
+    Its CSC of genes × cells is read by cells as it lies.
 
     Raises
     ------
@@ -66,17 +49,26 @@ def open_tenx_h5(handle: Any) -> TenxCells:
         columns = {column: _strings(features[name]) for column, name in names.items() if name in features}
         symbols = _strings(features["name"])
     else:
-        group = handle[_one_genome(_genomes(handle))]
+        genomes = _genomes(handle)
+        if len(genomes) > 1:
+            raise InputError(
+                f"expected one genome, found {', '.join(genomes)}, each with cells of its own; "
+                "write the one you want to h5ad, for example with scanpy.read_10x_h5(file, genome=...)"
+            )
+        group = handle[genomes[0]]
         columns, symbols = {"gene_ids": _strings(group["genes"])}, _strings(group["gene_names"])
     n_genes, n_cells = (int(n) for n in group["shape"][:])
     barcodes = _strings(group["barcodes"])
     _check_lengths(group.file.filename, n_cells, n_genes, len(barcodes), len(symbols))
-    rows = DiskCsr(data=group["data"], indices=group["indices"], indptr=group["indptr"], shape=(n_cells, n_genes))
-    return TenxCells(obs=pd.DataFrame(index=barcodes), var=pd.DataFrame(columns, index=symbols), rows=rows)
+    rows = CsrRows(data=group["data"], indices=group["indices"], indptr=group["indptr"], shape=(n_cells, n_genes))
+    candidate = Candidate(source="X", matrix=rows, var=pd.DataFrame(columns, index=symbols))
+    return candidate, pd.DataFrame(index=barcodes)
 
 
-def find_mtx_files(folder: Path) -> MtxFiles | None:
-    """Return the three files of a 10x folder, None where there is no matrix.mtx; a prefix as in GEO is allowed.
+def find_mtx_files(folder: Path) -> tuple[Path, Path, Path] | None:
+    """Return the matrix, the features and the barcodes of a 10x folder, None where there is none.
+
+    A prefix as in GEO is allowed.
 
     Raises
     ------
@@ -86,22 +78,27 @@ def find_mtx_files(folder: Path) -> MtxFiles | None:
     found = sorted(p for p in folder.iterdir() if p.name.endswith(_MATRIX))
     if not found:
         return None
-    prefixes = {_without(p.name, _MATRIX) for p in found}
+    prefixes = {path.name.removesuffix(".gz").removesuffix("matrix.mtx") for path in found}
     if len(prefixes) > 1:
         raise InputError(
             f"expected one matrix in {folder}, found {', '.join(p.name for p in found)}; "
             "put each with its barcodes and features into a folder of its own"
         )
     prefix = prefixes.pop()
-    features, barcodes = _first(folder, prefix, _FEATURES), _first(folder, prefix, _BARCODES)
+    features, barcodes = (
+        next((path for name in names if (path := folder / (prefix + name)).exists()), None)
+        for names in (_FEATURES, _BARCODES)
+    )
     if features is None or barcodes is None:
         missing = _FEATURES if features is None else _BARCODES
         raise InputError(f"{folder} has {found[0].name} but none of {', '.join(prefix + name for name in missing)}")
-    return MtxFiles(matrix=found[0], features=features, barcodes=barcodes)
+    return found[0], features, barcodes
 
 
-def open_mtx(files: MtxFiles, *, spill_folder: Path | None = None) -> TenxCells:
-    """Return the cells of a 10x folder, or of one laid out as cells × genes (STARsolo, kallisto).
+def open_mtx(files: tuple[Path, Path, Path], *, spill_folder: Path | None = None) -> tuple[Candidate, pd.DataFrame]:
+    """Return the matrix, with genes as symbols, and the cells of a 10x folder.
+
+    One that is laid out as cells × genes (STARsolo, kallisto) is known by its shape.
 
     The text is parsed in blocks of two million entries, which are sorted by cell into temporary files (see
     `SpilledRows`), so that memory does not grow with the file.
@@ -112,48 +109,49 @@ def open_mtx(files: MtxFiles, *, spill_folder: Path | None = None) -> TenxCells:
         The header is no MatrixMarket coordinate header, entries are missing or lie outside, or the numbers of
         features, barcodes and the matrix's shape do not agree.
     """
-    var, obs = _read_features(files.features), pd.DataFrame(index=_column(files.barcodes, 0))
-    with open_text(files.matrix) as handle:
-        (n_rows, n_columns, n_values), dtype, is_pattern = _mtx_header(handle, files.matrix)
+    matrix, features, barcodes = files
+    fields = _fields(features)  # id, symbol and feature type; a file of one column gives names alone
+    width = min((len(f) for f in fields), default=0)
+    columns = {name: [f[i] for f in fields] for i, name in ((0, "gene_ids"), (2, "feature_types")) if i < width > 1}
+    var = pd.DataFrame(columns, index=[f[1 if width > 1 else 0] for f in fields])
+    obs = pd.DataFrame(index=[f[0] for f in _fields(barcodes)])
+    with open_text(matrix) as handle:
+        (n_rows, n_columns, n_values), dtype, is_pattern = _mtx_header(handle, matrix)
         by_cell = (n_rows, n_columns) == (len(obs), len(var)) and n_rows != n_columns
         if n_rows == n_columns:
             logger.warning(
                 "%s is square, so its layout cannot be told: read as genes × cells, as Cell Ranger writes it; if it is "
                 "cells × genes (scipy's mmwrite of adata.X), transpose it or write h5ad",
-                files.matrix,
+                matrix,
             )
         n_cells, n_genes = (n_rows, n_columns) if by_cell else (n_columns, n_rows)
-        _check_lengths(str(files.matrix), n_cells, n_genes, len(obs), len(var))
+        _check_lengths(str(matrix), n_cells, n_genes, len(obs), len(var))
         rows = SpilledRows(shape=(n_cells, n_genes), dtype=dtype, n_values=n_values, folder=spill_folder)
         try:
             n_read = 0
             for first, second, values in _mtx_blocks(handle, dtype, is_pattern=is_pattern):
                 cells, genes = (first, second) if by_cell else (second, first)
-                _check_entries(files.matrix, cells, genes, rows.shape)
+                for what, positions, n in (("cells", cells, n_cells), ("genes", genes, n_genes)):
+                    if positions.size and not (positions.min() >= 0 and positions.max() < n):
+                        raise InputError(
+                            f"{matrix} is damaged: expected {what} from 1 to {n}, found {positions.min() + 1} to "
+                            f"{positions.max() + 1}; download it again"
+                        )
                 rows.add(cells, genes, values)
                 n_read += values.size
             if n_read != n_values:
                 raise InputError(
-                    f"{files.matrix} is truncated: expected {n_values} entries, found {n_read}; download it again"
+                    f"{matrix} is truncated: expected {n_values} entries, found {n_read}; download it again"
                 )
         except BaseException:
             rows.close()
             raise
-    return TenxCells(obs=obs, var=var, rows=rows)
+    return Candidate(source="X", matrix=rows, var=var), obs
 
 
 def _genomes(handle: Any) -> list[str]:
     needed = {"barcodes", "data", "gene_names", "genes", "indices", "indptr", "shape"}
     return [name for name in handle if isinstance(handle[name], h5py.Group) and needed <= set(handle[name])]
-
-
-def _one_genome(genomes: list[str]) -> str:
-    if len(genomes) > 1:
-        raise InputError(
-            f"expected one genome, found {', '.join(genomes)}, each with cells of its own; "
-            "write the one you want to h5ad, for example with scanpy.read_10x_h5(file, genome=...)"
-        )
-    return genomes[0]
 
 
 def _strings(dataset: Any) -> list[str]:
@@ -168,30 +166,9 @@ def _check_lengths(path: str, n_cells: int, n_genes: int, n_barcodes: int, n_fea
         )
 
 
-def _without(name: str, endings: tuple[str, ...]) -> str:
-    return next(name[: -len(ending)] for ending in endings if name.endswith(ending))
-
-
-def _first(folder: Path, prefix: str, names: tuple[str, ...]) -> Path | None:
-    return next((folder / (prefix + name) for name in names if (folder / (prefix + name)).exists()), None)
-
-
-def _column(path: Path, position: int) -> list[str]:
+def _fields(path: Path) -> list[list[str]]:
     with open_text(path) as handle:
-        return [line.rstrip("\r\n").split("\t")[position] for line in handle if line.strip()]
-
-
-def _read_features(path: Path) -> pd.DataFrame:
-    """Read id, symbol and feature type; a file of one column gives names alone."""
-    with open_text(path) as handle:
-        fields = [line.rstrip("\r\n").split("\t") for line in handle if line.strip()]
-    width = min((len(f) for f in fields), default=0)
-    if width < 2:
-        return pd.DataFrame(index=[f[0] for f in fields])
-    columns = {"gene_ids": [f[0] for f in fields]}
-    if width >= 3:
-        columns["feature_types"] = [f[2] for f in fields]
-    return pd.DataFrame(columns, index=[f[1] for f in fields])
+        return [line.rstrip("\r\n").split("\t") for line in handle if line.strip()]
 
 
 def _mtx_header(handle: IO[str], path: Path) -> tuple[tuple[int, int, int], np.dtype, bool]:
@@ -227,12 +204,3 @@ def _mtx_blocks(
         return
     except ValueError as error:
         raise InputError(f"an entry of the matrix is damaged or cut off ({error}); download the file again") from error
-
-
-def _check_entries(path: Path, cells: np.ndarray, genes: np.ndarray, shape: tuple[int, int]) -> None:
-    for what, positions, n in (("cells", cells, shape[0]), ("genes", genes, shape[1])):
-        if positions.size and not (positions.min() >= 0 and positions.max() < n):
-            raise InputError(
-                f"{path} is damaged: expected {what} from 1 to {n}, found {positions.min() + 1} to "
-                f"{positions.max() + 1}; download it again"
-            )

@@ -18,6 +18,9 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 #: seeded greedy orders that are tried; the most even result is kept.
 N_GREEDY_ORDERS = 32
 
+#: of its fraction, that a study gives to a part even when other studies gave too much.
+LEAST_SHARE = 0.25
+
 
 def _cell_order(strata: pd.Series, seed: int) -> pd.DataFrame:
     """Return the cells ordered by label and then by a hash that depends on the seed and the cell id alone."""
@@ -57,6 +60,35 @@ def count_labels(groups: pd.Series, strata: pd.Series) -> pd.DataFrame:
     return table.sort_index().sort_index(axis=1)
 
 
+def share_groups(
+    table: pd.DataFrame, fractions: tuple[float, float, float], seed: int, held: NDArray[np.float64] | None = None
+) -> tuple[NDArray[np.int64], bool]:
+    """Return the part of each group of one study, as a code into `PARTS`; every part gets one where there are enough.
+
+    With fewer groups than three parts the first trains and the second tests, and validation cells are to be drawn from
+    the group that trains: then the second value is True.
+
+    Parameters
+    ----------
+    table
+        Cells of each group (rows) by what every part should hold alike (columns): labels, or files.
+    held
+        (3,) cells that the parts have of other studies: what they got too much or too little of is made up for.
+    """
+    wanted = [part for part, fraction in enumerate(fractions) if fraction > 0]
+    is_carved = 0 < len(table) < len(wanted) == len(PARTS)
+    wanted = ([PARTS.index("train"), PARTS.index("test")] if is_carved else wanted)[: len(table)]
+    if not wanted:
+        return np.empty(0, np.int64), False
+    fraction = np.array([fractions[part] for part in wanted])
+    shares = fraction = fraction / fraction.sum()
+    if held is not None:
+        # A part that got too much still gets some, since each study is to be in every part.
+        owed = (held[wanted].sum() * fraction - held[wanted]) / float(table.to_numpy().sum())
+        shares = np.clip(fraction + owed, LEAST_SHARE * fraction, None)
+    return np.array(wanted)[assign_groups(table, shares / shares.sum(), seed)], is_carved
+
+
 def assign_groups(table: pd.DataFrame, shares: NDArray[np.float64], seed: int) -> NDArray[np.int64]:
     """Share out groups so that each part gets its share of every label and of all cells; no part stays empty.
 
@@ -73,29 +105,23 @@ def assign_groups(table: pd.DataFrame, shares: NDArray[np.float64], seed: int) -
     best, best_cost = np.zeros(len(table), dtype=np.int64), np.inf
     for _ in range(N_GREEDY_ORDERS):
         order = np.argsort(-size * rng.uniform(0.5, 1.5, size=len(size)), kind="stable")
-        assigned, cost = _greedy(counts, order, shares)
+        held = np.zeros((len(shares), counts.shape[1]))
+        assigned = np.full(len(counts), -1, dtype=np.int64)
+        is_used = np.zeros(len(shares), dtype=bool)
+        n_left = len(order)
+        for group in order:
+            empty = np.flatnonzero(~is_used)
+            allowed = empty if len(empty) >= n_left else np.arange(len(shares))
+            before = (held[allowed] - shares[allowed, None]) ** 2
+            after = (held[allowed] + counts[group] - shares[allowed, None]) ** 2
+            gain = ((before - after) / shares[allowed, None]).sum(axis=1)
+            chosen = allowed[int(np.argmax(gain))]
+            assigned[group], is_used[chosen] = chosen, True
+            held[chosen] += counts[group]
+            n_left -= 1
+        unevenness = (((held - shares[:, None]) ** 2) / shares[:, None]).sum(axis=0)
+        absent = (held == 0).sum(axis=0)
+        cost = float((unevenness + absent).mean())
         if cost < best_cost - 1e-12:
             best, best_cost = assigned, cost
     return best
-
-
-def _greedy(
-    counts: NDArray[np.float64], order: NDArray[np.intp], shares: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], float]:
-    held = np.zeros((len(shares), counts.shape[1]))
-    assigned = np.full(len(counts), -1, dtype=np.int64)
-    is_used = np.zeros(len(shares), dtype=bool)
-    n_left = len(order)
-    for group in order:
-        empty = np.flatnonzero(~is_used)
-        allowed = empty if len(empty) >= n_left else np.arange(len(shares))
-        before = (held[allowed] - shares[allowed, None]) ** 2
-        after = (held[allowed] + counts[group] - shares[allowed, None]) ** 2
-        gain = ((before - after) / shares[allowed, None]).sum(axis=1)
-        chosen = allowed[int(np.argmax(gain))]
-        assigned[group], is_used[chosen] = chosen, True
-        held[chosen] += counts[group]
-        n_left -= 1
-    unevenness = (((held - shares[:, None]) ** 2) / shares[:, None]).sum(axis=0)
-    absent = (held == 0).sum(axis=0)
-    return assigned, float((unevenness + absent).mean())

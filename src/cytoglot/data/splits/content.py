@@ -1,8 +1,8 @@
-"""A cell known by what it holds: training cells are found again under other names, in other files."""
+"""Cells known by what they hold: found again under other names, in other files; and told from another input."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.readers.read import matrix_state_of
+from cytoglot.data.schema import labels
 from cytoglot.hashing import NO_HASH, cell_hashes
+from cytoglot.manifest import fingerprint_bytes, fingerprint_texts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,3 +83,30 @@ def content_of(matrix_ng: Any, genes: Sequence[str], *, kind: str, known_genes: 
     among = [name if place >= 0 else "" for name, place in zip(names, known_genes.index_of(names), strict=True)]
     values, ranks = (cell_hashes(matrix_ng, among, by_rank=by_rank) for by_rank in (False, True))
     return CellContent(kind=kind, values=values, ranks=ranks)
+
+
+def fingerprint_cells(adata: AnnData, columns: Iterable[str]) -> dict[str, str]:
+    """Return the fingerprints of all that training reads of `adata`: "cell names", "genes", "values", and each column.
+
+    They are those of the content: the path, the format and type of the matrix, stored zeros, the order of the genes and
+    the type of a column (`data.schema.value_text`) do not matter. The order of the cells does.
+
+    Parameters
+    ----------
+    adata
+        As `cytoglot.read` returns it.
+    columns
+        Of `obs`.
+
+    Raises
+    ------
+    InputError
+        There is no such column.
+    """
+    texts = {column: labels(adata.obs, column).fillna("") for column in dict.fromkeys(columns)}
+    return {
+        "cell names": fingerprint_texts(str(name) for name in adata.obs_names),
+        "genes": fingerprint_texts(sorted(str(name) for name in adata.var_names)),
+        "values": fingerprint_bytes([cell_hashes(adata.X, adata.var_names).tobytes()]),
+        **{f"obs column {column}": fingerprint_texts(values) for column, values in texts.items()},
+    }

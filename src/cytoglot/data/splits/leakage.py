@@ -43,9 +43,28 @@ def leakage_report(
         `identical_examples` (at most 20 pairs of ids), `clean` (no group and no content shared).
     """
     part = split.part_of(obs.index) if part is None else part
-    columns = {field: _shared_values(obs, column, part) for field, column in recognize_obs(obs).items()}
+    columns: dict[str, dict[str, Any]] = {}
+    for field, column in recognize_obs(obs).items():
+        values = group_values(obs, column)
+        found: dict[str, set[str]] = {name: set(values[part == name].dropna()) for name in PARTS}
+        columns[field] = {
+            "column": column,
+            "n_values": int(values.nunique()),
+            "shared": {f"{a}/{b}": sorted(found[a] & found[b]) for a, b in _PAIRS},
+        }
     shared = {f: c["shared"] for f, c in columns.items() if f in GROUP_FIELDS and any(c["shared"].values())}
-    identical, examples = (None, []) if matrix is None else _identical_cells(obs, part, matrix)
+    identical: dict[str, int] | None = None
+    examples: list[list[str]] = []
+    if matrix is not None:
+        if matrix.shape[0] != len(obs):
+            raise InputError(f"matrix must have one row per cell: {len(obs)} cells, found {matrix.shape[0]} rows")
+        frame = pd.DataFrame({"cell": obs.index.astype(str), "part": part, "hash": cell_hashes(matrix)})
+        frame, identical = frame[(frame["hash"] != NO_HASH) & (frame["part"] != "")], {}
+        for a, b in _PAIRS:
+            first = frame[frame["part"] == a].drop_duplicates("hash")
+            both = frame[frame["part"] == b].merge(first, on="hash", suffixes=("_b", "_a"))
+            identical[f"{a}/{b}"] = len(both)
+            examples += both[["cell_a", "cell_b"]].to_numpy().tolist()
     return {
         "split_by": split.by,
         "cells": {name: int((part == name).sum()) for name in PARTS},
@@ -53,33 +72,6 @@ def leakage_report(
         "columns": columns,
         "shared_groups": shared,
         "identical_cells": identical,
-        "identical_examples": examples,
+        "identical_examples": examples[:20],
         "clean": not shared and not any((identical or {}).values()),
     }
-
-
-def _shared_values(obs: pd.DataFrame, column: str, part: NDArray[np.object_]) -> dict[str, Any]:
-    values = group_values(obs, column)
-    sets: dict[str, set[str]] = {name: set(values[part == name].dropna()) for name in PARTS}
-    return {
-        "column": column,
-        "n_values": int(values.nunique()),
-        "shared": {f"{a}/{b}": sorted(sets[a] & sets[b]) for a, b in _PAIRS},
-    }
-
-
-def _identical_cells(
-    obs: pd.DataFrame, part: NDArray[np.object_], matrix: Any
-) -> tuple[dict[str, int], list[list[str]]]:
-    if matrix.shape[0] != len(obs):
-        raise InputError(f"matrix must have one row per cell: {len(obs)} cells, found {matrix.shape[0]} rows")
-    hashes = cell_hashes(matrix)
-    frame = pd.DataFrame({"cell": obs.index.astype(str), "part": part, "hash": hashes})
-    frame = frame[(frame["hash"] != NO_HASH) & (frame["part"] != "")]
-    counts, examples = {}, []
-    for a, b in _PAIRS:
-        first = frame[frame["part"] == a].drop_duplicates("hash")
-        both = frame[frame["part"] == b].merge(first, on="hash", suffixes=("_b", "_a"))
-        counts[f"{a}/{b}"] = len(both)
-        examples += both[["cell_a", "cell_b"]].to_numpy().tolist()
-    return counts, examples[:20]

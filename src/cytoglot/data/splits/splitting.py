@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cytoglot.data.schema import GROUP_FIELDS, group_values, labels, recognize_obs, unlike_in_spelling
-from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, count_labels, deal_cells
+from cytoglot.data.schema import group_columns, group_values, labels, unlike_in_spelling
+from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, count_labels, deal_cells, share_groups
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 
@@ -62,15 +61,16 @@ def split_cells(
     """
     _check(obs, fractions)
     strata = _strata(obs, label)
-    column, warnings = _choose_groups(obs, by, strata if label is not None else None)
-    if column is None:
+    groups, warnings = _choose_groups(obs, by, strata)
+    if groups is None:
         part = assign_cells(strata, fractions, seed)
     else:
-        part, said = _split_by_group(group_values(obs, column), strata, fractions, seed)
+        part, said = _split_by_group(groups, strata, fractions, seed)
         warnings += said
-    warnings += _label_warnings(strata, part) if label is not None else []
-    split = _make_split(part, by=column or "cell", seed=seed, fractions=fractions, warnings=warnings)
-    _log_warnings([split])
+    warnings += _label_warnings(strata, part)
+    split = _make_split(part, groups, seed=seed, fractions=fractions, warnings=warnings)
+    for warning in split.warnings:
+        logger.warning(warning)
     return split
 
 
@@ -99,21 +99,29 @@ def folds(
     if n_folds < 2 or n_folds > len(obs):
         raise InputError(f"n_folds must lie between 2 and the number of cells ({len(obs)}), found {n_folds}")
     strata = _strata(obs, label)
-    column, warnings = _choose_groups(obs, by, strata if label is not None else None)
-    groups = None if column is None else group_values(obs, column)
-    fold_of_cell = deal_cells(strata, n_folds, seed) if groups is None else _group_folds(groups, strata, n_folds, seed)
+    groups, warnings = _choose_groups(obs, by, strata)
+    if groups is None:
+        fold_of_cell = deal_cells(strata, n_folds, seed)
+    else:
+        table = count_labels(groups, strata)
+        if len(table) <= MAX_LEAVE_ONE_OUT:
+            fold_of_group = np.arange(len(table), dtype=np.int64)
+        else:
+            n_folds = min(n_folds, len(table))
+            fold_of_group = assign_groups(table, np.full(n_folds, 1 / n_folds), seed)
+        # a cell without a group is tested in no fold
+        by_group = dict(zip(table.index, fold_of_group, strict=True))
+        fold_of_cell = groups.map(by_group).fillna(-1).to_numpy(dtype=np.int64)
     made = []
     for number in range(int(fold_of_cell.max()) + 1):
         in_test = fold_of_cell == number
         part, said = _split_rest(groups, strata, in_test, (1.0 - validation, validation, 0.0), seed + number)
-        said += _label_warnings(strata, part) if label is not None else []
+        said += _label_warnings(strata, part)
         share = float(in_test.mean())
         fractions = ((1 - share) * (1 - validation), (1 - share) * validation, share)
-        split = _make_split(
-            part, by=column or "cell", seed=seed + number, fractions=fractions, warnings=warnings + said
-        )
-        made.append(split)
-    _log_warnings(made)
+        made.append(_make_split(part, groups, seed=seed + number, fractions=fractions, warnings=warnings + said))
+    for warning in dict.fromkeys(warning for split in made for warning in split.warnings):
+        logger.warning(warning)
     return made
 
 
@@ -146,42 +154,36 @@ def _strata(obs: pd.DataFrame, label: str | None) -> pd.Series:
     return labels(obs, label).where(lambda s: s.notna(), "")
 
 
-def _choose_groups(obs: pd.DataFrame, by: str, strata: pd.Series | None) -> tuple[str | None, list[str]]:
+def _choose_groups(obs: pd.DataFrame, by: str, strata: pd.Series) -> tuple[pd.Series | None, list[str]]:
+    """Return the group of each cell under the name of its column, None to split by cell, and what to warn of."""
     if by == "cell":
         return None, []
     if by != "auto":
-        n_groups = group_values(obs, by).nunique()
-        if n_groups < 2:
+        groups = group_values(obs, by)
+        if groups.nunique() < 2:
             raise InputError(
-                f"a split by {by!r} needs at least two groups, found {n_groups}; choose another column or by='cell'"
+                f"a split by {by!r} needs at least two groups, found {groups.nunique()}; choose another column or "
+                "by='cell'"
             )
-        return by, []
+        return groups, _without_group(groups)
     warnings: list[str] = []
-    found = recognize_obs(obs)
-    for column in (found[field] for field in GROUP_FIELDS if field in found):
-        reason = _why_not(group_values(obs, column), strata)
-        if reason is None:
-            return column, warnings
+    for column in group_columns(obs):
+        groups = group_values(obs, column)
+        n_groups, is_labelled = groups.nunique(), groups.notna() & (strata != "")
+        if n_groups < 2:
+            reason = f"it has {n_groups} group{'' if n_groups == 1 else 's'}"
+        elif n_groups == groups.notna().sum():
+            reason = "each of its groups is a single cell"
+        elif is_labelled.any() and groups[is_labelled].groupby(strata[is_labelled]).nunique().max() < 2:
+            reason = "no label occurs in two of its groups"
+        else:
+            return groups, warnings + _without_group(groups)
         warnings.append(f"column {column!r} was not used for the split: {reason}")
     warnings.append(
         "split by cell: no donor, batch or study column has several usable groups, so test cells come from the same "
         "donors as training cells and the scores are flattering"
     )
     return None, warnings
-
-
-def _why_not(groups: pd.Series, strata: pd.Series | None) -> str | None:
-    n_groups = groups.nunique()
-    if n_groups < 2:
-        return f"it has {n_groups} group{'' if n_groups == 1 else 's'}"
-    if n_groups == groups.notna().sum():
-        return "each of its groups is a single cell"
-    if strata is None or not (strata[groups.notna()] != "").any():
-        return None
-    table = count_labels(groups, strata).drop(columns="", errors="ignore")
-    if not ((table > 0).sum(axis=0) > 1).any():
-        return "no label occurs in two of its groups"
-    return None
 
 
 def _label_warnings(strata: pd.Series, part: pd.Series) -> list[str]:
@@ -198,7 +200,12 @@ def _label_warnings(strata: pd.Series, part: pd.Series) -> list[str]:
 
 
 def _make_split(
-    part: pd.Series, *, by: str, seed: int, fractions: tuple[float, float, float], warnings: list[str]
+    part: pd.Series,
+    groups: pd.Series | None,
+    *,
+    seed: int,
+    fractions: tuple[float, float, float],
+    warnings: list[str],
 ) -> Split:
     ids = part.index.astype(str)
     train, validation, test = (tuple(ids[(part == name).to_numpy()]) for name in PARTS)
@@ -206,7 +213,7 @@ def _make_split(
         train=train,
         validation=validation,
         test=test,
-        by=by,
+        by="cell" if groups is None else str(groups.name),
         seed=seed,
         fractions=fractions,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -215,52 +222,26 @@ def _make_split(
     return split
 
 
-def _log_warnings(splits: Sequence[Split]) -> None:
-    for warning in dict.fromkeys(warning for split in splits for warning in split.warnings):
-        logger.warning(warning)
-
-
 # Groups
 
 
 def _split_by_group(
     groups: pd.Series, strata: pd.Series, fractions: tuple[float, float, float], seed: int
 ) -> tuple[pd.Series, list[str]]:
-    warnings = _without_group(groups)
     table = count_labels(groups, strata)
-    wanted = [i for i, fraction in enumerate(fractions) if fraction > 0]
-    from_cells = len(table) < len(wanted)
-    if from_cells:  # two groups for three parts: one is tested, the other trains
-        wanted.remove(1)
-        warnings.append(
-            f"{len(table)} groups for three parts: validation cells are taken from the training groups, "
-            "so validation scores are flattering"
-        )
-    shares = np.array([fractions[i] for i in wanted])
-    assigned = assign_groups(table, shares / shares.sum(), seed)
-    part_of_group = dict(zip(table.index, (PARTS[wanted[a]] for a in assigned), strict=True))
+    parts, is_carved = share_groups(table, fractions, seed)
+    part_of_group = dict(zip(table.index, (PARTS[part] for part in parts), strict=True))
     part = groups.map(part_of_group).where(groups.notna(), "train").astype(object)
-    if from_cells:
-        part = _carve_validation(part, strata, fractions[1] / (fractions[0] + fractions[1]), seed)
-    return part, warnings
-
-
-def _carve_validation(part: pd.Series, strata: pd.Series, share: float, seed: int) -> pd.Series:
+    if not is_carved:
+        return part, []
     train = (part == "train").to_numpy()
+    share = fractions[1] / (fractions[0] + fractions[1])
     carved = assign_cells(strata[train], (1 - share, share, 0.0), seed)
-    return carved.reindex(part.index).where(train, part).astype(object)
-
-
-def _group_folds(groups: pd.Series, strata: pd.Series, n_folds: int, seed: int) -> NDArray[np.int64]:
-    """Return the fold in which each cell is tested, -1 for a cell without a group."""
-    table = count_labels(groups, strata)
-    if len(table) <= MAX_LEAVE_ONE_OUT:
-        assigned = np.arange(len(table), dtype=np.int64)
-    else:
-        n_folds = min(n_folds, len(table))
-        assigned = assign_groups(table, np.full(n_folds, 1 / n_folds), seed)
-    fold_of_group = dict(zip(table.index, assigned, strict=True))
-    return groups.map(fold_of_group).fillna(-1).to_numpy(dtype=np.int64)
+    warning = (
+        f"{len(table)} groups for three parts: validation cells are taken from the training groups, "
+        "so validation scores are flattering"
+    )
+    return carved.reindex(part.index).where(train, part).astype(object), [warning]
 
 
 def _split_rest(
@@ -272,19 +253,19 @@ def _split_rest(
 ) -> tuple[pd.Series, list[str]]:
     """Split what is not tested into training and validation cells."""
     part = pd.Series("test", index=strata.index, dtype=object)
-    warnings = [] if groups is None else _without_group(groups)
     rest = ~in_test
     n_groups = 0 if groups is None else groups[rest].nunique()
     if groups is not None and n_groups >= MIN_GROUPS_FOR_GROUP_VALIDATION and fractions[1] > 0:
         part[rest] = _split_by_group(groups[rest], strata[rest], fractions, seed)[0].to_numpy()
-        return part, warnings
+        return part, []
     part[rest] = assign_cells(strata[rest], fractions, seed).to_numpy()
-    if groups is not None and fractions[1] > 0:
-        warnings.append(
-            f"{n_groups} training groups are too few to set whole ones aside: validation cells are taken from them, "
-            "so validation scores are flattering"
-        )
-    return part, warnings
+    if groups is None or not fractions[1]:
+        return part, []
+    warning = (
+        f"{n_groups} training groups are too few to set whole ones aside: validation cells are taken from them, "
+        "so validation scores are flattering"
+    )
+    return part, [warning]
 
 
 def _without_group(groups: pd.Series) -> list[str]:

@@ -6,7 +6,8 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
-from cytoglot.data.input_fingerprints import fingerprint_cells, group_columns
+from cytoglot.data.schema import group_columns
+from cytoglot.data.splits.content import fingerprint_cells
 from cytoglot.errors import InputError
 
 COUNTS = np.random.default_rng(0).poisson(1.0, (6, 8))
@@ -66,6 +67,6 @@ def test_the_same_content_is_the_same_however_it_is_stored():
 
 
 def test_columns_are_those_that_are_there():
-    assert group_columns(cells()) == ["donor"]
+    assert group_columns(cells().obs) == ["donor"]
     with pytest.raises(InputError, match="obs has no column 'batch'"):
         fingerprint_cells(cells(), ["batch"])
