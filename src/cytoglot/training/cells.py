@@ -27,7 +27,8 @@ from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.records import read_row_group, row_groups
 from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES
 from cytoglot.data.knowledge.ontology import map_labels
-from cytoglot.data.splits.content import content_of_cells, fingerprint_cells, group_columns
+from cytoglot.data.schema import group_columns
+from cytoglot.data.splits.content import content_of_cells, fingerprint_cells
 from cytoglot.data.splits.matching import match_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
