@@ -126,7 +126,7 @@ def begin_run(job: TrainJob, source: AnnData | Corpus) -> Run:
             *([] if job.split_by in ("auto", "cell") else [job.split_by]),
         ]
         if recipe.kind == "grpo" or (job.split is None and job.split_by == "auto"):  # one of them may be chosen
-            columns += group_columns(source)
+            columns += group_columns(source.obs)
         inputs = {
             **fingerprint_cells(source, [column for column in columns if column is not None]),
             "source": Path(job.source).name if isinstance(job.source, (str, Path)) else "AnnData",
