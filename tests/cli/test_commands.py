@@ -308,6 +308,7 @@ def test_generate_writes_valid_cells(command: Command, tiny_model_folder: Path, 
     assert (some["cell_type"], some["mean_genes"]) == ("any", 7.0)
 
 
+@pytest.mark.slow
 def test_train_says_that_a_finished_folder_is_finished(
     command: Command, tiny_cli: list[str], cells_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

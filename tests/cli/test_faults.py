@@ -139,6 +139,7 @@ def test_a_full_disk_in_the_middle_of_embed(
     assert _names(tmp_path) == ["out.h5ad"]
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_embed(
     command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ Command = Callable[..., Any]
 LARGER = ("hidden_size=64", "n_layers=2", "n_heads=4", "feed_forward=128")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")
 @pytest.mark.filterwarnings("ignore:n_jobs value 1 overridden to 1:UserWarning")
 def test_two_hundred_cells_to_a_report(command: Command, tiny_cli: list[str], cells: AnnData, tmp_path: Path) -> None:

@@ -175,7 +175,10 @@ def test_decoding_full_sentences_takes_no_time_per_gene_of_the_vocabulary():
     rng = np.random.default_rng(0)
     texts = [" ".join(f"G{i}" for i in rng.permutation(30_000)[:2000]) for _ in range(40)]
     decode(texts[:1], vocabulary=genes, rank_curve=line())
-    start = time.process_time()
-    adata = decode(texts, vocabulary=genes, rank_curve=line())
-    assert (time.process_time() - start) / 40 < 0.005
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        adata = decode(texts, vocabulary=genes, rank_curve=line())
+        seconds.append(time.process_time() - start)
+    assert min(seconds) / 40 < 0.005
     assert adata.X.nnz == 40 * 2000

@@ -181,7 +181,9 @@ def test_the_work_grows_with_the_words_and_not_with_the_vocabulary():
     genes = GeneVocabulary(symbols=tuple(f"G{i}" for i in range(30_000)))
     text = " ".join(f"G{i}" for i in range(29_999, 29_799, -1)) + "."
     parse_genes(text, genes)
-    start = time.process_time()
+    seconds = []
     for _ in range(50):
+        start = time.process_time()
         parse_genes(text, genes)
-    assert (time.process_time() - start) / 50 < 0.003
+        seconds.append(time.process_time() - start)
+    assert np.median(seconds) < 0.003  # a collection of garbage takes longer than all fifty
