@@ -16,7 +16,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "slow and not gpu"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks

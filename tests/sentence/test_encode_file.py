@@ -244,7 +244,7 @@ def test_rates_found_before_an_interrupt_are_not_counted_again(
 KILLED = """
     import os, signal, sys
     import pyarrow.parquet as pq
-    from cytoglot import atomic, resume
+    from cytoglot import resume
     from cytoglot.sentence.encode_file import encode_file
 
     place, calls = sys.argv[3], 0
@@ -260,7 +260,7 @@ KILLED = """
         return call
     if place == "within a part":
         calls = -1  # the settings come first
-        atomic._flush = killing(atomic._flush, True)
+        os.fsync = killing(os.fsync, True)
     elif place == "after a part":
         resume.Parts.write = killing(resume.Parts.write, False)
     elif place == "within a row group":
