@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cytoglot.applications.embedding import KEY, embedding_record
-from cytoglot.applications.outputs import check_key, check_record, model_settings, parts_of
+from cytoglot.applications.outputs import check_names, check_record, model_settings, parts_of
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.formats import readable
@@ -92,7 +92,7 @@ def embed_file(
     path
         For an h5ad output an h5ad; for Parquet whatever `cytoglot.read` takes.
     out
-        `.h5ad`: the input byte for byte with `obsm[key_added]`, float32 (n, d), and `uns["cytoglot"]["embedding"]`
+        `.h5ad`: the input byte for byte with `obsm[key_added]`, float32 (n, d), and the record of `cytoglot.embed`
         besides; a matrix larger than memory is copied, not loaded. `.parquet`: a column `cell_id` and a column
         `key_added` of lists of d float32. An older file is replaced when the new one is whole, and not before.
     layer, gene_options, context, min_overlap, hidden_layer, pooling, dtype, batch_tokens
@@ -128,7 +128,7 @@ def embed_file(
         )
     if chunk_cells < 1:
         raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
-    check_key(key_added, of="key_added")
+    name = _check_names(path if out.suffix == ".h5ad" else None, key_added)
     if key_added == "cell_id":
         raise InputError("key_added cannot be 'cell_id', which is the column of the cells' names")
     check_pooling(pooling)
@@ -191,7 +191,7 @@ def embed_file(
                 columns = (parts.read(number)["vector"].combine_chunks() for number in range(n_parts))
                 vectors = (column.flatten().to_numpy().reshape(-1, n_d) for column in columns)
                 if out.suffix == ".h5ad":
-                    _write_h5ad(path, partial, stream.cells.n_cells, vectors, record, n_d)
+                    _write_h5ad(path, partial, stream.cells.n_cells, vectors, record, n_d, name)
                 else:
                     write_vectors(partial, stream.cells.cell_ids, vectors, {"source": path.name, **record}, n_d=n_d)
     logger.info("%s: %d cells in %.1f s", out, stream.cells.n_cells, time.perf_counter() - started)
@@ -223,6 +223,18 @@ def takes_vectors(path: str | Path) -> bool:
         return "obs" in file and "var" in file and "encoding-type" in file["obs"].attrs
 
 
+def _check_names(path: Path | None, key_added: str) -> str:
+    """Refuse a key that cannot be used in the file (None: a new one); return the name of the record."""
+    uns: dict[str, Any] = {}
+    there: set[str] = set()
+    if path is not None:
+        with readable(path), h5py.File(path, "r") as file:
+            there = set(file.get("obsm", ()))
+            if "uns/cytoglot" in file:
+                uns = {"cytoglot": anndata.io.read_elem(file["uns/cytoglot"])}
+    return check_names(uns, "embedding", key_added, default=KEY, writes={"obsm": [key_added]}, there={"obsm": there})
+
+
 def _column(vectors_nd: NDArray[np.float32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
 
@@ -234,13 +246,14 @@ def _write_h5ad(
     vectors: Iterable[NDArray[np.float32]],
     record: Mapping[str, str | int],
     n_d: int,
+    name: str,
 ) -> None:
     """Copy the file as it is, then add the vectors and the record."""
     shutil.copyfile(source, partial)
     with h5py.File(partial, "r+") as file:
-        for name in ("obsm", "uns"):
-            if name not in file:
-                anndata.io.write_elem(file, name, {})
+        for part in ("obsm", "uns"):
+            if part not in file:
+                anndata.io.write_elem(file, part, {})
         key, first = str(record["key"]), 0
         if key in file["obsm"]:
             del file["obsm"][key]
@@ -251,7 +264,7 @@ def _write_h5ad(
             first += len(vectors_nd)
         if "cytoglot" not in file["uns"]:
             anndata.io.write_elem(file["uns"], "cytoglot", {})
-        anndata.io.write_elem(file["uns/cytoglot"], "embedding", dict(record))
+        anndata.io.write_elem(file["uns/cytoglot"], name, dict(record))
 
 
 def write_vectors(

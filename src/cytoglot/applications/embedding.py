@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from cytoglot.applications.outputs import add_record, check_key, result_of
+from cytoglot.applications.outputs import add_record, check_target, result_of
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, VocabularyOverlap
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.lm.embedding.embed import Precision, checked_layer
@@ -37,13 +37,14 @@ def embed(
     pooling: CellPooling = "mean",
     dtype: Precision = "auto",
     batch_tokens: int | None = None,
-    copy: bool = True,
-) -> AnnData:
-    """Return `adata` with `obsm[key_added]`, float32 of shape (n_cells, d), and a record in `uns["cytoglot"]`.
+    copy: bool = False,
+) -> AnnData | None:
+    """Write a vector for every cell into `adata`: `obsm[key_added]`, float32 of shape (n_cells, d).
 
     The body of the model alone is run (no output layer), and no deeper than asked; a cell's vector does not depend on
-    which cells it is batched with. Labels are neither needed nor read. `copy=False` writes into `adata` itself. For
-    files larger than memory there is `cytoglot.applications.embed_file`.
+    which cells it is batched with. Labels are neither needed nor read. A record is in `uns["cytoglot"]["embedding"]`,
+    for another key than the default in `uns["cytoglot"]["embedding_KEY"]`. What an earlier call wrote under the same
+    key is replaced.
 
     A cell without one gene of the model gets the zero vector; the record counts such cells (`cells_without_genes`).
 
@@ -54,25 +55,30 @@ def embed(
     hidden_layer, pooling, dtype, batch_tokens
         Which hidden state (0: the token vectors, -1: the last), how its tokens are pooled ("mean", "last", or
         "sentence": the genes alone), what to compute with: see `CellModel.embeddings`.
+    key_added
+        Name in `obsm`.
+    copy
+        As in `cytoglot.annotate`.
 
     Raises
     ------
     InputError, VocabularyMismatchError
-        The matrix cannot be read, the genes are not those of the model, or there is no such layer or pooling.
+        The matrix cannot be read, the genes are not those of the model, there is no such layer or pooling, or
+        `key_added` cannot be used or is taken by data that cytoglot did not write.
     """
-    check_key(key_added, of="key_added")
     check_context(context)
-    result = result_of(adata, copy=copy)
+    name = check_target(adata, "embedding", key_added, default=KEY, writes={"obsm": [key_added]}, copy=copy)
     sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
     embedding_nd = model.embeddings(
         sentences, context=context, layer=hidden_layer, pooling=pooling, dtype=dtype, batch_tokens=batch_tokens
     )
     empty = np.diff(sentences.offsets) == 0
     embedding_nd[empty] = 0
+    result = result_of(adata, copy=copy)
     result.obsm[key_added] = embedding_nd
     record = embedding_record(model, overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
-    add_record(result, "embedding", {**record, "cells_without_genes": int(empty.sum())})
-    return result
+    add_record(result, name, {**record, "cells_without_genes": int(empty.sum())})
+    return result if copy else None
 
 
 def embedding_record(

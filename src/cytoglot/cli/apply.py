@@ -80,7 +80,7 @@ def annotate_command(
         forecast = forecast_cells(cell_model, file.adata, passes=views or cell_model.spec.views, **reading)
         show(forecast | {"output": output}, as_json=json)
         return
-    result = annotate(
+    annotate(
         file.adata,
         cell_model,
         labels=given,
@@ -93,16 +93,15 @@ def annotate_command(
         method=method,
         min_overlap=min_overlap,
         seed=seed,
-        copy=False,
         escape_labels=escape_labels,
         output=output,
         overwrite=anew,
         chunk_cells=chunk_cells or CHUNK_CELLS,
     )
-    counts, record = result.obs[KEY].value_counts(), result.uns["cytoglot"]["annotation"]
+    counts, record = file.adata.obs[KEY].value_counts(), file.adata.uns["cytoglot"]["annotation"]
     show(
         {
-            "cells": result.n_obs,
+            "cells": file.adata.n_obs,
             "unassigned": int(counts.get(UNASSIGNED, 0)),
             "cells_without_genes": record["cells_without_genes"],
             "cell_types": [{"cell_type": str(name), "cells": int(n)} for name, n in counts.items() if n],

@@ -61,8 +61,9 @@ def embed_command(
 ) -> None:
     """Write a vector for every cell, of a file of any size (nothing here is random: the seed changes nothing)."""
     from cytoglot.applications.embed_file import CHUNK_CELLS, SUFFIXES, embed_file, takes_vectors, write_vectors
-    from cytoglot.applications.embedding import embed
+    from cytoglot.applications.embedding import KEY, embed
     from cytoglot.applications.forecast import forecast_cells
+    from cytoglot.applications.outputs import record_name
     from cytoglot.atomic import atomic_path
     from cytoglot.data.datasets import resolve_source
     from cytoglot.lm.model.language_model import set_threads
@@ -110,10 +111,9 @@ def embed_command(
         show(asdict(summary), as_json=json)
         return
     file = whole_file(source, layer=layer, genes=genes)
-    result = embed(
-        file.adata, cell_model, layer=file.layer, gene_options=file.genes, key_added=key_added, copy=False, **options
-    )
-    record = result.uns["cytoglot"]["embedding"]
+    result = file.adata
+    embed(result, cell_model, layer=file.layer, gene_options=file.genes, key_added=key_added, **options)
+    record = result.uns["cytoglot"][record_name("embedding", key_added, KEY)]
     if output.suffix == ".parquet":
         with atomic_path(output) as path:
             vectors_nd = result.obsm[key_added]
