@@ -17,11 +17,14 @@ if TYPE_CHECKING:
     from cytoglot.applications.generation import generate as generate
     from cytoglot.applications.reconstruction import reconstruct as reconstruct
     from cytoglot.benchmark.evaluate import evaluate as evaluate
-    from cytoglot.cell_model.load import load_model as load_model
+    from cytoglot.cell_model.load import CellModel as CellModel
+    from cytoglot.cell_model.load import load_cell_model as load_cell_model
     from cytoglot.data.audit import audit as audit
     from cytoglot.data.datasets import load_dataset as load_dataset
     from cytoglot.data.genes.vocabulary import GeneVocabulary as GeneVocabulary
     from cytoglot.data.readers.read import read as read
+    from cytoglot.lm.model.language_model import LanguageModel as LanguageModel
+    from cytoglot.lm.model.load import load_model as load_model
     from cytoglot.sentence.cell_sentence import CellSentences as CellSentences
     from cytoglot.sentence.decode import decode as decode
     from cytoglot.sentence.encode import encode as encode
@@ -32,8 +35,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CellModel": "cytoglot.cell_model.load",
     "CellSentences": "cytoglot.sentence.cell_sentence",
     "GeneVocabulary": "cytoglot.data.genes.vocabulary",
+    "LanguageModel": "cytoglot.lm.model.language_model",
     "annotate": "cytoglot.applications.annotation",
     "answer_prompts": "cytoglot.applications.answering",
     "audit": "cytoglot.data.audit",
@@ -45,7 +50,8 @@ _HOME = {
     "gene_embeddings": "cytoglot.applications.gene_vectors",
     "generate": "cytoglot.applications.generation",
     "load_dataset": "cytoglot.data.datasets",
-    "load_model": "cytoglot.cell_model.load",
+    "load_cell_model": "cytoglot.cell_model.load",
+    "load_model": "cytoglot.lm.model.load",
     "read": "cytoglot.data.readers.read",
     "read_sentences": "cytoglot.sentence.parquet",
     "reconstruct": "cytoglot.applications.reconstruction",

@@ -9,11 +9,13 @@ from typing import Any, Literal
 import anndata
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
+import cytoglot as cg
 from cytoglot.applications.annotation import KEY, UNASSIGNED, LabelProbabilities, annotate, label_probabilities
 from cytoglot.applications.embedding import embed
 from cytoglot.cell_model.load import CellModel
@@ -307,3 +309,55 @@ def test_a_killed_annotation_goes_on_and_ends_with_the_same_bytes(
     assert done == [0, 1, 2, 3, 4, 5], "no cell is asked about twice"
     assert broken.read_bytes() == (tmp_path / "whole.h5ad").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.h5ad", "whole.h5ad"]
+
+
+def test_files_and_folders_are_taken_as_they_are(
+    tiny_model: CellModel, tiny_model_folder: Path, cells: AnnData, cells_file: Path, tmp_path: Path
+) -> None:
+    expected = annotate(cells, tiny_model, copy=True)
+    found = annotate(cells_file, tiny_model_folder, copy=True)
+    assert found is not None
+    np.testing.assert_allclose(found.obsm["cytoglot_probabilities"], expected.obsm["cytoglot_probabilities"], atol=1e-6)
+    assert annotate(str(cells_file), tiny_model, output=tmp_path / "o.h5ad") is None
+    written = anndata.read_h5ad(tmp_path / "o.h5ad")
+    assert list(written.obs[KEY]) == list(found.obs[KEY])
+    vectors_nd = embed(written, tiny_model, copy=True).obsm["X_cytoglot"]
+    assert embed(tmp_path / "o.h5ad", str(tiny_model_folder), output=tmp_path / "e.h5ad") is None
+    embedded = anndata.read_h5ad(tmp_path / "e.h5ad")
+    assert KEY in embedded.obs
+    np.testing.assert_allclose(embedded.obsm["X_cytoglot"], vectors_nd, atol=1e-5)
+    embed(written, tiny_model, output=tmp_path / "e.parquet")
+    assert pq.read_table(tmp_path / "e.parquet").column_names == ["cell_id", "X_cytoglot"]
+    np.testing.assert_allclose(embed(cells_file, tiny_model, copy=True).obsm["X_cytoglot"], vectors_nd, atol=1e-5)
+    for verb in (annotate, embed):
+        with pytest.raises(InputError, match="is a file, which is not changed; pass copy=True"):
+            verb(cells_file, tiny_model)
+        with pytest.raises(InputError, match="neither a file or folder nor the name of a data set"):
+            verb(tmp_path / "none.h5ad", tiny_model, copy=True)
+    with pytest.raises(InputError, match=r"the output must end in .h5ad or .parquet, found '.*o.csv'"):
+        embed(cells_file, tiny_model, output=str(tmp_path / "o.csv"))
+
+
+def test_a_plain_language_model_annotates_with_given_labels(
+    tiny_model: CellModel, tiny_model_folder: Path, cells: AnnData, tmp_path: Path
+) -> None:
+    some, labels = cells[:5].copy(), ["B cell", "T cell"]
+    tiny_model.lm.save(tmp_path / "plain")
+    lm = cg.load_model(tmp_path / "plain", device="cpu")
+    annotate(some, lm, labels=labels)
+    assert set(some.obs[KEY]) <= set(labels)
+    np.testing.assert_allclose(some.obsm["cytoglot_probabilities"].sum(axis=1), 1, atol=1e-6)
+    by_name = annotate(cells[:5], tmp_path / "plain", labels=labels, copy=True)
+    np.testing.assert_allclose(by_name.obsm["cytoglot_probabilities"], some.obsm["cytoglot_probabilities"], atol=1e-6)
+    embed(some, lm)
+    assert some.obsm["X_cytoglot"].shape == (5, 32)
+    with pytest.raises(InputError, match=r"was not trained by cytoglot, .*pass labels="):
+        annotate(some, lm)
+    with pytest.raises(InputError, match="was not trained by cytoglot"):
+        cg.generate(lm, n=1)
+    # What was loaded from a folder of ours knows its genes and labels.
+    same = cg.load_model(tiny_model_folder, device="cpu")
+    annotate(some, same)
+    assert list(some.uns["cytoglot"]["annotation"]["labels"]) == list(tiny_model.spec.labels)
+    assert cg.generate(same, "type A", n=1).n_vars == len(tiny_model.spec.vocabulary)
+    assert cg.gene_embeddings(tiny_model_folder).n_obs == len(tiny_model.spec.vocabulary)

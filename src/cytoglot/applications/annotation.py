@@ -17,6 +17,7 @@ from scipy.special import log_softmax
 from cytoglot.answer_format import FreeText
 from cytoglot.applications.outputs import (
     add_record,
+    cells_to_change,
     check_target,
     made_in_parts,
     model_settings,
@@ -24,12 +25,13 @@ from cytoglot.applications.outputs import (
     result_of,
     sentences_fingerprint,
 )
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, as_cell_model
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.generate import generate_answers
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.task import AnswerSpace, check_context
 from cytoglot.texts import as_key, is_key, storable
@@ -95,8 +97,8 @@ def label_probabilities(
 
 
 def annotate(
-    adata: AnnData,
-    model: CellModel,
+    adata: AnnData | str | Path,
+    model: CellModel | LanguageModel | str | Path,
     *,
     labels: Sequence[str] | None = None,
     context: Mapping[str, str] | None = None,
@@ -129,19 +131,33 @@ def annotate(
 
     Parameters
     ----------
+    adata
+        Cells, or the path of a file of them, which needs `copy=True` or `output`. Labels in it are not read.
+    model
+        A cell model or its folder; or any causal language model (`cytoglot.load_model`, or its folder or name) with
+        `labels`: it is asked about the genes of the cells, and its probabilities are not calibrated.
     labels
-        The closed set; by default the model's own.
+        The closed set, at least two; by default the model's own.
     context
         Metadata for the prompts, such as {"organism": "human", "tissue": "blood"}.
-    layer, gene_options
-        Which matrix is read, and how its columns become genes.
+    layer
+        Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+    gene_options
+        How columns become genes: see `cytoglot.read`.
+    top_k
+        Labels listed for each cell in the column `…_top`.
     threshold
-        By default the one calibrated on validation cells (none for other labels than the model's own).
+        A cell whose best label is less likely than this, 0 to 1, is `unassigned`. By default the one calibrated on
+        validation cells (none for other labels than the model's own).
     views
         Augmented views to average; by default the model's number.
     method
         "generate" lets the model write freely and reads the answer: no probabilities, and an answer outside of the
         labels is `unassigned`.
+    min_overlap
+        Cells with fewer than this share of the model's genes, 0 to 1, are refused.
+    seed
+        Of the free answers of `method="generate"`; scores do not depend on it.
     key_added
         What the names of all that is written begin with.
     copy
@@ -150,13 +166,19 @@ def annotate(
         and `uns` are changed in memory, not in the file.
     escape_labels
         Columns of a file cannot be called "T/NK", ".", "_index" or "". With this the columns of the probabilities have
-        such labels percent-encoded ("T%2FNK", `cytoglot.texts.as_key`); `labels` of the record and all of `obs` keep the
-        true ones. Without it such labels are refused.
+        such labels percent-encoded ("T%2FNK", `cytoglot.texts.as_key`); the record and all of `obs` keep the true
+        ones. Without it such labels are refused.
     output
         An h5ad to write the result to as well. It is made in parts of `chunk_cells` cells: the same call after a kill
         goes on with the parts that are missing and ends with the same bytes.
     overwrite
         Begin anew where an interrupted run of other settings has left parts.
+    chunk_cells
+        Cells between two saved parts of `output`.
+
+    Returns
+    -------
+        None, or with `copy` the changed copy.
 
     Raises
     ------
@@ -165,24 +187,27 @@ def annotate(
         names that no file can hold or that are taken by data that cytoglot did not write, the genes are not those of
         the model, or an interrupted run for `output` was given something else (the message says what).
     """
+    file = cells_to_change(adata, copy=copy, output=output, layer=layer, genes=gene_options)
+    cells = file.adata
+    model = as_cell_model(model, labels=labels, cells=cells, layer=file.layer, gene_options=file.genes, context=context)
     chosen = tuple(model.spec.labels if labels is None else labels)
     if method == "score":
         _check_labels(chosen, escape=escape_labels)
-        if adata.obs_names.name in chosen:
+        if cells.obs_names.name in chosen:
             raise InputError(
-                f"the index of obs is called {adata.obs_names.name!r}, as a label is; give it another name"
+                f"the index of obs is called {cells.obs_names.name!r}, as a label is; give it another name"
             )
     check_context(context)
     columns, probabilities_key = [f"{key_added}_cell_type{column}" for column in _COLUMNS], f"{key_added}_probabilities"
     name = check_target(
-        adata,
+        cells,
         "annotation",
         key_added,
         default=DEFAULT_KEY,
         writes={"obs": columns, "obsm": [probabilities_key]},
         copy=copy,
     )
-    sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
+    sentences, overlap = model.sentences(cells, layer=file.layer, gene_options=file.genes, min_overlap=min_overlap)
     with_genes = np.flatnonzero(np.diff(sentences.offsets) > 0)
     own = labels is None or chosen == model.spec.labels
     cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
@@ -218,7 +243,7 @@ def annotate(
     record["cells_without_genes"] = len(sentences) - len(with_genes)
     with parts_of(output, settings, overwrite=overwrite) as parts:
         table = made_in_parts(make, len(with_genes), chunk_cells, parts)
-        result = result_of(adata, copy=copy)
+        result = result_of(cells, copy=copy and cells is adata)
         # Columns of an earlier call with another method must not stay.
         result.obs = result.obs.drop(columns=columns, errors="ignore")
         result.obsm.pop(probabilities_key, None)

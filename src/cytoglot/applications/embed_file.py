@@ -9,7 +9,6 @@ Axes: n cells, d embedding dimensions.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -22,10 +21,9 @@ import anndata
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cytoglot.applications.embedding import KEY, embedding_record
+from cytoglot.applications.embedding import KEY, SUFFIXES, embedding_record, vector_column, write_vectors
 from cytoglot.applications.outputs import check_names, check_record, model_settings, parts_of
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
@@ -50,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 #: Cells between two saved parts: with 800 tokens each a minute of work for a model of 14M parameters on one core.
 CHUNK_CELLS = 1024
-SUFFIXES = (".h5ad", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +180,7 @@ def embed_file(
                         model.lm, tokens, layer=asked, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
                     )
                     vectors_nd[lengths == 0] = 0
-                    parts.write(number, pa.table({"vector": _column(vectors_nd), "n_words": lengths}))
+                    parts.write(number, pa.table({"vector": vector_column(vectors_nd), "n_words": lengths}))
             logger.info("%s", tally)
             n_empty = sum(int((parts.read(number)["n_words"].to_numpy() == 0).sum()) for number in range(n_parts))
             record = {**record, "cells_without_genes": n_empty}
@@ -235,10 +232,6 @@ def _check_names(path: Path | None, key_added: str) -> str:
     return check_names(uns, "embedding", key_added, default=KEY, writes={"obsm": [key_added]}, there={"obsm": there})
 
 
-def _column(vectors_nd: NDArray[np.float32]) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
-
-
 def _write_h5ad(
     source: Path,
     partial: Path,
@@ -265,24 +258,3 @@ def _write_h5ad(
         if "cytoglot" not in file["uns"]:
             anndata.io.write_elem(file["uns"], "cytoglot", {})
         anndata.io.write_elem(file["uns/cytoglot"], name, dict(record))
-
-
-def write_vectors(
-    path: Path,
-    cell_ids: NDArray[np.object_],
-    parts: Iterable[NDArray[np.float32]],
-    record: Mapping[str, str | int],
-    *,
-    n_d: int,
-) -> None:
-    """Write cell ids and vectors as Parquet, a row group for each part; `record` becomes metadata of the file."""
-    schema = pa.schema(
-        [("cell_id", pa.string()), (str(record["key"]), pa.list_(pa.float32(), n_d))],
-        metadata={"cytoglot": json.dumps(dict(record))},
-    )
-    first = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for vectors_nd in parts:
-            ids = pa.array(cell_ids[first : first + len(vectors_nd)], type=pa.string())
-            writer.write_table(pa.table([ids, _column(vectors_nd)], schema=schema))
-            first += len(vectors_nd)

@@ -5,28 +5,38 @@ Axes: n cells, d embedding dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cytoglot.applications.outputs import add_record, check_target, result_of
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, VocabularyOverlap
+from cytoglot.applications.outputs import add_record, cells_to_change, check_target, result_of
+from cytoglot.atomic import atomic_path
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, VocabularyOverlap, as_cell_model
+from cytoglot.data.datasets import resolve_source
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
+from cytoglot.data.write import write_h5ad
+from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import Precision, checked_layer
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.tasks.task import check_context
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 KEY = "X_cytoglot"
+SUFFIXES = (".h5ad", ".parquet")
 
 
 def embed(
-    adata: AnnData,
-    model: CellModel,
+    adata: AnnData | str | Path,
+    model: CellModel | LanguageModel | str | Path,
     *,
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
@@ -38,6 +48,8 @@ def embed(
     dtype: Precision = "auto",
     batch_tokens: int | None = None,
     copy: bool = False,
+    output: str | Path | None = None,
+    overwrite: bool = False,
 ) -> AnnData | None:
     """Write a vector for every cell into `adata`: `obsm[key_added]`, float32 of shape (n_cells, d).
 
@@ -50,15 +62,40 @@ def embed(
 
     Parameters
     ----------
+    adata
+        Cells, or the path of a file of them, which needs `copy=True` or `output`.
+    model
+        A cell model or its folder; or any causal language model (`cytoglot.load_model`, or its folder or name), which
+        reads the genes of the cells.
     layer
         Matrix to rank: "X", "raw" or the name of a layer; None finds it.
-    hidden_layer, pooling, dtype, batch_tokens
-        Which hidden state (0: the token vectors, -1: the last), how its tokens are pooled ("mean", "last", or
-        "sentence": the genes alone), what to compute with: see `CellModel.embeddings`.
+    gene_options
+        How columns become genes: see `cytoglot.read`.
+    context
+        Metadata for the prompts, such as {"organism": "human", "tissue": "blood"}.
     key_added
         Name in `obsm`.
+    min_overlap
+        Cells with fewer than this share of the model's genes, 0 to 1, are refused.
+    hidden_layer
+        Which hidden state: 0 the token vectors, 1 the first layer, …, -1 the last.
+    pooling
+        "mean" over all tokens of the prompt, its "last" token, or "sentence": the mean over the tokens of the genes.
+    dtype
+        What to compute with: "float32", "bfloat16", or "auto": float32 on a CPU and bfloat16 on CUDA.
+    batch_tokens
+        Most tokens of a batch; None: what suits the device.
     copy
         As in `cytoglot.annotate`.
+    output
+        A file to write to as well: an h5ad of the cells with their vectors, or a Parquet file of the vectors. Of a path
+        with an output and without `copy`, a chunk of cells is in memory at a time (`embed_file`).
+    overwrite
+        Begin anew where an interrupted run of other settings has left parts of `output`.
+
+    Returns
+    -------
+        None, or with `copy` the changed copy.
 
     Raises
     ------
@@ -67,17 +104,51 @@ def embed(
         `key_added` cannot be used or is taken by data that cytoglot did not write.
     """
     check_context(context)
-    name = check_target(adata, "embedding", key_added, default=KEY, writes={"obsm": [key_added]}, copy=copy)
-    sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
+    suffix = None if output is None else Path(output).suffix
+    if suffix not in (None, *SUFFIXES):
+        raise InputError(f"the output must end in {' or '.join(SUFFIXES)}, found {str(output)!r}")
+    if isinstance(adata, (str, Path)) and output is not None and not copy:
+        from cytoglot.applications.embed_file import embed_file, takes_vectors
+
+        source = resolve_source(adata)
+        if isinstance(source, Path) and (suffix == ".parquet" or takes_vectors(source)):
+            embed_file(
+                source,
+                output,
+                as_cell_model(model, labels=(), cells=source, layer=layer, gene_options=gene_options),
+                layer=layer,
+                gene_options=gene_options,
+                context=context,
+                key_added=key_added,
+                min_overlap=min_overlap,
+                hidden_layer=hidden_layer,
+                pooling=pooling,
+                dtype=dtype,
+                batch_tokens=batch_tokens,
+                overwrite=overwrite,
+            )
+            return None
+    file = cells_to_change(adata, copy=copy, output=output, layer=layer, genes=gene_options)
+    cells = file.adata
+    reading: dict[str, Any] = {"layer": file.layer, "gene_options": file.genes}
+    model = as_cell_model(model, labels=(), cells=cells, **reading)
+    name = check_target(cells, "embedding", key_added, default=KEY, writes={"obsm": [key_added]}, copy=copy)
+    sentences, overlap = model.sentences(cells, min_overlap=min_overlap, **reading)
     embedding_nd = model.embeddings(
         sentences, context=context, layer=hidden_layer, pooling=pooling, dtype=dtype, batch_tokens=batch_tokens
     )
     empty = np.diff(sentences.offsets) == 0
     embedding_nd[empty] = 0
-    result = result_of(adata, copy=copy)
+    result = result_of(cells, copy=copy and cells is adata)
     result.obsm[key_added] = embedding_nd
     record = embedding_record(model, overlap, key_added=key_added, hidden_layer=hidden_layer, pooling=pooling)
-    add_record(result, name, {**record, "cells_without_genes": int(empty.sum())})
+    record["cells_without_genes"] = int(empty.sum())
+    add_record(result, name, record)
+    if output is not None and suffix == ".parquet":
+        with atomic_path(output) as path:
+            write_vectors(path, result.obs_names.to_numpy(), [embedding_nd], record, n_d=embedding_nd.shape[1])
+    elif output is not None:
+        write_h5ad(result, output)
     return result if copy else None
 
 
@@ -95,6 +166,32 @@ def embedding_record(
         "hidden_layer": layer,
         "overlap": str(overlap),
     }
+
+
+def write_vectors(
+    path: Path,
+    cell_ids: NDArray[np.object_],
+    parts: Iterable[NDArray[np.float32]],
+    record: Mapping[str, str | int],
+    *,
+    n_d: int,
+) -> None:
+    """Write cell ids and vectors as Parquet, a row group for each part; `record` becomes metadata of the file."""
+    schema = pa.schema(
+        [("cell_id", pa.string()), (str(record["key"]), pa.list_(pa.float32(), n_d))],
+        metadata={"cytoglot": json.dumps(dict(record))},
+    )
+    first = 0
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for vectors_nd in parts:
+            ids = pa.array(cell_ids[first : first + len(vectors_nd)], type=pa.string())
+            writer.write_table(pa.table([ids, vector_column(vectors_nd)], schema=schema))
+            first += len(vectors_nd)
+
+
+def vector_column(vectors_nd: NDArray[np.float32]) -> pa.Array:
+    """Return the vectors as a column of lists of d values."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

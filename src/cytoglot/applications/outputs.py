@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from cytoglot.cell_model.load import CellModel
+from cytoglot.data.genes.options import GeneOptions
+from cytoglot.data.whole_file import WholeFile, whole_file
 from cytoglot.errors import InputError
 from cytoglot.lm.model.fingerprint import model_fingerprint
 from cytoglot.manifest import fingerprint_bytes, fingerprint_texts, package_versions
@@ -24,6 +26,26 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+
+def cells_to_change(
+    source: AnnData | str | Path, *, copy: bool, output: str | Path | None, layer: str | None, genes: GeneOptions
+) -> WholeFile:
+    """Return the AnnData that a verb was given, or all of the file that it was given, and how its matrix is read.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or nothing would be left of the work.
+    """
+    if not isinstance(source, (str, Path)):
+        return WholeFile(adata=source, layer=layer, genes=genes)
+    if not copy and output is None:
+        raise InputError(
+            f"{source} is a file, which is not changed; pass copy=True to get its cells with what is added, or output= "
+            "to write them"
+        )
+    return whole_file(source, layer=layer, genes=genes)
 
 
 def check_target(

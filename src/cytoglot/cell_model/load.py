@@ -6,6 +6,7 @@ Axes: n cells, k labels, d embedding dimensions.
 from __future__ import annotations
 
 import logging
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +26,12 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.data.relations import read_relations
 from cytoglot.errors import InputError, VocabularyMismatchError
-from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.embedding.embed import Pooling, Precision, embed_texts
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.load import Dtype, load_language_model
-from cytoglot.lm.model.sources import find_file, is_hub_name
+from cytoglot.lm.model.load import Dtype, load_model
+from cytoglot.lm.model.sources import commit_of, find_file, is_hub_name
 from cytoglot.lm.scoring.score import score_answers
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
@@ -404,21 +404,34 @@ class CellModel:
         return [sentences.ids(i).astype(np.int64) for i in range(len(sentences))]
 
     @property
-    def language(self) -> CausalLm:
-        """The language model alone: prompts in, answers, likelihoods and vectors out."""
-        return CausalLm(lm=self.lm)
+    def language(self) -> LanguageModel:
+        """The language model alone; the old name of `lm`."""
+        warnings.warn("CellModel.language is CellModel.lm now", FutureWarning, stacklevel=2)
+        return self.lm
 
     def generate(
-        self, prompts: Sequence[str], answer_format: AnswerFormat, n_samples: int = 1, seed: int = 0
+        self, prompts: Sequence[str], answer_format: AnswerFormat | str = "free_text", n_samples: int = 1, seed: int = 0
     ) -> list[list[str]]:
-        """Return `n_samples` answers for each prompt, as `CausalLm.generate` does."""
-        return self.language.generate(prompts, answer_format, n_samples=n_samples, seed=seed)
+        """Return `n_samples` answers for each prompt, as `LanguageModel.generate` does.
+
+        Parameters
+        ----------
+        prompts, answer_format, n_samples, seed
+            As in `LanguageModel.generate`.
+        """
+        return self.lm.generate(prompts, answer_format, n_samples=n_samples, seed=seed)
 
     def log_likelihood(
         self, prompts: Sequence[str], answers: Sequence[str], *, terminator: bool = True
     ) -> NDArray[np.float64]:
-        """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers), as `CausalLm.log_likelihood` does."""
-        return self.language.log_likelihood(prompts, answers, terminator=terminator)
+        """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers), as `LanguageModel.log_likelihood` does.
+
+        Parameters
+        ----------
+        prompts, answers, terminator
+            As in `LanguageModel.log_likelihood`.
+        """
+        return self.lm.log_likelihood(prompts, answers, terminator=terminator)
 
     def embed(
         self,
@@ -428,8 +441,14 @@ class CellModel:
         *,
         spans: Sequence[tuple[int, int]] | None = None,
     ) -> NDArray[np.float32]:
-        """Return one vector per text, shape (n_texts, d), as `CausalLm.embed` does."""
-        return self.language.embed(texts, layer=layer, pooling=pooling, spans=spans)
+        """Return one vector per text, shape (n_texts, d), as `LanguageModel.embed` does.
+
+        Parameters
+        ----------
+        texts, layer, pooling, spans
+            As in `LanguageModel.embed`.
+        """
+        return self.lm.embed(texts, layer=layer, pooling=pooling, spans=spans)
 
     def embeddings(
         self,
@@ -464,53 +483,91 @@ class CellModel:
         )
 
 
-def load_model(
-    name_or_folder: str | Path,
-    *,
-    device: str = "auto",
-    dtype: Dtype = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> CellModel | CausalLm:
-    """Load any causal language model: a folder that `cytoglot.train` wrote, another folder, or a name on the hub.
+def load_cell_model(
+    name_or_folder: str | Path, *, device: str = "auto", dtype: Dtype = "auto", revision: str | None = None
+) -> CellModel:
+    """Load a model that `cytoglot.train` wrote, with its genes, labels and calibration.
 
-    What `cytoglot.train` wrote is a `CellModel`, from the hub as well; anything else is a `CausalLm`. Either answers
-    `generate(prompts, answer_format, n_samples=1, seed=0)`, `log_likelihood(prompts, answers)` and `embed(texts,
-    layer=-1, pooling="mean")`; a `CellModel` knows of genes and cell types besides.
-
-    Raises
-    ------
-    InputError
-        See `cytoglot.lm.model.load.load_language_model`.
-    """
-    if is_model_folder(name_or_folder):
-        return load_cell_model(name_or_folder, device=device, dtype=dtype)
-    lm = load_language_model(
-        name_or_folder, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
-    if is_hub_name(name_or_folder):
-        found = [find_file(str(name_or_folder), file, lm.revision or revision) for file in (SPEC_FILE, SPLIT_FILE)]
-        if found[0] is not None:
-            return CellModel(lm=lm, spec=CellModelSpec.load(found[0].parent), folder=found[0].parent)
-    return CausalLm(lm=lm)
-
-
-def load_cell_model(name_or_folder: str | Path, *, device: str = "auto", dtype: Dtype = "auto") -> CellModel:
-    """Load a model folder that `cytoglot.train` wrote.
+    Parameters
+    ----------
+    name_or_folder
+        A model folder, or the name of one on the Hugging Face hub ("OWNER/NAME"). A folder that exists wins.
+    device
+        "auto" takes cuda, else mps, else cpu; anything else is given to torch.
+    dtype
+        What the weights are held in: "auto" is float32 on a CPU, and else the type they were saved in.
+    revision
+        Branch, tag or commit on the hub.
 
     Raises
     ------
     InputError
-        The folder is missing, holds no `cytoglot.json` (the message says how to use such a checkpoint), or its
-        weights cannot be read.
+        The folder is missing, it or the repository holds no `cytoglot.json` (the message says how to use such a
+        checkpoint), or its weights cannot be read.
     """
-    folder = Path(name_or_folder)
+    found = _spec_folder(name_or_folder, revision)
+    if found is None and is_hub_name(name_or_folder) and "/" in str(name_or_folder):
+        raise InputError(
+            f"there is no {SPEC_FILE} in {name_or_folder} on the hub, so it is no cytoglot model (or it cannot be "
+            "reached); load it with cytoglot.load_model, and pass labels= to annotate with it"
+        )
+    folder = found or Path(name_or_folder)
     spec = CellModelSpec.load(folder)
-    return CellModel(lm=load_language_model(folder, device=device, dtype=dtype), spec=spec, folder=folder)
+    return CellModel(
+        lm=load_model(name_or_folder, device=device, dtype=dtype, revision=revision), spec=spec, folder=folder
+    )
+
+
+def as_cell_model(
+    model: CellModel | LanguageModel | str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    cells: AnnData | str | Path | None = None,
+    layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
+    context: Mapping[str, str] | None = None,
+    device: str = "auto",
+) -> CellModel:
+    """Return the cell model that a verb was given, loaded if it is a folder or a name.
+
+    A language model that was not trained here, or its name, becomes an annotator of `labels` over the genes of `cells`
+    (see `load_checkpoint`); one that was loaded from a folder of `cytoglot.train` is that folder's cell model.
+
+    Parameters
+    ----------
+    model
+        A cell model, a language model, a folder, or a name on the hub.
+    labels, cells, layer, gene_options, context
+        For a language model that knows no genes: its labels (none for a task without labels), the cells whose genes it
+        is asked about, how they are read, and metadata that every prompt states.
+    device
+        Of a model that is loaded here.
+
+    Raises
+    ------
+    InputError
+        The model cannot be loaded, or it has no genes of its own and `labels` or `cells` are missing.
+    """
+    if isinstance(model, CellModel):
+        return model
+    if isinstance(model, LanguageModel):
+        folder = None if model.source is None else _spec_folder(model.source, model.revision)
+        if folder is not None:
+            return CellModel(lm=model, spec=CellModelSpec.load(folder), folder=folder)
+    elif labels is None or _spec_folder(model, None) is not None:
+        return load_cell_model(model, device=device)
+    if labels is None or cells is None:
+        raise InputError(
+            f"{model} was not trained by cytoglot, so it has no genes and no labels of its own; pass labels=[...] to "
+            "annotate cells with it"
+        )
+    with open_cells(cells, layer=layer, **gene_options.keywords) as stream:
+        vocabulary = stream.vocabulary
+    return load_checkpoint(model, vocabulary, labels=labels, context=context, device=device)
 
 
 def load_checkpoint(
-    name_or_folder: str | Path,
+    model: LanguageModel | str | Path,
     vocabulary: GeneVocabulary,
     *,
     labels: Sequence[str],
@@ -520,11 +577,12 @@ def load_checkpoint(
     dtype: Dtype = "auto",
     revision: str | None = None,
 ) -> CellModel:
-    """Load any causal language model as an annotator of the given labels, without training.
+    """Return any causal language model, or load it, as an annotator of the given labels, without training.
 
     Cells are ranked over the query's own genes, ties by the default rule; probabilities are not calibrated.
     """
-    lm = load_language_model(name_or_folder, device=device, dtype=dtype, revision=revision)
+    if not isinstance(model, LanguageModel):
+        model = load_model(model, device=device, dtype=dtype, revision=revision)
     spec = CellModelSpec(
         vocabulary=vocabulary,
         ranking=RankSettings(top_genes=top_genes),
@@ -533,7 +591,18 @@ def load_checkpoint(
         context=dict(context or {}),
         tasks=("cell_type_annotation",),
     )
-    return CellModel(lm=lm, spec=spec, folder=None)
+    return CellModel(lm=model, spec=spec, folder=None)
+
+
+def _spec_folder(source: str | Path, revision: str | None) -> Path | None:
+    """Return the folder, or the cached one of a hub repository, that holds a `cytoglot.json`; None without one."""
+    if is_model_folder(source):
+        return Path(source)
+    if not is_hub_name(source) or "/" not in str(source):
+        return None
+    commit = commit_of(str(source), revision) or revision
+    found = [find_file(str(source), file, commit) for file in (SPEC_FILE, SPLIT_FILE)]
+    return None if found[0] is None else found[0].parent
 
 
 def check_pooling(pooling: str) -> None:

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cytoglot.errors import InputError
-from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import length_batches
@@ -359,7 +358,7 @@ def test_batches_hold_every_row_once_and_keep_their_bounds(lengths, max_tokens, 
 
 
 def test_one_text_or_an_empty_one_is_no_list_of_answers(scratch_lm):
-    scorer = CausalLm(lm=scratch_lm)
+    scorer = scratch_lm
     with pytest.raises(InputError, match=r"found one text of 6 characters; pass \[text\]"):
         scorer.log_likelihood(["Cell?"], "B cell")
     with pytest.raises(InputError, match="answers to score must not be empty"):

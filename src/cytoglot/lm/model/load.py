@@ -32,7 +32,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "8bit", "4bit"]
 
 
-def load_language_model(
+def load_model(
     name_or_folder: str | Path,
     *,
     device: str = "auto",
@@ -139,9 +139,7 @@ def _adapted(adapter: Adapter, device: str, dtype: Dtype, *, trust: bool) -> Lan
     """Return the base with the adapter merged into its weights, and with the tokenizer beside the adapter, if any."""
     peft = require("peft", extra="train", purpose="an adapter")
     try:
-        lm = load_language_model(
-            adapter.base, device=device, dtype=dtype, revision=adapter.revision, trust_remote_code=trust
-        )
+        lm = load_model(adapter.base, device=device, dtype=dtype, revision=adapter.revision, trust_remote_code=trust)
     except InputError as error:
         raise InputError(f"the adapter in {adapter.folder} needs its base {adapter.base}: {error}") from error
     if adapter.has_tokenizer:
@@ -173,7 +171,7 @@ def read_configuration(
     Raises
     ------
     InputError
-        As for `load_language_model`.
+        As for `load_model`.
     """
     source = checked_source(name_or_folder)
     commit = commit_of(source, revision)

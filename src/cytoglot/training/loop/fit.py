@@ -24,7 +24,7 @@ from cytoglot.cell_model.spec import TRAINING_FILE, save_split
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
-from cytoglot.lm.model.load import load_language_model
+from cytoglot.lm.model.load import load_model
 from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
 from cytoglot.manifest import Manifest
 from cytoglot.training.loop.batches import ReadAhead
@@ -116,7 +116,7 @@ def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreT
         # Frozen weights may be in half precision; those that learn may not.
         quantize = recipe.lora.quantize if recipe.lora is not None else "none"
         half = quantize != "none" or (recipe.lora is not None and uses_bf16(recipe.optim, device))
-        lm = load_language_model(
+        lm = load_model(
             recipe.model.base,
             device=run.device,
             dtype="bfloat16" if half else "float32",
@@ -296,7 +296,7 @@ def finish(
             if run.recipe.lora is None or run.recipe.lora.quantize == "none":
                 lm = merge_lora(lm)
             else:  # into weights that were quantized for training, the adapter is merged as they were before
-                lm = load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
+                lm = load_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
         model = make_model(lm)
         told = {"history": history.rows, "messages": list(messages), **(facts or {})}
         if held_out is not None:
