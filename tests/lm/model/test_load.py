@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as library_logging
 
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, set_threads
 from cytoglot.lm.model.load import load_model
 from cytoglot.lm.scoring.score import score_answers
@@ -109,7 +109,7 @@ def test_truncated_weights_are_refused(folder):
     for size in (weights.stat().st_size // 2, 4, 0):
         with weights.open("r+b") as handle:
             handle.truncate(size)
-        with pytest.raises(InputError, match=r"the model in .* cannot be loaded"):
+        with pytest.raises(ResourceError, match=r"the model in .* cannot be loaded"):
             load_model(folder)
 
 

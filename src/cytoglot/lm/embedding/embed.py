@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches, pad_right
@@ -177,7 +177,7 @@ def embed_tokens(
     for row, vector_sd in pooled_states(lm, tokens.rows, tokens.ranges, **options):
         embedding_nd[row] = vector_sd[0]
         if not np.isfinite(vector_sd).all():
-            raise InputError(
+            raise ResourceError(
                 "the model gives vectors that are not finite; its weights are damaged or its type too narrow"
             )
         on_text()

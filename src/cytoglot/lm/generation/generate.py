@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import Cache
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, GeneratedAnswer
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler
@@ -380,7 +380,9 @@ def _read_prompts(lm: LanguageModel, batch: _Batch, prompts: Sequence[int] | Non
     read_ids_pt = torch.from_numpy(ids_pt).to(lm.device)
     logits_pv, cache = _forward(lm, read_ids_pt, cache, mask_pt, positions_pt)
     if not bool(logits_pv.isfinite().all()):
-        raise InputError("the model gives logits that are not finite; its weights are damaged or its type too narrow")
+        raise ResourceError(
+            "the model gives logits that are not finite; its weights are damaged or its type too narrow"
+        )
     return _Reading(
         cache=cache,
         ids_bt=read_ids_pt if cache is None else None,

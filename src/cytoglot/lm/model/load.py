@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.extras import require
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
 from cytoglot.lm.model.lora import merge_lora
@@ -67,9 +67,11 @@ def load_model(
     Raises
     ------
     InputError
-        The folder is missing or is not a model folder, the hub cannot provide the name, weights are missing or
-        damaged, the tokenizer is missing or does not belong to the model, the model brings code that is not trusted,
-        the base of an adapter cannot be found, or the device is not there.
+        The folder is missing or is not a model folder, the hub cannot provide the name, weights are missing, the
+        tokenizer is missing or does not belong to the model, the model brings code that is not trusted, the base of an
+        adapter cannot be found, or the device is not there.
+    ResourceError
+        The weights are damaged.
     """
     target = choose_device(device)
     quantization = _quantization(quantize, target)
@@ -114,7 +116,8 @@ def _read(
     except Exception as error:
         if not isinstance(error, (KeyError, ImportError, RuntimeError)) and not is_of_the_hub(error):
             raise
-        raise InputError(_why_not(name_or_folder, error)) from error
+        damaged = type(error).__module__.startswith("safetensors")
+        raise (ResourceError if damaged else InputError)(_why_not(name_or_folder, error)) from error
     for kind, consequence in (("missing_keys", "would be random"), ("mismatched_keys", "have another shape")):
         keys = sorted(str(key) for key in loading.get(kind) or ())
         if keys:
