@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cytoglot import corpus as corpus
+    from cytoglot import metrics as metrics
     from cytoglot.applications.annotation import annotate as annotate
     from cytoglot.applications.answering import answer_prompts as answer_prompts
     from cytoglot.applications.embedding import embed as embed
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from cytoglot.benchmark.evaluate import evaluate as evaluate
     from cytoglot.cell_model.load import CellModel as CellModel
     from cytoglot.cell_model.load import load_cell_model as load_cell_model
+    from cytoglot.data import datasets as datasets
     from cytoglot.data.audit import audit as audit
     from cytoglot.data.datasets import load_dataset as load_dataset
     from cytoglot.data.genes.vocabulary import GeneVocabulary as GeneVocabulary
@@ -59,14 +62,18 @@ _HOME = {
     "write_sentences": "cytoglot.sentence.parquet",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+_MODULES = {"corpus": "cytoglot.corpus", "datasets": "cytoglot.data.datasets", "metrics": "cytoglot.metrics"}
+
+__all__ = ["__version__", *sorted({*_HOME, *_MODULES})]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name in _MODULES:
+        value: object = importlib.import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 'cytoglot' has no attribute {name!r}")
-    home = importlib.import_module(_HOME[name])
-    value = getattr(home, name)
     globals()[name] = value  # the next use is an ordinary attribute
     return value
 

@@ -165,6 +165,25 @@ def answer_prompts(
 
     Parameters
     ----------
+    prompts
+        Texts with ids (`read_prompts` reads them from a file).
+    output
+        Parquet file to write.
+    answer_format
+        What a valid answer is: see `LanguageModel.generate`.
+    n_samples
+        Answers for each prompt.
+    seed
+        Of the sampling.
+    log_likelihood
+        Add the column `log_likelihood`; not for free text.
+    keep_prompts
+        Add the column `prompt`.
+    engine, workers, gpus_per_worker
+        "local" computes in this process, or in `workers` processes; "ray" on a Ray cluster, with that many GPUs (or a
+        fraction of one) for each worker.
+    overwrite
+        Begin anew where there are an output or parts of other settings.
     generator
         A generator, or what makes one in each worker (`ModelSource`), which more than one worker or Ray needs. A plain
         `TextGenerator` is asked prompt by prompt with a seed made of seed and id. A generator without `settings()`

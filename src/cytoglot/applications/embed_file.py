@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytoglot.applications.embedding import KEY, SUFFIXES, embedding_record, vector_column, write_vectors
 from cytoglot.applications.outputs import check_names, check_record, model_settings, parts_of
+from cytoglot.applications.vector_files import KEY, SUFFIXES, embedding_record, vector_column, write_vectors
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.formats import readable

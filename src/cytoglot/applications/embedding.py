@@ -5,33 +5,29 @@ Axes: n cells, d embedding dimensions.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from cytoglot.applications.embed_file import embed_file, takes_vectors
 from cytoglot.applications.outputs import add_record, cells_to_change, check_target, result_of
+from cytoglot.applications.vector_files import KEY, SUFFIXES, embedding_record, write_vectors
 from cytoglot.atomic import atomic_path
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, VocabularyOverlap, as_cell_model
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, as_cell_model
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.write import write_h5ad
 from cytoglot.errors import InputError
-from cytoglot.lm.embedding.embed import Precision, checked_layer
+from cytoglot.lm.embedding.embed import Precision
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.tasks.task import check_context
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-KEY = "X_cytoglot"
-SUFFIXES = (".h5ad", ".parquet")
 
 
 def embed(
@@ -108,8 +104,6 @@ def embed(
     if suffix not in (None, *SUFFIXES):
         raise InputError(f"the output must end in {' or '.join(SUFFIXES)}, found {str(output)!r}")
     if isinstance(adata, (str, Path)) and output is not None and not copy:
-        from cytoglot.applications.embed_file import embed_file, takes_vectors
-
         source = resolve_source(adata)
         if isinstance(source, Path) and (suffix == ".parquet" or takes_vectors(source)):
             embed_file(
@@ -150,48 +144,6 @@ def embed(
     elif output is not None:
         write_h5ad(result, output)
     return result if copy else None
-
-
-def embedding_record(
-    model: CellModel, overlap: VocabularyOverlap, *, key_added: str, hidden_layer: int, pooling: CellPooling
-) -> dict[str, str | int]:
-    """Return what `uns["cytoglot"]["embedding"]` says: values that every AnnData format can store."""
-    pooled = {"mean": "mean over real tokens", "last": "last token", "sentence": "mean over the tokens of the genes"}
-    layer = checked_layer(model.lm, hidden_layer)
-    n_layers = checked_layer(model.lm, -1)
-    which = "last hidden state" if layer == n_layers else f"hidden state {layer} of {n_layers}"
-    return {
-        "key": key_added,
-        "pooling": f"{pooled[pooling]}, {which}",
-        "hidden_layer": layer,
-        "overlap": str(overlap),
-    }
-
-
-def write_vectors(
-    path: Path,
-    cell_ids: NDArray[np.object_],
-    parts: Iterable[NDArray[np.float32]],
-    record: Mapping[str, str | int],
-    *,
-    n_d: int,
-) -> None:
-    """Write cell ids and vectors as Parquet, a row group for each part; `record` becomes metadata of the file."""
-    schema = pa.schema(
-        [("cell_id", pa.string()), (str(record["key"]), pa.list_(pa.float32(), n_d))],
-        metadata={"cytoglot": json.dumps(dict(record))},
-    )
-    first = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for vectors_nd in parts:
-            ids = pa.array(cell_ids[first : first + len(vectors_nd)], type=pa.string())
-            writer.write_table(pa.table([ids, vector_column(vectors_nd)], schema=schema))
-            first += len(vectors_nd)
-
-
-def vector_column(vectors_nd: NDArray[np.float32]) -> pa.Array:
-    """Return the vectors as a column of lists of d values."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
 
 
 @dataclass(frozen=True, kw_only=True)

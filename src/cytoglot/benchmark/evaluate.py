@@ -120,10 +120,20 @@ def evaluate(
         The file that the model was trained from (its training cells fit the baselines, its test cells are judged), or
         another one. Training and validation cells are never judged, whatever their names are: cells are known by what
         they hold. Cells that the model's split knows neither by name nor by content are new, and judged.
+    model
+        A cell model, or its folder or name on the hub.
     label
         Column of the true cell types; by default the one the model was trained on.
     layer, gene_options
         Which matrix is read, and how its columns become genes.
+    out
+        Folder for the results; a new one, or one of an earlier evaluation.
+    settings
+        What is computed; by default all of it.
+    seed
+        Of the baselines, the control, generated cells and resampling.
+    device
+        Of the model, if it is loaded here.
     new_cells
         Cells that are named as cells of the split but hold other values are other cells.
 

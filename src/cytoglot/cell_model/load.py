@@ -29,7 +29,7 @@ from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.embedding.embed import Pooling, Precision, embed_texts
 from cytoglot.lm.generation.generate import generate_answers
-from cytoglot.lm.model.language_model import LanguageModel
+from cytoglot.lm.model.language_model import LanguageModel, html_card
 from cytoglot.lm.model.load import Dtype, load_model
 from cytoglot.lm.model.sources import commit_of, find_file, is_hub_name
 from cytoglot.lm.scoring.score import score_answers
@@ -108,9 +108,12 @@ class SentenceStream:
         return (ranker.sentences(block, cells.cell_ids[place]) for place, block in ranked)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CellModel:
-    """What the applications work on."""
+    """A language model with the genes, labels and calibration that make it one of cells.
+
+    `cytoglot.load_cell_model` and `cytoglot.train` return it, and the verbs take it.
+    """
 
     lm: LanguageModel
     spec: CellModelSpec
@@ -118,8 +121,43 @@ class CellModel:
     templates_of_tasks: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
     """task → the same in other wordings, such as those that a released checkpoint was trained with"""
 
+    def __repr__(self) -> str:
+        return f"<CellModel: {', '.join(self._facts)}>"
+
+    def _repr_html_(self) -> str:
+        shown = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
+        return html_card("CellModel", [*self._facts, *([f"labels: {shown}"] if shown else [])])
+
+    @property
+    def _facts(self) -> list[str]:
+        size = f"{self.lm.model.num_parameters() / 1e6:,.1f} M parameters"
+        place = [] if self.folder is None else [f"{self.folder}/"]
+        return [f"{len(self.labels):,} labels", f"{len(self.genes):,} genes", size, *place]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The cell types that it assigns, in the order of its probabilities."""
+        return self.spec.labels
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The symbols of the genes that it reads and writes, in the order of its vocabulary."""
+        return tuple(self.spec.vocabulary.symbols)
+
+    @property
+    def card(self) -> str:
+        """The text of the model card, `README.md` of its folder; empty where there is none."""
+        path = None if self.folder is None else self.folder / "README.md"
+        return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+
     def task(self, name: str) -> Task[Any, Any]:
-        """Return a task in the wordings of this model."""
+        """Return a task in the wordings of this model.
+
+        Parameters
+        ----------
+        name
+            Of the registry, such as "cell_type_annotation".
+        """
         return self.templates_of_tasks.get(name) or tasks[name]
 
     def with_templates(self, source: str | Path) -> CellModel:
@@ -138,7 +176,13 @@ class CellModel:
         return replace(self, templates_of_tasks={**self.templates_of_tasks, **changed})
 
     def truncate(self, sentences: CellSentences) -> CellSentences:
-        """Return the sentences at the length that the model writes: as in training, and as its context has room for."""
+        """Return the sentences at the length that the model writes: as in training, and as its context has room for.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        """
         limits = [] if self.spec.ranking.top_genes is None else [self.spec.ranking.top_genes]
         if self.lm.context_length is not None:
             # Words of any kind that fit after the prompt of any type; at least 1.
@@ -167,7 +211,13 @@ class CellModel:
         return rank_curve_from_dict(self.spec.rank_curve)
 
     def with_calibration(self, calibration: Calibration) -> CellModel:
-        """Return the model with another temperature and threshold."""
+        """Return the model with another temperature and threshold.
+
+        Parameters
+        ----------
+        calibration
+            The temperature that label scores are divided by, and the confidence below which a cell is `unassigned`.
+        """
         return replace(self, spec=replace(self.spec, calibration=calibration))
 
     def sentences(
@@ -181,6 +231,17 @@ class CellModel:
         """Rank the cells of `adata` over the model's genes, as in training; labels are neither needed nor read.
 
         The sentences are whole: `records` cuts them off at the model's length, after a view has dropped its genes.
+
+        Parameters
+        ----------
+        adata
+            Cells; counts or log values.
+        layer
+            Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+        gene_options
+            How columns become genes: see `cytoglot.read`.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the cells must have.
 
         Raises
         ------
@@ -212,6 +273,19 @@ class CellModel:
     ) -> Iterator[SentenceStream]:
         """Open cells to rank them by chunks; of a file `obs`, the names of genes and one chunk are in memory.
 
+        Parameters
+        ----------
+        source
+            An AnnData, or a file that `cytoglot.read` takes.
+        layer
+            Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+        gene_options
+            How columns become genes: see `cytoglot.read`.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the cells must have.
+        chunk_cells
+            Cells ranked at a time.
+
         Raises
         ------
         VocabularyMismatchError, InputError
@@ -224,6 +298,13 @@ class CellModel:
 
     def overlap_with(self, query: GeneVocabulary, *, min_overlap: float = MIN_OVERLAP) -> VocabularyOverlap:
         """Return how a query's genes meet those of the model.
+
+        Parameters
+        ----------
+        query
+            The genes of the cells.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the query must have.
 
         Raises
         ------
@@ -243,7 +324,17 @@ class CellModel:
     def records(
         self, sentences: CellSentences, *, context: Mapping[str, str] | None = None, view: int = 0
     ) -> Iterator[CellRecord]:
-        """Yield one record per cell, without a label; `context` is added to the model's own."""
+        """Yield one record per cell, without a label.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        view
+            0: the cell as it is; others leave out some genes, the same ones each time.
+        """
         check_context(context)
         metadata = {**self.spec.context, **(context or {})}
         words = sentences.vocabulary.names
@@ -268,6 +359,21 @@ class CellModel:
         What `obs` knows of the cells under recognized names is told; cell groups are the cells of one value of
         `obs["cell_group"]`, relations as in `cytoglot.data.relations.read_relations`. A record that the task cannot ask
         without its answer is left out only if it has no content: labels are not needed.
+
+        Parameters
+        ----------
+        adata
+            Cells; counts or log values.
+        task
+            Name of a task of the registry.
+        layer
+            Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+        gene_options
+            How columns become genes: see `cytoglot.read`.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the cells must have.
+        template
+            Number or name of the prompt template; None takes the shortest that fits.
 
         Raises
         ------
@@ -303,6 +409,21 @@ class CellModel:
 
         A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
         are left for an answer.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        task
+            Name of a task of the registry about one cell.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        view
+            As in `records`.
+        template
+            Number or name of the prompt template; None takes the default one.
+        n_reserved
+            Tokens to leave for the answer.
         """
         chosen: Task[CellRecord, Any] = self.task(task)
         records = list(self.records(sentences, context=context, view=view))
@@ -342,7 +463,21 @@ class CellModel:
         context: Mapping[str, str] | None = None,
         template: int | str | None = None,
     ) -> NDArray[np.float64]:
-        """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalized over the labels."""
+        """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalized over the labels.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        labels
+            k labels; None: the model's own.
+        views
+            Augmented views of a cell to average; None: the model's number.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        template
+            Number or name of the prompt template; None takes the default one.
+        """
         annotation = self.task("cell_type_annotation")
         assert isinstance(annotation, LabelAnswer)
         answers = annotation.label_completions(self.spec.labels if labels is None else labels)
@@ -368,6 +503,21 @@ class CellModel:
         """Return one new cell sentence per length: every word a gene of the vocabulary, none twice.
 
         The number of a cell, counted from `first`, is the key of its noise, so a cell does not depend on others.
+
+        Parameters
+        ----------
+        cell_type
+            One of the model's labels; None is any type.
+        lengths
+            Genes of each sentence, shape (n,).
+        temperature, top_p
+            Of the sampling; temperature 0 takes the most likely gene.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        seed
+            Of the noise.
+        first
+            Number of the first cell.
         """
         prompts, formats = self.generation_prompts(cell_type, lengths, context=context)
         answers = generate_answers(
@@ -384,7 +534,13 @@ class CellModel:
     def generation_prompts(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, context: Mapping[str, str] | None = None
     ) -> tuple[list[str], list[DistinctWords]]:
-        """Return the prompt for a new cell sentence of each length, and the format of its answer."""
+        """Return the prompt for a new cell sentence of each length, and the format of its answer.
+
+        Parameters
+        ----------
+        cell_type, lengths, context
+            As in `write`.
+        """
         task: Task[CellRecord, Any] = self.task("unconditional_generation" if cell_type is None else "cell_generation")
         check_context(context)
         known = {} if cell_type is None else {"cell_type": cell_type}
@@ -398,7 +554,13 @@ class CellModel:
     def generate_ids(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, temperature: float, seed: int = 0
     ) -> list[NDArray[np.int64]]:
-        """Return the gene ids of one new sentence per length, highest first."""
+        """Return the gene ids of one new sentence per length, highest first.
+
+        Parameters
+        ----------
+        cell_type, lengths, temperature, seed
+            As in `write`.
+        """
         texts = self.write(cell_type, lengths, temperature=temperature, seed=seed)
         sentences, _ = decode_texts(texts, self.spec.vocabulary)
         return [sentences.ids(i).astype(np.int64) for i in range(len(sentences))]
@@ -464,8 +626,16 @@ class CellModel:
 
         Parameters
         ----------
-        layer, batch_tokens, dtype
-            As in `cytoglot.lm.embedding.embed.embed_texts`.
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        layer
+            Hidden state: 0 the token vectors, 1 the first layer, …, -1 the last.
+        batch_tokens
+            Most tokens of a batch; None: what suits the device.
+        dtype
+            What to compute with: "float32", "bfloat16", or "auto": float32 on a CPU and bfloat16 on CUDA.
         pooling
             "mean" over all tokens of the prompt, "last" token, or "sentence": mean over the tokens of the genes alone
             (an empty cell has none, and gets the mean over its prompt).

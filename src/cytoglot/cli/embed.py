@@ -61,9 +61,10 @@ def embed_command(
 ) -> None:
     """Write a vector for every cell, of a file of any size (nothing here is random: the seed changes nothing)."""
     from cytoglot.applications.embed_file import CHUNK_CELLS, embed_file, takes_vectors
-    from cytoglot.applications.embedding import KEY, SUFFIXES, embed
+    from cytoglot.applications.embedding import embed
     from cytoglot.applications.forecast import forecast_cells
     from cytoglot.applications.outputs import record_name
+    from cytoglot.applications.vector_files import KEY, SUFFIXES
     from cytoglot.data.datasets import resolve_source
     from cytoglot.lm.model.language_model import set_threads
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -31,11 +31,13 @@ from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler
-from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.lm.runtime.halve_on_oom import release_memory
 from cytoglot.lm.runtime.prefix_cache import expand, prefix_groups, read_prefix
 from cytoglot.progress import progress_bar
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 

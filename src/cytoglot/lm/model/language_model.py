@@ -5,6 +5,7 @@ Its methods are the front of the floors above (generation, scoring, embedding), 
 
 from __future__ import annotations
 
+import html
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -55,9 +56,16 @@ class LanguageModel:
     """most answers written at the same time"""
 
     def __repr__(self) -> str:
-        n_parameters = f"{self.model.num_parameters() / 1e6:,.1f} M parameters"
-        parts = [type(self.model).__name__, n_parameters, str(self.device), *([self.source] if self.source else [])]
-        return f"<LanguageModel: {', '.join(parts)}>"
+        return f"<LanguageModel: {', '.join(self.facts)}>"
+
+    def _repr_html_(self) -> str:
+        return html_card("LanguageModel", self.facts)
+
+    @property
+    def facts(self) -> list[str]:
+        """Architecture, size, device and source, as a line of text shows them."""
+        size = f"{self.model.num_parameters() / 1e6:,.1f} M parameters"
+        return [type(self.model).__name__, size, str(self.device), *([self.source] if self.source else [])]
 
     def settings(self) -> dict[str, Any]:
         """Return JSON values of all that decides the answers, the weights among them."""
@@ -234,6 +242,11 @@ class LanguageModel:
         return self.model.get_decoder()
 
     @property
+    def is_adapted(self) -> bool:
+        """Whether the model has an adapter that is not merged."""
+        return hasattr(self.model, "peft_config")
+
+    @property
     def attention_window(self) -> int | None:
         """Shortest span that some layer's attention is limited to, None when every layer sees the whole text."""
         config = self.model.config.get_text_config()
@@ -256,10 +269,22 @@ class LanguageModel:
             self.model.train(was_training)
 
     def save(self, folder: str | Path) -> None:
-        """Write weights (safetensors), configuration and tokenizer as a plain `transformers` folder, atomically."""
+        """Write weights (safetensors), configuration and tokenizer as a plain `transformers` folder, atomically.
+
+        Parameters
+        ----------
+        folder
+            Where to write; what lies there is replaced.
+        """
         with atomic_path(folder) as path, own_progress_only():
             self.model.save_pretrained(path)
             self.tokenizer.save_pretrained(path)
+
+
+def html_card(title: str, lines: Sequence[str]) -> str:
+    """Return what a notebook shows of a model."""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    return f"<div><b>{html.escape(title)}</b><ul style='margin:0'>{items}</ul></div>"
 
 
 def _checked(prompts: Sequence[str], answer_format: AnswerFormat | str) -> tuple[Sequence[str], AnswerFormat]:

@@ -21,7 +21,7 @@ import logging
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 from transformers import Cache, PreTrainedModel
 
 from cytoglot.errors import InputError, ResourceError
-from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches
 from cytoglot.lm.runtime.halve_on_oom import in_halves
@@ -38,6 +37,9 @@ from cytoglot.lm.scoring import strategies as answer_passes
 from cytoglot.lm.scoring.answer_tree import AnswerTree, Ids, split_answers
 from cytoglot.lm.scoring.strategies import cached_batch, cached_tree, full_forward, single_pass_tree
 from cytoglot.progress import progress_bar
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
