@@ -38,7 +38,7 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, PreTrainedTokenize
 from benchmarks.peer import peer_python
 from cytoglot.data.datasets import known_datasets, load_dataset
 from cytoglot.lm.model.language_model import LanguageModel, set_threads
-from cytoglot.lm.model.load import load_language_model
+from cytoglot.lm.model.load import load_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts
 from cytoglot.lm.runtime import prefix_cache
 from cytoglot.lm.runtime.batches import length_batches, pad_right
@@ -95,7 +95,7 @@ def main() -> None:
     genes = most_frequent(sentences, MAX_GENE_WORDS)
     labels = sorted(set(cell_types)) if arguments.model else LABELS
     if arguments.model:
-        lm = load_language_model(arguments.model, device="cpu")
+        lm = load_model(arguments.model, device="cpu")
         config = lm.model.config
         arguments.width, arguments.layers = config.hidden_size, config.num_hidden_layers
     else:

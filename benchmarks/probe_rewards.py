@@ -22,7 +22,7 @@ from cytoglot.corpus.read.examples import CorpusExamples
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.readers.read import read
-from cytoglot.lm.model.load import load_language_model
+from cytoglot.lm.model.load import load_model
 from cytoglot.tasks.task import tasks
 from cytoglot.training.recipe import SentenceRecipe
 from cytoglot.training.rl.hacking_checks import HackingReport, check_reward_hacking
@@ -97,7 +97,7 @@ def main() -> None:
         asked = partial(held_out, cells, n=options.prompts, top_genes=sentence.top_genes)
         context, mixtures = what_rewards_know(cells, sentence.top_genes), dict(MIXTURES)
         if options.model:
-            context = replace(context, lm=load_language_model(options.model, device="cpu"))
+            context = replace(context, lm=load_model(options.model, device="cpu"))
             for target in ("centre", "typical"):
                 mixtures[f"embedding_distance ({target})"] = {"embedding_distance": {"target": target}}
             mixtures["recommended, embedding_distance"] = RECOMMENDED | {"embedding_distance": {"weight": 0.5}}

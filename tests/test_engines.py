@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cytoglot.engines import Engine, running
-from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.errors import InputError, ResourceError, UnknownNameError
 
 NUMBERS = [5, 3, 4, 0, 6]
 
@@ -59,7 +59,7 @@ def test_after_an_error_nothing_more_is_begun() -> None:
 
 def test_a_worker_that_is_killed_is_told_in_one_line_and_others_take_its_place() -> None:
     with running("local", 2) as pool:
-        with pytest.raises(InputError, match="a worker process was ended from outside"):
+        with pytest.raises(ResourceError, match="a worker process was ended from outside"):
             list(pool.map(os._exit, [9, 9, 9], description="x"))
         assert list(pool.map(math.factorial, [3], description="x")) == [6]
 

@@ -146,7 +146,7 @@ def test_7_an_empty_cell_is_an_empty_sentence_and_is_counted(tiny_model: CellMod
     matrix[1] = 0
     with_empty.X = sparse.csr_matrix(matrix)
     assert cg.encode(with_empty).n_empty == 1
-    annotated = cg.annotate(with_empty, tiny_model)
+    annotated = cg.annotate(with_empty, tiny_model, copy=True)
     assert np.isfinite(annotated.obs["cytoglot_cell_type_confidence"]).tolist() == [True, False, True]
     assert annotated.obs["cytoglot_cell_type"].iloc[1] == "unassigned"
     assert annotated.uns["cytoglot"]["annotation"]["cells_without_genes"] == 1
@@ -158,8 +158,8 @@ def test_7_an_empty_cell_is_an_empty_sentence_and_is_counted(tiny_model: CellMod
 def test_8_cells_without_any_label_are_embedded_and_annotated(cells: AnnData, tiny_model: CellModel) -> None:
     """There: KeyError 'cell_type', then KeyError 'organism'."""
     bare = _unlabelled(cells[:12])
-    assert cg.embed(bare, tiny_model).obsm["X_cytoglot"].shape[0] == 12
-    assert cg.annotate(bare, tiny_model).obs["cytoglot_cell_type"].notna().all()
+    assert cg.embed(bare, tiny_model, copy=True).obsm["X_cytoglot"].shape[0] == 12
+    assert cg.annotate(bare, tiny_model, copy=True).obs["cytoglot_cell_type"].notna().all()
 
 
 def test_9_a_vector_does_not_depend_on_its_companions(cells: AnnData, tiny_model: CellModel) -> None:
@@ -168,9 +168,9 @@ def test_9_a_vector_does_not_depend_on_its_companions(cells: AnnData, tiny_model
     matrix = uneven.X.toarray()
     matrix[::2, 10:] = 0  # short sentences beside long ones
     uneven.X = sparse.csr_matrix(matrix)
-    together = cg.embed(uneven, tiny_model).obsm["X_cytoglot"]
-    backwards = cg.embed(uneven[::-1], tiny_model).obsm["X_cytoglot"][::-1]
-    alone = np.concatenate([cg.embed(uneven[i : i + 1], tiny_model).obsm["X_cytoglot"] for i in range(12)])
+    together = cg.embed(uneven, tiny_model, copy=True).obsm["X_cytoglot"]
+    backwards = cg.embed(uneven[::-1], tiny_model, copy=True).obsm["X_cytoglot"][::-1]
+    alone = np.concatenate([cg.embed(uneven[i : i + 1], tiny_model, copy=True).obsm["X_cytoglot"] for i in range(12)])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     np.testing.assert_allclose(together, backwards, atol=1e-5)
 
@@ -182,14 +182,14 @@ def test_10_embedding_keeps_no_graph_and_makes_no_logits(
         raise AssertionError("the output layer was run")
 
     monkeypatch.setattr(tiny_model.lm.model.get_output_embeddings(), "forward", refuse)
-    embedded = cg.embed(cells[:4], tiny_model)
+    embedded = cg.embed(cells[:4], tiny_model, copy=True)
     assert isinstance(embedded.obsm["X_cytoglot"], np.ndarray)
     assert all(p.grad is None for p in tiny_model.lm.model.parameters())
 
 
 def test_11_an_answer_is_a_label_with_a_probability(cells: AnnData, tiny_model: CellModel) -> None:
     """There: up to 1,024 free tokens for each cell, one by one, and no confidence."""
-    annotated = cg.annotate(cells[:20], tiny_model, threshold=0.0)
+    annotated = cg.annotate(cells[:20], tiny_model, threshold=0.0, copy=True)
     assert set(annotated.obs["cytoglot_cell_type"]) <= set(tiny_model.spec.labels)
     np.testing.assert_allclose(annotated.obsm["cytoglot_probabilities"].sum(axis=1), 1.0, atol=1e-6)
 
@@ -203,7 +203,7 @@ def test_12_an_answer_never_holds_its_prompt(cells: AnnData, tiny_model: CellMod
     answers = generate_answers(tiny_model.lm, prompts, FreeText(max_tokens=4), temperature=0.0, seed=0)
     for prompt, (answer,) in zip(prompts, answers, strict=True):
         assert prompt[:10] not in answer
-    written = cg.annotate(cells[:3], tiny_model, method="generate").obs["cytoglot_cell_type_text"]
+    written = cg.annotate(cells[:3], tiny_model, method="generate", copy=True).obs["cytoglot_cell_type_text"]
     assert not written.str.contains("GENE").any()
 
 
@@ -225,8 +225,8 @@ def test_14_a_model_is_loaded_once(
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     monkeypatch.chdir(tmp_path)
-    cg.annotate(cells[:2], tiny_model)
-    cg.embed(cells[:2], tiny_model)
+    cg.annotate(cells[:2], tiny_model, copy=True)
+    cg.embed(cells[:2], tiny_model, copy=True)
     assert list(tmp_path.iterdir()) == []
 
 

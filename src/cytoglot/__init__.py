@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cytoglot import corpus as corpus
+    from cytoglot import metrics as metrics
     from cytoglot.applications.annotation import annotate as annotate
     from cytoglot.applications.answering import answer_prompts as answer_prompts
     from cytoglot.applications.embedding import embed as embed
@@ -17,11 +19,15 @@ if TYPE_CHECKING:
     from cytoglot.applications.generation import generate as generate
     from cytoglot.applications.reconstruction import reconstruct as reconstruct
     from cytoglot.benchmark.evaluate import evaluate as evaluate
-    from cytoglot.cell_model.load import load_model as load_model
+    from cytoglot.cell_model.load import CellModel as CellModel
+    from cytoglot.cell_model.load import load_cell_model as load_cell_model
+    from cytoglot.data import datasets as datasets
     from cytoglot.data.audit import audit as audit
     from cytoglot.data.datasets import load_dataset as load_dataset
     from cytoglot.data.genes.vocabulary import GeneVocabulary as GeneVocabulary
     from cytoglot.data.readers.read import read as read
+    from cytoglot.lm.model.language_model import LanguageModel as LanguageModel
+    from cytoglot.lm.model.load import load_model as load_model
     from cytoglot.sentence.cell_sentence import CellSentences as CellSentences
     from cytoglot.sentence.decode import decode as decode
     from cytoglot.sentence.encode import encode as encode
@@ -32,8 +38,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CellModel": "cytoglot.cell_model.load",
     "CellSentences": "cytoglot.sentence.cell_sentence",
     "GeneVocabulary": "cytoglot.data.genes.vocabulary",
+    "LanguageModel": "cytoglot.lm.model.language_model",
     "annotate": "cytoglot.applications.annotation",
     "answer_prompts": "cytoglot.applications.answering",
     "audit": "cytoglot.data.audit",
@@ -45,7 +53,8 @@ _HOME = {
     "gene_embeddings": "cytoglot.applications.gene_vectors",
     "generate": "cytoglot.applications.generation",
     "load_dataset": "cytoglot.data.datasets",
-    "load_model": "cytoglot.cell_model.load",
+    "load_cell_model": "cytoglot.cell_model.load",
+    "load_model": "cytoglot.lm.model.load",
     "read": "cytoglot.data.readers.read",
     "read_sentences": "cytoglot.sentence.parquet",
     "reconstruct": "cytoglot.applications.reconstruction",
@@ -53,14 +62,18 @@ _HOME = {
     "write_sentences": "cytoglot.sentence.parquet",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]
+_MODULES = {"corpus": "cytoglot.corpus", "datasets": "cytoglot.data.datasets", "metrics": "cytoglot.metrics"}
+
+__all__ = ["__version__", *sorted({*_HOME, *_MODULES})]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
+    if name in _MODULES:
+        value: object = importlib.import_module(_MODULES[name])
+    elif name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    else:
         raise AttributeError(f"module 'cytoglot' has no attribute {name!r}")
-    home = importlib.import_module(_HOME[name])
-    value = getattr(home, name)
     globals()[name] = value  # the next use is an ordinary attribute
     return value
 

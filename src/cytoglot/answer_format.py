@@ -6,27 +6,34 @@ import math
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class OneOf:
     """Exactly one of a closed set of texts."""
 
     options: tuple[str, ...]
+    """a list is taken too"""
 
     def __post_init__(self) -> None:
+        given: object = self.options
+        if isinstance(given, str):
+            raise ValueError(f"options must be a list of texts, found the text {given!r}")
+        object.__setattr__(self, "options", tuple(self.options))
         if not self.options or len(set(self.options)) != len(self.options):
             n, n_distinct = len(self.options), len(set(self.options))
             raise ValueError(f"options must be non-empty and distinct, found {n} options, {n_distinct} distinct")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class DistinctWords:
     """Between `min_words` and `max_words` words of `words`, separated by one space, none twice."""
 
     words: tuple[str, ...]
+    """a list is taken too"""
     min_words: int
     max_words: int
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))
         if not 1 <= self.min_words <= self.max_words <= len(self.words):
             found = f"{self.min_words}, {self.max_words}, {len(self.words)}"
             raise ValueError(f"need 1 <= min_words <= max_words <= number of words, found {found}")
@@ -34,7 +41,7 @@ class DistinctWords:
             raise ValueError("words must be distinct, non-empty and free of spaces")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Number:
     """A decimal number between `low` and `high`."""
 
@@ -42,7 +49,7 @@ class Number:
     high: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FreeText:
     """Any text of at most `max_tokens` tokens."""
 

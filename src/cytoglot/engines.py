@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, TypeVar, get_args
 
-from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.errors import InputError, ResourceError, UnknownNameError
 from cytoglot.extras import require
 from cytoglot.progress import progress_bar
 
@@ -62,7 +62,7 @@ class Workers:
 
         Raises
         ------
-        InputError
+        ResourceError
             A worker was killed.
         """
         steps = [1] * len(items) if weights is None else weights
@@ -105,7 +105,7 @@ class Workers:
                     yield under_way.pop(future), future.result()
         except BrokenProcessPool as error:
             self._pool = None
-            raise InputError(_KILLED) from error
+            raise ResourceError(_KILLED) from error
         finally:
             for future in under_way:
                 future.cancel()
@@ -129,7 +129,7 @@ class Workers:
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from error
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-                    raise InputError(_KILLED) from error
+                    raise ResourceError(_KILLED) from error
         finally:
             for reference in under_way:
                 ray.cancel(reference)

@@ -1,7 +1,7 @@
 """The few errors that callers may want to catch.
 
-The command line turns an `InputError` into one line on stderr and exit code 2, other errors of this file into one line
-and exit code 1; anything else is a fault of ours.
+The command line turns an `InputError` or a `ResourceError` into one line on stderr and exit code 2 (1 for a full disk),
+other errors of this file into one line and exit code 1; anything else is a fault of ours.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ class UnknownNameError(InputError, KeyError):
 
     def __str__(self) -> str:  # KeyError would print the repr of the message
         return str(self.args[0])
+
+
+class ResourceError(CytoglotError, RuntimeError):
+    """The machine is at fault, not the input: a killed worker, a full disk, damaged weights."""
 
 
 class NotFiniteError(CytoglotError, ArithmeticError):

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cytoglot.atomic import atomic_path, put_in_place, write_json
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 
 _SETTINGS = "settings.json"
 _SHOWN = 40
@@ -49,8 +49,10 @@ class Parts:
         Raises
         ------
         InputError
-            Another process is making the same output, the parts there are of other settings and `overwrite` is not
-            given, or the disk is full.
+            Another process is making the same output, or the parts there are of other settings and `overwrite` is not
+            given.
+        ResourceError
+            The disk is full.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -68,7 +70,7 @@ class Parts:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise InputError(
+            raise ResourceError(
                 f"no space left for {self.output}; free some and run the same command again: "
                 f"it goes on from the parts kept in {self.folder}"
             ) from error

@@ -79,35 +79,33 @@ def test_killed_and_gone_on_with_gives_the_same_rows(tiny_model, prompts, genes,
     answer_prompts(prompts, tiny_model, whole, **options)
     output = tmp_path / "answers.parquet"
     with pytest.raises(KeyboardInterrupt):
-        answer_prompts(prompts, StopsAfter(tiny_model.language, 3), output, **options)
+        answer_prompts(prompts, StopsAfter(tiny_model.lm, 3), output, **options)
     assert not output.exists()
     assert len(list(parts_folder(output).glob("part-*.parquet"))) == 3
     with caplog.at_level("INFO"):
-        report = answer_prompts(prompts, StopsAfter(tiny_model.language, 99), output, **options)
+        report = answer_prompts(prompts, StopsAfter(tiny_model.lm, 99), output, **options)
     assert report.n_parts_found == 3
     assert "3 of 6 parts are there from an earlier run" in caplog.text
     assert rows(output) == rows(whole)
     # Finished: nothing is done again.
-    assert answer_prompts(prompts, StopsAfter(tiny_model.language, 0), output, **options).n_parts_found == 6
+    assert answer_prompts(prompts, StopsAfter(tiny_model.lm, 0), output, **options).n_parts_found == 6
 
 
 def test_parts_of_other_settings_are_not_gone_on_with(tiny_model, prompts, genes, tmp_path):
     output = tmp_path / "answers.parquet"
     options = {"answer_format": genes, "part_prompts": 4}
     with pytest.raises(KeyboardInterrupt):
-        answer_prompts(prompts, StopsAfter(tiny_model.language, 1), output, seed=1, **options)
+        answer_prompts(prompts, StopsAfter(tiny_model.lm, 1), output, seed=1, **options)
     with pytest.raises(InputError, match=r"unfinished answers.parquet, made with seed 1 \(now 2\);"):
-        answer_prompts(prompts, StopsAfter(tiny_model.language, 9), output, seed=2, **options)
+        answer_prompts(prompts, StopsAfter(tiny_model.lm, 9), output, seed=2, **options)
     fewer = Prompts(ids=prompts.ids[:5], texts=prompts.texts[:5])
     with pytest.raises(InputError, match=r"made with another data;"):
-        answer_prompts(fewer, StopsAfter(tiny_model.language, 9), output, seed=1, **options)
-    answer_prompts(prompts, StopsAfter(tiny_model.language, 9), output, seed=2, overwrite=True, **options)
+        answer_prompts(fewer, StopsAfter(tiny_model.lm, 9), output, seed=1, **options)
+    answer_prompts(prompts, StopsAfter(tiny_model.lm, 9), output, seed=2, overwrite=True, **options)
     with pytest.raises(
         InputError, match=r"answers.parquet was made with answer_format.*, seed 2 \(now 1\); pass another output"
     ):
-        answer_prompts(
-            prompts, StopsAfter(tiny_model.language, 9), output, answer_format=LABELS, seed=1, part_prompts=4
-        )
+        answer_prompts(prompts, StopsAfter(tiny_model.lm, 9), output, answer_format=LABELS, seed=1, part_prompts=4)
     other = tmp_path / "other.parquet"
     pd.DataFrame({"a": [1]}).to_parquet(other)
     with pytest.raises(InputError, match=r"other.parquet exists and was not written by this command"):
@@ -134,20 +132,20 @@ def with_other_weights(language):
 
     import torch
 
-    lm = replace(language.lm, model=copy.deepcopy(language.lm.model))
+    lm = replace(language, model=copy.deepcopy(language.model))
     with torch.no_grad():
         lm.model.get_decoder().layers[0].self_attn.q_proj.weight.mul_(1.01)
-    return replace(language, lm=lm)
+    return lm
 
 
 def test_answers_of_another_model_are_not_taken_for_this_ones(tiny_model, prompts, genes, tmp_path):
     output, options = tmp_path / "answers.parquet", {"answer_format": genes, "part_prompts": 4}
-    other = with_other_weights(tiny_model.language)
+    other = with_other_weights(tiny_model.lm)
     with pytest.raises(KeyboardInterrupt):
-        answer_prompts(prompts, StopsAfter(tiny_model.language, 1), output, **options)
+        answer_prompts(prompts, StopsAfter(tiny_model.lm, 1), output, **options)
     with pytest.raises(InputError, match=r"unfinished answers.parquet, made with another model; repeat the command"):
         answer_prompts(prompts, StopsAfter(other, 9), output, **options)
-    answer_prompts(prompts, StopsAfter(tiny_model.language, 9), output, **options)
+    answer_prompts(prompts, StopsAfter(tiny_model.lm, 9), output, **options)
     with pytest.raises(InputError, match=r"answers.parquet was made with another model; pass another output"):
         answer_prompts(prompts, StopsAfter(other, 9), output, **options)
 
@@ -158,7 +156,7 @@ def test_a_folder_whose_weights_change_is_another_model(tiny_model, tiny_model_f
     shutil.copytree(tiny_model_folder, tmp_path / "copy")
     there, copy = ModelSource(model=str(tiny_model_folder)), ModelSource(model=str(tmp_path / "copy"))
     assert copy.settings() == there.settings(), "the same content in another place"
-    with_other_weights(tiny_model.language).lm.model.save_pretrained(tmp_path / "copy")
+    with_other_weights(tiny_model.lm).model.save_pretrained(tmp_path / "copy")
     assert copy.settings() != there.settings()
 
 

@@ -58,7 +58,7 @@ def test_vectors_are_those_of_memory_and_the_rest_of_the_file_is_the_same(
 ) -> None:
     out = tmp_path / "out.h5ad"
     summary = embed_file(rich_file, out, tiny_model, chunk_cells=chunk_cells)
-    expected = embed(cells, tiny_model)
+    expected = embed(cells, tiny_model, copy=True)
     assert (summary.cells, summary.dimensions, summary.resumed_cells) == (240, 32, 0)
     found = anndata.read_h5ad(out)
     assert found.obsm["X_cytoglot"].dtype == np.float32
@@ -80,7 +80,7 @@ def test_parquet_holds_the_vectors_alone(
     table = pq.read_table(out)
     assert table.column_names == ["cell_id", "X_mine"]
     assert table["cell_id"].to_pylist() == list(cells.obs_names)
-    expected = embed(cells, tiny_model, **options).obsm["X_cytoglot"]
+    expected = embed(cells, tiny_model, **options, copy=True).obsm["X_cytoglot"]
     np.testing.assert_allclose(np.stack(table["X_mine"].to_pandas()), expected, atol=1e-5)
     record = json.loads(table.schema.metadata[b"cytoglot"])
     assert record["pooling"] == "mean over the tokens of the genes, hidden state 0 of 1"
@@ -188,7 +188,7 @@ def test_an_older_result_is_replaced(tiny_model: CellModel, cells_file: Path, tm
     found = anndata.read_h5ad(second)
     assert list(found.obsm) == ["X_cytoglot"]
     np.testing.assert_allclose(
-        found.obsm["X_cytoglot"], embed(found, tiny_model, pooling="last").obsm["X_cytoglot"], atol=1e-5
+        found.obsm["X_cytoglot"], embed(found, tiny_model, pooling="last", copy=True).obsm["X_cytoglot"], atol=1e-5
     )
     assert found.uns["cytoglot"]["embedding"]["pooling"] == "last token, last hidden state"
 
@@ -236,7 +236,7 @@ def test_faults_are_told_and_nothing_is_left(
     with pytest.raises(InputError, match="expected chunk_cells of at least 1, found 0"):
         embed_file(cells_file, tmp_path / "o.h5ad", tiny_model, chunk_cells=0)
     for key in ("a/b", ".", "_index", ""):
-        with pytest.raises(InputError, match="key_added must be a name without '/'"):
+        with pytest.raises(InputError, match="key_added must give names without '/'"):
             embed_file(cells_file, tmp_path / "o.h5ad", tiny_model, key_added=key)
     with pytest.raises(InputError, match="key_added cannot be 'cell_id'"):
         embed_file(cells_file, tmp_path / "o.parquet", tiny_model, key_added="cell_id")
@@ -252,4 +252,9 @@ def test_faults_are_told_and_nothing_is_left(
     named.write_h5ad(tmp_path / "named.h5ad")
     with pytest.raises(InputError, match=r"expected a mapping in uns\['cytoglot'\]"):
         embed_file(tmp_path / "named.h5ad", tmp_path / "o.h5ad", tiny_model)
+    foreign = cells.copy()
+    foreign.obsm["X_cytoglot"] = np.zeros((240, 2))
+    foreign.write_h5ad(tmp_path / "foreign.h5ad")
+    with pytest.raises(InputError, match=r"obsm\['X_cytoglot'\] is there already and cytoglot did not write it"):
+        embed_file(tmp_path / "foreign.h5ad", tmp_path / "o.h5ad", tiny_model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign.h5ad", "named.h5ad"]

@@ -148,3 +148,17 @@ def test_a_model_is_asked_in_the_wordings_that_it_was_trained_with(
     assert scores_nk == pytest.approx(expected, abs=1e-4)
     with pytest.raises(InputError, match="needs the organism of"):
         [one.text for one in other_model.cell_prompts(sentences)]
+
+
+def test_a_model_prints_one_line_and_shows_what_it_knows(tiny_model: CellModel, tiny_model_folder: Path) -> None:
+    assert repr(tiny_model) == f"<CellModel: 3 labels, 120 genes, 0.0 M parameters, {tiny_model_folder}/>"
+    assert tiny_model.labels == ("type A", "type B", "type C")
+    assert tiny_model.genes == tuple(tiny_model.spec.vocabulary.symbols)
+    assert tiny_model.card == (tiny_model_folder / "README.md").read_text()
+    assert replace(tiny_model, folder=None).card == ""
+    for shown in (tiny_model._repr_html_(), tiny_model.lm._repr_html_()):
+        assert len(shown) < 1000
+    odd = replace(tiny_model, spec=replace(tiny_model.spec, labels=("<b>", "x"), label_counts=(1, 1)))
+    assert "&lt;b&gt;" in odd._repr_html_()
+    with pytest.warns(FutureWarning, match="CellModel.language is CellModel.lm now"):
+        assert tiny_model.language is tiny_model.lm

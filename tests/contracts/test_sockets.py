@@ -23,7 +23,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
-from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.backends.openai import OpenAiServer
 from cytoglot.lm.backends.vllm import load_vllm
 from cytoglot.lm.model.language_model import LanguageModel
@@ -36,7 +35,7 @@ PROMPTS = ("Genes: ACTB B2M. Type:", "Write 3 genes of a T cell:", "Cell?")
 
 
 @cache
-def tiny_causal_lm() -> CausalLm:
+def tiny_causal_lm() -> LanguageModel:
     tokenizer = build_tokenizer(GENES, [*PROMPTS, *LABELS], n_subwords=300)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -50,7 +49,7 @@ def tiny_causal_lm() -> CausalLm:
             initializer_range=0.2,
         )
         model = LlamaForCausalLM(config).eval()
-    return CausalLm(lm=LanguageModel(model=model, tokenizer=tokenizer))
+    return LanguageModel(model=model, tokenizer=tokenizer)
 
 
 @cache
@@ -66,13 +65,13 @@ def fake_vllm() -> ModuleType:
 
 
 @contextmanager
-def in_this_process() -> Iterator[CausalLm]:
+def in_this_process() -> Iterator[LanguageModel]:
     yield tiny_causal_lm()
 
 
 @contextmanager
 def vllm_engine(*, exact: bool = False) -> Iterator[TextGenerator]:
-    lm = tiny_causal_lm().lm
+    lm = tiny_causal_lm()
     with pytest.MonkeyPatch.context() as patched:
         fake_vllm().install(patched, tokenizer=lm.tokenizer, model=lm.model)
         patched.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: lm.tokenizer)
@@ -106,7 +105,7 @@ class VllmServer(BaseHTTPRequestHandler):
         self.reply({"choices": [{"text": text, "finish_reason": "stop"}]})
 
     def scored(self, text: str) -> dict[str, list]:
-        lm = tiny_causal_lm().lm
+        lm = tiny_causal_lm()
         encoded = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         with torch.inference_mode():
             ids = torch.tensor([encoded["input_ids"]])
@@ -135,7 +134,7 @@ def openai_server() -> Iterator[TextGenerator]:
 
 
 MAKERS: dict[str, Callable] = {
-    "CausalLm": in_this_process,
+    "LanguageModel": in_this_process,
     "VllmEngine": vllm_engine,
     "VllmEngine, exact": exact_vllm_engine,
     "OpenAiServer": openai_server,

@@ -27,13 +27,12 @@ from transformers import (
 )
 
 from cytoglot.answer_format import DistinctWords, FreeText, OneOf
-from cytoglot.cell_model.load import load_model
 from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import embed_texts
 from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.lm.model import load as load_module
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.load import load_language_model, read_configuration
+from cytoglot.lm.model.load import load_model, read_configuration
 from cytoglot.lm.model.lora import add_lora, merge_lora, save_adapter
 from cytoglot.lm.model.sources import commit_of
 from cytoglot.lm.scoring.score import score_answers, score_answers_naive
@@ -80,14 +79,14 @@ def test_pickled_weights_are_refused_and_never_opened(folder: Path, tmp_path: Pa
     (folder / "model.safetensors").unlink()
     _pickle(folder / "pytorch_model.bin", tmp_path / "went_off")
     with pytest.raises(InputError, match=r"holds no safetensors weights, found .*pytorch_model\.bin"):
-        load_language_model(folder)
+        load_model(folder)
     assert not (tmp_path / "went_off").exists()
 
 
 def test_pickled_weights_beside_safe_ones_are_left_alone(folder: Path, tmp_path: Path) -> None:
     for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin"):
         _pickle(folder / name, tmp_path / "went_off")
-    load_language_model(folder, device="cpu")
+    load_model(folder, device="cpu")
     assert not (tmp_path / "went_off").exists()
 
 
@@ -99,11 +98,11 @@ def test_an_index_that_names_pickled_shards_is_refused(folder: Path, tmp_path: P
     for name in ("pytorch_model.bin.index.json", "model.safetensors.index.json"):
         (folder / name).write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"names shard\.bin, which is not safetensors"):
-        load_language_model(folder)
+        load_model(folder)
     assert not (tmp_path / "went_off").exists()
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(InputError, match="is damaged"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_a_pickled_adapter_is_refused_and_never_opened(
@@ -113,7 +112,7 @@ def test_a_pickled_adapter_is_refused_and_never_opened(
     (adapter / "adapter_model.safetensors").unlink()
     _pickle(adapter / "adapter_model.bin", tmp_path / "went_off")
     with pytest.raises(InputError, match=r"has no adapter_model\.safetensors, found .*adapter_model\.bin"):
-        load_language_model(adapter)
+        load_model(adapter)
     assert not (tmp_path / "went_off").exists()
 
 
@@ -127,11 +126,11 @@ def test_sharded_weights_are_read_and_a_missing_shard_is_told(
     scratch_lm.model.save_pretrained(folder, max_shard_size="20KB")
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 2
-    loaded = load_language_model(folder, device="cpu")
+    loaded = load_model(folder, device="cpu")
     np.testing.assert_allclose(_scores(loaded, prompts, labels), _scores(scratch_lm, prompts, labels), atol=1e-5)
     shards[1].unlink()
     with pytest.raises(InputError, match=rf"cannot be loaded: .*{shards[1].name}"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_tied_weights_are_saved_once_and_come_back_tied(
@@ -140,7 +139,7 @@ def test_tied_weights_are_saved_once_and_come_back_tied(
     lm = make_lm("gpt2", byte_tokenizer)
     lm.save(tmp_path / "m")
     assert "lm_head.weight" not in load_file(tmp_path / "m" / "model.safetensors")
-    loaded = load_language_model(tmp_path / "m", device="cpu")
+    loaded = load_model(tmp_path / "m", device="cpu")
     assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
     loaded.save(tmp_path / "again")
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("m", "again"))
@@ -167,7 +166,7 @@ def test_ids_beyond_the_tokenizer_are_never_written(
         direction = hidden[0][0, -1]
         lm.model.get_output_embeddings().weight[n_tokens:] = 50 * direction / direction.norm() ** 2
     lm.save(tmp_path / "m")
-    loaded = load_language_model(tmp_path / "m", device="cpu")
+    loaded = load_model(tmp_path / "m", device="cpu")
     assert loaded.n_vocabulary == 384
     with torch.no_grad():
         logits = loaded.model(torch.tensor([byte_tokenizer("Cell?")["input_ids"]])).logits[0, -1]
@@ -203,7 +202,7 @@ def test_the_side_on_which_a_tokenizer_pads_changes_nothing(
         make_lm(family, byte_tokenizer).save(tmp_path / side)
         config = json.loads((tmp_path / side / "tokenizer_config.json").read_text())
         (tmp_path / side / "tokenizer_config.json").write_text(json.dumps({**config, "padding_side": side}))
-        lm = load_language_model(tmp_path / side, device="cpu")
+        lm = load_model(tmp_path / side, device="cpu")
         assert lm.tokenizer.padding_side == side
         alone = [generate_answers(lm, [p], FreeText(max_tokens=8), seed=0, keys=[p])[0] for p in prompts]
         together = generate_answers(lm, prompts, FreeText(max_tokens=8), seed=0, keys=list(prompts))
@@ -219,11 +218,11 @@ def test_added_tokens_need_their_rows(folder: Path, prompts: tuple[str, ...], la
     tokenizer.add_tokens(["TP53", "EGFR"])
     tokenizer.save_pretrained(folder)
     with pytest.raises(InputError, match=r"only 335 rows; .*call model\.resize_token_embeddings"):
-        load_language_model(folder)
+        load_model(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.save_pretrained(folder)
-    loaded = load_language_model(folder, device="cpu")
+    loaded = load_model(folder, device="cpu")
     assert loaded.n_vocabulary == len(loaded.tokenizer) == 337
     np.testing.assert_allclose(
         _scores(loaded, prompts, labels), score_answers_naive(loaded, prompts, labels), atol=1e-4
@@ -236,7 +235,7 @@ def test_a_token_whose_id_has_no_row_is_refused(folder: Path) -> None:
     backend["model"]["vocab"]["ĠACTB"] = 400
     (folder / "tokenizer.json").write_text(json.dumps(backend))
     with pytest.raises(InputError, match="has 401 tokens but the model only 335 rows"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_a_model_without_a_context_length_is_used_without_a_limit(
@@ -247,7 +246,7 @@ def test_a_model_without_a_context_length_is_used_without_a_limit(
     )
     torch.manual_seed(0)
     LanguageModel(model=AutoModelForCausalLM.from_config(config), tokenizer=byte_tokenizer).save(tmp_path / "m")
-    lm = load_language_model(tmp_path / "m", device="cpu")
+    lm = load_model(tmp_path / "m", device="cpu")
     assert lm.context_length is None
     answers = generate_answers(lm, ["Cell?"], DistinctWords(words=("ACTB", "B2M"), min_words=2, max_words=2), seed=0)
     assert sorted(answers[0][0].split()) == ["ACTB", "B2M"]
@@ -276,7 +275,7 @@ def test_a_copy_of_a_pythia_checkpoint(
     )
     torch.manual_seed(0)
     LanguageModel(model=AutoModelForCausalLM.from_config(config).half(), tokenizer=byte_tokenizer).save(tmp_path / "m")
-    lm = load_language_model(tmp_path / "m", device="cpu")
+    lm = load_model(tmp_path / "m", device="cpu")
     assert lm.model.dtype == torch.float32
     assert lm.pad_id == lm.tokenizer.eos_token_id == 0
     assert byte_tokenizer("a")["input_ids"] == byte_tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -307,7 +306,7 @@ def test_a_copy_of_a_gemma_2_checkpoint(
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     LanguageModel(model=copy.deepcopy(model).bfloat16(), tokenizer=word_tokenizer).save(tmp_path / "m")
-    lm = load_language_model(tmp_path / "m", device="cpu")
+    lm = load_model(tmp_path / "m", device="cpu")
     assert lm.tokenizer("ACTB")["input_ids"][0] == word_tokenizer.bos_token_id
     assert lm.model.get_output_embeddings().weight is lm.model.get_input_embeddings().weight
     naive = score_answers_naive(lm, prompts, labels)
@@ -323,7 +322,7 @@ def test_a_copy_of_a_gemma_2_checkpoint(
 
 def _adapter(base: Path, folder: Path, *, train_vectors: bool = False) -> tuple[Path, LanguageModel]:
     """Save an adapter of random weights on the base; return its folder and the merged model."""
-    lm = add_lora(load_language_model(base, device="cpu"), rank=4, dropout=0.0, train_vectors=train_vectors, seed=0)
+    lm = add_lora(load_model(base, device="cpu"), rank=4, dropout=0.0, train_vectors=train_vectors, seed=0)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(1)
         for p in lm.model.parameters():
@@ -338,14 +337,14 @@ def test_an_adapter_is_merged_into_the_base_it_names(
     folder: Path, tmp_path: Path, prompts: tuple[str, ...], labels: tuple[str, ...], train_vectors: bool
 ) -> None:
     adapter, expected = _adapter(folder, tmp_path / "adapter", train_vectors=train_vectors)
-    loaded = load_language_model(adapter, device="cpu")
+    loaded = load_model(adapter, device="cpu")
     assert not hasattr(loaded.model, "peft_config")
     assert loaded.source == str(adapter)
     scores = _scores(loaded, prompts, labels)
     np.testing.assert_allclose(scores, _scores(expected, prompts, labels), atol=1e-4)
-    assert np.abs(scores - _scores(load_language_model(folder, device="cpu"), prompts, labels)).max() > 0.01
+    assert np.abs(scores - _scores(load_model(folder, device="cpu"), prompts, labels)).max() > 0.01
     loaded.save(tmp_path / "merged")
-    again = load_language_model(tmp_path / "merged", device="cpu")
+    again = load_model(tmp_path / "merged", device="cpu")
     np.testing.assert_allclose(_scores(again, prompts, labels), scores, atol=1e-5)
 
 
@@ -360,19 +359,19 @@ def test_a_base_that_is_gone_is_explained(folder: Path, tmp_path: Path) -> None:
     adapter, _ = _adapter(folder, tmp_path / "adapter")
     folder.rename(tmp_path / "moved")
     with pytest.raises(InputError, match=rf"was trained on {folder}, which is not here; .*base_model_name_or_path"):
-        load_language_model(adapter)
+        load_model(adapter)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="the folder above holds the weights with this adapter merged in"):
-        load_language_model(adapter)
+        load_model(adapter)
     (tmp_path / "config.json").unlink()
     _change(adapter / "adapter_config.json", base_model_name_or_path="../moved")
-    load_language_model(adapter, device="cpu")
+    load_model(adapter, device="cpu")
     _change(adapter / "adapter_config.json", base_model_name_or_path="nobody/no-such-model")
     with pytest.raises(InputError, match="needs its base nobody/no-such-model: no folder 'nobody/no-such-model' here"):
-        load_language_model(adapter)
+        load_model(adapter)
     _change(adapter / "adapter_config.json", base_model_name_or_path=None)
     with pytest.raises(InputError, match="names no base model"):
-        load_language_model(adapter)
+        load_model(adapter)
 
 
 def _change(path: Path, **values: Any) -> None:
@@ -385,7 +384,7 @@ def test_an_adapter_of_which_a_part_is_missing_is_refused(folder: Path, tmp_path
     tensors.pop(next(name for name in tensors if "lora_B" in name))
     save_file(tensors, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"does not fit .*missing adapter keys"):
-        load_language_model(adapter)
+        load_model(adapter)
 
 
 def test_an_adapter_of_another_model_is_refused(
@@ -395,7 +394,7 @@ def test_an_adapter_of_another_model_is_refused(
     make_lm("gpt2", byte_tokenizer).save(tmp_path / "other")
     _change(adapter / "adapter_config.json", base_model_name_or_path=str(tmp_path / "other"))
     with pytest.raises(InputError, match=r"the adapter in .* does not fit .*other"):
-        load_language_model(adapter)
+        load_model(adapter)
 
 
 def test_a_whole_model_and_an_adapter_in_one_folder_are_ambiguous(folder: Path, tmp_path: Path) -> None:
@@ -403,18 +402,18 @@ def test_a_whole_model_and_an_adapter_in_one_folder_are_ambiguous(folder: Path, 
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         shutil.copy(adapter / name, folder)
     with pytest.raises(InputError, match=r"both a whole model and an adapter .* move the adapter into a folder"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_tokens_that_came_with_an_adapter(folder: Path, tmp_path: Path) -> None:
     """An adapter whose vectors were trained with added tokens has a tokenizer and more rows than its base."""
-    lm = load_language_model(folder, device="cpu")
+    lm = load_model(folder, device="cpu")
     lm.tokenizer.add_tokens(["TP53"])
     lm.model.resize_token_embeddings(len(lm.tokenizer), mean_resizing=False)
     save_adapter(add_lora(lm, rank=2, dropout=0.0, train_vectors=True, seed=0), tmp_path / "adapter")
     lm.tokenizer.save_pretrained(tmp_path / "adapter")
     _change(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(folder))
-    loaded = load_language_model(tmp_path / "adapter", device="cpu")
+    loaded = load_model(tmp_path / "adapter", device="cpu")
     assert len(loaded.tokenizer) == loaded.n_vocabulary == 336
 
 
@@ -433,16 +432,16 @@ def test_the_code_of_a_tokenizer_is_not_run_either(folder: Path, tmp_path: Path)
     _change(folder / "tokenizer_config.json", tokenizer_class="Own", auto_map={"AutoTokenizer": ["own.Own", "own.Own"]})
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(InputError, match="which is not run unless you pass trust_remote_code"):
-        load_language_model(folder)
+        load_model(folder)
     assert not (tmp_path / "ran").exists()
 
 
 def test_quantized_weights_need_a_gpu_and_their_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for quantize in ("8bit", "4bit"):
         with pytest.raises(InputError, match=rf"quantize={quantize} needs an NVIDIA GPU, found cpu"):
-            load_language_model(folder, device="cpu", quantize=quantize)  # type: ignore[arg-type]
+            load_model(folder, device="cpu", quantize=quantize)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="quantize must be none, 8bit or 4bit, found 'fp4'"):
-        load_language_model(folder, device="cpu", quantize="fp4")  # type: ignore[arg-type]
+        load_model(folder, device="cpu", quantize="fp4")  # type: ignore[arg-type]
     monkeypatch.setattr(load_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs the package bitsandbytes; run: pip install bitsandbytes"):
         load_module._quantization("4bit", torch.device("cuda"))
@@ -488,22 +487,22 @@ def cache(scratch_lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_commit_that_was_loaded_is_known(
     cache: Path, scratch_lm: LanguageModel, prompts: tuple[str, ...], labels: tuple[str, ...]
 ) -> None:
-    main = load_language_model("me/cells", device="cpu")
+    main = load_model("me/cells", device="cpu")
     assert (main.source, main.revision) == ("me/cells", "2" * 40)
-    first = load_language_model("me/cells", device="cpu", revision="first")
+    first = load_model("me/cells", device="cpu", revision="first")
     assert first.revision == "1" * 40
     np.testing.assert_allclose(_scores(first, prompts, labels), _scores(scratch_lm, prompts, labels), atol=1e-5)
     assert np.abs(_scores(main, prompts, labels) - _scores(first, prompts, labels)).max() > 0.01
-    pinned = load_language_model("me/cells", device="cpu", revision="1" * 40)
+    pinned = load_model("me/cells", device="cpu", revision="1" * 40)
     assert pinned.revision == "1" * 40
 
 
 def test_names_without_a_commit(cache: Path, folder: Path) -> None:
     assert commit_of(str(folder)) is None
     assert commit_of("me/other") is None
-    assert load_language_model(folder, device="cpu").revision is None
+    assert load_model(folder, device="cpu").revision is None
     with pytest.raises(InputError, match="could not provide a model of that name"):
-        load_language_model("me/cells", revision="no-such-branch")
+        load_model("me/cells", revision="no-such-branch")
 
 
 def test_an_adapter_on_the_hub_and_its_base_on_the_hub(
@@ -516,6 +515,6 @@ def test_an_adapter_on_the_hub_and_its_base_on_the_hub(
     shutil.copytree(adapter, repository / "snapshots" / ("a" * 40))
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("a" * 40)
-    loaded = load_language_model("me/adapter", device="cpu")
+    loaded = load_model("me/adapter", device="cpu")
     assert (loaded.source, loaded.revision) == ("me/adapter", "a" * 40)
     np.testing.assert_allclose(_scores(loaded, prompts, labels), _scores(expected, prompts, labels), atol=1e-4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from cytoglot.errors import InputError
+from cytoglot.errors import ResourceError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.lora import add_lora
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
@@ -210,9 +210,9 @@ def test_a_model_that_gives_nan_behind_a_prefix_is_refused(make_lm, word_tokeniz
     lm = LanguageModel(model=copy.deepcopy(make_lm("llama", word_tokenizer).model), tokenizer=word_tokenizer)
     with torch.no_grad():
         lm.model.lm_head.weight[3] = float("nan")
-    with pytest.raises(InputError, match="NaN for 28 of 28 likelihoods; its weights are damaged"):
+    with pytest.raises(ResourceError, match="NaN for 28 of 28 likelihoods; its weights are damaged"):
         score_answers(lm, QUESTIONS, labels)
-    with pytest.raises(InputError, match="NaN for 4 of 4 likelihoods"):
+    with pytest.raises(ResourceError, match="NaN for 4 of 4 likelihoods"):
         score_pairs(lm, QUESTIONS, labels[:4])
 
 

@@ -18,7 +18,6 @@ import pytest
 
 from cytoglot.answer_format import DistinctWords, FreeText, Number, OneOf
 from cytoglot.errors import InputError, MissingExtraError
-from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.backends.openai import OpenAiServer
 from cytoglot.lm.backends.structured import Completion, grammar_of, read_answer, read_words
 from cytoglot.lm.backends.vllm import load_vllm, read_format, write_format
@@ -110,7 +109,7 @@ def test_vllm_log_probabilities(engine, prompts, genes):
 
 def test_vllm_scores_as_scoring_does(engine, scratch_lm, prompts):
     answers = ["NK cell", "NK", "T cell"]
-    expected = CausalLm(lm=scratch_lm).log_likelihood(prompts, answers)
+    expected = scratch_lm.log_likelihood(prompts, answers)
     np.testing.assert_allclose(engine.log_likelihood(prompts, answers), expected, atol=1e-4)
     assert engine.log_likelihood([], answers).shape == (0, 3)
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.resume import Parts, changes, parts_folder
 
 SETTINGS = {"model": "abc", "data": "123", "seed": 1, "context": {"tissue": "blood"}}
@@ -68,7 +68,7 @@ def test_settings_without_a_part_and_overwrite_begin_anew(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_told_and_parts_are_kept(tmp_path: Path, number: int) -> None:
     full, parts = OSError(number, os.strerror(number)), Parts(tmp_path / "o", {})
-    with pytest.raises(InputError, match=r"no space left for .*goes on from the parts"), parts.opened():
+    with pytest.raises(ResourceError, match=r"no space left for .*goes on from the parts"), parts.opened():
         write_then_fail(parts, full, 0)
     assert Parts(tmp_path / "o", {}).missing(1) == []
 

@@ -20,7 +20,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from cytoglot import resume
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.manifest import fingerprint_file
 from cytoglot.resume import Parts
 from cytoglot.sentence.cell_sentence import RankSettings
@@ -171,7 +171,7 @@ def test_a_full_disk_leaves_no_output_and_the_same_command_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, full)
         with pytest.raises(
-            InputError, match=r"no space left for .*s.parquet; free some and run the same command again"
+            ResourceError, match=r"no space left for .*s.parquet; free some and run the same command again"
         ):
             encode_file(h5ad, out, chunk_cells=10)
     assert out.read_text() == "older"

@@ -61,7 +61,7 @@ def test_it_is_trained_and_the_long_samples_keep_their_answers(
     model = train(cells, label="cell_type", out=tmp_path / "m", recipe=recipe, seed=0, device="cpu")
     history = (tmp_path / "m" / "training.json").read_text()
     assert '"train_loss": 0.0' not in history
-    annotated = annotate(cells[:12], model)
+    annotated = annotate(cells[:12], model, copy=True)
     assert set(annotated.obs["cytoglot_cell_type_best"]) <= set(model.spec.labels)
     generated = generate(model, "type A", n=2, n_genes=5, seed=0)
     assert (np.diff(generated.X.indptr) == 5).all()
@@ -79,6 +79,6 @@ def test_a_checkpoint_annotates_with_labels_and_context_alone(hub_folder: Path, 
         device="cpu",
     )
     assert "human blood cell" in model.cell_prompts(model.sentences(cells[:1])[0])[0].text
-    annotated = annotate(cells[:4], model)
+    annotated = annotate(cells[:4], model, copy=True)
     assert set(annotated.obs["cytoglot_cell_type"]) <= {"T cell", "B cell"}
     np.testing.assert_allclose(annotated.obsm["cytoglot_probabilities"].sum(axis=1), 1, atol=1e-6)

@@ -15,7 +15,7 @@ import torch
 from anndata import AnnData
 
 import cytoglot as cg
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError, VocabularyMismatchError
@@ -199,8 +199,8 @@ def test_the_commit_of_a_base_is_pinned_in_the_manifest(
 
 
 def test_a_published_cell_model_comes_back_as_one(cache: Path, tiny_model: CellModel) -> None:
-    model = load_model("me/cells", device="cpu")
+    model = load_cell_model("me/cells", device="cpu")
     assert isinstance(model, CellModel)
     assert model.spec == tiny_model.spec
     assert model.lm.revision == "1" * 40
-    assert cg.load_model is load_model
+    assert cg.load_cell_model is load_cell_model

@@ -17,18 +17,21 @@ from scipy.special import log_softmax
 from cytoglot.answer_format import FreeText
 from cytoglot.applications.outputs import (
     add_record,
+    cells_to_change,
+    check_target,
     made_in_parts,
     model_settings,
     parts_of,
     result_of,
     sentences_fingerprint,
 )
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, as_cell_model
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.generate import generate_answers
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.task import AnswerSpace, check_context
 from cytoglot.texts import as_key, is_key, storable
@@ -38,7 +41,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEY = "cytoglot_cell_type"
+DEFAULT_KEY = "cytoglot"
+KEY = f"{DEFAULT_KEY}_cell_type"
+"""column of `obs` with the labels, unless `key_added` says otherwise"""
+_COLUMNS = ("", "_best", "_confidence", "_top", "_text", "_ontology_term_id")
 UNASSIGNED = "unassigned"
 CHUNK_CELLS = 512
 """cells between two saved parts of a file"""
@@ -91,8 +97,8 @@ def label_probabilities(
 
 
 def annotate(
-    adata: AnnData,
-    model: CellModel,
+    adata: AnnData | str | Path,
+    model: CellModel | LanguageModel | str | Path,
     *,
     labels: Sequence[str] | None = None,
     context: Mapping[str, str] | None = None,
@@ -104,66 +110,104 @@ def annotate(
     method: Literal["score", "generate"] = "score",
     min_overlap: float = MIN_OVERLAP,
     seed: int = 0,
-    copy: bool = True,
+    key_added: str = DEFAULT_KEY,
+    copy: bool = False,
     escape_labels: bool = False,
     output: str | Path | None = None,
     overwrite: bool = False,
     chunk_cells: int = CHUNK_CELLS,
-) -> AnnData:
-    """Return `adata` with a cell type for every cell; labels in it are neither needed nor read.
+) -> AnnData | None:
+    """Write a cell type for every cell into `adata`; labels in it are neither needed nor read.
 
-    Written are `obs["cytoglot_cell_type"]` (categorical; `unassigned` below the threshold),
-    `obs["cytoglot_cell_type_best"]` (the best label whatever its probability),
-    `obs["cytoglot_cell_type_confidence"]` (its probability), `obs["cytoglot_cell_type_top"]` (text),
-    `obs["cytoglot_cell_type_ontology_term_id"]` (Cell Ontology, "unknown" where the label does not map),
-    `obsm["cytoglot_probabilities"]` (cells × labels) and `uns["cytoglot"]["annotation"]`.
+    With KEY for `key_added`, written are `obs["KEY_cell_type"]` (categorical; `unassigned` below the threshold),
+    `obs["KEY_cell_type_best"]` (the best label whatever its probability), `obs["KEY_cell_type_confidence"]` (its
+    probability), `obs["KEY_cell_type_top"]` (text), `obs["KEY_cell_type_ontology_term_id"]` (Cell Ontology, "unknown"
+    where the label does not map), `obsm["KEY_probabilities"]` (cells × labels) and a record, in
+    `uns["cytoglot"]["annotation"]` for the default key and in `uns["cytoglot"]["annotation_KEY"]` for others, so that
+    two models can stand side by side in one file. What an earlier call wrote under the same key is replaced.
 
-    A cell without one gene of the model is not asked about: it is `unassigned`, its probabilities and its confidence
-    are NaN, and `uns["cytoglot"]["annotation"]["cells_without_genes"]` counts such cells.
+    A cell without one gene of the model is `unassigned`, its probabilities and its confidence are NaN, and
+    `cells_without_genes` of the record counts such cells.
 
     Parameters
     ----------
+    adata
+        Cells, or the path of a file of them, which needs `copy=True` or `output`. Labels in it are not read.
+    model
+        A cell model or its folder; or any causal language model (`cytoglot.load_model`, or its folder or name) with
+        `labels`: it is asked about the genes of the cells, and its probabilities are not calibrated.
     labels
-        The closed set; by default the model's own.
+        The closed set, at least two; by default the model's own.
     context
         Metadata for the prompts, such as {"organism": "human", "tissue": "blood"}.
-    layer, gene_options
-        Which matrix is read, and how its columns become genes.
+    layer
+        Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+    gene_options
+        How columns become genes: see `cytoglot.read`.
+    top_k
+        Labels listed for each cell in the column `…_top`.
     threshold
-        By default the one calibrated on validation cells (none for other labels than the model's own).
+        A cell whose best label is less likely than this, 0 to 1, is `unassigned`. By default the one calibrated on
+        validation cells (none for other labels than the model's own).
     views
         Augmented views to average; by default the model's number.
     method
         "generate" lets the model write freely and reads the answer: no probabilities, and an answer outside of the
         labels is `unassigned`.
+    min_overlap
+        Cells with fewer than this share of the model's genes, 0 to 1, are refused.
+    seed
+        Of the free answers of `method="generate"`; scores do not depend on it.
+    key_added
+        What the names of all that is written begin with.
     copy
-        False writes into `adata` itself.
+        Return a changed copy, in memory, and leave `adata` as it is. Without it `adata` is changed and None returned: a
+        view becomes an AnnData of its own (what it is a view of is not changed), and of a backed AnnData `obs`, `obsm`
+        and `uns` are changed in memory, not in the file.
     escape_labels
         Columns of a file cannot be called "T/NK", ".", "_index" or "". With this the columns of the probabilities have
-        such labels percent-encoded ("T%2FNK", `cytoglot.texts.as_key`); `uns["cytoglot"]["annotation"]["labels"]` and
-        all of `obs` keep the true ones. Without it such labels are refused.
+        such labels percent-encoded ("T%2FNK", `cytoglot.texts.as_key`); the record and all of `obs` keep the true
+        ones. Without it such labels are refused.
     output
         An h5ad to write the result to as well. It is made in parts of `chunk_cells` cells: the same call after a kill
         goes on with the parts that are missing and ends with the same bytes.
     overwrite
         Begin anew where an interrupted run of other settings has left parts.
+    chunk_cells
+        Cells between two saved parts of `output`.
+
+    Returns
+    -------
+        None, or with `copy` the changed copy.
 
     Raises
     ------
     InputError, VocabularyMismatchError
-        The matrix cannot be read, there are fewer than two labels or labels that cannot be columns, the genes are not
-        those of the model, or an interrupted run for `output` was given something else (the message says what).
+        The matrix cannot be read, there are fewer than two labels or labels that cannot be columns, `key_added` makes
+        names that no file can hold or that are taken by data that cytoglot did not write, the genes are not those of
+        the model, or an interrupted run for `output` was given something else (the message says what).
     """
+    file = cells_to_change(adata, copy=copy, output=output, layer=layer, genes=gene_options)
+    cells = file.adata
+    model = as_cell_model(model, labels=labels, cells=cells, layer=file.layer, gene_options=file.genes, context=context)
     chosen = tuple(model.spec.labels if labels is None else labels)
     if method == "score":
         _check_labels(chosen, escape=escape_labels)
-        if adata.obs_names.name in chosen:
+        if cells.obs_names.name in chosen:
             raise InputError(
-                f"the index of obs is called {adata.obs_names.name!r}, as a label is; give it another name"
+                f"the index of obs is called {cells.obs_names.name!r}, as a label is; give it another name"
             )
     check_context(context)
-    result = result_of(adata, copy=copy)
-    sentences, overlap = model.sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap)
+    columns, probabilities_key = [f"{key_added}_cell_type{column}" for column in _COLUMNS], f"{key_added}_probabilities"
+    name = check_target(
+        cells,
+        "annotation",
+        key_added,
+        default=DEFAULT_KEY,
+        writes={"obs": columns, "obsm": [probabilities_key]},
+        copy=copy,
+    )
+    sentences, overlap = model.sentences(cells, layer=file.layer, gene_options=file.genes, min_overlap=min_overlap)
     with_genes = np.flatnonzero(np.diff(sentences.offsets) > 0)
     own = labels is None or chosen == model.spec.labels
     cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
@@ -195,26 +239,31 @@ def annotate(
         flat = pa.array(probabilities.probability_nk.reshape(-1), pa.float64())
         return pa.table({"probability": pa.FixedSizeListArray.from_arrays(flat, len(chosen))})
 
-    record: dict[str, Any] = {"labels": list(chosen), "method": method, "overlap": str(overlap)}
+    record: dict[str, Any] = {"key": key_added, "labels": list(chosen), "method": method, "overlap": str(overlap)}
     record["cells_without_genes"] = len(sentences) - len(with_genes)
     with parts_of(output, settings, overwrite=overwrite) as parts:
         table = made_in_parts(make, len(with_genes), chunk_cells, parts)
-        best = np.full(len(sentences), UNASSIGNED, dtype=object)
+        result = result_of(cells, copy=copy and cells is adata)
+        # Columns of an earlier call with another method must not stay.
+        result.obs = result.obs.drop(columns=columns, errors="ignore")
+        result.obsm.pop(probabilities_key, None)
         if method == "generate":
+            best = np.full(len(sentences), UNASSIGNED, dtype=object)
             best[with_genes] = table["best"].to_pylist()
-            result.obs[KEY] = pd.Categorical(best, categories=_categories(chosen, best))
-            result.obs[f"{KEY}_text"] = _spread(table["text"].to_pylist(), with_genes, len(sentences))
+            result.obs[columns[0]] = pd.Categorical(best, categories=_categories(chosen, best))
+            result.obs[f"{columns[0]}_text"] = _spread(table["text"].to_pylist(), with_genes, len(sentences))
         else:
             flat = table["probability"].combine_chunks().flatten().to_numpy()
             probabilities = LabelProbabilities(labels=chosen, probability_nk=flat.reshape(-1, len(chosen)))
-            best = _write_probabilities(result, probabilities, with_genes, threshold=cut, top_k=top_k)
+            best = _write_probabilities(result, probabilities, with_genes, threshold=cut, top_k=top_k, key=key_added)
             record |= {"threshold": cut, "temperature": model.spec.calibration.temperature}
         mapping = map_labels(list(chosen))
-        result.obs[f"{KEY}_ontology_term_id"] = pd.Categorical([mapping.ids.get(name) or "unknown" for name in best])
+        terms = [mapping.ids.get(label) or "unknown" for label in best]
+        result.obs[f"{columns[0]}_ontology_term_id"] = pd.Categorical(terms)
         if mapping.unmapped:
             logger.info("no Cell Ontology term for: %s", ", ".join(mapping.unmapped))
         record["labels_without_ontology_term"] = list(mapping.unmapped)
-        add_record(result, "annotation", record)
+        add_record(result, name, record)
         n_unassigned = int((best == UNASSIGNED).sum())
         logger.info(
             "annotated %d cells, %d unassigned, of which %d have no gene of the model",
@@ -225,7 +274,7 @@ def annotate(
         if parts is not None:
             with parts.whole() as path:
                 fill_h5ad(result, path)
-    return result
+    return result if copy else None
 
 
 def _check_labels(labels: Sequence[str], *, escape: bool) -> None:
@@ -248,7 +297,13 @@ def _check_labels(labels: Sequence[str], *, escape: bool) -> None:
 
 
 def _write_probabilities(
-    result: AnnData, probabilities: LabelProbabilities, rows: NDArray[np.intp], *, threshold: float, top_k: int
+    result: AnnData,
+    probabilities: LabelProbabilities,
+    rows: NDArray[np.intp],
+    *,
+    threshold: float,
+    top_k: int,
+    key: str,
 ) -> NDArray[np.object_]:
     """Write what is believed of the cells `rows`, and that nothing is of the others; return the assigned labels."""
     n = result.n_obs
@@ -258,14 +313,14 @@ def _write_probabilities(
     best = _spread(probabilities.best, rows, n, UNASSIGNED)
     confidence, probability_nk = np.full(n, np.nan), np.full((n, len(probabilities.labels)), np.nan)
     confidence[rows], probability_nk[rows] = probabilities.confidence, probabilities.probability_nk
-    result.obs[KEY] = pd.Categorical(assigned, categories=_categories(probabilities.labels, assigned))
-    result.obs[f"{KEY}_best"] = pd.Categorical(best, categories=_categories(probabilities.labels, best))
-    result.obs[f"{KEY}_confidence"] = confidence
-    result.obs[f"{KEY}_top"] = _spread(probabilities.top(top_k), rows, n)
+    result.obs[f"{key}_cell_type"] = pd.Categorical(assigned, categories=_categories(probabilities.labels, assigned))
+    result.obs[f"{key}_cell_type_best"] = pd.Categorical(best, categories=_categories(probabilities.labels, best))
+    result.obs[f"{key}_cell_type_confidence"] = confidence
+    result.obs[f"{key}_cell_type_top"] = _spread(probabilities.top(top_k), rows, n)
     names: Sequence[str] = probabilities.labels
     if not all(map(is_key, names)):
         names = list(map(as_key, names))
-    result.obsm["cytoglot_probabilities"] = pd.DataFrame(probability_nk, index=result.obs_names, columns=list(names))
+    result.obsm[f"{key}_probabilities"] = pd.DataFrame(probability_nk, index=result.obs_names, columns=list(names))
     return assigned
 
 

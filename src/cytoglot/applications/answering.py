@@ -19,11 +19,12 @@ from transformers import AutoTokenizer
 
 from cytoglot.answer_format import AnswerFormat, FreeText, GeneratedAnswer, OneOf
 from cytoglot.applications.parquet_parts import PartsReport, map_parts, n_parts_done
-from cytoglot.cell_model.load import CellModel, load_model
+from cytoglot.cell_model.load import CellModel
 from cytoglot.engines import Engine
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.fingerprint import source_fingerprint
+from cytoglot.lm.model.load import load_model
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.protocols import AnswerSampler, AnswerScorer, TextGenerator
 from cytoglot.texts import read_text, storable
@@ -125,8 +126,7 @@ class ModelSource:
 
             return load_vllm(self.model, dtype=self.dtype, revision=self.revision, exact=self.exact, **sampling)
         loaded = load_model(self.model, device=self.device, dtype=self.dtype, revision=self.revision)
-        language = loaded.language if isinstance(loaded, CellModel) else loaded
-        return replace(language, batch_size=self.batch_size, **sampling)
+        return replace(loaded, batch_size=self.batch_size, **sampling)
 
     def settings(self) -> dict[str, Any]:
         """Return what decides the answers: of a folder its weights, of a name on the hub the commit."""
@@ -165,6 +165,25 @@ def answer_prompts(
 
     Parameters
     ----------
+    prompts
+        Texts with ids (`read_prompts` reads them from a file).
+    output
+        Parquet file to write.
+    answer_format
+        What a valid answer is: see `LanguageModel.generate`.
+    n_samples
+        Answers for each prompt.
+    seed
+        Of the sampling.
+    log_likelihood
+        Add the column `log_likelihood`; not for free text.
+    keep_prompts
+        Add the column `prompt`.
+    engine, workers, gpus_per_worker
+        "local" computes in this process, or in `workers` processes; "ray" on a Ray cluster, with that many GPUs (or a
+        fraction of one) for each worker.
+    overwrite
+        Begin anew where there are an output or parts of other settings.
     generator
         A generator, or what makes one in each worker (`ModelSource`), which more than one worker or Ray needs. A plain
         `TextGenerator` is asked prompt by prompt with a seed made of seed and id. A generator without `settings()`
@@ -181,7 +200,7 @@ def answer_prompts(
     if log_likelihood and isinstance(answer_format, FreeText):
         raise InputError("log_likelihood is for answers with a frame; that of free text is its log_prob")
     if isinstance(generator, CellModel):
-        generator = generator.language
+        generator = generator.lm
     is_source = isinstance(generator, GeneratorSource)
     if not is_source and (engine != "local" or workers > 1):
         raise InputError("several workers make their generators themselves; pass a ModelSource instead of a generator")

@@ -9,7 +9,6 @@ Axes: n cells, d embedding dimensions.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -22,11 +21,10 @@ import anndata
 import h5py
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cytoglot.applications.embedding import KEY, embedding_record
-from cytoglot.applications.outputs import check_key, check_record, model_settings, parts_of
+from cytoglot.applications.outputs import check_names, check_record, model_settings, parts_of
+from cytoglot.applications.vector_files import KEY, SUFFIXES, embedding_record, vector_column, write_vectors
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.formats import readable
@@ -50,7 +48,6 @@ logger = logging.getLogger(__name__)
 
 #: Cells between two saved parts: with 800 tokens each a minute of work for a model of 14M parameters on one core.
 CHUNK_CELLS = 1024
-SUFFIXES = (".h5ad", ".parquet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +89,7 @@ def embed_file(
     path
         For an h5ad output an h5ad; for Parquet whatever `cytoglot.read` takes.
     out
-        `.h5ad`: the input byte for byte with `obsm[key_added]`, float32 (n, d), and `uns["cytoglot"]["embedding"]`
+        `.h5ad`: the input byte for byte with `obsm[key_added]`, float32 (n, d), and the record of `cytoglot.embed`
         besides; a matrix larger than memory is copied, not loaded. `.parquet`: a column `cell_id` and a column
         `key_added` of lists of d float32. An older file is replaced when the new one is whole, and not before.
     layer, gene_options, context, min_overlap, hidden_layer, pooling, dtype, batch_tokens
@@ -128,7 +125,7 @@ def embed_file(
         )
     if chunk_cells < 1:
         raise InputError(f"expected chunk_cells of at least 1, found {chunk_cells}")
-    check_key(key_added, of="key_added")
+    name = _check_names(path if out.suffix == ".h5ad" else None, key_added)
     if key_added == "cell_id":
         raise InputError("key_added cannot be 'cell_id', which is the column of the cells' names")
     check_pooling(pooling)
@@ -183,7 +180,7 @@ def embed_file(
                         model.lm, tokens, layer=asked, batch_tokens=batch_tokens, on_text=bar.update, tally=tally
                     )
                     vectors_nd[lengths == 0] = 0
-                    parts.write(number, pa.table({"vector": _column(vectors_nd), "n_words": lengths}))
+                    parts.write(number, pa.table({"vector": vector_column(vectors_nd), "n_words": lengths}))
             logger.info("%s", tally)
             n_empty = sum(int((parts.read(number)["n_words"].to_numpy() == 0).sum()) for number in range(n_parts))
             record = {**record, "cells_without_genes": n_empty}
@@ -191,7 +188,7 @@ def embed_file(
                 columns = (parts.read(number)["vector"].combine_chunks() for number in range(n_parts))
                 vectors = (column.flatten().to_numpy().reshape(-1, n_d) for column in columns)
                 if out.suffix == ".h5ad":
-                    _write_h5ad(path, partial, stream.cells.n_cells, vectors, record, n_d)
+                    _write_h5ad(path, partial, stream.cells.n_cells, vectors, record, n_d, name)
                 else:
                     write_vectors(partial, stream.cells.cell_ids, vectors, {"source": path.name, **record}, n_d=n_d)
     logger.info("%s: %d cells in %.1f s", out, stream.cells.n_cells, time.perf_counter() - started)
@@ -223,8 +220,16 @@ def takes_vectors(path: str | Path) -> bool:
         return "obs" in file and "var" in file and "encoding-type" in file["obs"].attrs
 
 
-def _column(vectors_nd: NDArray[np.float32]) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(vectors_nd.reshape(-1)), vectors_nd.shape[1])
+def _check_names(path: Path | None, key_added: str) -> str:
+    """Refuse a key that cannot be used in the file (None: a new one); return the name of the record."""
+    uns: dict[str, Any] = {}
+    there: set[str] = set()
+    if path is not None:
+        with readable(path), h5py.File(path, "r") as file:
+            there = set(file.get("obsm", ()))
+            if "uns/cytoglot" in file:
+                uns = {"cytoglot": anndata.io.read_elem(file["uns/cytoglot"])}
+    return check_names(uns, "embedding", key_added, default=KEY, writes={"obsm": [key_added]}, there={"obsm": there})
 
 
 def _write_h5ad(
@@ -234,13 +239,14 @@ def _write_h5ad(
     vectors: Iterable[NDArray[np.float32]],
     record: Mapping[str, str | int],
     n_d: int,
+    name: str,
 ) -> None:
     """Copy the file as it is, then add the vectors and the record."""
     shutil.copyfile(source, partial)
     with h5py.File(partial, "r+") as file:
-        for name in ("obsm", "uns"):
-            if name not in file:
-                anndata.io.write_elem(file, name, {})
+        for part in ("obsm", "uns"):
+            if part not in file:
+                anndata.io.write_elem(file, part, {})
         key, first = str(record["key"]), 0
         if key in file["obsm"]:
             del file["obsm"][key]
@@ -251,25 +257,4 @@ def _write_h5ad(
             first += len(vectors_nd)
         if "cytoglot" not in file["uns"]:
             anndata.io.write_elem(file["uns"], "cytoglot", {})
-        anndata.io.write_elem(file["uns/cytoglot"], "embedding", dict(record))
-
-
-def write_vectors(
-    path: Path,
-    cell_ids: NDArray[np.object_],
-    parts: Iterable[NDArray[np.float32]],
-    record: Mapping[str, str | int],
-    *,
-    n_d: int,
-) -> None:
-    """Write cell ids and vectors as Parquet, a row group for each part; `record` becomes metadata of the file."""
-    schema = pa.schema(
-        [("cell_id", pa.string()), (str(record["key"]), pa.list_(pa.float32(), n_d))],
-        metadata={"cytoglot": json.dumps(dict(record))},
-    )
-    first = 0
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for vectors_nd in parts:
-            ids = pa.array(cell_ids[first : first + len(vectors_nd)], type=pa.string())
-            writer.write_table(pa.table([ids, _column(vectors_nd)], schema=schema))
-            first += len(vectors_nd)
+        anndata.io.write_elem(file["uns/cytoglot"], name, dict(record))

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from cytoglot.applications.generation import check_generation, draw_lengths
-from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.load import CellModel, as_cell_model
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.rank_expectation import answer_ranks
 from cytoglot.lm.generation.sampling import Sampling
+from cytoglot.lm.model.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ _LENGTHS_DRAWN = 1024
 
 
 def expected_expression(
-    model: CellModel,
+    model: CellModel | LanguageModel | str | Path,
     cell_type: str | None = None,
     *,
     n: int = 64,
@@ -49,14 +51,24 @@ def expected_expression(
 
     Parameters
     ----------
+    model
+        A cell model, or its folder or name on the hub.
     cell_type
         One of the model's labels; None is cells of any type.
     n
         Sentences sampled along which next-gene probabilities are read, at least 2 for each length.
     n_genes
         Words of each sentence. By default lengths as of the type's training cells, in `n_lengths` equally likely steps.
-    temperature, top_p
+    n_lengths
+        Number of those lengths.
+    interval
+        Share of cells, between 0 and 1, that the columns `…_low` to `…_high` span.
+    temperature, top_p, context
         As in `generate`: the expectation is over the cells that it would write.
+    batch_size
+        Most sentences sampled at the same time.
+    seed
+        Of the sampling.
 
     Raises
     ------
@@ -65,6 +77,7 @@ def expected_expression(
     InputError
         A number is out of range, or the model has no rank curve.
     """
+    model = as_cell_model(model)
     check_generation(model, cell_type, n, n_genes)
     if n_lengths < 1 or not 0 < interval < 1:
         raise InputError(f"need n_lengths of at least 1 and an interval in (0, 1), found {n_lengths} and {interval}")

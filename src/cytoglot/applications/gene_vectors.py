@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from anndata import AnnData
 
 from cytoglot.atomic import atomic_path
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, as_cell_model
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.errors import InputError, VocabularyMismatchError
 from cytoglot.lm.embedding.embed import Precision, checked_layer, in_precision
 from cytoglot.lm.embedding.word_vectors import WordVectorMeans, static_word_vectors
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ CHUNK_CELLS = 256
 
 
 def gene_embeddings(
-    model: CellModel,
+    model: CellModel | LanguageModel | str | Path,
     kind: GeneVectorKind = "static",
     *,
     cells: AnnData | str | Path | None = None,
@@ -53,6 +54,8 @@ def gene_embeddings(
 
     Parameters
     ----------
+    model
+        A cell model, or its folder or name on the hub.
     kind
         "static": the model's input vectors; a gene of several tokens has their mean. "contextual": the mean hidden
         state of the gene's tokens over all cells whose sentence holds it. A causal model has read only the genes above
@@ -81,6 +84,7 @@ def gene_embeddings(
     """
     if kind not in get_args(GeneVectorKind):
         raise InputError(f"kind must be static or contextual, found {kind!r}")
+    model = as_cell_model(model)
     vocabulary = model.spec.vocabulary
     symbols = list(vocabulary.symbols if genes is None else genes)
     rows = np.asarray(vocabulary.index_of(symbols), dtype=np.int64)

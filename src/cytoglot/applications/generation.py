@@ -13,9 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cytoglot.applications.outputs import add_record, made_in_parts, model_settings, parts_of
-from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.load import CellModel, as_cell_model
 from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.sentence.decode import decode
 from cytoglot.tasks.task import check_context
 from cytoglot.tasks.template import TERMINATOR
@@ -30,7 +31,7 @@ CHUNK_CELLS = 256
 
 
 def generate(
-    model: CellModel,
+    model: CellModel | LanguageModel | str | Path,
     cell_type: str | None = None,
     *,
     n: int,
@@ -50,13 +51,20 @@ def generate(
 
     Parameters
     ----------
+    model
+        A cell model, or its folder or name on the hub.
     cell_type
         One of the model's labels; None writes cells of any type.
+    n
+        Cells to write.
     n_genes
         Words of each sentence. By default drawn for each cell from the lengths of the type's training cells.
+    context
+        Metadata for the prompts, such as {"organism": "human", "tissue": "blood"}.
     temperature, top_p
-        Of the sampling; temperature 0 always takes the likeliest word (then all cells of one length are equal). By
-        default the temperature at which cells of a type were as diverse as real validation cells of it.
+        Of the sampling: genes are drawn from the `top_p` most likely share of probability, and temperature 0 always
+        takes the likeliest one (then all cells of one length are equal). By default the
+        temperature at which cells of a type were as diverse as real validation cells of it.
     seed
         Cell i depends on the seed and on i, not on `n` or on batches.
     output
@@ -64,6 +72,8 @@ def generate(
         goes on with the parts that are missing and ends with the same bytes.
     overwrite
         Begin anew where an interrupted run of other settings has left parts.
+    chunk_cells
+        Cells between two saved parts of `output`.
 
     Raises
     ------
@@ -73,6 +83,7 @@ def generate(
         `n` or `n_genes` is not positive, or asks for more genes than the vocabulary has; or an interrupted run for
         `output` was given something else (the message says what).
     """
+    model = as_cell_model(model)
     check_generation(model, cell_type, n, n_genes)
     check_context(context)
     curve = model.rank_curve  # refuses a model without one before anything is written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from cytoglot.cell_model.load import CellModel
+from cytoglot.data.genes.options import GeneOptions
+from cytoglot.data.whole_file import WholeFile, whole_file
 from cytoglot.errors import InputError
 from cytoglot.lm.model.fingerprint import model_fingerprint
 from cytoglot.manifest import fingerprint_bytes, fingerprint_texts, package_versions
@@ -26,20 +28,100 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def result_of(adata: AnnData, *, copy: bool) -> AnnData:
-    """Return what a verb writes into: a copy in memory (of a backed AnnData too), or `adata` itself.
+def cells_to_change(
+    source: AnnData | str | Path, *, copy: bool, output: str | Path | None, layer: str | None, genes: GeneOptions
+) -> WholeFile:
+    """Return the AnnData that a verb was given, or all of the file that it was given, and how its matrix is read.
 
     Raises
     ------
     InputError
-        `uns["cytoglot"]` is no mapping, or `adata` is a view of a backed AnnData and is to be written into.
+        The file cannot be read, or nothing would be left of the work.
     """
-    check_record(adata.uns)
+    if not isinstance(source, (str, Path)):
+        return WholeFile(adata=source, layer=layer, genes=genes)
+    if not copy and output is None:
+        raise InputError(
+            f"{source} is a file, which is not changed; pass copy=True to get its cells with what is added, or output= "
+            "to write them"
+        )
+    return whole_file(source, layer=layer, genes=genes)
+
+
+def check_target(
+    adata: AnnData,
+    verb: str,
+    key_added: str,
+    *,
+    default: str,
+    writes: Mapping[str, Sequence[str]],
+    copy: bool,
+) -> str:
+    """Refuse what a verb could not write, before it computes anything; return the name of its record.
+
+    Raises
+    ------
+    InputError
+        A name cannot be one in a file or holds data of others, `uns["cytoglot"]` is not ours, or `adata` is a view of a
+        backed AnnData and `copy` is false.
+    """
+    there = {"obs": adata.obs, "obsm": adata.obsm}
+    name = check_names(adata.uns, verb, key_added, default=default, writes=writes, there=there)
+    if adata.obs_names.name in writes.get("obs", ()):
+        raise InputError(f"the index of obs is called {adata.obs_names.name!r}, as a column to write; rename the index")
     if not copy and adata.is_view and adata.isbacked:
         raise InputError("expected an AnnData to write into, found a view of a backed one; pass copy=True")
-    if not copy:
-        return adata
-    return adata.to_memory() if adata.isbacked else adata.copy()
+    return name
+
+
+def check_names(
+    uns: Mapping[str, Any],
+    verb: str,
+    key_added: str,
+    *,
+    default: str,
+    writes: Mapping[str, Sequence[str]],
+    there: Mapping[str, Container[str]],
+) -> str:
+    """Refuse names that no file can hold, or that data of others have; return the name of the record of `key_added`.
+
+    What an earlier call wrote under the same key has a record in `uns["cytoglot"]`, and is replaced.
+    """
+    for one in (key_added, *(name for names in writes.values() for name in names)):
+        if not is_key(one):
+            made = "" if one == key_added else f", made of key_added={key_added!r}"
+            raise InputError(f"key_added must give names without '/' that are not '.' or '_index', found {one!r}{made}")
+    check_record(uns)
+    name, records = record_name(verb, key_added, default), uns.get("cytoglot", {})
+    if not isinstance(records.get(name, {}), Mapping):
+        raise InputError(f"expected a record in uns['cytoglot'][{name!r}], found a value; rename or delete it")
+    known = [one for which, one in records.items() if str(which).startswith(verb) and isinstance(one, Mapping)]
+    if all(one.get("key", default) != key_added for one in known):
+        for part, names in writes.items():
+            for taken in (one for one in names if one in there[part]):
+                raise InputError(
+                    f"{part}[{taken!r}] is there already and cytoglot did not write it; pass another key_added, or "
+                    "rename or delete it"
+                )
+    return name
+
+
+def record_name(verb: str, key_added: str, default: str) -> str:
+    """Return where `uns["cytoglot"]` keeps the record of what a verb wrote under a key."""
+    return verb if key_added == default else f"{verb}_{key_added}"
+
+
+def result_of(adata: AnnData, *, copy: bool) -> AnnData:
+    """Return what a verb writes into: a copy in memory (of a backed AnnData too), or `adata` itself.
+
+    A view to be written into becomes an AnnData of its own, as anndata has it; what it was a view of stays as it is.
+    """
+    if copy:
+        return adata.to_memory() if adata.isbacked else adata.copy()
+    if adata.is_view:
+        logger.info("the cells are a view: they become an AnnData of their own, and the whole one is not changed")
+        adata._init_as_actual(adata.copy())
+    return adata
 
 
 def check_record(uns: Mapping[str, Any]) -> None:
@@ -51,12 +133,6 @@ def check_record(uns: Mapping[str, Any]) -> None:
 def add_record(adata: AnnData, name: str, record: Mapping[str, Any]) -> None:
     """Write `uns["cytoglot"][name]` and leave what other verbs wrote there."""
     adata.uns["cytoglot"] = {**adata.uns.get("cytoglot", {}), name: dict(record)}
-
-
-def check_key(name: str, *, of: str) -> None:
-    """Refuse a name that no file can have for an element, such as one with a slash."""
-    if not is_key(name):
-        raise InputError(f"{of} must be a name without '/' that is not '.' or '_index', found {name!r}")
 
 
 def model_settings(model: CellModel, *tasks: str) -> dict[str, str]:

@@ -123,6 +123,10 @@ def reconstruct(
         Curves to fit.
     layer, gene_options
         Which matrix is read, and how its columns become genes.
+    seed
+        Of the split.
+    chunk_cells
+        Cells in memory at a time.
 
     Raises
     ------

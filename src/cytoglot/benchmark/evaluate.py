@@ -28,7 +28,7 @@ from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
 from cytoglot.benchmark.results import OURS, Prediction, ResultRow, annotation_rows, difference_rows
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, load_cell_model
+from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, VocabularyOverlap, as_cell_model, load_cell_model
 from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
@@ -41,6 +41,7 @@ from cytoglot.data.splits.leakage import leakage_report
 from cytoglot.data.splits.matching import MatchedCells, match_cells
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
+from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.manifest import Manifest
 from cytoglot.metrics.classification import calibration_bins, confusion, per_class
 from cytoglot.metrics.uncertainty import resampling_unit
@@ -100,7 +101,7 @@ class HeldOut:
 
 def evaluate(
     source: AnnData | str | Path,
-    model: CellModel | str | Path,
+    model: CellModel | LanguageModel | str | Path,
     *,
     label: str | None = None,
     out: str | Path,
@@ -119,10 +120,20 @@ def evaluate(
         The file that the model was trained from (its training cells fit the baselines, its test cells are judged), or
         another one. Training and validation cells are never judged, whatever their names are: cells are known by what
         they hold. Cells that the model's split knows neither by name nor by content are new, and judged.
+    model
+        A cell model, or its folder or name on the hub.
     label
         Column of the true cell types; by default the one the model was trained on.
     layer, gene_options
         Which matrix is read, and how its columns become genes.
+    out
+        Folder for the results; a new one, or one of an earlier evaluation.
+    settings
+        What is computed; by default all of it.
+    seed
+        Of the baselines, the control, generated cells and resampling.
+    device
+        Of the model, if it is loaded here.
     new_cells
         Cells that are named as cells of the split but hold other values are other cells.
 
@@ -135,7 +146,7 @@ def evaluate(
     """
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()
-    model = load_cell_model(model, device=device) if isinstance(model, (str, Path)) else model
+    model = as_cell_model(model, device=device)
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
     # First, since cells with other genes would seem to be cells with other values.

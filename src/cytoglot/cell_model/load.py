@@ -6,6 +6,7 @@ Axes: n cells, k labels, d embedding dimensions.
 from __future__ import annotations
 
 import logging
+import warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,13 +26,12 @@ from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.readers.stream import CellStream, open_cells
 from cytoglot.data.relations import read_relations
 from cytoglot.errors import InputError, VocabularyMismatchError
-from cytoglot.lm.backends.causal_lm import CausalLm
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.embedding.embed import Pooling, Precision, embed_texts
 from cytoglot.lm.generation.generate import generate_answers
-from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.load import Dtype, load_language_model
-from cytoglot.lm.model.sources import find_file, is_hub_name
+from cytoglot.lm.model.language_model import LanguageModel, html_card
+from cytoglot.lm.model.load import Dtype, load_model
+from cytoglot.lm.model.sources import commit_of, find_file, is_hub_name
 from cytoglot.lm.scoring.score import score_answers
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
@@ -108,9 +108,12 @@ class SentenceStream:
         return (ranker.sentences(block, cells.cell_ids[place]) for place, block in ranked)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CellModel:
-    """What the applications work on."""
+    """A language model with the genes, labels and calibration that make it one of cells.
+
+    `cytoglot.load_cell_model` and `cytoglot.train` return it, and the verbs take it.
+    """
 
     lm: LanguageModel
     spec: CellModelSpec
@@ -118,8 +121,43 @@ class CellModel:
     templates_of_tasks: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
     """task → the same in other wordings, such as those that a released checkpoint was trained with"""
 
+    def __repr__(self) -> str:
+        return f"<CellModel: {', '.join(self._facts)}>"
+
+    def _repr_html_(self) -> str:
+        shown = ", ".join(self.labels[:20]) + (", …" if len(self.labels) > 20 else "")
+        return html_card("CellModel", [*self._facts, *([f"labels: {shown}"] if shown else [])])
+
+    @property
+    def _facts(self) -> list[str]:
+        size = f"{self.lm.model.num_parameters() / 1e6:,.1f} M parameters"
+        place = [] if self.folder is None else [f"{self.folder}/"]
+        return [f"{len(self.labels):,} labels", f"{len(self.genes):,} genes", size, *place]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The cell types that it assigns, in the order of its probabilities."""
+        return self.spec.labels
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """The symbols of the genes that it reads and writes, in the order of its vocabulary."""
+        return tuple(self.spec.vocabulary.symbols)
+
+    @property
+    def card(self) -> str:
+        """The text of the model card, `README.md` of its folder; empty where there is none."""
+        path = None if self.folder is None else self.folder / "README.md"
+        return path.read_text(encoding="utf-8") if path is not None and path.is_file() else ""
+
     def task(self, name: str) -> Task[Any, Any]:
-        """Return a task in the wordings of this model."""
+        """Return a task in the wordings of this model.
+
+        Parameters
+        ----------
+        name
+            Of the registry, such as "cell_type_annotation".
+        """
         return self.templates_of_tasks.get(name) or tasks[name]
 
     def with_templates(self, source: str | Path) -> CellModel:
@@ -138,7 +176,13 @@ class CellModel:
         return replace(self, templates_of_tasks={**self.templates_of_tasks, **changed})
 
     def truncate(self, sentences: CellSentences) -> CellSentences:
-        """Return the sentences at the length that the model writes: as in training, and as its context has room for."""
+        """Return the sentences at the length that the model writes: as in training, and as its context has room for.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        """
         limits = [] if self.spec.ranking.top_genes is None else [self.spec.ranking.top_genes]
         if self.lm.context_length is not None:
             # Words of any kind that fit after the prompt of any type; at least 1.
@@ -167,7 +211,13 @@ class CellModel:
         return rank_curve_from_dict(self.spec.rank_curve)
 
     def with_calibration(self, calibration: Calibration) -> CellModel:
-        """Return the model with another temperature and threshold."""
+        """Return the model with another temperature and threshold.
+
+        Parameters
+        ----------
+        calibration
+            The temperature that label scores are divided by, and the confidence below which a cell is `unassigned`.
+        """
         return replace(self, spec=replace(self.spec, calibration=calibration))
 
     def sentences(
@@ -181,6 +231,17 @@ class CellModel:
         """Rank the cells of `adata` over the model's genes, as in training; labels are neither needed nor read.
 
         The sentences are whole: `records` cuts them off at the model's length, after a view has dropped its genes.
+
+        Parameters
+        ----------
+        adata
+            Cells; counts or log values.
+        layer
+            Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+        gene_options
+            How columns become genes: see `cytoglot.read`.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the cells must have.
 
         Raises
         ------
@@ -212,6 +273,19 @@ class CellModel:
     ) -> Iterator[SentenceStream]:
         """Open cells to rank them by chunks; of a file `obs`, the names of genes and one chunk are in memory.
 
+        Parameters
+        ----------
+        source
+            An AnnData, or a file that `cytoglot.read` takes.
+        layer
+            Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+        gene_options
+            How columns become genes: see `cytoglot.read`.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the cells must have.
+        chunk_cells
+            Cells ranked at a time.
+
         Raises
         ------
         VocabularyMismatchError, InputError
@@ -224,6 +298,13 @@ class CellModel:
 
     def overlap_with(self, query: GeneVocabulary, *, min_overlap: float = MIN_OVERLAP) -> VocabularyOverlap:
         """Return how a query's genes meet those of the model.
+
+        Parameters
+        ----------
+        query
+            The genes of the cells.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the query must have.
 
         Raises
         ------
@@ -243,7 +324,17 @@ class CellModel:
     def records(
         self, sentences: CellSentences, *, context: Mapping[str, str] | None = None, view: int = 0
     ) -> Iterator[CellRecord]:
-        """Yield one record per cell, without a label; `context` is added to the model's own."""
+        """Yield one record per cell, without a label.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        view
+            0: the cell as it is; others leave out some genes, the same ones each time.
+        """
         check_context(context)
         metadata = {**self.spec.context, **(context or {})}
         words = sentences.vocabulary.names
@@ -268,6 +359,21 @@ class CellModel:
         What `obs` knows of the cells under recognized names is told; cell groups are the cells of one value of
         `obs["cell_group"]`, relations as in `cytoglot.data.relations.read_relations`. A record that the task cannot ask
         without its answer is left out only if it has no content: labels are not needed.
+
+        Parameters
+        ----------
+        adata
+            Cells; counts or log values.
+        task
+            Name of a task of the registry.
+        layer
+            Matrix to rank: "X", "raw" or the name of a layer; None finds it.
+        gene_options
+            How columns become genes: see `cytoglot.read`.
+        min_overlap
+            Share of the model's genes, 0 to 1, that the cells must have.
+        template
+            Number or name of the prompt template; None takes the shortest that fits.
 
         Raises
         ------
@@ -303,6 +409,21 @@ class CellModel:
 
         A sentence too long for the model's context loses its last genes, as in training, so that `n_reserved` tokens
         are left for an answer.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        task
+            Name of a task of the registry about one cell.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        view
+            As in `records`.
+        template
+            Number or name of the prompt template; None takes the default one.
+        n_reserved
+            Tokens to leave for the answer.
         """
         chosen: Task[CellRecord, Any] = self.task(task)
         records = list(self.records(sentences, context=context, view=view))
@@ -342,7 +463,21 @@ class CellModel:
         context: Mapping[str, str] | None = None,
         template: int | str | None = None,
     ) -> NDArray[np.float64]:
-        """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalized over the labels."""
+        """Return log p(label | cell) in nats, shape (n, k), a mean over views; not normalized over the labels.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        labels
+            k labels; None: the model's own.
+        views
+            Augmented views of a cell to average; None: the model's number.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        template
+            Number or name of the prompt template; None takes the default one.
+        """
         annotation = self.task("cell_type_annotation")
         assert isinstance(annotation, LabelAnswer)
         answers = annotation.label_completions(self.spec.labels if labels is None else labels)
@@ -368,6 +503,21 @@ class CellModel:
         """Return one new cell sentence per length: every word a gene of the vocabulary, none twice.
 
         The number of a cell, counted from `first`, is the key of its noise, so a cell does not depend on others.
+
+        Parameters
+        ----------
+        cell_type
+            One of the model's labels; None is any type.
+        lengths
+            Genes of each sentence, shape (n,).
+        temperature, top_p
+            Of the sampling; temperature 0 takes the most likely gene.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        seed
+            Of the noise.
+        first
+            Number of the first cell.
         """
         prompts, formats = self.generation_prompts(cell_type, lengths, context=context)
         answers = generate_answers(
@@ -384,7 +534,13 @@ class CellModel:
     def generation_prompts(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, context: Mapping[str, str] | None = None
     ) -> tuple[list[str], list[DistinctWords]]:
-        """Return the prompt for a new cell sentence of each length, and the format of its answer."""
+        """Return the prompt for a new cell sentence of each length, and the format of its answer.
+
+        Parameters
+        ----------
+        cell_type, lengths, context
+            As in `write`.
+        """
         task: Task[CellRecord, Any] = self.task("unconditional_generation" if cell_type is None else "cell_generation")
         check_context(context)
         known = {} if cell_type is None else {"cell_type": cell_type}
@@ -398,27 +554,46 @@ class CellModel:
     def generate_ids(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, temperature: float, seed: int = 0
     ) -> list[NDArray[np.int64]]:
-        """Return the gene ids of one new sentence per length, highest first."""
+        """Return the gene ids of one new sentence per length, highest first.
+
+        Parameters
+        ----------
+        cell_type, lengths, temperature, seed
+            As in `write`.
+        """
         texts = self.write(cell_type, lengths, temperature=temperature, seed=seed)
         sentences, _ = decode_texts(texts, self.spec.vocabulary)
         return [sentences.ids(i).astype(np.int64) for i in range(len(sentences))]
 
     @property
-    def language(self) -> CausalLm:
-        """The language model alone: prompts in, answers, likelihoods and vectors out."""
-        return CausalLm(lm=self.lm)
+    def language(self) -> LanguageModel:
+        """The language model alone; the old name of `lm`."""
+        warnings.warn("CellModel.language is CellModel.lm now", FutureWarning, stacklevel=2)
+        return self.lm
 
     def generate(
-        self, prompts: Sequence[str], answer_format: AnswerFormat, n_samples: int = 1, seed: int = 0
+        self, prompts: Sequence[str], answer_format: AnswerFormat | str = "free_text", n_samples: int = 1, seed: int = 0
     ) -> list[list[str]]:
-        """Return `n_samples` answers for each prompt, as `CausalLm.generate` does."""
-        return self.language.generate(prompts, answer_format, n_samples=n_samples, seed=seed)
+        """Return `n_samples` answers for each prompt, as `LanguageModel.generate` does.
+
+        Parameters
+        ----------
+        prompts, answer_format, n_samples, seed
+            As in `LanguageModel.generate`.
+        """
+        return self.lm.generate(prompts, answer_format, n_samples=n_samples, seed=seed)
 
     def log_likelihood(
         self, prompts: Sequence[str], answers: Sequence[str], *, terminator: bool = True
     ) -> NDArray[np.float64]:
-        """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers), as `CausalLm.log_likelihood` does."""
-        return self.language.log_likelihood(prompts, answers, terminator=terminator)
+        """Return log p(answer | prompt) in nats, shape (n_prompts, n_answers), as `LanguageModel.log_likelihood` does.
+
+        Parameters
+        ----------
+        prompts, answers, terminator
+            As in `LanguageModel.log_likelihood`.
+        """
+        return self.lm.log_likelihood(prompts, answers, terminator=terminator)
 
     def embed(
         self,
@@ -428,8 +603,14 @@ class CellModel:
         *,
         spans: Sequence[tuple[int, int]] | None = None,
     ) -> NDArray[np.float32]:
-        """Return one vector per text, shape (n_texts, d), as `CausalLm.embed` does."""
-        return self.language.embed(texts, layer=layer, pooling=pooling, spans=spans)
+        """Return one vector per text, shape (n_texts, d), as `LanguageModel.embed` does.
+
+        Parameters
+        ----------
+        texts, layer, pooling, spans
+            As in `LanguageModel.embed`.
+        """
+        return self.lm.embed(texts, layer=layer, pooling=pooling, spans=spans)
 
     def embeddings(
         self,
@@ -445,8 +626,16 @@ class CellModel:
 
         Parameters
         ----------
-        layer, batch_tokens, dtype
-            As in `cytoglot.lm.embedding.embed.embed_texts`.
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        layer
+            Hidden state: 0 the token vectors, 1 the first layer, …, -1 the last.
+        batch_tokens
+            Most tokens of a batch; None: what suits the device.
+        dtype
+            What to compute with: "float32", "bfloat16", or "auto": float32 on a CPU and bfloat16 on CUDA.
         pooling
             "mean" over all tokens of the prompt, "last" token, or "sentence": mean over the tokens of the genes alone
             (an empty cell has none, and gets the mean over its prompt).
@@ -464,53 +653,91 @@ class CellModel:
         )
 
 
-def load_model(
-    name_or_folder: str | Path,
-    *,
-    device: str = "auto",
-    dtype: Dtype = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> CellModel | CausalLm:
-    """Load any causal language model: a folder that `cytoglot.train` wrote, another folder, or a name on the hub.
+def load_cell_model(
+    name_or_folder: str | Path, *, device: str = "auto", dtype: Dtype = "auto", revision: str | None = None
+) -> CellModel:
+    """Load a model that `cytoglot.train` wrote, with its genes, labels and calibration.
 
-    What `cytoglot.train` wrote is a `CellModel`, from the hub as well; anything else is a `CausalLm`. Either answers
-    `generate(prompts, answer_format, n_samples=1, seed=0)`, `log_likelihood(prompts, answers)` and `embed(texts,
-    layer=-1, pooling="mean")`; a `CellModel` knows of genes and cell types besides.
-
-    Raises
-    ------
-    InputError
-        See `cytoglot.lm.model.load.load_language_model`.
-    """
-    if is_model_folder(name_or_folder):
-        return load_cell_model(name_or_folder, device=device, dtype=dtype)
-    lm = load_language_model(
-        name_or_folder, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
-    if is_hub_name(name_or_folder):
-        found = [find_file(str(name_or_folder), file, lm.revision or revision) for file in (SPEC_FILE, SPLIT_FILE)]
-        if found[0] is not None:
-            return CellModel(lm=lm, spec=CellModelSpec.load(found[0].parent), folder=found[0].parent)
-    return CausalLm(lm=lm)
-
-
-def load_cell_model(name_or_folder: str | Path, *, device: str = "auto", dtype: Dtype = "auto") -> CellModel:
-    """Load a model folder that `cytoglot.train` wrote.
+    Parameters
+    ----------
+    name_or_folder
+        A model folder, or the name of one on the Hugging Face hub ("OWNER/NAME"). A folder that exists wins.
+    device
+        "auto" takes cuda, else mps, else cpu; anything else is given to torch.
+    dtype
+        What the weights are held in: "auto" is float32 on a CPU, and else the type they were saved in.
+    revision
+        Branch, tag or commit on the hub.
 
     Raises
     ------
     InputError
-        The folder is missing, holds no `cytoglot.json` (the message says how to use such a checkpoint), or its
-        weights cannot be read.
+        The folder is missing, it or the repository holds no `cytoglot.json` (the message says how to use such a
+        checkpoint), or its weights cannot be read.
     """
-    folder = Path(name_or_folder)
+    found = _spec_folder(name_or_folder, revision)
+    if found is None and is_hub_name(name_or_folder) and "/" in str(name_or_folder):
+        raise InputError(
+            f"there is no {SPEC_FILE} in {name_or_folder} on the hub, so it is no cytoglot model (or it cannot be "
+            "reached); load it with cytoglot.load_model, and pass labels= to annotate with it"
+        )
+    folder = found or Path(name_or_folder)
     spec = CellModelSpec.load(folder)
-    return CellModel(lm=load_language_model(folder, device=device, dtype=dtype), spec=spec, folder=folder)
+    return CellModel(
+        lm=load_model(name_or_folder, device=device, dtype=dtype, revision=revision), spec=spec, folder=folder
+    )
+
+
+def as_cell_model(
+    model: CellModel | LanguageModel | str | Path,
+    *,
+    labels: Sequence[str] | None = None,
+    cells: AnnData | str | Path | None = None,
+    layer: str | None = None,
+    gene_options: GeneOptions = DEFAULT_GENES,
+    context: Mapping[str, str] | None = None,
+    device: str = "auto",
+) -> CellModel:
+    """Return the cell model that a verb was given, loaded if it is a folder or a name.
+
+    A language model that was not trained here, or its name, becomes an annotator of `labels` over the genes of `cells`
+    (see `load_checkpoint`); one that was loaded from a folder of `cytoglot.train` is that folder's cell model.
+
+    Parameters
+    ----------
+    model
+        A cell model, a language model, a folder, or a name on the hub.
+    labels, cells, layer, gene_options, context
+        For a language model that knows no genes: its labels (none for a task without labels), the cells whose genes it
+        is asked about, how they are read, and metadata that every prompt states.
+    device
+        Of a model that is loaded here.
+
+    Raises
+    ------
+    InputError
+        The model cannot be loaded, or it has no genes of its own and `labels` or `cells` are missing.
+    """
+    if isinstance(model, CellModel):
+        return model
+    if isinstance(model, LanguageModel):
+        folder = None if model.source is None else _spec_folder(model.source, model.revision)
+        if folder is not None:
+            return CellModel(lm=model, spec=CellModelSpec.load(folder), folder=folder)
+    elif labels is None or _spec_folder(model, None) is not None:
+        return load_cell_model(model, device=device)
+    if labels is None or cells is None:
+        raise InputError(
+            f"{model} was not trained by cytoglot, so it has no genes and no labels of its own; pass labels=[...] to "
+            "annotate cells with it"
+        )
+    with open_cells(cells, layer=layer, **gene_options.keywords) as stream:
+        vocabulary = stream.vocabulary
+    return load_checkpoint(model, vocabulary, labels=labels, context=context, device=device)
 
 
 def load_checkpoint(
-    name_or_folder: str | Path,
+    model: LanguageModel | str | Path,
     vocabulary: GeneVocabulary,
     *,
     labels: Sequence[str],
@@ -520,11 +747,12 @@ def load_checkpoint(
     dtype: Dtype = "auto",
     revision: str | None = None,
 ) -> CellModel:
-    """Load any causal language model as an annotator of the given labels, without training.
+    """Return any causal language model, or load it, as an annotator of the given labels, without training.
 
     Cells are ranked over the query's own genes, ties by the default rule; probabilities are not calibrated.
     """
-    lm = load_language_model(name_or_folder, device=device, dtype=dtype, revision=revision)
+    if not isinstance(model, LanguageModel):
+        model = load_model(model, device=device, dtype=dtype, revision=revision)
     spec = CellModelSpec(
         vocabulary=vocabulary,
         ranking=RankSettings(top_genes=top_genes),
@@ -533,7 +761,18 @@ def load_checkpoint(
         context=dict(context or {}),
         tasks=("cell_type_annotation",),
     )
-    return CellModel(lm=lm, spec=spec, folder=None)
+    return CellModel(lm=model, spec=spec, folder=None)
+
+
+def _spec_folder(source: str | Path, revision: str | None) -> Path | None:
+    """Return the folder, or the cached one of a hub repository, that holds a `cytoglot.json`; None without one."""
+    if is_model_folder(source):
+        return Path(source)
+    if not is_hub_name(source) or "/" not in str(source):
+        return None
+    commit = commit_of(str(source), revision) or revision
+    found = [find_file(str(source), file, commit) for file in (SPEC_FILE, SPLIT_FILE)]
+    return None if found[0] is None else found[0].parent
 
 
 def check_pooling(pooling: str) -> None:

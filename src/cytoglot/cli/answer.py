@@ -53,11 +53,11 @@ def answer_command(
     json: opt.Json = False,
 ) -> None:
     """Answer prompts with any model: valid answers of one format, resumable, on one machine or many."""
-    from cytoglot.applications.answer_formats import read_answer_format
     from cytoglot.applications.answering import ModelSource, answer_prompts, read_prompts
     from cytoglot.applications.forecast import forecast_answers
     from cytoglot.cell_model.load import is_model_folder
     from cytoglot.cell_model.spec import CellModelSpec
+    from cytoglot.lm.generation.answer_formats import read_answer_format
     from cytoglot.lm.model.language_model import set_threads
 
     check_output(output, suffixes=(".parquet",))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cytoglot.cli import options as opt
-from cytoglot.cli.cells import whole_file
 from cytoglot.cli.output import check_output, show
+from cytoglot.data.whole_file import whole_file
 from cytoglot.errors import InputError
 from cytoglot.texts import read_text
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from cytoglot.cell_model.load import CellModel
+    from cytoglot.data.genes.options import GeneOptions
 
 Method = Literal["score", "generate"]
 Output = Annotated[Path, typer.Option("-o", "--output", help="AnnData file to write.")]
@@ -73,14 +74,14 @@ def annotate_command(
         templates=templates,
         device=device,
         layer=file.layer,
-        **file.genes.keywords,
+        genes=file.genes,
     )
     if dry_run:
         reading: dict[str, Any] = {"layer": file.layer, "gene_options": file.genes, "min_overlap": min_overlap}
         forecast = forecast_cells(cell_model, file.adata, passes=views or cell_model.spec.views, **reading)
         show(forecast | {"output": output}, as_json=json)
         return
-    result = annotate(
+    annotate(
         file.adata,
         cell_model,
         labels=given,
@@ -93,16 +94,15 @@ def annotate_command(
         method=method,
         min_overlap=min_overlap,
         seed=seed,
-        copy=False,
         escape_labels=escape_labels,
         output=output,
         overwrite=anew,
         chunk_cells=chunk_cells or CHUNK_CELLS,
     )
-    counts, record = result.obs[KEY].value_counts(), result.uns["cytoglot"]["annotation"]
+    counts, record = file.adata.obs[KEY].value_counts(), file.adata.uns["cytoglot"]["annotation"]
     show(
         {
-            "cells": result.n_obs,
+            "cells": file.adata.n_obs,
             "unassigned": int(counts.get(UNASSIGNED, 0)),
             "cells_without_genes": record["cells_without_genes"],
             "cell_types": [{"cell_type": str(name), "cells": int(n)} for name, n in counts.items() if n],
@@ -206,19 +206,13 @@ def load_for_cells(
     context: dict[str, str],
     templates: str | None,
     device: str,
-    **reading: Any,
+    layer: str | None,
+    genes: GeneOptions,
 ) -> CellModel:
-    """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows.
+    """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows."""
+    from cytoglot.cell_model.load import as_cell_model
 
-    Such a checkpoint is asked about the genes of the cells, which are opened as `reading` says.
-    """
-    from cytoglot.cell_model.load import is_model_folder, load_cell_model, load_checkpoint
-    from cytoglot.data.readers.stream import open_cells
-
-    if labels is None or is_model_folder(name):
-        model = load_cell_model(name, device=device)
-    else:
-        with open_cells(cells, **reading) as stream:
-            vocabulary = stream.vocabulary
-        model = load_checkpoint(name, vocabulary, labels=labels, context=context, device=device)
+    model = as_cell_model(
+        name, labels=labels, cells=cells, layer=layer, gene_options=genes, context=context, device=device
+    )
     return model if templates is None else model.with_templates(templates)

@@ -10,8 +10,8 @@ import typer
 
 from cytoglot.cli import options as opt
 from cytoglot.cli.apply import load_for_cells
-from cytoglot.cli.cells import whole_file
 from cytoglot.cli.output import check_output, show
+from cytoglot.data.whole_file import whole_file
 from cytoglot.data.write import write_h5ad
 
 Pooling = Literal["mean", "last", "sentence"]
@@ -60,10 +60,11 @@ def embed_command(
     json: opt.Json = False,
 ) -> None:
     """Write a vector for every cell, of a file of any size (nothing here is random: the seed changes nothing)."""
-    from cytoglot.applications.embed_file import CHUNK_CELLS, SUFFIXES, embed_file, takes_vectors, write_vectors
+    from cytoglot.applications.embed_file import CHUNK_CELLS, embed_file, takes_vectors
     from cytoglot.applications.embedding import embed
     from cytoglot.applications.forecast import forecast_cells
-    from cytoglot.atomic import atomic_path
+    from cytoglot.applications.outputs import record_name
+    from cytoglot.applications.vector_files import KEY, SUFFIXES
     from cytoglot.data.datasets import resolve_source
     from cytoglot.lm.model.language_model import set_threads
 
@@ -80,7 +81,7 @@ def embed_command(
         templates=templates,
         device=device,
         layer=layer,
-        **genes.keywords,
+        genes=genes,
     )
     options: dict[str, Any] = {
         "context": metadata,
@@ -110,16 +111,10 @@ def embed_command(
         show(asdict(summary), as_json=json)
         return
     file = whole_file(source, layer=layer, genes=genes)
-    result = embed(
-        file.adata, cell_model, layer=file.layer, gene_options=file.genes, key_added=key_added, copy=False, **options
-    )
-    record = result.uns["cytoglot"]["embedding"]
-    if output.suffix == ".parquet":
-        with atomic_path(output) as path:
-            vectors_nd = result.obsm[key_added]
-            write_vectors(path, result.obs_names.to_numpy(), [vectors_nd], record, n_d=vectors_nd.shape[1])
-    else:
-        write_h5ad(result, output)
+    result = file.adata
+    reading: dict[str, Any] = {"layer": file.layer, "gene_options": file.genes}
+    embed(result, cell_model, key_added=key_added, output=output, **reading, **options)
+    record = result.uns["cytoglot"][record_name("embedding", key_added, KEY)]
     show(
         {
             "cells": result.n_obs,

@@ -13,7 +13,7 @@ from types import ModuleType
 import typer
 
 from cytoglot.cli import answer, apply, corpus, data, embed, models, scale
-from cytoglot.errors import CytoglotError, InputError, MissingExtraError
+from cytoglot.errors import CytoglotError, InputError, MissingExtraError, ResourceError
 from cytoglot.extras import EXTRAS
 
 
@@ -61,7 +61,7 @@ def run(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(given or ["--help"], standalone_mode=False)
-    except (InputError, MissingExtraError) as error:
+    except (InputError, MissingExtraError, ResourceError) as error:
         cause = error.__cause__
         is_full_disk = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
         return _fail(error, 1 if is_full_disk else 2)

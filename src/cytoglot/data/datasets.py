@@ -49,6 +49,11 @@ def load_dataset(name: str) -> AnnData:
     `pbmc68k_reduced` gets `obs["cell_type"]`, a copy of its `bulk_labels`; its X is scaled and its `raw` holds log
     values.
 
+    Parameters
+    ----------
+    name
+        Name of a registered data set, such as "pbmc68k_reduced", or of an h5ad file in the folder `CYTOGLOT_DATA`.
+
     Raises
     ------
     UnknownNameError

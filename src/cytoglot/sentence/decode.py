@@ -46,6 +46,12 @@ def decode(
         Texts of any content (`parse.parse_genes` says how they are read), or ranked genes.
     vocabulary
         The genes; needed for texts, and taken from `CellSentences`.
+    rank_curve
+        From ranks to expression, as `model.rank_curve` or `cytoglot.reconstruct` has it; None leaves the ranks.
+    repeated
+        Rank of a gene that a text names more than once: the "mean" of its ranks, or the "first".
+    cell_ids
+        Names of the cells; None: those stored with the sentences, or numbers.
     n_expressed
         Genes that each cell is taken to express, one number or one per cell, for curves that depend on it; default:
         as stored with the sentences, and for texts the number of genes named. Pass it where sentences were cut off.

@@ -62,6 +62,8 @@ def encode(
         Who goes first among equal values. "symbol": a fixed hash of the gene's name, the same in every cell, file and
         version. "order": vocabulary order. "random": a hash of `seed`, the cell's id and the gene's name, so the row
         plays no part. "rare_first", "common_first": by `tie_rates`, equal rates by gene name.
+    seed
+        For `ties="random"`.
     layer
         "X", "raw" or a layer, to read that matrix and no other.
     tie_rates

@@ -81,6 +81,15 @@ def write_sentences(sentences: CellSentences, path: str | Path, *, text: bool = 
 
     The vocabulary, settings, tie rates and manifest go into the metadata under the key `cytoglot`. The same sentences
     give the same bytes. Memory for text is that of one row group at a time.
+
+    Parameters
+    ----------
+    sentences
+        Cells as ranked genes.
+    path
+        The Parquet file; an older one is replaced.
+    text
+        Write the sentences as text too.
     """
     schema = header_of(sentences).schema(text=text)
     with atomic_path(path) as partial, open_writer(partial, schema) as writer:
@@ -120,6 +129,11 @@ def record_table(sentences: CellSentences, schema: pa.Schema) -> pa.Table:
 
 def read_sentences(path: str | Path) -> CellSentences:
     """Read what `write_sentences` or `cytoglot encode` wrote; a `sentence` column is not read, it follows from the ids.
+
+    Parameters
+    ----------
+    path
+        A Parquet file.
 
     Raises
     ------

@@ -16,7 +16,6 @@ from cell_files import h5ad, zarr
 from scipy import sparse
 from scipy.io import mmwrite
 
-from cytoglot.cli.cells import whole_file
 from cytoglot.data.audit import audit
 from cytoglot.data.genes.columns import are_identifiers
 from cytoglot.data.genes.names import wrapped_names
@@ -26,6 +25,7 @@ from cytoglot.data.normalize import matrix_state, normalize_log
 from cytoglot.data.readers.read import read
 from cytoglot.data.readers.stream import open_cells
 from cytoglot.data.synthetic import make_cells
+from cytoglot.data.whole_file import whole_file
 from cytoglot.errors import InputError
 
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.embedding import embed as embed_module
 from cytoglot.lm.embedding.embed import (
     MAX_PADDING,
@@ -359,5 +359,5 @@ def test_vectors_of_damaged_weights_are_refused(make_lm, word_tokenizer):
     lm = make_lm("llama", word_tokenizer)
     damaged = copy.deepcopy(lm.model)
     damaged.get_input_embeddings().weight.data[:] = float("nan")
-    with pytest.raises(InputError, match="vectors that are not finite"):
+    with pytest.raises(ResourceError, match="vectors that are not finite"):
         embed_texts(LanguageModel(model=damaged, tokenizer=lm.tokenizer), ["ACTB B2M"])

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, FreeText, Number, OneOf
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation import generate
 from cytoglot.lm.generation.generate import generate_answers, sample_answers
@@ -393,7 +393,7 @@ def test_a_broken_model_is_named(lm, words, prompts):
     try:
         with torch.no_grad():
             weight[0, 0] = float("nan")
-        with pytest.raises(InputError, match="logits that are not finite"):
+        with pytest.raises(ResourceError, match="logits that are not finite"):
             generate_answers(lm, prompts, genes(words), seed=0)
     finally:
         with torch.no_grad():

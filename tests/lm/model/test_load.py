@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as library_logging
 
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, set_threads
-from cytoglot.lm.model.load import load_language_model
+from cytoglot.lm.model.load import load_model
 from cytoglot.lm.scoring.score import score_answers
 
 
@@ -25,7 +25,7 @@ def folder(scratch_lm, tmp_path):
 
 def test_a_saved_model_comes_back_with_the_same_scores(scratch_lm, folder, prompts, labels, caplog):
     with caplog.at_level(logging.INFO, logger="cytoglot"):
-        loaded = load_language_model(folder, device="cpu")
+        loaded = load_model(folder, device="cpu")
     torch.testing.assert_close(
         torch.from_numpy(score_answers(loaded, prompts, labels)),
         torch.from_numpy(score_answers(scratch_lm, prompts, labels)),
@@ -46,22 +46,22 @@ def test_the_folder_loads_with_plain_transformers(scratch_lm, folder):
 def test_a_missing_pad_token_becomes_the_end_of_text(hub_like_lm, tmp_path):
     assert hub_like_lm.tokenizer.pad_token_id is None
     hub_like_lm.save(tmp_path / "neox")
-    loaded = load_language_model(tmp_path / "neox", device="cpu")
+    loaded = load_model(tmp_path / "neox", device="cpu")
     assert loaded.tokenizer.pad_token_id == loaded.tokenizer.eos_token_id == loaded.pad_id
 
 
 def test_dtypes_are_as_asked_and_float32_on_a_cpu_by_default(scratch_lm, tmp_path):
     half = LanguageModel(model=copy.deepcopy(scratch_lm.model).bfloat16(), tokenizer=scratch_lm.tokenizer)
     half.save(tmp_path / "half")
-    assert load_language_model(tmp_path / "half", device="cpu").model.dtype == torch.float32
-    assert load_language_model(tmp_path / "half", device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
+    assert load_model(tmp_path / "half", device="cpu").model.dtype == torch.float32
+    assert load_model(tmp_path / "half", device="cpu", dtype="bfloat16").model.dtype == torch.bfloat16
     with pytest.raises(InputError, match="dtype must be auto, float32, bfloat16, float16, found 'int8'"):
-        load_language_model(tmp_path / "half", dtype="int8")
+        load_model(tmp_path / "half", dtype="int8")
 
 
 def test_loading_and_saving_draw_no_bars_without_a_terminal(scratch_lm, tmp_path, capfd):
     scratch_lm.save(tmp_path / "m")
-    load_language_model(tmp_path / "m")
+    load_model(tmp_path / "m")
     assert capfd.readouterr() == ("", "")
     assert library_logging.is_progress_bar_enabled()
 
@@ -80,28 +80,28 @@ def test_inference_restores_the_mode_even_after_an_error(scratch_lm):
 
 def test_missing_and_foreign_folders_are_refused_with_what_was_found(tmp_path):
     with pytest.raises(InputError, match=r"model folder .*/nothing does not exist"):
-        load_language_model(tmp_path / "nothing")
+        load_model(tmp_path / "nothing")
     with pytest.raises(InputError, match="does not exist; pass a folder"):
-        load_language_model("./no such folder")
+        load_model("./no such folder")
     with pytest.raises(InputError, match=r"no config\.json there, found nothing"):
-        load_language_model(tmp_path)
+        load_model(tmp_path)
     (tmp_path / "cells.h5ad").touch()
     with pytest.raises(InputError, match=r"is not a model folder: no config.json there, found cells\.h5ad"):
-        load_language_model(tmp_path)
+        load_model(tmp_path)
     with pytest.raises(InputError, match="is a file; pass the folder"):
-        load_language_model(tmp_path / "cells.h5ad")
+        load_model(tmp_path / "cells.h5ad")
 
 
 def test_a_hub_that_cannot_be_reached_is_told_from_a_missing_folder():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
     with pytest.raises(InputError, match="no folder 'nobody/no-such-model' here, and the Hugging Face hub could not"):
-        load_language_model("nobody/no-such-model")
+        load_model("nobody/no-such-model")
 
 
 def test_weights_that_can_run_code_are_not_read(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(InputError, match=r"holds no safetensors weights, found .*pytorch_model\.bin"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_truncated_weights_are_refused(folder):
@@ -109,15 +109,15 @@ def test_truncated_weights_are_refused(folder):
     for size in (weights.stat().st_size // 2, 4, 0):
         with weights.open("r+b") as handle:
             handle.truncate(size)
-        with pytest.raises(InputError, match=r"the model in .* cannot be loaded"):
-            load_language_model(folder)
+        with pytest.raises(ResourceError, match=r"the model in .* cannot be loaded"):
+            load_model(folder)
 
 
 def test_a_folder_without_tokenizer_is_refused(folder):
     # transformers 5 makes an empty tokenizer there, and every text becomes nothing
     (folder / "tokenizer.json").unlink()
     with pytest.raises(InputError, match=r"holds no tokenizer, found .*call tokenizer\.save_pretrained"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_a_tokenizer_of_another_model_is_refused(scratch_lm, folder, tmp_path):
@@ -125,7 +125,7 @@ def test_a_tokenizer_of_another_model_is_refused(scratch_lm, folder, tmp_path):
     bigger.add_tokens(["TP53", "EGFR"])
     bigger.save_pretrained(folder)
     with pytest.raises(InputError, match="has 337 tokens but the model only 335 rows"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_missing_weights_are_not_made_up(folder):
@@ -135,20 +135,20 @@ def test_missing_weights_are_not_made_up(folder):
     tensors.pop("model.layers.1.mlp.up_proj.weight")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"1 tensors would be random, such as model\.layers\.1\.mlp\.up_proj\.weight"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_a_configuration_that_is_damaged_or_of_no_causal_model_is_refused(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_language_model(folder)
+        load_model(folder)
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "no-such-model"}))
     with pytest.raises(InputError, match=r"cannot be loaded: .*no-such-model"):
-        load_language_model(folder)
+        load_model(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
     with pytest.raises(InputError, match="cannot be loaded"):
-        load_language_model(folder)
+        load_model(folder)
 
 
 def test_code_in_a_model_folder_is_not_run(folder, tmp_path):
@@ -157,7 +157,7 @@ def test_code_in_a_model_folder_is_not_run(folder, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     with pytest.raises(InputError, match="trust_remote_code"):
-        load_language_model(folder)
+        load_model(folder)
     assert not (tmp_path / "ran").exists()
 
 

@@ -16,7 +16,7 @@ from peft import PeftModel
 
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
+from cytoglot.lm.model.lora import add_lora, merge_lora, save_adapter
 from cytoglot.lm.scoring.score import score_answers
 
 FAMILIES = ("llama", "neox", "gpt2", "gemma2", "gemma3", "mistral", "bloom", "mamba")
@@ -58,7 +58,7 @@ def test_every_part_learns_the_base_does_not_and_merging_changes_nothing(base: L
     adapted = lm.model(input_ids=IDS).logits.detach()
     assert (adapted - plain).abs().max() > 1e-3
     merged = merge_lora(lm)
-    assert not is_adapted(merged)
+    assert not merged.is_adapted
     torch.testing.assert_close(merged.model(input_ids=IDS).logits, adapted, rtol=0, atol=1e-5 * float(adapted.std()))
 
 

@@ -10,8 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cytoglot.errors import InputError
-from cytoglot.lm.backends.causal_lm import CausalLm
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import length_batches
@@ -289,7 +288,7 @@ def test_a_damaged_model_is_not_scored_as_if_it_were_well(make_lm, word_tokenize
     lm = LanguageModel(model=copy.deepcopy(make_lm("llama", word_tokenizer).model), tokenizer=word_tokenizer)
     with torch.no_grad():
         lm.model.lm_head.weight[0, 0] = float("nan")
-    with pytest.raises(InputError, match="NaN for 7 of 7 likelihoods"):
+    with pytest.raises(ResourceError, match="NaN for 7 of 7 likelihoods"):
         score_answers(lm, ["Cell?"], labels)
 
 
@@ -359,7 +358,7 @@ def test_batches_hold_every_row_once_and_keep_their_bounds(lengths, max_tokens, 
 
 
 def test_one_text_or_an_empty_one_is_no_list_of_answers(scratch_lm):
-    scorer = CausalLm(lm=scratch_lm)
+    scorer = scratch_lm
     with pytest.raises(InputError, match=r"found one text of 6 characters; pass \[text\]"):
         scorer.log_likelihood(["Cell?"], "B cell")
     with pytest.raises(InputError, match="answers to score must not be empty"):

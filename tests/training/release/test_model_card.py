@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anndata import AnnData
 from huggingface_hub import ModelCard
 
 from cytoglot.cell_model.load import CellModel
@@ -40,6 +42,20 @@ def _evaluation(folder: Path, spec: CellModelSpec, **results: Any) -> Path:
     (folder / "results.json").write_text(json.dumps({"results": rows, **results}))
     (folder / "manifest.json").write_text(json.dumps({"config": {"model": dict(spec.manifest)}}))
     return folder
+
+
+def test_the_code_of_the_card_runs(
+    folder: Path, cells: AnnData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", write_model_card(folder).read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    cells[:6].write_h5ad("cells.h5ad")
+    for block in blocks:
+        names: dict[str, Any] = {}
+        exec(block.replace("FOLDER", str(folder)), names)
+        if "annotated" in names:
+            assert "cytoglot_cell_type" in names["annotated"].obs
+            assert "X_cytoglot" in names["embedded"].obsm
 
 
 def test_the_card_tells_the_facts_of_the_folder(folder: Path, tiny_model: CellModel) -> None:

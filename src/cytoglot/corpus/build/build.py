@@ -55,7 +55,7 @@ from cytoglot.corpus.sources.expand import close_sources
 from cytoglot.corpus.sources.genes import find_file
 from cytoglot.corpus.sources.recipe import CorpusRecipe, SourceRecipe, load_corpus_recipe
 from cytoglot.engines import Engine, Workers, running
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.manifest import package_versions
 from cytoglot.resume import locked
 from cytoglot.tasks.record_source import TableSource, record_sources
@@ -448,6 +448,6 @@ def explain_write_errors(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(
+        raise ResourceError(
             f"no space left for {out}; free some and run the same command again: it goes on from what is finished"
         ) from error

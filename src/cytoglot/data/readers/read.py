@@ -60,6 +60,22 @@ def read(
     value of it has been tested. With `backed=True` X stays on disk (h5ad and zarr alone), is tested on a sample of its
     cells, and duplicated columns are refused, because they cannot be summed there; `open_cells` can.
 
+    Parameters
+    ----------
+    source
+        An h5ad, zarr or 10x file or folder, or an AnnData, which is not changed.
+    layer
+        "X", "raw" or the name of a layer, to read that matrix and no other; None finds one, as above.
+    backed
+        Leave X on disk.
+    gene_column
+        Column of var with the names of genes, or "var_names" for the index; None finds symbols.
+    gene_mapping
+        Name in the file → name wanted; an empty name drops the gene.
+    duplicates
+        What becomes of columns of the same gene: "sum" (of counts; of other values the first is kept), "first", or
+        "error".
+
     Raises
     ------
     InputError

@@ -13,19 +13,21 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cytoglot.errors import InputError
-from cytoglot.lm.model.language_model import LanguageModel
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.model.tokenizer import encode_prompts, encode_prompts_with_offsets
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches, pad_right
 from cytoglot.lm.runtime.halve_on_oom import in_halves
 from cytoglot.lm.runtime.prefetch import ahead
 from cytoglot.progress import progress_bar
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +179,7 @@ def embed_tokens(
     for row, vector_sd in pooled_states(lm, tokens.rows, tokens.ranges, **options):
         embedding_nd[row] = vector_sd[0]
         if not np.isfinite(vector_sd).all():
-            raise InputError(
+            raise ResourceError(
                 "the model gives vectors that are not finite; its weights are damaged or its type too narrow"
             )
         on_text()

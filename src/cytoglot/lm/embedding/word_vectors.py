@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import EmbedTally, n_dimensions, pooled_states, token_ranges
-from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts_with_offsets
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 
 def static_word_vectors(lm: LanguageModel, words: Sequence[str]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -27,15 +27,17 @@ from torch import Tensor
 from transformers import Cache
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords, GeneratedAnswer
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler
-from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.lm.runtime.halve_on_oom import release_memory
 from cytoglot.lm.runtime.prefix_cache import expand, prefix_groups, read_prefix
 from cytoglot.progress import progress_bar
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -380,7 +382,9 @@ def _read_prompts(lm: LanguageModel, batch: _Batch, prompts: Sequence[int] | Non
     read_ids_pt = torch.from_numpy(ids_pt).to(lm.device)
     logits_pv, cache = _forward(lm, read_ids_pt, cache, mask_pt, positions_pt)
     if not bool(logits_pv.isfinite().all()):
-        raise InputError("the model gives logits that are not finite; its weights are damaged or its type too narrow")
+        raise ResourceError(
+            "the model gives logits that are not finite; its weights are damaged or its type too narrow"
+        )
     return _Reading(
         cache=cache,
         ids_bt=read_ids_pt if cache is None else None,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,8 +28,10 @@ from cytoglot.errors import InputError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.generation.generate import sample_answers
 from cytoglot.lm.generation.sampling import Sampling, keep_top_p
-from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 _WORDS_AT_ONCE = 2048
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.sources import commit_of, find_adapter
 from cytoglot.manifest import fingerprint_bytes, fingerprint_file, fingerprint_texts
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 _RECORDS = frozenset({"training.json", "trainer_state.json"})
 """they tell of the training, and of its time"""

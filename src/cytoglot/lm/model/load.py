@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.extras import require
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
 from cytoglot.lm.model.lora import merge_lora
@@ -32,7 +32,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantize = Literal["none", "8bit", "4bit"]
 
 
-def load_language_model(
+def load_model(
     name_or_folder: str | Path,
     *,
     device: str = "auto",
@@ -67,9 +67,11 @@ def load_language_model(
     Raises
     ------
     InputError
-        The folder is missing or is not a model folder, the hub cannot provide the name, weights are missing or
-        damaged, the tokenizer is missing or does not belong to the model, the model brings code that is not trusted,
-        the base of an adapter cannot be found, or the device is not there.
+        The folder is missing or is not a model folder, the hub cannot provide the name, weights are missing, the
+        tokenizer is missing or does not belong to the model, the model brings code that is not trusted, the base of an
+        adapter cannot be found, or the device is not there.
+    ResourceError
+        The weights are damaged.
     """
     target = choose_device(device)
     quantization = _quantization(quantize, target)
@@ -114,7 +116,8 @@ def _read(
     except Exception as error:
         if not isinstance(error, (KeyError, ImportError, RuntimeError)) and not is_of_the_hub(error):
             raise
-        raise InputError(_why_not(name_or_folder, error)) from error
+        damaged = type(error).__module__.startswith("safetensors")
+        raise (ResourceError if damaged else InputError)(_why_not(name_or_folder, error)) from error
     for kind, consequence in (("missing_keys", "would be random"), ("mismatched_keys", "have another shape")):
         keys = sorted(str(key) for key in loading.get(kind) or ())
         if keys:
@@ -139,9 +142,7 @@ def _adapted(adapter: Adapter, device: str, dtype: Dtype, *, trust: bool) -> Lan
     """Return the base with the adapter merged into its weights, and with the tokenizer beside the adapter, if any."""
     peft = require("peft", extra="train", purpose="an adapter")
     try:
-        lm = load_language_model(
-            adapter.base, device=device, dtype=dtype, revision=adapter.revision, trust_remote_code=trust
-        )
+        lm = load_model(adapter.base, device=device, dtype=dtype, revision=adapter.revision, trust_remote_code=trust)
     except InputError as error:
         raise InputError(f"the adapter in {adapter.folder} needs its base {adapter.base}: {error}") from error
     if adapter.has_tokenizer:
@@ -173,7 +174,7 @@ def read_configuration(
     Raises
     ------
     InputError
-        As for `load_language_model`.
+        As for `load_model`.
     """
     source = checked_source(name_or_folder)
     commit = commit_of(source, revision)

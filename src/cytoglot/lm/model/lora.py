@@ -117,17 +117,12 @@ def with_adapter(model: PreTrainedModel, config: Any) -> Any:
         return peft.get_peft_model(model, config)
 
 
-def is_adapted(lm: LanguageModel) -> bool:
-    """Return whether the model has an adapter that is not merged."""
-    return hasattr(lm.model, "peft_config")
-
-
 def merge_lora(lm: LanguageModel) -> LanguageModel:
     """Return the plain model with its adapter added to its weights; one without an adapter comes back as it is.
 
     The layers are those of the given model, which is not to be used any more.
     """
-    if not is_adapted(lm):
+    if not lm.is_adapted:
         return lm
     adapted = cast("PeftModel", lm.model)
     dtype, training = adapted.dtype, adapted.training
@@ -146,7 +141,7 @@ def save_adapter(lm: LanguageModel, folder: str | Path) -> Path:
     InputError
         The model has no adapter.
     """
-    if not is_adapted(lm):
+    if not lm.is_adapted:
         raise InputError("expected a model with an adapter, found a plain one; add one with add_lora")
     folder = Path(folder)
     for config in cast(Any, lm.model).peft_config.values():

@@ -7,13 +7,16 @@ the fast attention kernels apply: 1.5 times the tokens per second of the masked 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from cytoglot.errors import InputError
-from cytoglot.lm.model.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 DEFAULT_BATCH_TOKENS = {"cpu": 2048, "cuda": 65_536, "mps": 8192}
 

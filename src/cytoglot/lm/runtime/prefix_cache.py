@@ -14,6 +14,7 @@ import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from cytoglot.lm.model.language_model import LanguageModel
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
+
 
 logger = logging.getLogger(__name__)
 

@@ -21,15 +21,14 @@ import logging
 import weakref
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import Cache, PreTrainedModel
 
-from cytoglot.errors import InputError
-from cytoglot.lm.model.language_model import LanguageModel
+from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.lm.runtime.batches import check_lengths, checked_batch_tokens, length_batches
 from cytoglot.lm.runtime.halve_on_oom import in_halves
@@ -38,6 +37,9 @@ from cytoglot.lm.scoring import strategies as answer_passes
 from cytoglot.lm.scoring.answer_tree import AnswerTree, Ids, split_answers
 from cytoglot.lm.scoring.strategies import cached_batch, cached_tree, full_forward, single_pass_tree
 from cytoglot.progress import progress_bar
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +88,9 @@ def score_answers(
     Raises
     ------
     InputError
-        No answers, repeated or empty ones, prompts that are empty or, with the longest answer, beyond the context, or
-        a model whose output is NaN.
+        No answers, repeated or empty ones, prompts that are empty or, with the longest answer, beyond the context.
+    ResourceError
+        The model's output is NaN.
     """
     answer_ids = _encode_answers(lm, answers, terminator)
     prompt_ids = _encode_checked_prompts(lm, prompts, answer_ids)
@@ -203,7 +206,7 @@ def _parts(lm: LanguageModel, answers: Sequence[Ids]) -> list[Ids]:
 
 def _checked(likelihood: NDArray[np.float64]) -> NDArray[np.float64]:
     if np.isnan(likelihood).any():
-        raise InputError(
+        raise ResourceError(
             f"the model gives NaN for {np.isnan(likelihood).sum()} of {likelihood.size} likelihoods; its weights are "
             "damaged, or its numbers overflow: load it with dtype='float32'"
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.lora import is_adapted
 from cytoglot.lm.runtime.batches import length_batches, pad_right
 from cytoglot.lm.runtime.halve_on_oom import in_halves
 from cytoglot.lm.runtime.prefix_cache import expand
 from cytoglot.lm.scoring.answer_tree import AnswerTree, Ids
 from cytoglot.lm.scoring.tree_attention import last_queries_masked
+
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
 
 #: Most logits held at once (256 MB in float32); larger trees are evaluated in parts, larger batches cut.
 MAX_LOGITS = 2**26
@@ -163,7 +164,7 @@ def _mask(prompts: Sequence[Ids], tree: AnswerTree, n_read: int, dtype: torch.dt
 
 def _last_logits(lm: LanguageModel, ids_bt: Tensor, n_kept: int, cache: Cache | None = None, **options: Any) -> Tensor:
     """Return the logits at the last `n_kept` places; prompts never reach the output layer, where that can be told."""
-    plain = lm.model.get_base_model() if is_adapted(lm) else lm.model
+    plain = lm.model.get_base_model() if lm.is_adapted else lm.model
     if "logits_to_keep" in inspect.signature(plain.forward).parameters:
         options["logits_to_keep"] = n_kept
     if cache is not None:

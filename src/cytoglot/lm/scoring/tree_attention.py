@@ -11,14 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from cytoglot.lm.model.language_model import LanguageModel
+if TYPE_CHECKING:
+    from cytoglot.lm.model.language_model import LanguageModel
+
 
 NAME = "cytoglot_tree"
 

@@ -24,8 +24,8 @@ from cytoglot.cell_model.spec import TRAINING_FILE, save_split
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_progress_only
-from cytoglot.lm.model.load import load_language_model
-from cytoglot.lm.model.lora import add_lora, is_adapted, merge_lora, save_adapter
+from cytoglot.lm.model.load import load_model
+from cytoglot.lm.model.lora import add_lora, merge_lora, save_adapter
 from cytoglot.manifest import Manifest
 from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History, WeightAverage
@@ -116,7 +116,7 @@ def start_model(run: Run, from_nothing: Callable[[], tuple[PreTrainedModel, PreT
         # Frozen weights may be in half precision; those that learn may not.
         quantize = recipe.lora.quantize if recipe.lora is not None else "none"
         half = quantize != "none" or (recipe.lora is not None and uses_bf16(recipe.optim, device))
-        lm = load_language_model(
+        lm = load_model(
             recipe.model.base,
             device=run.device,
             dtype="bfloat16" if half else "float32",
@@ -247,7 +247,7 @@ def _set_up_for_training(lm: LanguageModel, optim: OptimRecipe) -> Iterator[None
     config = lm.model.config
     cached = config.use_cache
     if optim.gradient_checkpointing:
-        if is_adapted(lm):  # the first layer that is recomputed would have no input with a gradient
+        if lm.is_adapted:  # the first layer that is recomputed would have no input with a gradient
             lm.model.enable_input_require_grads()
         lm.model.activation_checkpointing_enable({"use_reentrant": False})
     try:
@@ -256,7 +256,7 @@ def _set_up_for_training(lm: LanguageModel, optim: OptimRecipe) -> Iterator[None
         config.use_cache = cached
         if optim.gradient_checkpointing:
             lm.model.activation_checkpointing_disable()
-            if is_adapted(lm):
+            if lm.is_adapted:
                 lm.model.disable_input_require_grads()
 
 
@@ -291,12 +291,12 @@ def finish(
     if is_first():
         started = time.perf_counter()
         with writing("the model", run.folder):
-            if is_adapted(lm):
+            if lm.is_adapted:
                 save_adapter(lm, run.folder / ADAPTER_FOLDER)
             if run.recipe.lora is None or run.recipe.lora.quantize == "none":
                 lm = merge_lora(lm)
             else:  # into weights that were quantized for training, the adapter is merged as they were before
-                lm = load_language_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
+                lm = load_model(run.folder / ADAPTER_FOLDER, device=run.device, dtype="bfloat16")
         model = make_model(lm)
         told = {"history": history.rows, "messages": list(messages), **(facts or {})}
         if held_out is not None:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from cytoglot.errors import InputError
 from cytoglot.extras import require
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.lora import is_adapted, with_adapter
+from cytoglot.lm.model.lora import with_adapter
 from cytoglot.training.recipe import TrainRecipe
 
 
@@ -59,7 +59,7 @@ def whole_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def whole_model(lm: LanguageModel, weights: Mapping[str, torch.Tensor]) -> LanguageModel:
     """Return a model of the same structure with the given weights, on the CPU, that no other process has a part of."""
     model: Any = AutoModelForCausalLM.from_config(lm.model.config)
-    if is_adapted(lm):
+    if lm.is_adapted:
         (config,) = cast(Any, lm.model).peft_config.values()
         model = with_adapter(model, config)
     model.load_state_dict(dict(weights))

@@ -27,7 +27,7 @@ from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
-from cytoglot.lm.model.load import load_language_model
+from cytoglot.lm.model.load import load_model
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
 from cytoglot.training.cells import begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
@@ -89,7 +89,7 @@ def train_grpo(job: TrainJob) -> CellModel:
         base = load_cell_model(name, device=device, dtype="float32")
         lm = base.lm
     else:
-        lm = load_language_model(name, device=device, dtype="float32", revision=job.recipe.model.revision)
+        lm = load_model(name, device=device, dtype="float32", revision=job.recipe.model.revision)
     recipe, grpo, seed = job.recipe, job.recipe.grpo, job.seed
     if base is not None:  # sentences are no longer than those that the base has learned
         sentence = recipe.sentence

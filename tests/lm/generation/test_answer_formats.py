@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from cytoglot.answer_format import DistinctWords, FreeText, Number, OneOf
-from cytoglot.applications.answer_formats import read_answer_format
 from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.lm.generation.answer_formats import read_answer_format
 
 GENES = ("ACTB", "B2M", "CD3D")
 

@@ -1,4 +1,4 @@
-"""Cells for a command: what its SOURCE argument means, read for work or kept whole for writing back."""
+"""The cells of a file as they are stored, kept whole for writing them back with additions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WholeFile:
     genes: GeneOptions
 
 
-def whole_file(source: str, *, layer: str | None, genes: GeneOptions) -> WholeFile:
+def whole_file(source: str | Path, *, layer: str | None, genes: GeneOptions) -> WholeFile:
     """Load a file as it is stored, every layer and column included, so that it can be written back with additions.
 
     10x output comes through `cytoglot.read`.
@@ -31,7 +31,7 @@ def whole_file(source: str, *, layer: str | None, genes: GeneOptions) -> WholeFi
     InputError
         The file is missing or damaged, or none of its matrices can be used.
     """
-    from cytoglot.data.datasets import resolve_source
+    from cytoglot.data.datasets import resolve_source  # what commands import must be light
     from cytoglot.data.readers.formats import open_store, readable
     from cytoglot.data.readers.read import read
 
