@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cytoglot import pl as pl
     from cytoglot.applications.annotation import annotate as annotate
     from cytoglot.applications.answering import answer_prompts as answer_prompts
     from cytoglot.applications.embedding import embed as embed
@@ -46,6 +47,7 @@ _HOME = {
     "generate": "cytoglot.applications.generation",
     "load_dataset": "cytoglot.data.datasets",
     "load_model": "cytoglot.cell_model.load",
+    "pl": "cytoglot.pl",
     "read": "cytoglot.data.readers.read",
     "read_sentences": "cytoglot.sentence.parquet",
     "reconstruct": "cytoglot.applications.reconstruction",
@@ -60,7 +62,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'cytoglot' has no attribute {name!r}")
     home = importlib.import_module(_HOME[name])
-    value = getattr(home, name)
+    value = home if home.__name__ == f"cytoglot.{name}" else getattr(home, name)  # a sub-package, or what is in it
     globals()[name] = value  # the next use is an ordinary attribute
     return value
 
