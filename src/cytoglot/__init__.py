@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cytoglot import corpus as corpus
     from cytoglot import metrics as metrics
+    from cytoglot import pl as pl
     from cytoglot.applications.annotation import annotate as annotate
     from cytoglot.applications.answering import answer_prompts as answer_prompts
     from cytoglot.applications.embedding import embed as embed
@@ -62,7 +63,12 @@ _HOME = {
     "write_sentences": "cytoglot.sentence.parquet",
 }
 
-_MODULES = {"corpus": "cytoglot.corpus", "datasets": "cytoglot.data.datasets", "metrics": "cytoglot.metrics"}
+_MODULES = {
+    "corpus": "cytoglot.corpus",
+    "datasets": "cytoglot.data.datasets",
+    "metrics": "cytoglot.metrics",
+    "pl": "cytoglot.pl",
+}
 
 __all__ = ["__version__", *sorted({*_HOME, *_MODULES})]
 

@@ -1,7 +1,4 @@
-"""The two plots of the papers: log rank against expression with the fitted curves, and observed against reconstructed.
-
-Points are drawn as hexagons of density: a scatter of millions of points is slow and shows its outline only.
-"""
+"""The two plots of the papers: log rank against expression with the curves, and observed against reconstructed."""
 
 from __future__ import annotations
 
@@ -14,6 +11,8 @@ import pandas as pd
 
 from cytoglot import extras
 from cytoglot.atomic import atomic_path
+from cytoglot.pl.draw import curve_line, density
+from cytoglot.pl.style import GRID, INK, frame
 from cytoglot.sentence.curve_score import CurveScore
 from cytoglot.sentence.rank_curve import CurveKind, RankCurve
 
@@ -36,7 +35,6 @@ _DRAWN: dict[CurveKind, tuple[str, str]] = {
     "isotonic": ("#111827", "-"),
 }
 _LENGTH_COLOURS = ("#7fc6a4", "#2a9d6f", "#0b5d3b")
-_INK, _GRID = "#1f2937", "#e5e7eb"
 RANK, N_EXPRESSED, OBSERVED = "rank", "n_expressed", "observed"
 """columns of a sample of words, beside one for each kind of curve: what it predicts"""
 
@@ -47,11 +45,10 @@ def draw_log_rank(
     """Write a PNG of held-out words, rank on a log axis against expression, with the curves of all genes."""
     figure, axes = _figure(1, len(points), width=5.6, height=4.6)
     for ax, (name, sample) in zip(axes[0], points.items(), strict=True):
-        _density(ax, sample[RANK], sample[OBSERVED], x_log=True)
+        density(ax, sample[RANK], sample[OBSERVED], x_log=True)
         _draw_curves(ax, sample, curves[name])
-        ax.xaxis.set_major_formatter(lambda rank, _: f"{rank:,.0f}")
         title = f"Sentences of {_SENTENCES.get(name, name)}, held-out cells"
-        ax.set_title(title, loc="left", fontsize=11, color=_INK)
+        ax.set_title(title, loc="left", fontsize=11, color=INK)
         ax.set_xlabel("Rank of the gene in its cell")
         ax.set_ylabel(f"Expression, {_EXPRESSION}")
         ax.legend(loc="upper right", fontsize=8, frameon=True, framealpha=0.92, edgecolor="none")
@@ -68,8 +65,8 @@ def draw_reconstructed(points: Mapping[str, pd.DataFrame], rows: Sequence[CurveS
         panels = axes[k * n_rows : (k + 1) * n_rows].ravel()
         low, high = 0.0, np.ceil(float(sample[OBSERVED].max() if len(sample) else 1.0) * 5) / 5
         for ax, kind in zip(panels, kinds, strict=False):
-            _density(ax, sample[OBSERVED], sample[kind], extent=(low, high, low, high))
-            ax.plot([low, high], [low, high], color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
+            density(ax, sample[OBSERVED], sample[kind], extent=(low, high, low, high))
+            ax.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
             ax.set(xlim=(low, high), ylim=(low, high), aspect="equal")
             ax.set_title(f"{_TITLES[kind]}\n{_SENTENCES.get(name, name)}", loc="left", fontsize=9)
             wanted = (kind, name, "expressed", True)
@@ -78,60 +75,30 @@ def draw_reconstructed(points: Mapping[str, pd.DataFrame], rows: Sequence[CurveS
                 () if row is None else (("R²", row["r2"]), ("Pearson", row["pearson"]), ("Spearman", row["spearman"]))
             )
             caption = "\n".join(f"{title} {value:.3f}" for title, value in parts if value is not None)
-            ax.text(0.04, 0.95, caption, transform=ax.transAxes, va="top", fontsize=8, color=_INK)
+            ax.text(0.04, 0.95, caption, transform=ax.transAxes, va="top", fontsize=8, color=INK)
         for ax in panels[len(kinds) :]:
             ax.set_axis_off()
-    figure.supxlabel(f"Observed expression of held-out cells, {_EXPRESSION}", fontsize=10, color=_INK)
-    figure.supylabel("Expression reconstructed from the rank", fontsize=10, color=_INK)
+    figure.supxlabel(f"Observed expression of held-out cells, {_EXPRESSION}", fontsize=10, color=INK)
+    figure.supylabel("Expression reconstructed from the rank", fontsize=10, color=INK)
     _save(figure, path)
 
 
 def _draw_curves(ax: Any, sample: pd.DataFrame, curves: Mapping[CurveKind, RankCurve]) -> None:
-    ranks = np.unique(np.geomspace(1, max(int(sample[RANK].max()) if len(sample) else 1, 2), 400).astype(np.int64))
-    middle = np.full(len(ranks), sample[N_EXPRESSED].median() if len(sample) else 1)
-    genes = np.zeros(len(ranks), dtype=np.int64)
+    last_rank = int(sample[RANK].max()) if len(sample) else 1
+    middle = float(sample[N_EXPRESSED].median()) if len(sample) else 1.0
     for kind, (color, style) in _DRAWN.items():
         if kind in curves:
-            label = _TITLES[kind]
-            ax.plot(ranks, curves[kind].predict(ranks, genes, middle), color=color, linestyle=style, label=label)
+            options = {"color": color, "linestyle": style, "label": _TITLES[kind]}
+            curve_line(ax, curves[kind], last_rank=last_rank, n_expressed=middle, **options)
     by_length: tuple[CurveKind, ...] = ("isotonic_length", "cubic_length")
     known = [kind for kind in by_length if kind in curves]
     if not known or not len(sample):
         return
-    kind = known[0]
     for share, color in zip((10, 50, 90), _LENGTH_COLOURS, strict=True):
         length = int(np.percentile(sample[N_EXPRESSED], share))
-        reached = ranks[ranks <= length]
-        value = curves[kind].predict(reached, genes[: len(reached)], np.full(len(reached), length))
-        ax.plot(reached, value, color=color, label=f"{_TITLES[kind]}: {length:,} genes")
-
-
-def _density(
-    ax: Any,
-    x: pd.Series[Any],
-    y: pd.Series[Any],
-    *,
-    x_log: bool = False,
-    extent: tuple[float, float, float, float] | None = None,
-) -> None:
-    if x_log:
-        ax.set_xscale("log")
-    if not x.size:
-        return
-    if extent is not None:
-        inside = (y >= extent[2]) & (y <= extent[3])  # the reference line may leave the frame
-        x, y = x[inside], y[inside]
-    ax.hexbin(
-        x,
-        y,
-        gridsize=55,
-        bins="log",
-        mincnt=1,
-        cmap="Blues",
-        linewidths=0.1,
-        xscale="log" if x_log else "linear",
-        extent=extent,
-    )
+        label = f"{_TITLES[known[0]]}: {length:,} genes"
+        reached = min(last_rank, length)
+        curve_line(ax, curves[known[0]], last_rank=reached, n_expressed=length, color=color, label=label)
 
 
 def _figure(n_rows: int, n_columns: int, *, width: float, height: float) -> tuple[Any, Any]:
@@ -140,11 +107,8 @@ def _figure(n_rows: int, n_columns: int, *, width: float, height: float) -> tupl
     figure = figures.Figure(figsize=(width * n_columns, height * n_rows), layout="constrained")
     axes = figure.subplots(n_rows, n_columns, squeeze=False)
     for ax in axes.ravel():
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color("#9ca3af")
-        ax.tick_params(colors=_INK, labelsize=8)
-        ax.grid(color=_GRID, linewidth=0.6)
-        ax.set_axisbelow(True)
+        frame(ax)
+        ax.grid(color=GRID, linewidth=0.6)
     return figure, axes
 
 

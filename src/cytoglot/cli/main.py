@@ -12,7 +12,7 @@ from types import ModuleType
 
 import typer
 
-from cytoglot.cli import answer, apply, corpus, data, embed, models, scale
+from cytoglot.cli import answer, apply, corpus, data, datasets, embed, models, scale
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError, ResourceError
 from cytoglot.extras import EXTRAS
 
@@ -34,6 +34,9 @@ app = typer.Typer(
 corpora = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
 _add_commands(corpora, corpus)
 app.add_typer(corpora, name="corpus")
+named_data = typer.Typer(help="Data sets by name: list them, download one.", rich_markup_mode=None)
+_add_commands(named_data, datasets)
+app.add_typer(named_data, name="data")
 for commands in (data, models, scale, apply, embed, answer):
     _add_commands(app, commands)
 

@@ -1,4 +1,7 @@
-"""Data sets by name: one that ships with scanpy, public downloads, and every h5ad file of `CYTOGLOT_DATA`."""
+"""Data sets by name: one that ships with scanpy, public downloads, and every h5ad file of `CYTOGLOT_DATA`.
+
+Public as `cytoglot.datasets`: `list()` names them, `get(name)` returns the path of one, `load_dataset(name)` reads it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from cytoglot import extras
+from cytoglot.atomic import atomic_path
 from cytoglot.data.download import cache_folder, fetch, unpack
 from cytoglot.data.readers.read import read
 from cytoglot.errors import InputError, UnknownNameError
@@ -25,6 +30,21 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Download:
+    """One file to fetch, and the place below the cache folder where it is kept."""
+
+    url: str
+    checksum: str
+    """"sha256:" or "md5:" and the hex digest, as published beside the file or computed from it"""
+    file: str
+
+    @property
+    def target(self) -> Path:
+        """Return where the file is, or will be."""
+        return cache_folder() / self.file
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
     """A named data set: what it is, whence it comes, and how its file is found."""
 
@@ -32,14 +52,73 @@ class Dataset:
     description: str
     licence: str
     """as stated at the source"""
-    source: str
-    path: Callable[[], Path]
-    """returns the file or folder, after downloading it where needed"""
+    citation: str
+    """what to cite"""
+    make: Callable[..., Path]
+    """takes the downloaded files, in order, and returns the file or folder to read"""
+    downloads: tuple[Download, ...] = ()
     labels_from: str | None = None
     """column that `load_dataset` copies to `obs["cell_type"]`"""
+    kept: str = ""
+    """where it is, for a data set that needs no download"""
+
+    @property
+    def where(self) -> str:
+        """Return where the data set is, in words such as "bundled with scanpy" or "not downloaded"."""
+        return self.kept or ("downloaded" if all(f.target.is_file() for f in self.downloads) else "not downloaded")
+
+    def path(self) -> Path:
+        """Return the file or folder; what is missing is downloaded.
+
+        Raises
+        ------
+        InputError
+            A download failed, or a file has another checksum.
+        """
+        return self.make(*(fetch(file.url, checksum=file.checksum, target=file.target) for file in self.downloads))
 
 
 datasets: Registry[Dataset] = Registry("data set")
+
+
+def get(name: str) -> Path:
+    """Return the path of a data set, downloaded on first use, and log its licence and what to cite.
+
+    A download goes to the folder `CYTOGLOT_CACHE` (default: `~/.cache/cytoglot`) and is checked against its checksum.
+    Once it is there, no network is needed. `load_dataset` reads the file.
+
+    Parameters
+    ----------
+    name
+        A name that `list` shows.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such data set; the message lists the nearest names.
+    InputError
+        A download failed, or the file has another checksum.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.load_dataset("pbmc68k_reduced").shape
+    (700, 765)
+    """
+    entry = find_dataset(name)
+    path = entry.path()
+    logger.info("%s (%s): licence %s; cite %s", name, entry.where, entry.licence, entry.citation)
+    return path
+
+
+def list() -> pd.DataFrame:
+    """Return a table of all data sets that have a name: where each is, what it holds, its licence, what to cite.
+
+    Data sets that can be downloaded come first, then the files of the folder `CYTOGLOT_DATA`.
+    """
+    columns = ("name", "where", "description", "licence", "citation")
+    rows = [[getattr(entry, column) for column in columns] for entry in known_datasets().values()]
+    return pd.DataFrame(rows, columns=[*columns]).set_index("name")
 
 
 def load_dataset(name: str) -> AnnData:
@@ -65,16 +144,7 @@ def load_dataset(name: str) -> AnnData:
     """
     entry = find_dataset(name)
     path = entry.path()
-    if path.suffix == ".h5ad":
-        import anndata
-
-        with warnings.catch_warnings():
-            # the file that scanpy ships was written by an old anndata, which the reader mends by itself
-            warnings.simplefilter("ignore", category=anndata.OldFormatWarning)
-            warnings.filterwarnings("ignore", category=FutureWarning, message="Moving element")
-            adata = anndata.read_h5ad(path)
-    else:
-        adata = read(path)
+    adata = _read_h5ad(path) if path.suffix == ".h5ad" else read(path)
     if entry.labels_from is not None:
         adata.obs["cell_type"] = adata.obs[entry.labels_from]
     logger.info("%s: %d cells x %d genes from %s", name, adata.n_obs, adata.n_vars, path)
@@ -82,7 +152,7 @@ def load_dataset(name: str) -> AnnData:
 
 
 def find_dataset(name: str) -> Dataset:
-    """Return the entry of a data set, which says whence it comes and under which licence.
+    """Return the entry of a data set, which says where it is, under which licence, and what to cite.
 
     Raises
     ------
@@ -105,10 +175,11 @@ def known_datasets() -> dict[str, Dataset]:
             file.stem,
             Dataset(
                 name=file.stem,
-                description=f"local file {file}",
+                description=str(file),
                 licence="see uns['provenance'] of the file",
-                source=str(file),
-                path=partial(Path, file),
+                citation="see uns['provenance'] of the file",
+                make=lambda file=file: file,
+                kept="local file",
             ),
         )
     return found
@@ -156,50 +227,112 @@ def _scanpy_file(name: str) -> Path:
     return Path(found.origin).parent / "datasets" / name
 
 
-def _register_download(
-    name: str, *, url: str, checksum: str, description: str, licence: str, source: str, member: str | None = None
-) -> None:
-    """File a public download; `member` is the path to read inside of a tar archive."""
+def _read_h5ad(path: Path) -> AnnData:
+    import anndata
 
-    def path() -> Path:
-        file = fetch(url, checksum=checksum, target=cache_folder() / name / url.rsplit("/", 1)[-1])
-        return file if member is None else unpack(file, cache_folder() / name / "unpacked") / member
-
-    datasets.register(name)(Dataset(name=name, description=description, licence=licence, source=source, path=path))
+    with warnings.catch_warnings():
+        # files of the scanpy tutorials were written by an old anndata, which the reader mends by itself
+        warnings.simplefilter("ignore", category=anndata.OldFormatWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning, message="Moving element")
+        return anndata.read_h5ad(path)
 
 
-datasets.register("pbmc68k_reduced")(
+def _with_labels(counts: Path, labelled: Path) -> Path:
+    """Write the raw counts with the labels of the processed file, joined by barcode, and return the path.
+
+    Cells that the processing left out are "unassigned". The file is made once, from two checked downloads.
+    """
+    target = cache_folder() / "pbmc3k" / "pbmc3k.h5ad"
+    if target.is_file():
+        return target
+    adata, labels = _read_h5ad(counts), _read_h5ad(labelled).obs["louvain_cell_types"].astype(str)
+    foreign = labels.index.difference(adata.obs_names)
+    if len(foreign):
+        raise InputError(
+            f"{len(foreign)} of {len(labels)} labelled cells of {labelled} are not in {counts}, such as "
+            f"{foreign[0]!r}; delete both files, so that they are downloaded again"
+        )
+    adata.obs["cell_type"] = pd.Categorical(labels.reindex(adata.obs_names).fillna("unassigned"))
+    adata.obs["organism"], adata.obs["tissue"] = "Homo sapiens", "blood"
+    entry = datasets["pbmc3k"]
+    adata.uns["provenance"] = {"description": entry.description, "licence": entry.licence, "citation": entry.citation}
+    with atomic_path(target) as partial:
+        adata.write_h5ad(partial, compression="gzip")
+    return target
+
+
+def _10x_archive(archive: Path) -> Path:
+    return unpack(archive, archive.parent / "unpacked") / "filtered_gene_bc_matrices" / "hg19"
+
+
+_10X_3K = "10x Genomics, 3k PBMCs from a Healthy Donor, Single Cell Gene Expression Dataset by Cell Ranger 1.1.0 (2016)"
+_PBMC3K_RAW = Download(
+    url="https://exampledata.scverse.org/scanpy/pbmc3k_raw.h5ad",
+    checksum="sha256:14956d64cb4d99765eef0864610a905a13bfefbaba1c1f38e4f520e4a58391e4",
+    file="pbmc3k_raw/pbmc3k_raw.h5ad",
+)
+for _entry in (
     Dataset(
         name="pbmc68k_reduced",
         description="700 human blood cells x 765 genes with 10 labels, log values; ships with scanpy",
         licence="scanpy: BSD-3-Clause; 10x Genomics data: CC BY 4.0",
-        source="Zheng et al. 2017, Nat Commun 8:14049; scanpy.datasets.pbmc68k_reduced",
-        path=lambda: _scanpy_file("10x_pbmc68k_reduced.h5ad"),
+        citation="Zheng et al. 2017, Nat Commun 8:14049; Wolf et al. 2018, Genome Biol 19:15 (scanpy)",
+        make=lambda: _scanpy_file("10x_pbmc68k_reduced.h5ad"),
         labels_from="bulk_labels",
-    )
-)
-_register_download(
-    "pbmc3k_10x",
-    url="https://cf.10xgenomics.com/samples/cell/pbmc3k/pbmc3k_filtered_gene_bc_matrices.tar.gz",
-    checksum="sha256:847d6ebd9a1ec9a768f2be7e40ca42cbfe75ebeb6d76a4c24167041699dc28b5",
-    member="filtered_gene_bc_matrices/hg19",
-    description="2,700 human blood cells x 32,738 genes, counts, no labels (7.6 MB)",
-    licence="CC BY 4.0",
-    source="10x Genomics, 3k PBMCs from a healthy donor, 2016",
-)
-_register_download(
-    "pbmc3k_raw",
-    url="https://exampledata.scverse.org/scanpy/pbmc3k_raw.h5ad",
-    checksum="sha256:14956d64cb4d99765eef0864610a905a13bfefbaba1c1f38e4f520e4a58391e4",
-    description="the same cells as pbmc3k_10x as h5ad (7.5 MB)",
-    licence="CC BY 4.0",
-    source="10x Genomics, 3k PBMCs from a healthy donor, 2016; file of the scanpy tutorials",
-)
-_register_download(
-    "pbmc5k_protein_10x",
-    url="https://cf.10xgenomics.com/samples/cell-exp/3.0.2/5k_pbmc_protein_v3/5k_pbmc_protein_v3_filtered_feature_bc_matrix.h5",
-    checksum="md5:3366a47283177fe9af143d5819fad61f",
-    description="5,247 human blood cells x 33,538 genes and 32 surface proteins, counts, no labels (17 MB)",
-    licence="CC BY 4.0",
-    source="10x Genomics, 5k PBMCs with cell surface proteins (v3 chemistry), 2019",
-)
+        kept="bundled with scanpy",
+    ),
+    Dataset(
+        name="pbmc3k",
+        description="2,700 human blood cells x 32,738 genes, counts, with the 8 labels of the scanpy tutorial",
+        licence="10x Genomics data: CC BY 4.0; labels of the scverse tutorials: BSD-3-Clause",
+        citation=f"{_10X_3K}; Wolf et al. 2018, Genome Biol 19:15 (scanpy)",
+        make=_with_labels,
+        downloads=(
+            _PBMC3K_RAW,
+            # `scanpy.datasets.pbmc3k_processed` has the same labels, but no checksum of it is published.
+            Download(
+                url="https://exampledata.scverse.org/tutorials/scverse-getting-started-anndata-pbmc3k_processed.h5ad",
+                checksum="md5:b80deb0997f96b45d06f19c694e46243",
+                file="pbmc3k/pbmc3k_processed.h5ad",
+            ),
+        ),
+    ),
+    Dataset(
+        name="pbmc3k_10x",
+        description="2,700 human blood cells x 32,738 genes, counts, no labels (7.6 MB)",
+        licence="CC BY 4.0",
+        citation=_10X_3K,
+        make=_10x_archive,
+        downloads=(
+            Download(
+                url="https://cf.10xgenomics.com/samples/cell/pbmc3k/pbmc3k_filtered_gene_bc_matrices.tar.gz",
+                checksum="sha256:847d6ebd9a1ec9a768f2be7e40ca42cbfe75ebeb6d76a4c24167041699dc28b5",
+                file="pbmc3k_10x/pbmc3k_filtered_gene_bc_matrices.tar.gz",
+            ),
+        ),
+    ),
+    Dataset(
+        name="pbmc3k_raw",
+        description="the same cells as pbmc3k_10x as h5ad; the file of the scanpy tutorials (7.5 MB)",
+        licence="CC BY 4.0",
+        citation=_10X_3K,
+        make=Path,
+        downloads=(_PBMC3K_RAW,),
+    ),
+    Dataset(
+        name="pbmc5k_protein_10x",
+        description="5,247 human blood cells x 33,538 genes and 32 surface proteins, counts, no labels (17 MB)",
+        licence="CC BY 4.0",
+        citation="10x Genomics, 5k PBMCs from a Healthy Donor with Cell Surface Proteins (v3 chemistry, 2019)",
+        make=Path,
+        downloads=(
+            Download(
+                url="https://cf.10xgenomics.com/samples/cell-exp/3.0.2/5k_pbmc_protein_v3/"
+                "5k_pbmc_protein_v3_filtered_feature_bc_matrix.h5",
+                checksum="md5:3366a47283177fe9af143d5819fad61f",
+                file="pbmc5k_protein_10x/5k_pbmc_protein_v3_filtered_feature_bc_matrix.h5",
+            ),
+        ),
+    ),
+):
+    datasets.register(_entry.name)(_entry)

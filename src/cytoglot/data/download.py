@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import logging
 import os
 import tarfile
@@ -54,17 +55,23 @@ def fetch(url: str, *, checksum: str, target: Path) -> Path:
             return target
         logger.warning("%s does not have the checksum %s and is downloaded again", target, checksum)
     with atomic_path(target) as partial:
-        digest = _new_digest(checksum)
+        digest, received = _new_digest(checksum), 0
         try:
             with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer, partial.open("wb") as file:
-                total = answer.headers.get("Content-Length")
-                with progress_bar(total=int(total) if total else None, description=target.name, unit="B") as bar:
+                total = int(answer.headers.get("Content-Length") or 0)
+                with progress_bar(total=total or None, description=target.name, unit="B") as bar:
                     while block := answer.read(_BLOCK):
                         file.write(block)
                         digest.update(block)
+                        received += len(block)
                         bar.update(len(block))
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            if received < total:
+                raise ConnectionError(f"the connection ended after {received:,} of {total:,} bytes")
+        except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(error, urllib.error.HTTPError):  # an answer such as 404, still open
+                reason = str(error)
+                error.close()
             raise InputError(
                 f"could not download {url}: {reason}; check the network, or fetch it by other means and put it at "
                 f"{target}"
@@ -72,8 +79,8 @@ def fetch(url: str, *, checksum: str, target: Path) -> Path:
         found = f"{digest.name}:{digest.hexdigest()}"
         if found != checksum:
             raise InputError(
-                f"{url} must have the checksum {checksum}, found {found}: the file was changed or cut off; "
-                "try again, and if it stays so report it"
+                f"{url} must have the checksum {checksum}, found {found}, so the file was deleted: it was changed at "
+                "its source or on the way; try again, and report it if it stays so"
             )
     logger.info("downloaded %s to %s (%d bytes)", url, target, target.stat().st_size)
     return target

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cytoglot.report.figures import ACCENT, GRID, INK, MUTED, canvas, svg_text
+from cytoglot.pl.style import ACCENT, GRID, INK, MUTED
+from cytoglot.report.figures import canvas, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,18 +11,14 @@ import numpy as np
 import pandas as pd
 
 from cytoglot.extras import require
+from cytoglot.pl import draw
+from cytoglot.pl.style import ACCENT, GRID, INK, MUTED, SECOND, colors_of, frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK, GRID, ACCENT, SECOND, MUTED = "#1d2733", "#e3e8ee", "#0f766e", "#c2410c", "#8a97a6"
-PALETTE = (
-    "#0f766e", "#c2410c", "#4338ca", "#b45309", "#be185d", "#15803d", "#0369a1", "#7c3aed", "#a16207", "#475569",
-    "#0891b2", "#dc2626", "#65a30d", "#9333ea", "#db2777", "#92400e",
-)  # fmt: skip
 
 
 @contextmanager
@@ -38,10 +34,7 @@ def canvas(width: float, height: float, n_axes: int = 1) -> Iterator[tuple[Figur
         FigureCanvasAgg(figure)
         axes = np.atleast_1d(figure.subplots(1, n_axes)).tolist()
         for ax in axes:
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.spines[["left", "bottom"]].set_color(MUTED)
-            ax.tick_params(colors=INK, labelsize=9)
-            ax.set_axisbelow(True)
+            frame(ax)
         yield figure, axes
 
 
@@ -67,58 +60,40 @@ def training_curve(rows: list[dict[str, Any]]) -> str:
         ax.set(xlabel="step", ylabel="loss per example (nats, log scale)", yscale="log")
         ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default writes powers as mathematics
         ax.grid(color=GRID)
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(frameon=False, fontsize=9, loc="upper right")
         return svg_text(figure)
 
 
 def confusion_matrix(labels: list[str], counts: list[list[int]]) -> str:
     """Share of each true type that was given each label."""
-    counts_kk = np.array(counts, dtype=float).reshape(len(labels), len(labels))
-    share_kk = counts_kk / np.maximum(counts_kk.sum(axis=1, keepdims=True), 1)
-    n = len(labels)
-    size = min(9.0, 2.6 + 0.42 * n)
+    size = min(9.0, 2.6 + 0.42 * len(labels))
     with canvas(size, size) as (figure, (ax,)):
-        if n:
-            ax.imshow(share_kk, cmap="BuGn", vmin=0, vmax=1)
-        ax.set_xticks(range(n), labels, rotation=90)
-        ax.set_yticks(range(n), labels)
-        ax.set(xlabel="predicted", ylabel="truth")
-        for i, j in zip(*np.nonzero(counts_kk), strict=True):
-            color = "white" if share_kk[i, j] > 0.6 else INK
-            ax.text(j, i, f"{int(counts_kk[i, j])}", ha="center", va="center", fontsize=8, color=color)
+        draw.confusion(ax, labels, counts)
         return svg_text(figure)
 
 
 def calibration(bins: list[dict[str, float]]) -> str:
     """Share of right answers against confidence; the diagonal is honest."""
-    table = pd.DataFrame(bins, columns=["confidence", "accuracy", "n"]).astype(float)
     with canvas(4.2, 4.0) as (figure, (ax,)):
-        ax.plot([0, 1], [0, 1], color=MUTED, lw=1, ls="--")
-        sizes = 20 + 180 * table["n"] / table["n"].max() if len(table) else 20.0
-        ax.scatter(table["confidence"], table["accuracy"], s=sizes, color=ACCENT, alpha=0.85, edgecolor="white")
-        ax.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="share of right answers")
-        ax.grid(color=GRID)
+        draw.calibration(ax, pd.DataFrame(bins, columns=["confidence", "accuracy", "n"]).astype(float))
         return svg_text(figure)
 
 
 def two_maps(table: pd.DataFrame) -> str:
     """UMAP of the model's embeddings beside UMAP of a PCA, colored by the true type."""
-    names = sorted(table["truth"].unique())
+    colors = colors_of(sorted(table["truth"].unique()))
     with canvas(9.6, 4.6, n_axes=2) as (figure, axes):
         for ax, (x, y, title) in zip(
             axes,
             (("umap_x", "umap_y", "cytoglot embeddings"), ("pca_umap_x", "pca_umap_y", "PCA of log counts")),
             strict=True,
         ):
-            for i, name in enumerate(names):
-                cells = table[table["truth"] == name]
-                size = float(np.clip(6000 / len(table), 4, 22))
-                ax.scatter(cells[x], cells[y], s=size, color=color(i), label=name, linewidths=0)
+            draw.points(ax, table[x], table[y], table["truth"], colors=colors)
             ax.set_title(title, fontsize=11, color=INK)
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
-        _legend_below(figure, axes[0], len(names))
+        _legend_below(figure, axes[0])
         return svg_text(figure)
 
 
@@ -135,7 +110,7 @@ def reconstruction(points: dict[str, list[float]]) -> str:
             linewidths=0, label="rank curve",
         )  # fmt: skip
         left.set(xlabel="log10(rank)", ylabel="log10(1 + counts per 10,000)")
-        left.legend(frameon=False, fontsize=9, markerscale=3)
+        left.legend(frameon=False, fontsize=9, markerscale=3, loc="upper right")
         top = max([*points["observed"], *points["predicted"], 1e-9])
         right.plot([0, top], [0, top], color=MUTED, lw=1, ls="--")
         right.set(xlabel="observed", ylabel="reconstructed from the rank")
@@ -145,16 +120,9 @@ def reconstruction(points: dict[str, list[float]]) -> str:
 def generated_cells(points: list[dict[str, Any]]) -> str:
     """Generated (crosses) and held-out cells (dots) in the space of real training cells."""
     table = pd.DataFrame(points, columns=["cell_type", "method", "x", "y"])
-    names = sorted(table["cell_type"].unique())
     with canvas(6.6, 4.8) as (figure, (ax,)):
-        for i, name in enumerate(names):
-            cells = table[table["cell_type"] == name]
-            real, new = cells[cells["method"] == "held_out_cells"], cells[cells["method"] == "cytoglot"]
-            ax.scatter(real["x"], real["y"], s=14, color=color(i), alpha=0.45, linewidths=0, label=name)
-            ax.scatter(new["x"], new["y"], s=22, color=color(i), marker="x", linewidths=1.1)
-        ax.set(xlabel="component 1", ylabel="component 2")
-        ax.grid(color=GRID)
-        _legend_below(figure, ax, len(names))
+        draw.generated_points(ax, table.assign(is_generated=table["method"] != "held_out_cells"))
+        _legend_below(figure, ax)
         return svg_text(figure)
 
 
@@ -175,15 +143,7 @@ def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
         return svg_text(figure)
 
 
-def color(i: int) -> str:
-    """Return the color of the i-th of several things."""
-    return PALETTE[i % len(PALETTE)]
-
-
-def _legend_below(figure: Figure, ax: Axes, n: int) -> None:
+def _legend_below(figure: Figure, ax: Axes) -> None:
     handles, labels = ax.get_legend_handles_labels()
-    if not handles:
-        return
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(3, max(1, n)), frameon=False, fontsize=8, markerscale=1.5
-    )
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=8, markerscale=1.2)

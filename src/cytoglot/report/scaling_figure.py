@@ -13,7 +13,8 @@ import pandas as pd
 from cytoglot.atomic import write_text
 from cytoglot.errors import InputError
 from cytoglot.metrics.scaling import PowerLaw
-from cytoglot.report.figures import GRID, MUTED, canvas, color, svg_text
+from cytoglot.pl.style import GRID, MUTED, color
+from cytoglot.report.figures import canvas, svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
