@@ -310,7 +310,7 @@ def test_the_command(tiny_model_folder, prompts, tmp_path, capsys):
     file, output = tmp_path / "prompts.parquet", tmp_path / "answers.parquet"
     pd.DataFrame({"id": prompts.ids, "prompt": prompts.texts}).to_parquet(file)
     arguments = ["answer", str(file), "--model", str(tiny_model_folder), "-o", str(output), "--json"]
-    asked = [*arguments, "--format", "distinct_words: 2..4", "--samples", "2", "--part", "5", "--device", "cpu"]
+    asked = [*arguments, "--format", "distinct_words: 2..4", "--samples", "2", "--chunk-prompts", "5"]
     assert run([*asked, "--dry-run"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["prompts"], told["answers"], told["parts"], told["format"]) == (11, 22, 3, "DistinctWords")

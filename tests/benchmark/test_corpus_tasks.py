@@ -451,7 +451,7 @@ def test_the_command_prints_one_object(
     assert printed["not_shown"] == []
     assert printed["output"] == str(out)
     assert command("report", out, "--json").result == {"html": str(out / "report.html")}
-    read = command("evaluate", small_corpus.folder, "--model", tiny_model_folder, "-o", out, *few)
+    read = command("evaluate", small_corpus.folder, "--model", tiny_model_folder, "-o", out, *few, "--overwrite")
     assert "constant" in read.out
 
 

@@ -30,17 +30,19 @@ def _options(command: Command, name: str) -> str:
 @pytest.mark.parametrize(
     "name", ["audit", "encode", "decode", "reconstruct", "import-c2s", "report", "demo", "doctor", *LONG[2:]]
 )
-def test_every_command_takes_json_and_a_seed(command: Command, name: str) -> None:
+def test_every_command_takes_json_and_says_more_or_less(command: Command, name: str) -> None:
     options = _options(command, name)
-    assert "--json" in options
-    assert "--seed" in options
+    for option in ("--json", "--quiet", "--verbose"):
+        assert option in options
 
 
 @pytest.mark.parametrize("name", LONG)
-def test_long_commands_take_a_forecast_a_device_and_threads(command: Command, name: str) -> None:
+def test_long_commands_take_a_forecast_and_threads(command: Command, name: str) -> None:
     options = _options(command, name)
-    for option in ("--dry-run", "--device", "--threads"):
+    for option in ("--dry-run", "--threads"):
         assert option in options
+    assert ("--device" in options) == (name not in ("encode", "reconstruct")), "only where a model runs"
+    assert ("--seed" in options) == (name != "embed"), "only where something is random"
 
 
 def test_no_command_shows_the_commands(command: Command) -> None:
@@ -159,7 +161,7 @@ def test_decode_gives_expression_back(
     command("encode", cells_file, "-o", sentences, "--ties", "rare_first", "--tie-rates", tiny_model_folder)
     result = command("decode", sentences, "-o", out, "--json").result
     assert (result["cells"], result["values"]) == (240, "rank (1 = highest)")
-    decoded = command("decode", sentences, "--model", tiny_model_folder, "-o", out, "--json").result
+    decoded = command("decode", sentences, "--model", tiny_model_folder, "-o", out, "--overwrite", "--json").result
     assert decoded["values"] == "log10(1 + counts per 10,000)"
     expression = anndata.read_h5ad(out)
     assert list(expression.obs_names) == list(cells.obs_names)
@@ -190,7 +192,7 @@ def test_reconstruct_judges_curves_that_decode_can_use(command: Command, cells_f
     command("encode", cells_file, "-o", tmp_path / "cells.parquet", "--json")
     decoded = command("decode", tmp_path / "cells.parquet", "--curves", folder, "-o", tmp_path / "o.h5ad", "--json")
     assert decoded.result["values"] == "log10(1 + counts per 10,000)"
-    again = command("reconstruct", cells_file, "-o", folder, "--json")  # its own folder may be written anew
+    again = command("reconstruct", cells_file, "-o", folder, "--overwrite", "--json")
     assert {row["genes"] for row in again.result["curves"]} == {"full"}
 
 
@@ -230,7 +232,7 @@ def test_annotate_leaves_doubtful_cells_unassigned(
     assert n_unassigned == doubtful.sum() > 0
     assert (obs["cytoglot_cell_type"] == "unassigned").equals(doubtful)
     assert "unassigned" not in set(obs["cytoglot_cell_type_best"])
-    assert command(*arguments, "--threshold", "0").result["unassigned"] == 0
+    assert command(*arguments, "--threshold", "0", "--overwrite").result["unassigned"] == 0
 
 
 def test_annotate_chooses_among_given_labels_alone(
@@ -267,7 +269,7 @@ def test_a_query_with_half_of_the_genes_is_annotated_and_the_share_is_said(
     half.write_h5ad(tmp_path / "half.h5ad")
     for name in ("annotate", "embed"):
         result = command(
-            name, tmp_path / "half.h5ad", "--model", tiny_model_folder, "-o", tmp_path / "o.h5ad", "--json"
+            name, tmp_path / "half.h5ad", "--model", tiny_model_folder, "-o", tmp_path / f"{name}.h5ad", "--json"
         ).result
         assert re.match(
             r"\d+ of the model's \d+ genes are in the query \(42%\); \d+% of the query's 60", result["overlap"]
@@ -286,7 +288,7 @@ def test_embed_writes_a_vector_for_each_cell(
     embedding_nd = anndata.read_h5ad(out).obsm["X_cytoglot"]
     assert embedding_nd.dtype == np.float32
     assert np.isfinite(embedding_nd).all()
-    assert command(*arguments, "--key-added", "X_other").result["key"] == "X_other"
+    assert command(*arguments, "--key-added", "X_other", "--overwrite").result["key"] == "X_other"
 
 
 def test_generate_writes_valid_cells(command: Command, tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -300,11 +302,11 @@ def test_generate_writes_valid_cells(command: Command, tiny_model_folder: Path, 
         words = text.split()
         assert len(words) == len(set(words))
         assert set(words) <= set(first.var_names)
-    command(*arguments, "--seed", "5")
+    command(*arguments, "--seed", "5", "--overwrite")
     assert list(anndata.read_h5ad(out).obs["cell_sentence"]) == list(first.obs["cell_sentence"])
-    command(*arguments, "--seed", "6")
+    command(*arguments, "--seed", "6", "--overwrite")
     assert list(anndata.read_h5ad(out).obs["cell_sentence"]) != list(first.obs["cell_sentence"])
-    some = command("generate", "--model", tiny_model_folder, "-n", "2", "--n-genes", "7", "-o", out, "--json").result
+    some = command(*arguments[:3], "--number", "2", "--n-genes", "7", "-o", out, "--overwrite", "--json").result
     assert (some["cell_type"], some["mean_genes"]) == ("any", 7.0)
 
 
@@ -349,7 +351,7 @@ def test_labels_unseen_in_training_are_counted_as_errors_and_reported(
     assert accuracy["value"] <= 1 - 5 / accuracy["n"] + 1e-9
     card = json.loads((out / "data_card.json").read_text())
     assert card["labels_unseen_in_training"] == ["type Z"]
-    assert command(*arguments).code == 0, "its own folder may be written anew"
+    assert command(*arguments, "--overwrite").code == 0
 
 
 @pytest.mark.parametrize("name", LONG)

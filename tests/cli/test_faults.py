@@ -128,6 +128,7 @@ def test_a_full_disk_in_the_middle_of_embed(
         write(self, number, vectors_nd)
 
     arguments = ["embed", cells_file, "--model", tiny_model_folder, "-o", out, "--chunk-cells", "60", "--json"]
+    arguments += ["--overwrite"]
     with monkeypatch.context() as patched:
         patched.setattr(Parts, "write", fill_the_disk)
         outcome = command(*arguments)
@@ -182,7 +183,7 @@ def test_a_full_disk_while_cells_are_written(
 
     monkeypatch.setattr(AnnData, "write_h5ad", fill_the_disk)
     source = ["-n", "2"] if name == "generate" else [cells_file]
-    outcome = command(name, *source, "--model", tiny_model_folder, "-o", out, "--json")
+    outcome = command(name, *source, "--model", tiny_model_folder, "-o", out, "--overwrite", "--json")
     assert outcome.code == 1
     assert outcome.out == ""
     assert f"cytoglot: no space left for {out}; free some and run the same command again" in outcome.err
@@ -283,7 +284,7 @@ def test_killed_at_random_and_repeated_ends_with_the_same_bytes(
     arguments: list[Any] = {
         "encode": [cells_file, "--chunk-cells", "20", "--ties", "rare_first", "--text"],
         "embed": [cells_file, *model, "--chunk-cells", "20"],
-        "answer": [tmp_path / "prompts.txt", *model, "--format", "free_text: 4", "--part", "2"],
+        "answer": [tmp_path / "prompts.txt", *model, "--format", "free_text: 4", "--chunk-prompts", "2"],
         "annotate": [cells_file, *model, "--chunk-cells", "20"],
         "generate": [*model, "-n", "24", "--n-genes", "4", "--chunk-cells", "2"],
     }[name]

@@ -226,8 +226,9 @@ def test_a_model_reads_cells_by_another_name(
     ]:
         out = tmp_path / f"{name}.h5ad"
         command("annotate", source, "--model", tiny_model_folder, "-o", out, *options, "--json").result
-        command("embed", out, "--model", tiny_model_folder, "-o", out, *options, "--json").result
-    plain, column, mapped = (anndata.read_h5ad(tmp_path / f"{n}.h5ad") for n in ("plain", "column", "mapping"))
+        both = tmp_path / f"{name}_both.h5ad"
+        command("embed", out, "--model", tiny_model_folder, "-o", both, *options, "--json").result
+    plain, column, mapped = (anndata.read_h5ad(tmp_path / f"{n}_both.h5ad") for n in ("plain", "column", "mapping"))
     for other in (column, mapped):
         np.testing.assert_array_equal(other.obs["cytoglot_cell_type"], plain.obs["cytoglot_cell_type"])
         np.testing.assert_allclose(other.obsm["X_cytoglot"], plain.obsm["X_cytoglot"], rtol=1e-5, atol=1e-6)

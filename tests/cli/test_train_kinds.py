@@ -136,7 +136,7 @@ def test_the_card_is_written_again_with_test_metrics(
     out = tmp_path / "evaluation"
     skipped = [x for name in ("control", "generation", "maps") for x in ("--set", f"{name}=false")]
     assert command("evaluate", cells_file, "--model", tmp_path / "model", "-o", out, *skipped, "--json").code == 0
-    result = command("card", tmp_path / "model", "--evaluation", out, "--json").result
+    result = command("card", tmp_path / "model", "--evaluation", out, "--overwrite", "--json").result
     assert result == {"card": str(tmp_path / "model" / "README.md")}
     text = Path(result["card"]).read_text()
     rows = json.loads((out / "results.json").read_text())["results"]

@@ -17,7 +17,7 @@ Backend = Literal["transformers", "vllm", "openai"]
 
 def answer_command(
     prompts: Annotated[Path, typer.Argument(help=".parquet or .jsonl with prompt (and id), or .txt, one per line.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write.")],
+    output: opt.Parquet,
     answer_format: Annotated[
         str,
         typer.Option(
@@ -28,23 +28,27 @@ def answer_command(
     model: Annotated[str | None, typer.Option("--model", help="Model folder or hub name.")] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="Answers for each prompt.")] = 1,
     temperature: Annotated[float, typer.Option("--temperature", min=0, help="0: the likeliest token.")] = 1.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus of the sampling.")] = 1.0,
-    terminator: Annotated[str, typer.Option("--terminator", help="Text that ends an answer in training.")] = ".",
+    top_p: opt.TopP = 1.0,
+    terminator: Annotated[str, typer.Option("--terminator", help="Text that ended answers in training.")] = ".",
     log_likelihood: Annotated[
         bool, typer.Option("--log-likelihood", help="Also score each answer without constraint.")
     ] = False,
-    keep_prompts: Annotated[bool, typer.Option("--keep-prompts", help="Write the prompts beside the answers.")] = False,
-    backend: Annotated[Backend, typer.Option("--backend", help="What runs the model.")] = "transformers",
-    url: Annotated[str | None, typer.Option("--url", help="Server of --backend openai, ends in /v1.")] = None,
-    model_name: Annotated[str | None, typer.Option("--model-name", help="What that server calls the model.")] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests to it at a time.")] = 8,
-    exact: Annotated[bool, typer.Option("--exact", help="vllm: our own constraint inside of the engine.")] = False,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers written at the same time.")] = 64,
-    part: Annotated[int, typer.Option("--part", min=1, help="Prompts of a part, lost at most when killed.")] = 256,
+    keep_prompts: Annotated[bool, typer.Option("--keep-prompts", help="Write the prompts too.")] = False,
+    backend: Annotated[Backend, typer.Option("--backend", help="Engine of the model.")] = "transformers",
+    url: Annotated[str | None, typer.Option("--url", help="Server of --backend openai; ends in /v1.")] = None,
+    model_name: Annotated[str | None, typer.Option("--model-name", help="Name of the model on that server.")] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", min=1, help="Requests to that server at a time.")] = 8,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="With vllm: constrain answers by cytoglot, not by grammars.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of the hub.")] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Answers at a time.")] = 64,
+    chunk_prompts: Annotated[
+        int, typer.Option("--chunk-prompts", min=1, help="Prompts between two saved parts.")
+    ] = 256,
     engine: Annotated[Engine, typer.Option("--engine", help="Where workers run.")] = "local",
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, each with the model.")] = 1,
-    gpus: Annotated[float, typer.Option("--gpus-per-worker", min=0, help="Asked of Ray.")] = 0.0,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes; each loads the model.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus-per-worker", min=0, help="With --engine ray.")] = 0.0,
     overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -52,7 +56,10 @@ def answer_command(
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Answer prompts with any model: valid answers of one format, resumable, on one machine or many."""
+    """Answer prompts with any model, in one format.
+
+    The same command resumes an interrupted run. Workers may run on one machine or many.
+    """
     from cytoglot.applications.answering import ModelSource, answer_prompts, read_prompts
     from cytoglot.applications.forecast import forecast_answers
     from cytoglot.cell_model.load import is_model_folder
@@ -60,7 +67,8 @@ def answer_command(
     from cytoglot.lm.generation.answer_formats import read_answer_format
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=(".parquet",))
+    # An output of the same prompts and settings is finished, and another one refused where it is made.
+    check_output(output, suffixes=(".parquet",), overwrite=True, inputs=[prompts])
     set_threads(threads)
     options: dict[str, Any] = {
         "temperature": temperature,
@@ -88,7 +96,7 @@ def answer_command(
         words = CellModelSpec.load(Path(source.model)).vocabulary.symbols
     chosen = read_answer_format(answer_format, words=words)
     if dry_run:
-        show(forecast_answers(asked, chosen, source, output, samples=samples, part=part), as_json=json)
+        show(forecast_answers(asked, chosen, source, output, samples=samples, part=chunk_prompts), as_json=json)
         return
     report = answer_prompts(
         asked,
@@ -99,7 +107,7 @@ def answer_command(
         seed=seed,
         log_likelihood=log_likelihood,
         keep_prompts=keep_prompts,
-        part_prompts=part,
+        part_prompts=chunk_prompts,
         engine=engine,
         workers=workers,
         gpus_per_worker=gpus,

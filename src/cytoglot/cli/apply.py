@@ -20,21 +20,36 @@ if TYPE_CHECKING:
     from cytoglot.data.genes.options import GeneOptions
 
 Method = Literal["score", "generate"]
-Output = Annotated[Path, typer.Option("-o", "--output", help="AnnData file to write.")]
 
 
 def annotate_command(
     source: opt.Source,
     model: opt.Model,
-    output: Output,
-    labels: Annotated[Path | None, typer.Option("--labels", help="Closed set of labels, one per line.")] = None,
+    output: opt.H5ad,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="File with one label per line. With it, MODEL may be any checkpoint.",
+            show_default="of the model",
+        ),
+    ] = None,
     context: opt.Context = None,
-    threshold: Annotated[float | None, typer.Option("--threshold", min=0, max=1, help="Unassigned below this.")] = None,
-    views: Annotated[int | None, typer.Option("--views", min=1, help="Augmented views averaged.")] = None,
-    method: Annotated[Method, typer.Option("--method", help="score (exact) or generate (free answer).")] = "score",
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            "--threshold", min=0, max=1, help="Unassigned below this probability.", show_default="of the model"
+        ),
+    ] = None,
+    views: Annotated[
+        int | None, typer.Option("--views", min=1, help="Augmented views averaged.", show_default="of the model")
+    ] = None,
+    method: Annotated[
+        Method, typer.Option("--method", help="Score every label exactly, or generate a free answer.")
+    ] = "score",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels listed for each cell.")] = 3,
     escape_labels: Annotated[
-        bool, typer.Option("--escape-labels", help='Call the column of a label such as "T/NK" T%2FNK.')
+        bool, typer.Option("--escape-labels", help='Name the column of the label "T/NK" T%2FNK.')
     ] = False,
     chunk_cells: opt.ChunkCells = None,
     templates: opt.Templates = None,
@@ -43,19 +58,22 @@ def annotate_command(
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
     min_overlap: opt.MinOverlap = 0.3,
-    anew: opt.Anew = False,
+    overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Give every cell a type, with probabilities; a killed run goes on where it stopped."""
+    """Label cells, with calibrated probabilities.
+
+    The same command resumes an interrupted run.
+    """
     from cytoglot.applications.annotation import CHUNK_CELLS, KEY, UNASSIGNED, annotate
     from cytoglot.applications.forecast import forecast_cells
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=(".h5ad",))
+    check_output(output, suffixes=(".h5ad",), overwrite=overwrite or dry_run, inputs=[source])
     set_threads(threads)
     given: tuple[str, ...] | None = None
     if labels is not None:
@@ -96,7 +114,7 @@ def annotate_command(
         seed=seed,
         escape_labels=escape_labels,
         output=output,
-        overwrite=anew,
+        overwrite=overwrite,
         chunk_cells=chunk_cells or CHUNK_CELLS,
     )
     counts, record = file.adata.obs[KEY].value_counts(), file.adata.uns["cytoglot"]["annotation"]
@@ -116,30 +134,36 @@ def annotate_command(
 
 def generate_command(
     model: opt.Model,
-    output: Output,
-    cell_type: Annotated[str | None, typer.Option("--cell-type", help="A label of the model; none: any type.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Cells to write.")] = 10,
-    n_genes: Annotated[int | None, typer.Option("--n-genes", min=1, help="Genes of each sentence.")] = None,
-    temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, help="Of the sampling; default: the model's own.")
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="AnnData file to write; with --expected .csv or .parquet.")
+    ],
+    cell_type: Annotated[
+        str | None, typer.Option("--cell-type", help="A label of the model.", show_default="any type")
     ] = None,
-    top_p: Annotated[float, typer.Option("--top-p", min=0, max=1, help="Nucleus of the sampling.")] = 1.0,
+    n: opt.Number = 10,
+    n_genes: Annotated[
+        int | None, typer.Option("--n-genes", min=1, help="Genes of each cell.", show_default="as in training cells")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", min=0, help="Of sampling.", show_default="of the model")
+    ] = None,
+    top_p: opt.TopP = 1.0,
     expected: Annotated[
-        bool, typer.Option("--expected", help="No cells but a table of what is expected of each gene, with intervals.")
+        bool, typer.Option("--expected", help="Write a table of the expected expression of each gene instead of cells.")
     ] = False,
     context: opt.Context = None,
     chunk_cells: opt.ChunkCells = None,
-    anew: opt.Anew = False,
+    overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Write new cells of a type: every word a valid gene, none twice, with reconstructed expression.
+    """Simulate cells of a type.
 
-    A killed run goes on where it stopped. With --expected, -n is the number of sentences that expectations rest on (64
-    or more is advised), and the output is a table, .csv or .parquet.
+    Each cell has valid genes, none twice, and reconstructed expression. The same command resumes an interrupted run.
+    With --expected, -n is the number of sampled sentences; take 64 or more.
     """
     from cytoglot.applications.expected_expression import expected_expression
     from cytoglot.applications.forecast import forecast_generation
@@ -148,7 +172,7 @@ def generate_command(
     from cytoglot.cell_model.load import load_cell_model
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",))
+    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",), overwrite=overwrite or dry_run)
     set_threads(threads)
     metadata = opt.parse_context(context)
     cell_model = load_cell_model(model, device=device)
@@ -180,7 +204,7 @@ def generate_command(
         context=metadata,
         seed=seed,
         output=output,
-        overwrite=anew,
+        overwrite=overwrite,
         chunk_cells=chunk_cells or CHUNK_CELLS,
     )
     lengths = [len(text.split()) for text in written.obs["cell_sentence"]]

@@ -14,14 +14,14 @@ from cytoglot.cli.output import check_output, show
 from cytoglot.engines import Engine
 from cytoglot.errors import InputError
 
-Part = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test"]
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML recipe: sources, genes, cells, splits.")]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `corpus build` wrote.")]
 
 
 def build_command(
     recipe: RecipeFile,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    output: opt.Folder,
     engine: Annotated[Engine, typer.Option("--engine", help="Where workers run.")] = "local",
     workers: Annotated[int, typer.Option("--workers", min=1, help="Processes, or tasks of a Ray cluster.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out sources that cannot be read.")] = False,
@@ -31,7 +31,10 @@ def build_command(
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Turn the cells of many sources into shuffled shards; a killed build goes on where it stopped."""
+    """Build a training corpus from many sources.
+
+    The same command resumes an interrupted build and leaves a finished one as it is.
+    """
     from cytoglot.corpus.build.build import build_corpus, forecast_build
 
     overrides = tuple(settings or ())
@@ -54,26 +57,26 @@ def build_command(
 
 def show_command(
     folder: Folder,
-    n: Annotated[int, typer.Option("-n", "--number", min=1, help="Examples to show.")] = 5,
-    task: Annotated[str | None, typer.Option("--task", help="Of this task only.")] = None,
-    part: Annotated[Part, typer.Option("--part", help="Part of the corpus.")] = "train",
+    n: opt.Number = 5,
+    task: Annotated[str | None, typer.Option("--task", help="Only of this task.", show_default="any task")] = None,
+    split: Annotated[Split, typer.Option("--split", help="Split of the corpus.")] = "train",
     max_genes: Annotated[
         int, typer.Option("--max-genes", min=0, help="Longer sentences are cut in the middle; 0 shows them whole.")
     ] = 12,
     seed: opt.Seed = 0,
     json: opt.Json = False,
 ) -> None:
-    """Show random examples as a person would read them."""
+    """Show random training examples."""
     from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.corpus.inspect.preview import shown
     from cytoglot.corpus.read.examples import sample_examples
 
     corpus = open_corpus(folder)
     genes = frozenset(corpus.vocabulary.symbols)
-    found = sample_examples(corpus, part, n, task=task, seed=seed)
+    found = sample_examples(corpus, split, n, task=task, seed=seed)
     examples = [shown(example, genes, max_genes=max_genes) for example in found]
     if not examples:
-        raise InputError(f"the {part} part of {folder} holds nothing that {task or 'any task'} could ask")
+        raise InputError(f"the {split} split of {folder} has no example of {task or 'any task'}")
     if json:
         show({"examples": [asdict(example) for example in examples]}, as_json=True)
         return
@@ -85,16 +88,16 @@ def show_command(
 def stats_command(
     folder: Folder,
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")],
-    seed: opt.Seed = 0,
+    overwrite: opt.Overwrite = False,
     json: opt.Json = False,
 ) -> None:
-    """Count what is in a corpus and show it in one HTML page (everything is counted: the seed changes nothing)."""
+    """Write an HTML page with the numbers of a corpus."""
     from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.corpus.inspect.statistics import corpus_statistics
     from cytoglot.extras import require
     from cytoglot.report.corpus_page import write_corpus_page
 
-    check_output(output, suffixes=(".html", ".htm"))
+    check_output(output, suffixes=(".html", ".htm"), overwrite=overwrite)
     require("matplotlib", extra="report", purpose="the page about a corpus")  # before hours of counting, not after
     numbers = corpus_statistics(open_corpus(folder))
     page = write_corpus_page(numbers, output)
@@ -111,19 +114,22 @@ def stats_command(
 def audit_command(
     folder: Folder,
     context_length: Annotated[
-        int, typer.Option("--context-length", min=128, help="Tokens that the model reads at a time.")
+        int, typer.Option("--context-length", min=128, help="Tokens of the model's context.")
     ] = 2048,
     tokens_per_gene: Annotated[
         float,
-        typer.Option("--tokens-per-gene", min=0.1, help="1 if genes are words of the tokenizer, about 3.8 in BPE."),
+        typer.Option("--tokens-per-gene", min=0.1, help="1 if each gene is a token, about 3.8 in byte pairs."),
     ] = 1.0,
     max_cells: Annotated[
-        int, typer.Option("--max-cells", min=1, help="Cells of each part whose near-duplicates are looked for.")
+        int, typer.Option("--max-cells", min=1, help="Cells of each split that are searched for near-duplicates.")
     ] = 5000,
     seed: opt.Seed = 0,
     json: opt.Json = False,
 ) -> None:
-    """Say what could spoil a corpus, and the fix for each finding: leaks, labels, lengths, tasks, damage."""
+    """Check a corpus for leaks, bad labels and damage.
+
+    Each finding names its fix.
+    """
     from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.corpus.inspect.audit import audit_corpus
 

@@ -9,15 +9,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from cytoglot.atomic import check_output_folder
 from cytoglot.cli import options as opt
-from cytoglot.cli.output import check_output, show
-from cytoglot.data.genes.options import AS_NAMED
+from cytoglot.cli.output import check_folder, check_output, show
 from cytoglot.engines import set_numba_threads
 from cytoglot.errors import InputError
-from cytoglot.sentence.cell_sentence import RankSettings, TieRule
 
 logger = logging.getLogger(__name__)
+
+TieRule = Literal["symbol", "order", "random", "rare_first", "common_first"]
 
 
 def audit_command(
@@ -28,9 +27,8 @@ def audit_command(
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
     json: opt.Json = False,
-    seed: opt.Seed = 0,
 ) -> None:
-    """Say what a file holds, what is wrong with it, and the fix for each finding."""
+    """Check a file: what it holds, what is wrong, how to fix it."""
     from cytoglot.data.audit import audit
     from cytoglot.data.datasets import resolve_source
 
@@ -44,49 +42,50 @@ def audit_command(
 
 def encode_command(
     source: opt.Source,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write.")],
-    top_genes: Annotated[int | None, typer.Option("--top-genes", min=1, help="Words of a sentence at most.")] = None,
+    output: opt.Parquet,
+    top_genes: Annotated[
+        int | None, typer.Option("--top-genes", min=1, help="Longest sentence.", show_default="all expressed genes")
+    ] = None,
     hvg: Annotated[
         int | None,
-        typer.Option(
-            "--hvg", min=1, help="Rank only this many highly variable genes, chosen on all cells of the file."
-        ),
+        typer.Option("--hvg", min=1, help="Rank only so many highly variable genes of the file.", show_default="all"),
     ] = None,
     layer: opt.Layer = None,
     gene_column: opt.GeneColumn = None,
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
-    ties: Annotated[TieRule | None, typer.Option("--ties", help="Order of genes with one count.")] = None,
+    ties: Annotated[TieRule, typer.Option("--ties", help="Order of genes with equal counts.")] = "symbol",
     tie_rates: Annotated[
         Path | None, typer.Option("--tie-rates", help="Model folder or encoded Parquet whose rates order the ties.")
     ] = None,
     text: Annotated[bool, typer.Option("--text", help="Write the sentences as text too.")] = False,
-    chunk_cells: Annotated[int | None, typer.Option("--chunk-cells", min=1, help="Cells in memory at a time.")] = None,
-    anew: opt.Anew = False,
-    device: opt.Device = "auto",
+    chunk_cells: opt.ChunkCells = None,
+    overwrite: opt.Overwrite = False,
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Turn cells into ranked genes; memory is bounded by the chunk, a killed run goes on where it stopped.
+    """Write the ranked genes of each cell.
 
-    No model runs here: --device is taken for the sake of scripts and changes nothing.
+    Files may be larger than memory. The same command resumes an interrupted run.
     """
     from cytoglot.applications.forecast import forecast_encoding
     from cytoglot.data.datasets import resolve_source
+    from cytoglot.data.genes.options import AS_NAMED
     from cytoglot.data.hvg import select_hvg
     from cytoglot.data.readers.read import read
     from cytoglot.data.readers.stream import open_cells
+    from cytoglot.sentence.cell_sentence import RankSettings
     from cytoglot.sentence.encode import encode
     from cytoglot.sentence.encode_file import encode_file
     from cytoglot.sentence.parquet import write_sentences
 
-    check_output(output, suffixes=(".parquet",))
+    check_output(output, suffixes=(".parquet",), overwrite=overwrite or dry_run, inputs=[source])
     if threads is not None:
         set_numba_threads(threads)
     found = resolve_source(source)
-    settings = RankSettings(top_genes=top_genes, ties=ties or RankSettings().ties, seed=seed)
+    settings = RankSettings(top_genes=top_genes, ties=ties, seed=seed)
     rates = None if tie_rates is None else _tie_rates(tie_rates)
     # A gene without a rate has no place among its equals, so sentences are made of the genes that have one.
     wanted = None if rates is None or hvg is not None else list(rates)
@@ -109,7 +108,7 @@ def encode_command(
             gene_options=genes,
             chunk_cells=chunk_cells,
             text=text,
-            overwrite=anew,
+            overwrite=overwrite,
         )
         counts = {"cells": summary.cells, "genes": summary.genes, "empty_cells": summary.empty_cells}
     else:
@@ -131,8 +130,8 @@ def encode_command(
 
 def decode_command(
     source: Annotated[Path, typer.Argument(help="Encoded Parquet, or a text file with one sentence per line.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="AnnData file to write.")],
-    model: Annotated[Path | None, typer.Option("--model", help="Model folder: its vocabulary and rank curve.")] = None,
+    output: opt.H5ad,
+    model: Annotated[Path | None, typer.Option("--model", help="Model folder: its genes and rank curve.")] = None,
     curves: Annotated[
         Path | None, typer.Option("--curves", help="Folder of `cytoglot reconstruct`: its genes and rank curves.")
     ] = None,
@@ -140,22 +139,22 @@ def decode_command(
     repeated: Annotated[
         Literal["mean", "first"], typer.Option("--repeated", help="Repeated genes: mean or first position.")
     ] = "mean",
+    overwrite: opt.Overwrite = False,
     json: opt.Json = False,
-    seed: opt.Seed = 0,
 ) -> None:
-    """Turn sentences back into expression through a rank curve (nothing is random: the seed changes nothing)."""
+    """Turn sentences back into expression."""
     from cytoglot.applications.decoding import decode_file
 
-    check_output(output, suffixes=(".h5ad",))
+    check_output(output, suffixes=(".h5ad",), overwrite=overwrite, inputs=[source])
     summary = decode_file(source, output, model=model, curves=curves, curve=curve, repeated=repeated)
     show(asdict(summary), as_json=json)
 
 
 def reconstruct_command(
     source: opt.Source,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    output: opt.Folder,
     hvg: Annotated[
-        int | None, typer.Option("--hvg", min=1, help="Judge sentences of highly variable genes too.")
+        int | None, typer.Option("--hvg", min=1, help="Also measure sentences of so many highly variable genes.")
     ] = None,
     label: Annotated[str | None, typer.Option("--label", help="Column that the split is stratified by.")] = None,
     split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
@@ -163,21 +162,22 @@ def reconstruct_command(
     gene_column: opt.GeneColumn = None,
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
-    device: opt.Device = "auto",
+    overwrite: opt.Overwrite = False,
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Fit rank curves on training cells, judge them on held-out cells, draw both plots.
+    """Measure how well ranks give expression back, with plots.
 
-    No model runs here: --device is taken for the sake of scripts and changes nothing.
+    Rank curves are fitted on training cells and measured on held-out cells.
     """
     from cytoglot.applications.forecast import forecast_encoding
     from cytoglot.applications.reconstruction import reconstruct
     from cytoglot.data.datasets import resolve_source
+    from cytoglot.sentence.cell_sentence import RankSettings
 
-    check_output_folder(output, written_by="reconstruct", mark="curves.json")
+    check_folder(output, written_by="reconstruct", mark="curves.json", overwrite=overwrite or dry_run)
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
     if threads is not None:
         set_numba_threads(threads)
@@ -204,14 +204,14 @@ def reconstruct_command(
 
 def import_c2s_command(
     folder: Annotated[Path, typer.Argument(help="Folder that cell2sentence's save_to_disk wrote.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Parquet file to write.")],
+    output: opt.Parquet,
+    overwrite: opt.Overwrite = False,
     json: opt.Json = False,
-    seed: opt.Seed = 0,
 ) -> None:
-    """Read a cell2sentence Arrow data set into sentences of ours (nothing is random)."""
+    """Convert a cell2sentence Arrow data set."""
     from cytoglot.corpus.sources.import_c2s import import_c2s
 
-    check_output(output, suffixes=(".parquet",))
+    check_output(output, suffixes=(".parquet",), overwrite=overwrite)
     show(asdict(import_c2s(folder, output)), as_json=json)
 
 

@@ -1,4 +1,4 @@
-"""The whole way on real data that ships inside a dependency: train, annotate, embed, generate, judge, report."""
+"""Train, annotate, embed, generate, evaluate and report on real data that ships inside a dependency."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cytoglot.cli.output import table
-from cytoglot.data.write import write_h5ad
+from cytoglot.cli.output import refuse_existing, table
 from cytoglot.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,7 @@ def run_demo(
     from cytoglot.benchmark.evaluate import evaluate
     from cytoglot.data.audit import audit
     from cytoglot.data.datasets import load_dataset
+    from cytoglot.data.write import write_h5ad
     from cytoglot.report.html import write_report
     from cytoglot.training.run import train
 
@@ -46,7 +46,9 @@ def run_demo(
             raise InputError(
                 f"{output} holds other things than a demo ({', '.join(foreign[:3])}); pass another -o FOLDER"
             )
-        if overwrite:
+        if not overwrite:
+            refuse_existing(output / "evaluation" / "report.html", overwrite=False)
+        else:
             shutil.rmtree(output)
     adata = load_dataset(DATASET)
     logger.info("1/5 the file: %s", DATASET)
@@ -59,7 +61,7 @@ def run_demo(
     embed(annotated, model)
     write_h5ad(annotated, output / "annotated.h5ad")
     write_h5ad(generate(model, model.spec.labels[0], n=10, seed=seed), output / "generated.h5ad")
-    logger.info("4/5 judging it on held-out cells, beside baselines and a model of shuffled labels")
+    logger.info("4/5 evaluating on held-out cells, with baselines and a model of shuffled labels")
     evaluation = evaluate(adata, model, label=LABEL, out=output / "evaluation", seed=seed)
     logger.info("5/5 the report")
     html = write_report(output / "evaluation")

@@ -1,4 +1,4 @@
-"""embed, gene-vectors: cells or genes and a model in, vectors out."""
+"""embed, gene-embeddings: cells or genes and a model in, vectors out."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cytoglot.cli import options as opt
 from cytoglot.cli.apply import load_for_cells
 from cytoglot.cli.output import check_output, show
 from cytoglot.data.whole_file import whole_file
-from cytoglot.data.write import write_h5ad
 
 Pooling = Literal["mean", "last", "sentence"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 HiddenLayer = Annotated[
-    int, typer.Option("--hidden-layer", help="Hidden state: 0 the token vectors, 1 the first layer, …, -1 the last.")
+    int, typer.Option("--hidden-layer", help="0: token vectors, 1: first layer, …, -1: last layer.")
 ]
 Dtype = Annotated[
-    Precision, typer.Option("--dtype", help="What to compute with; auto: float32 on a CPU, bfloat16 on CUDA.")
+    Precision, typer.Option("--dtype", help="Of the computation; auto: float32 on a CPU, bfloat16 on CUDA.")
 ]
 BatchTokens = Annotated[
-    int | None, typer.Option("--batch-tokens", min=1, help="Most tokens of a batch; default: what suits the device.")
+    int | None,
+    typer.Option("--batch-tokens", min=1, help="Most tokens of a batch.", show_default="as the device allows"),
 ]
 
 
@@ -37,13 +37,13 @@ def embed_command(
     key_added: Annotated[str, typer.Option("--key-added", help="Name in obsm.")] = "X_cytoglot",
     hidden_layer: HiddenLayer = -1,
     pooling: Annotated[
-        Pooling, typer.Option("--pooling", help="mean of all tokens, last token, or sentence: the genes' tokens alone.")
+        Pooling, typer.Option("--pooling", help="Mean of all tokens, the last one, or the mean of the genes' tokens.")
     ] = "mean",
     dtype: Dtype = "auto",
     batch_tokens: BatchTokens = None,
     chunk_cells: opt.ChunkCells = None,
     checkpoint: Annotated[
-        bool, typer.Option("--checkpoint", help="The model has no cytoglot.json: rank the file's own genes.")
+        bool, typer.Option("--checkpoint", help="MODEL is any Hugging Face model: rank the file's own genes.")
     ] = False,
     templates: opt.Templates = None,
     context: opt.Context = None,
@@ -52,14 +52,16 @@ def embed_command(
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
     min_overlap: opt.MinOverlap = 0.3,
-    anew: opt.Anew = False,
+    overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
-    seed: opt.Seed = 0,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Write a vector for every cell, of a file of any size (nothing here is random: the seed changes nothing)."""
+    """Write a vector for each cell.
+
+    Files may be larger than memory. The same command resumes an interrupted run.
+    """
     from cytoglot.applications.embed_file import CHUNK_CELLS, embed_file, takes_vectors
     from cytoglot.applications.embedding import embed
     from cytoglot.applications.forecast import forecast_cells
@@ -68,7 +70,7 @@ def embed_command(
     from cytoglot.data.datasets import resolve_source
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=SUFFIXES)
+    check_output(output, suffixes=SUFFIXES, overwrite=overwrite or dry_run, inputs=[source])
     set_threads(threads)
     metadata = opt.parse_context(context)
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
@@ -105,7 +107,7 @@ def embed_command(
             gene_options=genes,
             key_added=key_added,
             chunk_cells=chunk_cells or CHUNK_CELLS,
-            overwrite=anew,
+            overwrite=overwrite,
             **options,
         )
         show(asdict(summary), as_json=json)
@@ -128,13 +130,13 @@ def embed_command(
     )
 
 
-def gene_vectors_command(
+def gene_embeddings_command(
     model: opt.Model,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="h5ad: genes by dimensions; parquet: a row for each gene.")
     ],
     source: Annotated[
-        str | None, typer.Argument(help="Cells to average over (contextual vectors); none: the model's static vectors.")
+        str | None, typer.Argument(help="Cells to average over, for contextual vectors.", show_default="static vectors")
     ] = None,
     hidden_layer: HiddenLayer = -1,
     dtype: Dtype = "auto",
@@ -145,18 +147,22 @@ def gene_vectors_command(
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
     min_overlap: opt.MinOverlap = 0.3,
+    overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
-    seed: opt.Seed = 0,
     json: opt.Json = False,
 ) -> None:
-    """Write a vector for every gene of a model: its input vector, or the mean of its hidden states over cells."""
+    """Write a vector for each gene of a model.
+
+    It is the input vector of the gene or, where cells are given, the mean of its hidden states over them.
+    """
     from cytoglot.applications.gene_vectors import gene_embeddings, write_gene_table
     from cytoglot.cell_model.load import load_cell_model
     from cytoglot.data.datasets import resolve_source
+    from cytoglot.data.write import write_h5ad
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=(".h5ad", ".parquet"))
+    check_output(output, suffixes=(".h5ad", ".parquet"), overwrite=overwrite, inputs=[] if source is None else [source])
     set_threads(threads)
     metadata = opt.parse_context(context)
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)

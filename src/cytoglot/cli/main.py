@@ -8,41 +8,117 @@ import os
 import sys
 import traceback
 import warnings
-from types import ModuleType
+from typing import Annotated, Any
 
 import typer
 
+from cytoglot import __version__
 from cytoglot.cli import answer, apply, corpus, data, datasets, embed, models, scale
+from cytoglot.cli.command import Group, add_command
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError, ResourceError
 from cytoglot.extras import EXTRAS
 
+#: heading → command → its function and an example, in the order of `cytoglot --help`
+_COMMANDS: dict[str, dict[str, tuple[Any, str]]] = {
+    "Cells": {
+        "audit": (data.audit_command, "cytoglot audit pbmc.h5ad --label cell_type"),
+        "encode": (data.encode_command, "cytoglot encode pbmc.h5ad -o pbmc.parquet --top-genes 200"),
+        "decode": (data.decode_command, "cytoglot decode pbmc.parquet --model model -o decoded.h5ad"),
+        "reconstruct": (data.reconstruct_command, "cytoglot reconstruct pbmc.h5ad -o curves"),
+        "import-c2s": (data.import_c2s_command, "cytoglot import-c2s c2s_dataset -o pbmc.parquet"),
+    },
+    "Model": {
+        "train": (models.train_command, "cytoglot train pbmc.h5ad --label cell_type -o model"),
+        "scale": (scale.scale_command, "cytoglot scale recipes/scaling.yaml -o sweep"),
+        "card": (models.card_command, "cytoglot card model --evaluation evaluation --overwrite"),
+        "push": (models.push_command, "cytoglot push model my-lab/pbmc-model"),
+    },
+    "Use": {
+        "annotate": (apply.annotate_command, "cytoglot annotate new.h5ad --model model -o annotated.h5ad"),
+        "embed": (embed.embed_command, "cytoglot embed new.h5ad --model model -o embedded.h5ad"),
+        "generate": (
+            apply.generate_command,
+            'cytoglot generate --model model --cell-type "NK cell" -n 100 \\\n      -o generated.h5ad',
+        ),
+        "answer": (
+            answer.answer_command,
+            "cytoglot answer prompts.txt --model model -o answers.parquet \\\n      --format 'one_of: B cell | T cell'",
+        ),
+        "gene-embeddings": (
+            embed.gene_embeddings_command,
+            "cytoglot gene-embeddings --model model -o genes.parquet",
+        ),
+    },
+    "Evaluation": {
+        "evaluate": (models.evaluate_command, "cytoglot evaluate pbmc.h5ad --model model -o evaluation"),
+        "report": (models.report_command, "cytoglot report evaluation"),
+    },
+    "Other": {
+        "doctor": (models.doctor_command, "cytoglot doctor"),
+        "demo": (models.demo_command, "cytoglot demo -o demo_output"),
+    },
+}
+_CORPUS: dict[str, tuple[Any, str]] = {
+    "build": (corpus.build_command, "cytoglot corpus build recipes/demo_corpus.yaml -o corpus"),
+    "show": (corpus.show_command, "cytoglot corpus show corpus -n 3 --task cell_generation"),
+    "stats": (corpus.stats_command, "cytoglot corpus stats corpus -o corpus.html"),
+    "audit": (corpus.audit_command, "cytoglot corpus audit corpus"),
+}
 
-def _add_commands(group: typer.Typer, module: ModuleType) -> None:
-    """Every function of a module that is called `…_command` is a command, in the order in which they stand there."""
-    for name, function in vars(module).items():
-        if name.endswith("_command"):
-            group.command(name.removesuffix("_command").replace("_", "-"))(function)
-
+_DATA: dict[str, tuple[Any, str]] = {
+    "list": (datasets.list_command, "cytoglot data list"),
+    "get": (datasets.get_command, "cytoglot data get pbmc3k"),
+}
 
 app = typer.Typer(
     name="cytoglot",
-    help="The language of cells: cell sentences, language models of them, honest measurements.",
-    add_completion=False,
+    cls=Group,
+    help="Train and apply language models of single cells: annotate, embed, generate, evaluate.",
+    epilog="Each command has an example: cytoglot COMMAND -h",
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-corpora = typer.Typer(help="Corpora: cells of many files, ready to train on.", rich_markup_mode=None)
-_add_commands(corpora, corpus)
-app.add_typer(corpora, name="corpus")
-named_data = typer.Typer(help="Data sets by name: list them, download one.", rich_markup_mode=None)
-_add_commands(named_data, datasets)
-app.add_typer(named_data, name="data")
-for commands in (data, models, scale, apply, embed, answer):
-    _add_commands(app, commands)
+corpora = typer.Typer(
+    cls=Group,
+    help="Build, show and check a training corpus of many files.",
+    epilog="Each command has an example: cytoglot corpus COMMAND -h",
+    rich_markup_mode=None,
+)
+for _name, (_function, _example) in _CORPUS.items():
+    add_command(corpora, _name, _function, _example)
+app.add_typer(corpora, name="corpus", rich_help_panel="Corpus")
+named_data = typer.Typer(
+    cls=Group,
+    help="List data sets by name, and download one.",
+    epilog="Each command has an example: cytoglot data COMMAND -h",
+    rich_markup_mode=None,
+)
+for _name, (_function, _example) in _DATA.items():
+    add_command(named_data, _name, _function, _example)
+app.add_typer(named_data, name="data", rich_help_panel="Data")
+for _panel, _commands in _COMMANDS.items():
+    for _name, (_function, _example) in _commands.items():
+        add_command(app, _name, _function, _example, panel=_panel)
+add_command(app, "gene-vectors", *_COMMANDS["Use"]["gene-embeddings"], hidden=True)
 
 # Typer brings its own copy of click since 0.20, so the base of what it raises is found from what it exports.
 _UsageFault: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 _NOISY = ("transformers", "accelerate", "matplotlib", "numba", "fontTools", "httpx")
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"cytoglot {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,16 +130,22 @@ def main(arguments: list[str] | None = None) -> None:
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if not os.environ.get("CYTOGLOT_DEBUG"):
-        # Advice for programmers of other packages; what matters to users is logged or raised.
+        # Warnings of other packages advise programmers; ours name what a user should change.
         warnings.filterwarnings("ignore")
+        for ours in (FutureWarning, UserWarning):
+            warnings.filterwarnings("default", category=ours, module=r"cytoglot\b")
+        warnings.showwarning = lambda message, *_, **__: logging.getLogger("cytoglot").warning("%s", message)
     sys.exit(run(arguments))
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code; no traceback is shown unless CYTOGLOT_DEBUG is set."""
     given = sys.argv[1:] if arguments is None else arguments
+    ours = logging.getLogger("cytoglot")
+    level = ours.level
     try:
-        code = app(given or ["--help"], standalone_mode=False)
+        code = app(given or ["--help"], prog_name="cytoglot", standalone_mode=False)
+        sys.stdout.flush()  # here, where a reader that has gone is noticed
     except (InputError, MissingExtraError, ResourceError) as error:
         cause = error.__cause__
         is_full_disk = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -74,6 +156,10 @@ def run(arguments: list[str] | None = None) -> int:
         return _fail(None, 130, text="interrupted; the same command goes on where it stopped, where it can")
     except ModuleNotFoundError as error:
         return _fail(error, 2, text=_missing_extra(error))
+    except BrokenPipeError:
+        # The reader of stdout, such as `head`, has what it wants; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         return _fail(error, 1, text=f"{type(error).__name__}: {error}")
     except MemoryError as error:
@@ -82,6 +168,8 @@ def run(arguments: list[str] | None = None) -> int:
         if isinstance(error, _UsageFault):
             return _fail(error, 2, text=error.format_message())  # type: ignore[attr-defined]
         return _fail(error, 1, text=f"internal error, {type(error).__name__}: {error} (CYTOGLOT_DEBUG=1 shows where)")
+    finally:
+        ours.setLevel(level)
     return int(code or 0)
 
 

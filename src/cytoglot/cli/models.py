@@ -1,4 +1,4 @@
-"""train, evaluate, report, card, push, demo: a model, its judgement, the pages that show it."""
+"""train, evaluate, report, card, push, demo, doctor: models, their evaluation, and pages about both."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Annotated
 import typer
 
 from cytoglot.cli import options as opt
-from cytoglot.cli.output import show
+from cytoglot.cli.output import check_folder, refuse_existing, show
 from cytoglot.errors import InputError
 
-Recipe = Annotated[Path | None, typer.Option("--recipe", help="YAML file of settings.")]
-Folder = Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")]
+ModelArgument = Annotated[Path | None, typer.Argument(metavar="MODEL", help="As --model.", show_default=False)]
+ModelFolder = Annotated[Path | None, typer.Option("--model", help="Model folder, as `cytoglot train` writes it.")]
 
 
 def train_command(
     context: typer.Context,
     source: Annotated[
-        str | None, typer.Argument(help="File of cells, data set or corpus; by default the recipe's source.")
+        str | None, typer.Argument(help="File of cells, data set or corpus.", show_default="of the recipe")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder to write; by default the recipe's output.")
+        Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default="of the recipe")
     ] = None,
     label: Annotated[
         str | None, typer.Option("--label", help="Column of obs with the cell types; not for a corpus.")
     ] = None,
     split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
-    recipe: Recipe = None,
+    recipe: opt.Recipe = None,
     settings: opt.Settings = None,
     layer: opt.Layer = None,
     gene_column: opt.GeneColumn = None,
@@ -41,7 +41,11 @@ def train_command(
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Train as a recipe says: pretrain, sft or grpo, on a file or a corpus; the same command resumes."""
+    """Train a model on cells or a corpus.
+
+    A recipe sets the kind (sft, pretrain or grpo), the model and its optimization; without one, a small model learns to
+    label and write cells. The same command resumes an interrupted run. A finished model is loaded.
+    """
     from cytoglot.config import load_recipe
     from cytoglot.lm.model.language_model import set_threads
     from cytoglot.training.cells import training_cells
@@ -91,53 +95,75 @@ def train_command(
 
 
 def card_command(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    folder: ModelArgument = None,
+    model: ModelFolder = None,
     evaluation: Annotated[
-        Path | None, typer.Option("--evaluation", help="Folder that evaluate wrote about this model.")
+        Path | None, typer.Option("--evaluation", help="Folder of `cytoglot evaluate` about this model.")
     ] = None,
+    overwrite: opt.Overwrite = False,
     json: opt.Json = False,
-    seed: opt.Seed = 0,
 ) -> None:
-    """Write the card (README.md) of a model folder, with test metrics where an evaluation is given."""
-    from cytoglot.training.release.model_card import write_model_card
+    """Write the card (README.md) of a model folder.
 
-    show({"card": write_model_card(model, evaluation)}, as_json=json)
+    `cytoglot train` writes one without test metrics; --evaluation adds them.
+    """
+    from cytoglot.cell_model.spec import CellModelSpec
+    from cytoglot.training.release.model_card import CARD, write_model_card
+
+    chosen = _one_model(folder, model)
+    CellModelSpec.load(chosen)
+    refuse_existing(chosen / CARD, overwrite=overwrite)
+    show({"card": write_model_card(chosen, evaluation)}, as_json=json)
 
 
 def push_command(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
-    repository: Annotated[str, typer.Argument(help="owner/name on the Hugging Face Hub.")],
-    public: Annotated[bool, typer.Option("--public", help="Let everybody see it, if it is new.")] = False,
+    names: Annotated[
+        list[str], typer.Argument(metavar="[MODEL] REPOSITORY", help="owner/name on the Hugging Face Hub.")
+    ],
+    model: ModelFolder = None,
+    public: Annotated[bool, typer.Option("--public", help="Let everybody see a new repository.")] = False,
     json: opt.Json = False,
-    seed: opt.Seed = 0,
 ) -> None:
-    """Publish a finished model folder on the Hugging Face Hub, for its owner alone unless --public."""
+    """Publish a model on the Hugging Face Hub.
+
+    A new repository is private unless --public is given.
+    """
+    if len(names) > 2:
+        raise InputError(f"expected MODEL and REPOSITORY, found {len(names)} arguments: {' '.join(names)}")
+    chosen = _one_model(Path(names[0]) if len(names) == 2 else None, model)
     from cytoglot.training.release.publish import publish
 
-    show({"page": publish(model, repository, private=not public)}, as_json=json)
+    show({"page": publish(chosen, names[-1], private=not public)}, as_json=json)
 
 
 def evaluate_command(
     context: typer.Context,
     source: opt.Source,
-    model: Annotated[Path, typer.Option("--model", help="Model folder.")],
-    output: Folder,
-    label: Annotated[str | None, typer.Option("--label", help="Column of the true cell types.")] = None,
+    model: opt.Model,
+    output: opt.Folder,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Column of the true cell types.", show_default="of the model")
+    ] = None,
     settings: opt.Settings = None,
     layer: opt.Layer = None,
     gene_column: opt.GeneColumn = None,
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
     new_cells: Annotated[
-        bool, typer.Option("--new-cells", help="Cells named as training cells, with other values, are others.")
+        bool, typer.Option("--new-cells", help="Cells with names of training cells and other values are new cells.")
     ] = False,
+    overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Judge a model on its held-out cells, or on every task of a corpus, beside baselines and controls."""
+    """Measure a model on held-out cells, with baselines.
+
+    SOURCE is the file of training, another file, or a corpus, on whose tasks the model is measured.
+    """
+    check_folder(output, written_by="evaluate", mark="results.json", overwrite=overwrite or dry_run)
     from cytoglot.benchmark.corpus_tasks import CorpusTaskSettings, evaluate_corpus
     from cytoglot.benchmark.evaluate import EvaluateSettings, evaluate, forecast_evaluation
     from cytoglot.config import load_recipe
@@ -191,35 +217,42 @@ def evaluate_command(
 
 
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that evaluate wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that `cytoglot evaluate` wrote.")],
+    overwrite: opt.Overwrite = False,
     json: opt.Json = False,
-    seed: opt.Seed = 0,
 ) -> None:
-    """Write one self-contained HTML page about an evaluation (nothing is random: the seed changes nothing)."""
-    from cytoglot.report.html import write_report
+    """Write an HTML page about an evaluation."""
+    from cytoglot.report.html import PAGE, write_report
 
+    refuse_existing(folder / PAGE, overwrite=overwrite)
     show({"html": write_report(folder)}, as_json=json)
 
 
 def demo_command(
-    output: Folder = Path("demo_output"),
+    output: opt.Folder = Path("demo_output"),
     overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
     seed: opt.Seed = 0,
     json: opt.Json = False,
 ) -> None:
-    """Do the whole way on the data set that ships inside scanpy: train, judge, report."""
+    """Train, evaluate and report on scanpy's bundled PBMC."""
     from cytoglot.cli.demo import run_demo
 
     show(run_demo(output, overwrite=overwrite, device=device, threads=threads, seed=seed, as_json=json), as_json=json)
 
 
-def doctor_command(json: opt.Json = False, seed: opt.Seed = 0) -> None:
-    """Print versions, extras, devices and threads, and what is missing for what."""
+def doctor_command(json: opt.Json = False) -> None:
+    """Show versions, devices, threads and missing packages."""
     from cytoglot.cli.doctor import examine
 
     show(examine(), as_json=json)
+
+
+def _one_model(argument: Path | None, option: Path | None) -> Path:
+    if (argument is None) == (option is None):
+        raise InputError(f"expected one model folder as --model or MODEL, found {'none' if option is None else 'both'}")
+    return Path(argument or option or "")
 
 
 def _refuse_for_corpus(context: typer.Context, source: str, *options: str) -> None:

@@ -35,15 +35,33 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def check_output(path: Path, *, suffixes: tuple[str, ...]) -> None:
-    """Refuse an output whose ending does not say what is written, and one that cannot be written."""
+def check_output(path: Path, *, suffixes: tuple[str, ...], overwrite: bool, inputs: Sequence[str | Path] = ()) -> None:
+    """Refuse an output that exists, is an input, does not end in what is written, or cannot be written."""
     if path.suffix not in suffixes:
         raise InputError(f"the output must end in {' or '.join(suffixes)}, found {path.name!r}")
     if path.is_dir():
         raise InputError(f"the output {path} is a folder; pass a file name ending in {suffixes[0]}")
+    if any(path.exists() and Path(one).exists() and path.samefile(one) for one in inputs):
+        raise InputError(f"the output {path} is the input; pass another file with -o")
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"the output {path} cannot be written: {above} is no folder that you may write to")
+    refuse_existing(path, overwrite=overwrite)
+
+
+def check_folder(folder: Path, *, written_by: str, mark: str, overwrite: bool) -> None:
+    """Refuse a folder that holds a finished result of a command, which writes the file `mark`, or anything else."""
+    from cytoglot.atomic import check_output_folder
+
+    check_output_folder(folder, written_by=written_by, mark=mark)
+    if (folder / mark).is_file():
+        refuse_existing(folder, overwrite=overwrite)
+
+
+def refuse_existing(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what is there, unless it was allowed."""
+    if path.exists() and not overwrite:
+        raise InputError(f"the output {path} exists; pass --overwrite to replace it, or another output")
 
 
 def _cell(value: Any) -> str:

@@ -15,7 +15,9 @@ _SHOWN = ("size", "mode", "share", "seed", "parameters_without_vectors", "cells"
 
 def scale_command(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the sweep, such as recipes/scaling.yaml.")],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write.", show_default="of the recipe")
+    ] = None,
     settings: opt.Settings = None,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -23,7 +25,11 @@ def scale_command(
     dry_run: opt.DryRun = False,
     json: opt.Json = False,
 ) -> None:
-    """Train models of several sizes on several amounts of data, and fit how the held-out loss falls."""
+    """Fit a scaling law over sizes of model and data.
+
+    Trains a model for each size and amount of data, and fits how the held-out loss falls. The same command resumes an
+    interrupted sweep; finished models are loaded.
+    """
     from cytoglot.config import load_recipe
     from cytoglot.report.scaling_figure import write_scaling_figure
     from cytoglot.training.scaling.sweep import ScaleRecipe, grid, run_sweep

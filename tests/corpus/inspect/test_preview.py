@@ -52,10 +52,10 @@ def test_the_command_says_what_it_cannot_show(
 ) -> None:
     folder = small_corpus.folder
     assert "unknown task 'tissue'; did you mean" in command("corpus", "show", folder, "--task", "tissue").refusal
-    refusal = command("corpus", "show", folder, "--part", "tests").refusal
+    refusal = command("corpus", "show", folder, "--split", "tests").refusal
     assert "'tests' is not one of 'train', 'validation', 'test'" in refusal
-    nothing = command("corpus", "show", folder, "--task", "interpretation", "--part", "test", "--max-genes", "0")
+    nothing = command("corpus", "show", folder, "--task", "interpretation", "--split", "test", "--max-genes", "0")
     assert nothing.code == 0
     absent = command("corpus", "show", folder, "--task", "assay_annotation")
-    assert "holds nothing that assay_annotation could ask" in absent.refusal
+    assert "has no example of assay_annotation" in absent.refusal
     assert "is no corpus" in command("corpus", "show", tmp_path).refusal
