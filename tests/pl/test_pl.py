@@ -167,8 +167,9 @@ def test_columns_and_keys_that_are_missing_are_named(labeled: AnnData) -> None:
         cg.pl.embedding(labeled, dimensions=(0, 2))
     with pytest.raises(InputError, match="pass real"):
         cg.pl.generated(labeled)
+    other = AnnData(labeled.X, obs=pd.DataFrame({"truth": ["T"] * 4}, index=labeled.obs_names), var=labeled.var)
     with pytest.raises(InputError, match="no cell type is both in"):
-        cg.pl.generated(labeled, labeled, groupby="cytoglot_cell_type_confidence")
+        cg.pl.generated(labeled, other, groupby="truth")
 
 
 def test_confidence_is_opacity_and_unassigned_cells_are_gray(labeled: AnnData) -> None:
@@ -216,7 +217,7 @@ def test_markers_are_compared_at_the_length_of_the_generated_sentences() -> None
 def test_a_rank_curve_is_drawn_at_the_lengths_of_the_cells(labeled: AnnData) -> None:
     from cytoglot.sentence.rank_curve import PolynomialCurve
 
-    options: dict[str, Any] = {"floor": 0.0, "max_rank": 4, "length_range": (0.0, 2.0), "n_pairs": 9}
+    options: dict[str, Any] = {"floor": 0.0, "max_rank": 4, "length_range": (1.0, 100.0), "n_pairs": 9}
     curve = PolynomialCurve(kind="line_length", coefficients=(3.0, -1.0, 0.5, 0.0), **options)
     lines = cg.pl.rank_curve(labeled, model=curve).get_lines()
     assert len(lines) == 3

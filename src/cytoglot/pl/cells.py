@@ -374,6 +374,8 @@ def _words(adata: AnnData, layer: str | None) -> tuple[CellSentences, NDArray[np
     read_cells = read(adata, layer=layer)
     log_ng = log_normalize(read_cells.X, matrix_state_of(read_cells), base=10.0)
     sentences = encode(read_cells, genes=[str(name) for name in read_cells.var_names])
+    if not len(sentences.gene_ids):  # scipy would return a matrix
+        return sentences, np.zeros(0), read_cells
     expression_w = np.asarray(log_ng[sentences.cells(), sentences.gene_ids.astype(np.int64)]).ravel()
     return sentences, expression_w.astype(float), read_cells
 
@@ -401,10 +403,8 @@ def _reach(curve: RankCurve) -> tuple[int, list[float]]:
 
     if isinstance(curve, IsotonicCurve):
         last = max(steps[-1] for steps in curve.last_ranks)
-        ends = (curve.lengths[0], curve.lengths[-1])
-    else:
-        last, ends = curve.max_rank, curve.length_range
-    return last, (10.0 ** np.linspace(*ends, 3)).tolist()
+        return last, (10.0 ** np.linspace(curve.lengths[0], curve.lengths[-1], 3)).tolist()
+    return curve.max_rank, np.geomspace(*curve.length_range, 3).tolist()
 
 
 def _group_lines(
