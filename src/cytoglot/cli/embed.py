@@ -11,7 +11,6 @@ import typer
 from cytoglot.cli import options as opt
 from cytoglot.cli.apply import load_for_cells
 from cytoglot.cli.output import check_output, show
-from cytoglot.data.whole_file import whole_file
 
 Pooling = Literal["mean", "last", "sentence"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -68,6 +67,7 @@ def embed_command(
     from cytoglot.applications.outputs import record_name
     from cytoglot.applications.vector_files import KEY, SUFFIXES
     from cytoglot.data.datasets import resolve_source
+    from cytoglot.data.whole_file import whole_file
     from cytoglot.lm.model.language_model import set_threads
 
     check_output(output, suffixes=SUFFIXES, overwrite=overwrite or dry_run, inputs=[source])
