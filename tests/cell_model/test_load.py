@@ -151,7 +151,7 @@ def test_a_model_is_asked_in_the_wordings_that_it_was_trained_with(
 
 
 def test_a_model_prints_one_line_and_shows_what_it_knows(tiny_model: CellModel, tiny_model_folder: Path) -> None:
-    assert repr(tiny_model) == f"<CellModel: 3 labels, 120 genes, 0.0 M parameters, {tiny_model_folder}/>"
+    assert repr(tiny_model) == f"<CellModel: 3 labels, 119 genes, 0.1 M parameters, {tiny_model_folder}/>"
     assert tiny_model.labels == ("type A", "type B", "type C")
     assert tiny_model.genes == tuple(tiny_model.spec.vocabulary.symbols)
     assert tiny_model.card == (tiny_model_folder / "README.md").read_text()
