@@ -240,7 +240,14 @@ def load_for_cells(
     from cytoglot.data.readers.stream import open_cells
 
     if labels is None or is_model_folder(name):
-        model = load_cell_model(name, device=device)
+        try:
+            model = load_cell_model(name, device=device)
+        except InputError as error:
+            if (Path(name) / "config.json").is_file() and not is_model_folder(name):
+                error.add_note(
+                    "; it is a plain checkpoint: annotate takes it with --labels FILE, embed with --checkpoint"
+                )
+            raise
     else:
         with open_cells(cells, **reading) as stream:
             vocabulary = stream.vocabulary
