@@ -413,3 +413,23 @@ def test_no_cells_are_counted_or_refused(command: Command, cells: AnnData, tmp_p
         else:
             assert "expected gene names in var_names, found none among 0 columns" in run.refusal
     assert command("audit", tmp_path / "in.h5ad", "--json").result["n_cells"] == empty.n_obs
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            lambda name, i: name.capitalize() + "m" if i > 5 else name,
+            "the query looks like mouse, the model like human",
+        ),
+        (lambda name, i: f"OTHER{i}" if i > 10 else name, "pass --min-overlap 0."),
+    ],
+)
+def test_too_few_genes_of_the_model_say_why_and_what_to_do(
+    command: Command, cells: AnnData, tiny_model_folder: Path, tmp_path: Path, names: Any, message: str
+) -> None:
+    changed = cells[:20].copy()
+    changed.var_names = [names(name, i) for i, name in enumerate(changed.var_names)]
+    changed.write_h5ad(tmp_path / "query.h5ad")
+    arguments = ["annotate", tmp_path / "query.h5ad", "--model", tiny_model_folder, "-o", tmp_path / "o.h5ad"]
+    assert message in command(*arguments).refusal

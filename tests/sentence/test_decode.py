@@ -180,5 +180,5 @@ def test_decoding_full_sentences_takes_no_time_per_gene_of_the_vocabulary():
         start = time.process_time()
         adata = decode(texts, vocabulary=genes, rank_curve=line())
         seconds.append(time.process_time() - start)
-    assert min(seconds) / 40 < 0.005
+    assert min(seconds) / 40 < 0.02  # 2 to 3 ms on a quiet machine
     assert adata.X.nnz == 40 * 2000

@@ -109,6 +109,7 @@ def evaluate(
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
     new_cells: bool = False,
+    min_overlap: float = MIN_OVERLAP,
     seed: int = 0,
     device: str = "auto",
 ) -> Evaluation:
@@ -136,6 +137,8 @@ def evaluate(
         Of the model, if it is loaded here.
     new_cells
         Cells that are named as cells of the split but hold other values are other cells.
+    min_overlap
+        Least share of the model's genes that the cells must have.
 
     Raises
     ------
@@ -150,7 +153,7 @@ def evaluate(
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
     # First, since cells with other genes would seem to be cells with other values.
-    sentences, overlap = model.sentences(adata, gene_options=AS_NAMED)
+    sentences, overlap = model.sentences(adata, gene_options=AS_NAMED, min_overlap=min_overlap)
     held_out = held_out_cells(adata, model, label=label, new_cells=new_cells)
     work = _Work(model=model, held_out=held_out, settings=settings, sentences=sentences, overlap=overlap, seed=seed)
     folder = Path(out)
@@ -173,12 +176,13 @@ def forecast_evaluation(
     *,
     layer: str | None,
     gene_options: GeneOptions,
+    min_overlap: float = MIN_OVERLAP,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Forecast the model's own time from a few cells; for the control it is the time that its training took."""
     loaded = load_cell_model(model, device=device)
     forecast = forecast_cells(
-        loaded, source, passes=loaded.spec.views + 1, layer=layer, gene_options=gene_options, min_overlap=MIN_OVERLAP
+        loaded, source, passes=loaded.spec.views + 1, layer=layer, gene_options=gene_options, min_overlap=min_overlap
     )
     training = Path(model) / TRAINING_FILE
     history = json.loads(training.read_text(encoding="utf-8"))["history"] if training.is_file() else []

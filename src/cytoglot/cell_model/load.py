@@ -314,10 +314,23 @@ class CellModel:
         known = self.spec.vocabulary
         overlap = VocabularyOverlap.of(known, query)
         if overlap.share_of_model < min_overlap or overlap.n_shared == 0:
+            found, wanted = _species_of(query.symbols), _species_of(known.symbols)
+            if found is not None and wanted is not None and found != wanted:
+                fix = (
+                    f"the query looks like {found}, the model like {wanted}: rename the genes to {wanted} orthologs "
+                    "with --gene-mapping FILE (gene_options in Python), or take a model of the same species"
+                )
+            elif overlap.n_shared == 0:
+                fix = "pass data with the same kind of gene names and of the same species"
+            else:
+                fix = (
+                    "if names and species are the same and genes are only missing, such as after a choice of "
+                    f"variable genes, pass --min-overlap {np.floor(100 * overlap.share_of_model) / 100:g} "
+                    "(min_overlap in Python); confidence falls with fewer genes"
+                )
             raise VocabularyMismatchError(
                 f"{overlap}; at least {min_overlap:.0%} of the model's genes are needed: the model knows "
-                f"{_examples(known.symbols)}, the query has {_examples(query.symbols)}; "
-                "pass data with the same kind of gene names and of the same species"
+                f"{_examples(known.symbols)}, the query has {_examples(query.symbols)}; {fix}"
             )
         return overlap
 
@@ -813,6 +826,16 @@ def check_same_genes(base: str | Path, vocabulary: GeneVocabulary, *, min_share:
             f"{_examples(known.symbols)}, the data have {_examples(vocabulary.symbols)}; pass data with the same kind "
             "of gene names and of the same species, or lower model.min_known_genes"
         )
+
+
+def _species_of(symbols: Sequence[str]) -> str | None:
+    """Tell mouse (Actb) from human (ACTB) by how most symbols are written; None for identifiers and mixtures."""
+    names = [name for name in symbols if not name.startswith("ENS")]
+    mouse = sum(name[:1].isupper() and name[1:].islower() for name in names)
+    for species, n in (("mouse", mouse), ("human", sum(name.isupper() for name in names))):
+        if 2 * n > len(symbols):
+            return species
+    return None
 
 
 def _examples(names: Sequence[str]) -> str:

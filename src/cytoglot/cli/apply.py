@@ -10,6 +10,7 @@ import typer
 from cytoglot.cli import options as opt
 from cytoglot.cli.output import check_output, show
 from cytoglot.data.whole_file import whole_file
+from cytoglot.data.write import write_h5ad as write_h5ad
 from cytoglot.errors import InputError
 from cytoglot.texts import read_text
 
@@ -235,8 +236,14 @@ def load_for_cells(
 ) -> CellModel:
     """Load a model folder of ours, or any checkpoint when labels are given, with the prompts that it knows."""
     from cytoglot.cell_model.load import as_cell_model
+    from cytoglot.cell_model.spec import SPEC_FILE
 
-    model = as_cell_model(
-        name, labels=labels, cells=cells, layer=layer, gene_options=genes, context=context, device=device
-    )
+    try:
+        model = as_cell_model(
+            name, labels=labels, cells=cells, layer=layer, gene_options=genes, context=context, device=device
+        )
+    except InputError as error:
+        if labels is None and (Path(name) / "config.json").is_file() and not (Path(name) / SPEC_FILE).is_file():
+            error.add_note("; it is a plain checkpoint: annotate takes it with --labels FILE, embed with --checkpoint")
+        raise
     return model if templates is None else model.with_templates(templates)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cytoglot import __version__
-from cytoglot.cli import answer, apply, corpus, data, datasets, embed, models, scale
+from cytoglot.cli import answer, apply, corpus, data, datasets, embed, look, models, scale
 from cytoglot.cli.command import Group, add_command
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError, ResourceError
 from cytoglot.extras import EXTRAS
@@ -32,6 +32,7 @@ _COMMANDS: dict[str, dict[str, tuple[Any, str]]] = {
         "scale": (scale.scale_command, "cytoglot scale recipes/scaling.yaml -o sweep"),
         "card": (models.card_command, "cytoglot card model --evaluation evaluation --overwrite"),
         "push": (models.push_command, "cytoglot push model my-lab/pbmc-model"),
+        "info": (look.info_command, "cytoglot info model"),
     },
     "Use": {
         "annotate": (apply.annotate_command, "cytoglot annotate new.h5ad --model model -o annotated.h5ad"),
@@ -56,6 +57,7 @@ _COMMANDS: dict[str, dict[str, tuple[Any, str]]] = {
     "Other": {
         "doctor": (models.doctor_command, "cytoglot doctor"),
         "demo": (models.demo_command, "cytoglot demo -o demo_output"),
+        "recipes": (look.recipes_command, "cytoglot recipes show annotation > my_recipe.yaml"),
     },
 }
 _CORPUS: dict[str, tuple[Any, str]] = {
@@ -126,6 +128,9 @@ def main(arguments: list[str] | None = None) -> None:
     # Busy waiting makes two processes on two cores ten times slower than one; see docs/results.md.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # numba takes all cores unless told otherwise when it is imported, and takes OpenMP, so torch, along.
+    if (n_threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdecimal() and int(n_threads):
+        os.environ.setdefault("NUMBA_NUM_THREADS", n_threads)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cytoglot.cli import options as opt
+from cytoglot.cli.look import recipes
 from cytoglot.cli.output import check_folder, refuse_existing, show
 from cytoglot.errors import InputError
 
@@ -46,6 +47,15 @@ def train_command(
     A recipe sets the kind (sft, pretrain or grpo), the model and its optimization; without one, a small model learns to
     label and write cells. The same command resumes an interrupted run. A finished model is loaded.
     """
+    if recipe is None and not settings:  # what a recipe may say is checked with it, after seconds of imports
+        if source is None:
+            raise InputError(
+                "no cells to train on: pass SOURCE, a file of cells or a corpus, or a --recipe with a source"
+            )
+        if output is None and not dry_run:
+            raise InputError("no folder for the model: pass -o FOLDER, or a --recipe with an output")
+        if label is None and not Path(source).is_dir():
+            raise InputError("pass --label, the column of obs with the cell types (only a corpus needs none)")
     from cytoglot.config import load_recipe
     from cytoglot.lm.model.language_model import set_threads
     from cytoglot.training.cells import training_cells
@@ -55,7 +65,8 @@ def train_command(
     from cytoglot.training.run import run_job
     from cytoglot.training.supervised.forecast import forecast_training
 
-    chosen = load_recipe(TrainRecipe, recipe, settings or [])
+    named = recipes().get(recipe) if recipe is not None and not Path(recipe).exists() else None
+    chosen = load_recipe(TrainRecipe, named or recipe, settings or [])
     asked = source if source is not None else chosen.source
     if asked is not None and is_corpus_source(asked):
         _refuse_for_corpus(context, asked, "split_by")
@@ -152,6 +163,7 @@ def evaluate_command(
     new_cells: Annotated[
         bool, typer.Option("--new-cells", help="Cells with names of training cells and other values are new cells.")
     ] = False,
+    min_overlap: opt.MinOverlap = 0.3,
     overwrite: opt.Overwrite = False,
     device: opt.Device = "auto",
     threads: opt.Threads = None,
@@ -173,7 +185,7 @@ def evaluate_command(
 
     set_threads(threads)
     if is_corpus(source):
-        _refuse_for_corpus(context, source, "dry_run", "new_cells")
+        _refuse_for_corpus(context, source, "dry_run", "new_cells", "min_overlap")
         asked = load_recipe(CorpusTaskSettings, None, settings or [])
         found = evaluate_corpus(source, model, out=output, settings=asked, seed=seed, device=device)
         shown = (
@@ -188,7 +200,13 @@ def evaluate_command(
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
     if dry_run:
         forecast = forecast_evaluation(
-            resolve_source(source), model, chosen, layer=layer, gene_options=genes, device=device
+            resolve_source(source),
+            model,
+            chosen,
+            layer=layer,
+            gene_options=genes,
+            min_overlap=min_overlap,
+            device=device,
         )
         show(forecast | {"output": output}, as_json=json)
         return
@@ -201,6 +219,7 @@ def evaluate_command(
         layer=layer,
         gene_options=genes,
         new_cells=new_cells,
+        min_overlap=min_overlap,
         seed=seed,
         device=device,
     )

@@ -22,7 +22,7 @@ def show(result: Mapping[str, Any], *, as_json: bool) -> None:
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             sys.stdout.write(f"{name}:\n{table(value)}\n")
         elif value is not None:
-            sys.stdout.write(f"{name}: {value}\n")
+            sys.stdout.write(f"{name}: {_cell(value)}\n")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

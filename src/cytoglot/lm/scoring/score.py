@@ -269,7 +269,7 @@ def _chosen_strategy(
     key = (attention, str(lm.model.dtype), str(lm.device), str(len(longest).bit_length()), *strategies)
     if key not in known:
         known[key] = _find_strategy(lm, longest, np.unique(np.concatenate([prompts[0], *answers])), strategies)
-        logger.info(
+        logger.debug(
             "answers to up to %d tokens are scored by %r for %s with %s attention",
             2 ** len(longest).bit_length() - 1,
             known[key],
