@@ -12,8 +12,6 @@ from cytoglot.cli.output import show
 
 def list_command(json: opt.Json = False) -> None:
     """List the data sets that have a name, and where each is.
-
-    Example: cytoglot data list
     """
     from cytoglot.data import datasets
 
@@ -33,8 +31,6 @@ def get_command(
 
     The file goes to the folder CYTOGLOT_CACHE (default: ~/.cache/cytoglot). A data set that is bundled or was
     downloaded before needs no network.
-
-    Example: cytoglot data get pbmc3k
     """
     from cytoglot.data.datasets import find_dataset
 
