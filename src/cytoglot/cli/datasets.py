@@ -11,8 +11,7 @@ from cytoglot.cli.output import show
 
 
 def list_command(json: opt.Json = False) -> None:
-    """List the data sets that have a name, and where each is.
-    """
+    """List the data sets that have a name, and where each is."""
     from cytoglot.data import datasets
 
     rows = datasets.list().reset_index().to_dict("records")
