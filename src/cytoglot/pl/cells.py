@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cytoglot.benchmark.evaluate import Evaluation
     from cytoglot.cell_model.load import CellModel
     from cytoglot.sentence.cell_sentence import CellSentences
-    from cytoglot.sentence.rank_curve import RankCurve
+    from cytoglot.sentence.rank_curve import IsotonicCurve, PolynomialCurve, RankCurve
 
 EXPRESSION = "expression, log₁₀(1 + counts per 10,000)"
 MAX_CELLS = 2000
@@ -281,9 +281,9 @@ def embedding(
     ax.set_yticks([])
     if confidence is not None:
         for sure in (0.25, 0.5, 1.0):
-            marks = {"s": size * (0.12 + 0.88 * sure**2) if confidence_as in ("size", "both") else 22}
+            mark = size * (0.12 + 0.88 * sure**2) if confidence_as in ("size", "both") else 22
             alpha = 0.08 + 0.87 * sure**1.5 if confidence_as in ("alpha", "both") else 0.9
-            ax.scatter([], [], color=INK, alpha=alpha, label=f"confidence {sure:g}", linewidths=0, **marks)
+            ax.scatter([], [], color=INK, alpha=alpha, label=f"confidence {sure:g}", linewidths=0, s=mark)
     _legend_beside(ax)
     return finish(ax, show=show, save=save, return_fig=return_fig)
 
@@ -380,7 +380,7 @@ def _words(adata: AnnData, layer: str | None) -> tuple[CellSentences, NDArray[np
     return sentences, expression_w.astype(float), read_cells
 
 
-def _curve_of(given: Any) -> RankCurve | None:
+def _curve_of(given: Any) -> PolynomialCurve | IsotonicCurve | None:
     """Return the rank curve of a model, of its folder, or as given; of lines per gene the common part."""
     from cytoglot.sentence.rank_curve import GeneLines, rank_curve_from_dict
 
@@ -397,14 +397,15 @@ def _curve_of(given: Any) -> RankCurve | None:
     return curve.base if isinstance(curve, GeneLines) else curve
 
 
-def _reach(curve: RankCurve) -> tuple[int, list[float]]:
+def _reach(curve: PolynomialCurve | IsotonicCurve) -> tuple[int, list[float]]:
     """Return the last rank that a curve was fitted on, and three numbers of expressed genes of its training cells."""
-    from cytoglot.sentence.rank_curve import IsotonicCurve
+    from cytoglot.sentence.rank_curve import PolynomialCurve
 
-    if isinstance(curve, IsotonicCurve):
-        last = max(steps[-1] for steps in curve.last_ranks)
-        return last, (10.0 ** np.linspace(curve.lengths[0], curve.lengths[-1], 3)).tolist()
-    return curve.max_rank, np.geomspace(*curve.length_range, 3).tolist()
+    if isinstance(curve, PolynomialCurve):
+        shortest, longest = curve.length_range
+        return curve.max_rank, np.geomspace(shortest, longest, 3).tolist()
+    last = max(steps[-1] for steps in curve.last_ranks)
+    return last, (10.0 ** np.linspace(curve.lengths[0], curve.lengths[-1], 3)).tolist()
 
 
 def _group_lines(

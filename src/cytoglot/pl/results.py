@@ -126,12 +126,12 @@ def calibration(
     if content is not None:
         bins = pd.DataFrame(content, columns=["confidence", "accuracy", "n"])
     else:
-        cells = _labeled(data, truth, predicted)
-        if confidence not in data.obs:
-            raise UnknownNameError("column of obs", confidence, map(str, data.obs.columns))
-        confidence_n = data.obs.loc[cells.index, confidence].to_numpy(float)
+        cells = _labeled(data, truth, predicted, confidence)
+        confidence_n, right = (
+            cells["confidence"].to_numpy(float),
+            (cells["truth"] == cells["predicted"]).to_numpy(float),
+        )
         known = ~np.isnan(confidence_n)
-        right = (cells["truth"] == cells["predicted"]).to_numpy(float)
         found = classification.calibration_bins(confidence_n[known], right[known], n_bins=n_bins)
         bins = pd.DataFrame([vars(one) for one in found], columns=["confidence", "accuracy", "n"])
     ax = axes_for(ax, width=4.4, height=4.2)
@@ -156,14 +156,18 @@ def stored(data: AnnData | Evaluation | str | Path, name: str) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _labeled(data: AnnData, truth: str | None, predicted: str) -> pd.DataFrame:
-    """Return true and predicted labels of the cells that have a true label, as text; a missing one is "unassigned"."""
+def _labeled(data: Any, truth: str | None, predicted: str, confidence: str | None = None) -> pd.DataFrame:
+    """Return truth, predicted and confidence of the cells with a true label; a missing prediction is "unassigned"."""
     from cytoglot.data.schema import labels
 
     if truth is None:
         raise InputError("pass truth, the column of obs with the true labels")
-    table = pd.DataFrame({"truth": labels(data.obs, truth), "predicted": labels(data.obs, predicted)})
+    if confidence is not None and confidence not in data.obs:
+        raise UnknownNameError("column of obs", confidence, map(str, data.obs.columns))
+    table = pd.DataFrame({"truth": labels(data.obs, truth)})
+    table["predicted"] = labels(data.obs, predicted).fillna("unassigned")
+    table["confidence"] = np.nan if confidence is None else data.obs[confidence]
     known = table["truth"].notna()
     if not known.all():
         logger.info("%d of %d cells have no label in %s and are left out", (~known).sum(), len(known), truth)
-    return table[known].fillna("unassigned")
+    return table[known]

@@ -82,6 +82,8 @@ def finish(ax: Axes, *, show: bool | None, save: str | Path | None, return_fig: 
         `save` has a suffix of no format that matplotlib writes.
     """
     figure = ax.get_figure(root=True)
+    if figure is None:
+        raise InputError("ax was removed from its figure; pass axes of a figure")
     if save is not None:
         known = figure.canvas.get_supported_filetypes()
         if Path(save).suffix.removeprefix(".").lower() not in known:
