@@ -157,7 +157,7 @@ def stored(data: AnnData | Evaluation | str | Path, name: str) -> Any:
 
 
 def _labeled(data: Any, truth: str | None, predicted: str, confidence: str | None = None) -> pd.DataFrame:
-    """Return the columns truth, predicted and confidence of the cells with a true label; no answer is a label too."""
+    """Return truth, predicted and confidence of the cells with a true label; a missing prediction is "unassigned"."""
     from cytoglot.data.schema import labels
 
     if truth is None:
