@@ -241,7 +241,22 @@ def test_nothing_to_draw_is_no_error(labeled: AnnData) -> None:
         lambda: cg.pl.confusion(none, "truth"),
         lambda: cg.pl.calibration(none, "truth"),
     ):
-        plot().get_figure().canvas.draw()
+        ax = plot()
+        ax.get_figure().canvas.draw()
+        assert not any(len(points.get_offsets()) for points in ax.collections if hasattr(points, "get_offsets"))
+
+
+def test_colors_of_ones_own_need_none_for_cells_without_a_label(labeled: AnnData) -> None:
+    labeled.obs["mine"] = pd.Series(["T", None, "T", "unassigned"], index=labeled.obs_names)
+    cg.pl.embedding(labeled, color="mine", colors={"T": "red"})
+    with pytest.raises(InputError, match="colors has no color for 'T'"):
+        cg.pl.embedding(labeled, color="mine", colors={"B": "red"})
+
+
+def test_a_cell_name_that_is_there_twice_is_refused(labeled: AnnData) -> None:
+    labeled.obs_names = ["a", "a", "b", "c"]
+    with pytest.raises(InputError, match="2 cells are called 'a'; pass the row of one, such as 0"):
+        cg.pl.sentence(labeled, "a")
 
 
 def test_thirty_colors_can_be_told_apart() -> None:

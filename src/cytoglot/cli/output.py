@@ -67,7 +67,12 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_cell(item)}" for name, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_cell, value))
+    # Four digits, but no exponent for what people count: 12346 seconds, not 1.235e+04.
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}") if isinstance(value, float) else str(value)
 
 
 def _plain(value: Any) -> Any:

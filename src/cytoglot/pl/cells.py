@@ -157,7 +157,10 @@ def sentence(
     """
     if isinstance(cell, str) and cell not in adata.obs_names:
         raise UnknownNameError("cell", cell, map(str, adata.obs_names))
-    row = int(adata.obs_names.get_loc(cell)) if isinstance(cell, str) else cell
+    rows = np.flatnonzero(adata.obs_names == cell) if isinstance(cell, str) else [cell]
+    if len(rows) > 1:
+        raise InputError(f"{len(rows)} cells are called {cell!r}; pass the row of one, such as {rows[0]}")
+    row = int(rows[0])
     if not -adata.n_obs <= row < adata.n_obs:
         raise InputError(f"cell {row} is outside of the {adata.n_obs} cells")
     if n_genes < 1:
@@ -217,7 +220,8 @@ def embedding(
     dimensions
         Columns of the embedding to draw, counted from 0.
     colors
-        Color of each label; by default those that scanpy keeps in `uns["{color}_colors"]`, else cytoglot's own.
+        Color of each label ("unassigned" and "no label" may be left out); by default those that scanpy keeps in
+        `uns["{color}_colors"]`, else cytoglot's own.
     ax
         Axes to draw on; None makes a figure.
     show
@@ -253,8 +257,9 @@ def embedding(
     names = values.astype(object).where(values.notna(), "no label").astype(str).to_numpy()
     if colors is None:
         kept = [str(shade) for shade in adata.uns.get(f"{color}_colors", ())]
-        own = colors_of(order)
-        colors = {**own, **dict(zip(order, kept, strict=False))} if len(kept) >= len(order) else own
+        colors = {**colors_of(order), **(dict(zip(order, kept, strict=False)) if len(kept) >= len(order) else {})}
+    else:
+        colors = {**colors_of(()), **colors}
     missing = sorted(set(names) - set(colors))
     if missing:
         raise InputError(f"colors has no color for {missing[0]!r}")
@@ -324,7 +329,8 @@ def generated(
         "markers" or "map".
     markers
         Type → genes. By default, for each type, the `n_markers` genes whose share among its real cells is farthest
-        above the mean of the other types; of equal ones the first by gene order.
+        above the mean of the other types; of equal ones the first by gene order. They are chosen on the cells that are
+        drawn, which favors the real ones a little where a type has few; pass markers from elsewhere to avoid that.
     n_markers
         Genes of each type.
     layer

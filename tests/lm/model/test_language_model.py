@@ -20,6 +20,14 @@ def test_it_is_what_load_model_gives(scratch_lm: LanguageModel, tmp_path) -> Non
     assert lm.embed(PROMPTS).shape[0] == lm.log_likelihood(PROMPTS, ["B cell"]).shape[0] == 2
 
 
+def test_what_a_cell_model_has_names_the_function_that_loads_one(scratch_lm: LanguageModel) -> None:
+    with pytest.raises(AttributeError, match=r"no attribute 'spec'; cytoglot\.load_cell_model loads a folder"):
+        scratch_lm.spec
+    with pytest.raises(AttributeError, match=r"no attribute 'sepc'$"):
+        scratch_lm.sepc
+    assert not hasattr(scratch_lm, "labels")
+
+
 def test_formats_are_taken_by_position_and_as_text(scratch_lm: LanguageModel) -> None:
     for given, text in (
         (OneOf(["B cell", "T cell"]), "one_of: B cell | T cell"),

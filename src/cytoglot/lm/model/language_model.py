@@ -29,6 +29,9 @@ from cytoglot.progress import progress_is_shown
 if TYPE_CHECKING:
     from cytoglot.lm.embedding.embed import Pooling
 
+_OF_CELLS = {"card", "embeddings", "genes", "label_scores", "labels", "rank_curve", "sentences", "spec", "write"}
+"""what a cell model has besides"""
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LanguageModel:
@@ -54,6 +57,11 @@ class LanguageModel:
     """text between an answer and end of text in the training texts"""
     batch_size: int = 64
     """most answers written at the same time"""
+
+    def __getattr__(self, name: str) -> Any:
+        # `cytoglot.load_model` gave a model of cells for such a folder before; the error says what does so now.
+        hint = "; cytoglot.load_cell_model loads a folder of cytoglot.train with its genes and labels"
+        raise AttributeError(f"'LanguageModel' has no attribute {name!r}" + (hint if name in _OF_CELLS else ""))
 
     def __repr__(self) -> str:
         return f"<LanguageModel: {', '.join(self.facts)}>"
