@@ -96,6 +96,30 @@ def test_fewer_than_two_labels_are_refused(tiny_model: CellModel, cells: AnnData
         annotate(cells[:2], tiny_model, labels=("B cell", "B cell"), copy=True)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("B cell", r"labels must be a list, found one text; pass \['B cell', \.\.\.\]"),
+        (["B", float("nan")], "labels must be texts or numbers, found nan; leave out what stands for no label"),
+        (["B", None], "labels must be texts or numbers, found None"),
+        ([1, 1.0], "at least two distinct labels"),
+    ],
+)
+def test_what_is_no_list_of_labels_is_refused(labels: Any, message: str, tiny_model: CellModel, cells: AnnData) -> None:
+    with pytest.raises(InputError, match=message):
+        annotate(cells[:2], tiny_model, labels=labels, copy=True)
+
+
+def test_numbers_are_labels_as_in_obs(tiny_model: CellModel, cells: AnnData) -> None:
+    changed = annotate(cells[:5], tiny_model, labels=[1, 2.0, np.int64(3)], copy=True)
+    assert list(changed.obsm["cytoglot_probabilities"].columns) == ["1", "2", "3"]
+
+
+def test_a_key_that_is_no_text_is_refused(tiny_model: CellModel, cells: AnnData) -> None:
+    with pytest.raises(InputError, match="key_added must be a text, found 3"):
+        annotate(cells[:2], tiny_model, key_added=3, copy=True)  # type: ignore[arg-type]
+
+
 def test_free_answers_are_read_and_others_left_unassigned(tiny_model: CellModel, cells: AnnData) -> None:
     obs = annotate(cells[:8], tiny_model, method="generate", copy=True).obs
     assert set(obs[KEY]) <= {*tiny_model.spec.labels, UNASSIGNED}

@@ -28,6 +28,7 @@ from cytoglot.applications.outputs import (
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, as_cell_model
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.knowledge.ontology import map_labels
+from cytoglot.data.schema import value_text
 from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError
 from cytoglot.lm.generation.generate import generate_answers
@@ -100,7 +101,7 @@ def annotate(
     adata: AnnData | str | Path,
     model: CellModel | LanguageModel | str | Path,
     *,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str | float] | None = None,
     context: Mapping[str, str] | None = None,
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
@@ -137,7 +138,7 @@ def annotate(
         A cell model or its folder; or any causal language model (`cytoglot.load_model`, or its folder or name) with
         `labels`: it is asked about the genes of the cells, and its probabilities are not calibrated.
     labels
-        The closed set, at least two; by default the model's own.
+        The closed set, at least two texts or numbers (1 and 1.0 are the label "1"); by default the model's own.
     context
         Metadata for the prompts, such as {"organism": "human", "tissue": "blood"}.
     layer
@@ -187,10 +188,11 @@ def annotate(
         names that no file can hold or that are taken by data that cytoglot did not write, the genes are not those of
         the model, or an interrupted run for `output` was given something else (the message says what).
     """
+    given = None if labels is None else _label_texts(labels)
     file = cells_to_change(adata, copy=copy, output=output, layer=layer, genes=gene_options)
     cells = file.adata
-    model = as_cell_model(model, labels=labels, cells=cells, layer=file.layer, gene_options=file.genes, context=context)
-    chosen = tuple(model.spec.labels if labels is None else labels)
+    model = as_cell_model(model, labels=given, cells=cells, layer=file.layer, gene_options=file.genes, context=context)
+    chosen = model.spec.labels if given is None else given
     if method == "score":
         _check_labels(chosen, escape=escape_labels)
         if cells.obs_names.name in chosen:
@@ -209,7 +211,7 @@ def annotate(
     )
     sentences, overlap = model.sentences(cells, layer=file.layer, gene_options=file.genes, min_overlap=min_overlap)
     with_genes = np.flatnonzero(np.diff(sentences.offsets) > 0)
-    own = labels is None or chosen == model.spec.labels
+    own = chosen == model.spec.labels
     cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
 
     def settings() -> dict[str, Any]:
@@ -275,6 +277,16 @@ def annotate(
             with parts.whole() as path:
                 fill_h5ad(result, path)
     return result if copy else None
+
+
+def _label_texts(labels: Sequence[Any]) -> tuple[str, ...]:
+    """Return labels as texts; a number has the text that it has as a label of cells."""
+    if isinstance(labels, (str, bytes)):
+        raise InputError(f"labels must be a list, found one text; pass [{labels!r}, ...], all labels to choose from")
+    missing = [label for label in labels if pd.isna(label)]
+    if missing:
+        raise InputError(f"labels must be texts or numbers, found {missing[0]!r}; leave out what stands for no label")
+    return tuple(label if isinstance(label, str) else value_text(label) for label in labels)
 
 
 def _check_labels(labels: Sequence[str], *, escape: bool) -> None:

@@ -87,6 +87,8 @@ def check_names(
 
     What an earlier call wrote under the same key has a record in `uns["cytoglot"]`, and is replaced.
     """
+    if not isinstance(key_added, str):
+        raise InputError(f"key_added must be a text, found {key_added!r}")
     for one in (key_added, *(name for names in writes.values() for name in names)):
         if not is_key(one):
             made = "" if one == key_added else f", made of key_added={key_added!r}"
