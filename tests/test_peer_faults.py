@@ -336,9 +336,9 @@ def test_19_parsing_does_not_search_the_vocabulary_for_each_word() -> None:
     vocabulary = GeneVocabulary(symbols=tuple(f"G{i}" for i in range(30_000)))
     texts = [" ".join(f"G{(7 * i + j) % 30_000}" for i in range(200)) for j in range(50)]
     decode(texts[:1], vocabulary=vocabulary)
-    started = time.perf_counter()
+    started = time.process_time()
     decode(texts, vocabulary=vocabulary)
-    assert time.perf_counter() - started < 0.85  # 17 ms for each of them
+    assert time.process_time() - started < 0.85  # 17 ms for each of them
 
 
 def test_19_the_score_of_a_curve_is_the_same_each_time(ranked: tuple[CellSentences, sparse.csr_matrix]) -> None:
