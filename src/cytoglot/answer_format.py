@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class OneOf:
@@ -23,6 +26,14 @@ class OneOf:
             raise ValueError(f"options must be non-empty and distinct, found {n} options, {n_distinct} distinct")
 
 
+@dataclass(frozen=True, eq=False)
+class WordWeights:
+    """What is added to the logit of each word before one is chosen; it is equal to itself alone."""
+
+    log_weights: NDArray[np.float32]
+    """(w,) natural logarithms of any scale, finite; they count relative to each other"""
+
+
 @dataclass(frozen=True)
 class DistinctWords:
     """Between `min_words` and `max_words` words of `words`, separated by one space, none twice."""
@@ -31,6 +42,9 @@ class DistinctWords:
     """a list is taken too"""
     min_words: int
     max_words: int
+    weights: WordWeights | None = None
+    """of each word, where the model was trained with some (see `cytoglot.sentence.profile`); words must then be single
+    tokens"""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", tuple(self.words))
@@ -39,6 +53,10 @@ class DistinctWords:
             raise ValueError(f"need 1 <= min_words <= max_words <= number of words, found {found}")
         if len(set(self.words)) != len(self.words) or any(not w or w != w.strip() or " " in w for w in self.words):
             raise ValueError("words must be distinct, non-empty and free of spaces")
+        if self.weights is not None and self.weights.log_weights.shape != (len(self.words),):
+            raise ValueError(
+                f"need one weight for each of the {len(self.words)} words, found {self.weights.log_weights.shape}"
+            )
 
 
 @dataclass(frozen=True)

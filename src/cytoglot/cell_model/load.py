@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
@@ -32,11 +33,14 @@ from cytoglot.lm.generation.generate import generate_answers
 from cytoglot.lm.model.language_model import LanguageModel, html_card
 from cytoglot.lm.model.load import Dtype, load_model
 from cytoglot.lm.model.sources import commit_of, find_file, is_hub_name
+from cytoglot.lm.model.tokenizer import encode_pairs
+from cytoglot.lm.scoring.distinct_words import AnswerWords
 from cytoglot.lm.scoring.score import score_answers
 from cytoglot.sentence.augment import answering_view
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings
 from cytoglot.sentence.decode import decode_texts
 from cytoglot.sentence.encode import encode, ranked_chunks, ranker_for
+from cytoglot.sentence.profile import PROFILE_FILE, CellProfile
 from cytoglot.sentence.rank_curve import RankCurve, rank_curve_from_dict
 from cytoglot.tasks.answers import LabelAnswer
 from cytoglot.tasks.c2s_templates import templates_for
@@ -118,6 +122,8 @@ class CellModel:
     lm: LanguageModel
     spec: CellModelSpec
     folder: Path | None = None
+    profile: CellProfile | None = None
+    """what cells are written with: the weights of the genes for each cell type; None for a pure language model"""
     templates_of_tasks: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
     """task → the same in other wordings, such as those that a released checkpoint was trained with"""
 
@@ -558,11 +564,85 @@ class CellModel:
         check_context(context)
         known = {} if cell_type is None else {"cell_type": cell_type}
         metadata = {**self.spec.context, **(context or {}), **known}
-        words = self.spec.vocabulary.symbols
+        words, weights = self.spec.vocabulary.symbols, None if self.profile is None else self.profile.weights(metadata)
         return (
             [task.prompt(CellRecord(num_genes=int(length), metadata=metadata)) for length in lengths],
-            [DistinctWords(words=words, min_words=int(length), max_words=int(length)) for length in lengths],
+            [
+                DistinctWords(words=words, min_words=int(length), max_words=int(length), weights=weights)
+                for length in lengths
+            ],
         )
+
+    def sentence_nats(
+        self,
+        sentences: CellSentences,
+        labels: Sequence[str | None],
+        *,
+        context: Mapping[str, str] | None = None,
+        batch_size: int = 16,
+    ) -> NDArray[np.float64]:
+        """Return −log p of each cell sentence given its type and its length, in nats a word, shape (n,).
+
+        It is the probability with which `generate` writes the sentence: every word among those not yet written, with
+        the profile's weights if the model has a profile. Sentences are cut to the length that the model writes. NaN
+        for a cell without genes.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, as `sentences` returns them.
+        labels
+            (n,) cell type of each, None for any type.
+        context
+            Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
+        batch_size
+            Cells at a time.
+        """
+        cut = self.truncate(sentences)
+        words = AnswerWords.of(
+            self.lm.tokenizer,
+            tuple(self.spec.vocabulary.symbols),
+            log_weights_cw=None if self.profile is None else self.profile.log_weights_cg,
+        )
+        names, nats = cut.vocabulary.names, np.full(len(cut), np.nan)
+        filled = np.flatnonzero(cut.lengths > 0)
+        for start in range(0, len(filled), batch_size):
+            rows = filled[start : start + batch_size]
+            prompts, answers, conditions = [], [], []
+            for i in rows.tolist():
+                asked, _ = self.generation_prompts(labels[i], np.array([cut.lengths[i]]), context=context)
+                known = {
+                    **self.spec.context,
+                    **(context or {}),
+                    **({} if labels[i] is None else {"cell_type": labels[i]}),
+                }
+                prompts += asked
+                answers.append(" " + " ".join(names[cut.ids(i)]))
+                conditions.append(0 if self.profile is None else self.profile.row(known))
+            pairs = encode_pairs(self.lm.tokenizer, prompts, answers, eos=False)
+            width = max(len(ids) for ids, _ in pairs)
+            ids_bt = torch.full((len(rows), width), self.lm.pad_id)
+            n_words_bt, conditions_bt = torch.zeros((2, len(rows), width), dtype=torch.int64)
+            for b, (ids, n_prompt) in enumerate(pairs):
+                ids_bt[b, : len(ids)] = torch.from_numpy(ids)
+                n_words_bt[b, n_prompt : len(ids)] = int(cut.lengths[rows[b]])
+                conditions_bt[b, n_prompt : len(ids)] = conditions[b]
+            device, predicts_bt = self.lm.device, n_words_bt > 0
+            with self.lm.inference():
+                logits_btv = self.lm.model(input_ids=ids_bt.to(device), use_cache=False).logits
+                loss_n = words.losses(
+                    logits_btv[:, :-1][predicts_bt[:, 1:].to(device)],
+                    predicts_bt.to(device),
+                    ids_bt.to(device),
+                    n_words_bt.to(device),
+                    conditions_bt.to(device),
+                )
+            nats[rows] = np.bincount(
+                predicts_bt.nonzero(as_tuple=True)[0].numpy(),
+                weights=loss_n.cpu().double().numpy(),
+                minlength=len(rows),
+            )
+        return nats / np.maximum(cut.lengths, 1)
 
     def generate_ids(
         self, cell_type: str | None, lengths: NDArray[np.integer], *, temperature: float, seed: int = 0
@@ -695,10 +775,8 @@ def load_cell_model(
             "reached); load it with cytoglot.load_model, and pass labels= to annotate with it"
         )
     folder = found or Path(name_or_folder)
-    spec = CellModelSpec.load(folder)
-    return CellModel(
-        lm=load_model(name_or_folder, device=device, dtype=dtype, revision=revision), spec=spec, folder=folder
-    )
+    spec, lm = CellModelSpec.load(folder), load_model(name_or_folder, device=device, dtype=dtype, revision=revision)
+    return CellModel(lm=lm, spec=spec, folder=folder, profile=_profile_of(folder, spec))
 
 
 def as_cell_model(
@@ -736,7 +814,8 @@ def as_cell_model(
     if isinstance(model, LanguageModel):
         folder = None if model.source is None else _spec_folder(model.source, model.revision)
         if folder is not None:
-            return CellModel(lm=model, spec=CellModelSpec.load(folder), folder=folder)
+            spec = CellModelSpec.load(folder)
+            return CellModel(lm=model, spec=spec, folder=folder, profile=_profile_of(folder, spec))
     elif labels is None or _spec_folder(model, None) is not None:
         return load_cell_model(model, device=device)
     if labels is None or cells is None:
@@ -784,8 +863,12 @@ def _spec_folder(source: str | Path, revision: str | None) -> Path | None:
     if not is_hub_name(source) or "/" not in str(source):
         return None
     commit = commit_of(str(source), revision) or revision
-    found = [find_file(str(source), file, commit) for file in (SPEC_FILE, SPLIT_FILE)]
+    found = [find_file(str(source), file, commit) for file in (SPEC_FILE, SPLIT_FILE, PROFILE_FILE)]
     return None if found[0] is None else found[0].parent
+
+
+def _profile_of(folder: Path, spec: CellModelSpec) -> CellProfile | None:
+    return CellProfile.load(folder, vocabulary_fingerprint=spec.vocabulary.fingerprint)
 
 
 def check_pooling(pooling: str) -> None:

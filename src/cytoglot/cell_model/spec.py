@@ -36,7 +36,10 @@ class Calibration:
     threshold: float = 0.0
     """a cell whose best label has a lower probability is left unassigned"""
     generation_temperature: float = 1.0
-    """sampling temperature at which generated cells of a type are as diverse as real ones"""
+    """sampling temperature of generated cells; 1 but for models of earlier versions, which fitted one"""
+    generation_diversity: float | None = None
+    """diversity of cells generated at that temperature divided by that of real validation cells of their types; about 1
+    for a model that has learned to write cells, None where it was not measured"""
     n_validation: int = 0
     validation_loss: float = 0.0
     """negative log-likelihood of the true label at this temperature, nats per cell"""

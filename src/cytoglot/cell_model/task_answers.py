@@ -21,7 +21,9 @@ from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.model.tokenizer import encode_completions, encode_pair, encode_prompts
 from cytoglot.lm.runtime.batches import checked_batch_tokens
 from cytoglot.lm.scoring.score import score_answers
+from cytoglot.sentence.profile import CellProfile
 from cytoglot.tasks.instance import TaskInstance, truncate_to_fit
+from cytoglot.tasks.record import Record
 from cytoglot.tasks.task import AnswerSpace, Task
 
 _MAX_ROWS = 64
@@ -36,6 +38,8 @@ class ModelAnswers:
     lm: LanguageModel
     vocabulary: GeneVocabulary
     """the genes that answers are made of"""
+    profile: CellProfile | None = None
+    """what the model was trained to write cells with"""
 
     def answers(self, asked: EvalTask, budgets: Sequence[int]) -> list[str]:
         """Return the model's answer to each record of the task, without what frames it.
@@ -48,7 +52,7 @@ class ModelAnswers:
         if asked.kind == "label":
             likelihood_na = score_answers(self.lm, asked.prompts, framed(asked.task, asked.labels))
             return [asked.labels[i] for i in likelihood_na.argmax(axis=1)]
-        formats = [self._words(asked.task, one.n_genes) for one in asked.records]
+        formats = [self.words(asked.task, one.record, one.n_genes) for one in asked.records]
         worded = [one for one in formats if one is not None]
         if len(worded) == len(formats):
             return self._write(asked.prompts, worded, max(one.max_words for one in worded))
@@ -72,7 +76,7 @@ class ModelAnswers:
                 return None, 0
             record = EvalRecord(record=one.record, prompt=example.prompt, truth=truth, parts=parts)
             ids, n_prompt = encode_pair(self.lm.tokenizer, example.prompt, example.completion)
-            words = self._words(one.task, record.n_genes)
+            words = self.words(one.task, one.record, record.n_genes)
             n_words = 0 if words is None else constrain(words, self.lm.tokenizer).enough_tokens(words.max_words)
             return record, max(len(ids), n_prompt + max(longest_label, n_words))
 
@@ -83,11 +87,13 @@ class ModelAnswers:
         """Return the tokens of each answer with its frame and the end of text."""
         return [len(ids) for ids in encode_completions(self.lm.tokenizer, framed(task, answers), eos=True)]
 
-    def _words(self, task: Task[Any, Any], n_genes: int) -> DistinctWords | None:
+    def words(self, task: Task[Any, Any], record: Record, n_genes: int) -> DistinctWords | None:
         """Return the format of an answer of genes; None where the task's answers have no such format."""
         if task.answer_kind != "genes":
             return None
-        one = task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
+        profile = self.profile if task.writes_cells else None
+        weights = None if profile is None else profile.weights(record.metadata)
+        one = task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes, weights=weights))
         return one if isinstance(one, DistinctWords) else None
 
     def _write(self, prompts: Sequence[str], formats: Sequence[AnswerFormat], n_written: int) -> list[str]:

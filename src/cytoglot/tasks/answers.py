@@ -58,7 +58,8 @@ class GeneAnswer(Task[R, ParsedSentence]):
                 f"task {self.name!r} needs a number of genes from 1 to {len(vocabulary)} (all genes of the "
                 f"vocabulary), found {space.n_genes}"
             )
-        return DistinctWords(words=self.words(vocabulary), min_words=space.n_genes, max_words=space.n_genes)
+        n, words = space.n_genes, self.words(vocabulary)
+        return DistinctWords(words=words, min_words=n, max_words=n, weights=space.weights)
 
     def words(self, vocabulary: GeneVocabulary) -> tuple[str, ...]:
         """Return the genes of a vocabulary as the wordings of the task write them."""

@@ -16,6 +16,7 @@ class CellWriting(GeneAnswer[CellRecord]):
 
     answer_field = "cell_sentence"
     identifies_record = False
+    writes_cells = True
 
     def prompt_fields(self, record: CellRecord) -> Mapping[str, Field]:
         """Return the number of genes to write and the description.

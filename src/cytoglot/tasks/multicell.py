@@ -91,6 +91,7 @@ class GroupGeneration(GroupTask[tuple[ParsedSentence, ...]]):
     answer_kind = "cells"
     is_ordered = False
     identifies_record = False
+    writes_cells = True
     metrics = ("gene_overlap", "exact_match")
 
     def has_content(self, record: CellGroup) -> bool:

@@ -46,6 +46,10 @@ class Record(ABC):
     def truncate(self, n_genes: int) -> Self:
         """Return the record with the first `n_genes` genes of each of its lists at most."""
 
+    def whole(self) -> Self:
+        """Return the record as it is, where it shows a random view of its cells: what is to be written has no noise."""
+        return self
+
     @property
     def longest(self) -> int:
         """Number of genes of the longest list in the record."""
@@ -76,6 +80,8 @@ class CellRecord(Record):
     """length of the sentence to write, for a record without genes; else the number of `genes`"""
     ortholog_genes: Sequence[str] = ()
     """one symbol of another species for each of `genes`, empty where there is no one-to-one ortholog; or nothing"""
+    whole_genes: Sequence[str] | None = None
+    """the genes of the cell itself, where `genes` are a random view of them"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,8 +107,17 @@ class CellRecord(Record):
         """Return the record with `n_genes` genes at most."""
         shorter = self.num_genes if self.num_genes is None else min(self.num_genes, n_genes)
         return self._changed(
-            genes=self.genes[:n_genes], ortholog_genes=self.ortholog_genes[:n_genes], num_genes=shorter
+            genes=self.genes[:n_genes],
+            ortholog_genes=self.ortholog_genes[:n_genes],
+            num_genes=shorter,
+            whole_genes=None if self.whole_genes is None else self.whole_genes[:n_genes],
         )
+
+    def whole(self) -> CellRecord:
+        """Return the cell itself, without orthologs, where this is a random view of it."""
+        if self.whole_genes is None:
+            return self
+        return self._changed(genes=self.whole_genes, whole_genes=None, ortholog_genes=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +151,10 @@ class CellGroup(Record):
     def truncate(self, n_genes: int) -> CellGroup:
         """Return the group with `n_genes` genes in each cell at most."""
         return self._changed(cells=tuple(cell.truncate(n_genes) for cell in self.cells))
+
+    def whole(self) -> CellGroup:
+        """Return the group with the cells themselves."""
+        return self._changed(cells=tuple(cell.whole() for cell in self.cells))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Self, TypeVar
 
-from cytoglot.answer_format import AnswerFormat
+from cytoglot.answer_format import AnswerFormat, WordWeights
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.registry import Registry
 from cytoglot.tasks.record import Record
@@ -62,6 +62,8 @@ class AnswerSpace:
     labels: tuple[str, ...] = ()
     vocabulary: GeneVocabulary | None = None
     n_genes: int | None = None
+    weights: WordWeights | None = None
+    """of the genes of the vocabulary, from the model's profile"""
 
 
 class Task(ABC, Generic[R, Value]):
@@ -92,6 +94,9 @@ class Task(ABC, Generic[R, Value]):
     """metadata that every prompt tells, beside the optional ones of the description"""
     identifies_record: ClassVar[bool] = True
     """whether the prompt tells which record is meant, else the true answer is one draw among many"""
+    writes_cells: ClassVar[bool] = False
+    """whether the answer is whole cells, of which the prompt shows no gene: what is learned are then the cells
+    themselves, never a random view of them"""
     is_ordered: ClassVar[bool] = True
     """whether the parts of an answer of several cells have an order, that of the prompt"""
     reverse: ClassVar[str | None] = None

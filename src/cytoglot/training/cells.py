@@ -56,10 +56,15 @@ class CellSample:
     """Some cells of a part. Axes: n cells, g genes."""
 
     sentences: CellSentences
-    labels: NDArray[np.object_]
-    """(n,) cell type, None where unknown"""
+    metadata: Mapping[str, NDArray[np.object_]]
+    """name → (n,) values, None where unknown; always with `cell_type`"""
     log_ng: csr_matrix | None = None
     """their expression, log10(1 + counts per 10,000), where it is known"""
+
+    @property
+    def labels(self) -> NDArray[np.object_]:
+        """(n,) cell type, None where unknown."""
+        return self.metadata["cell_type"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +224,12 @@ def _of_file(job: TrainJob, adata: AnnData, folder: Path, base: CellModel | None
         shares=shares,
         weights=weights,
         visits={name: n for name, n in visits.items() if name in {s.name for s in made.corpus.description.sources}},
-        sample=CellSample(sentences=made.sentences, labels=made.labels, log_ng=made.log_ng),
+        sample=CellSample(
+            sentences=made.sentences,
+            metadata={name: np.full(len(made.labels), value, dtype=object) for name, value in context.items()}
+            | {"cell_type": made.labels},
+            log_ng=made.log_ng,
+        ),
         metadata_share=1.0,
         # Many files have few cells: the loss of their types tells better when to stop than that of writing cells.
         validation_weights={annotation: 1.0} if annotation in shares else shares,
@@ -309,10 +319,10 @@ def sample_cells(corpus: Corpus, part: Part, *, n: int, seed: int) -> CellSample
         block = read_row_group(corpus, places[place])
         blocks.append(block.take(np.sort(rng.permutation(len(block))[: -(-n // len(chosen))])))
     block = concat_blocks(blocks)
-    labels = np.full(len(block), None, dtype=object)
-    if "cell_type" in block.metadata_columns:
-        codes, texts = block.values("cell_type")
-        labels = np.array([*texts, None], dtype=object)[codes]
+    metadata: dict[str, NDArray[np.object_]] = {"cell_type": np.full(len(block), None, dtype=object)}
+    for name in block.metadata_columns:
+        codes, texts = block.values(name)
+        metadata[name] = np.array([*texts, None], dtype=object)[codes]
     sentences = CellSentences(
         cell_ids=np.array(block.cell_ids.to_pylist(), dtype=object),
         offsets=block.offsets,
@@ -321,7 +331,7 @@ def sample_cells(corpus: Corpus, part: Part, *, n: int, seed: int) -> CellSample
         vocabulary=corpus.vocabulary,
         settings=corpus.description.settings,
     )
-    return CellSample(sentences=sentences, labels=labels)
+    return CellSample(sentences=sentences, metadata=metadata)
 
 
 def spec_of(cells: TrainingCells, recipe: TrainRecipe, manifest: Manifest) -> CellModelSpec:

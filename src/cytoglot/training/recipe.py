@@ -49,6 +49,11 @@ class ModelRecipe(Settings):
     """gene vectors of a model from nothing start from the singular vectors of the training cells, or at random"""
     word_vector_rank: int = Field(default=64, gt=0)
     """number of singular vectors"""
+    profile: bool | None = None
+    """written cells start from the profile of their type: the genes' Plackett–Luce weights among its training cells.
+    None: where cells are written and each gene is one token; false: a pure language model"""
+    profile_fields: tuple[str, ...] = ("cell_type",)
+    """metadata that have a profile, together, the most important first; unseen combinations lose the last ones"""
 
 
 class LoraRecipe(Settings):
@@ -101,8 +106,9 @@ class GrpoRecipe(Settings):
     """share of probability that they are drawn from"""
     max_answer_tokens: int = Field(default=256, gt=0)
     """most tokens of an answer"""
-    constrained: bool = False
-    """write only valid answers; the same mask is then in all log-probabilities"""
+    constrained: bool | None = None
+    """write only valid answers; the same mask is then in all log-probabilities. None: where cells are written by a base
+    with a profile, which it needs"""
     probes: Literal["refuse", "warn", "off"] = "refuse"
     """what to do where an answer without content (a constant, a copy of the prompt, …) earns a high reward"""
     held_out_prompts: int = Field(default=32, gt=0)
@@ -132,6 +138,8 @@ PRESETS: Mapping[str, dict[str, Any]] = {
         "weight_average": 0.0,
         "betas": (0.9, 0.999),
         "loss": "token_mean",
+        "word_loss": "all_tokens",
+        "word_share": 1.0,
     },
 }
 """`preset` → the defaults of `optim`: ours for models from nothing, and those published for Cell2Sentence models
@@ -208,6 +216,12 @@ class OptimRecipe(Settings):
     published models have it; `generation_weight` is of the first alone"""
     generation_weight: float = Field(default=10.0, ge=0)
     """an example's mean loss per gene counts this much beside the summed loss of a label"""
+    word_loss: Literal["unwritten", "all_tokens"] = "unwritten"
+    """each gene of an answer is learned among the genes not yet written, as it is sampled; or among all tokens, as
+    published models are"""
+    word_share: float = Field(default=0.5, gt=0, le=1)
+    """share of the genes of an answer of more than 50 that is in the loss, others in each pass: half of them cost less
+    and teach the same"""
     loss_on: Literal["answers", "everything"] = "answers"
     """prompt tokens are learned too with `everything`"""
     weight_average: float = Field(default=0.98, ge=0, lt=1)
@@ -299,6 +313,8 @@ class TrainRecipe(Settings):
 
     @model_validator(mode="after")
     def _belong_together(self) -> TrainRecipe:
+        if self.model.profile and self.optim.word_loss == "all_tokens":
+            raise ValueError("model.profile needs optim.word_loss: unwritten, the loss over genes not yet written")
         if self.kind == "grpo" and self.model.base is None:
             raise ValueError("kind grpo aligns a trained model: set model.base to its folder")
         if self.kind != "grpo" and self.grpo != GrpoRecipe():

@@ -24,12 +24,16 @@ from cytoglot.corpus.read.sampler import EpochSampler
 from cytoglot.corpus.read.tokenize import GeneTokenizer
 from cytoglot.errors import InputError
 from cytoglot.sentence.augment import AugmentSettings
+from cytoglot.sentence.profile import CellProfile
+from cytoglot.tasks.answers import GeneAnswer, record_rng
 from cytoglot.tasks.instance import TaskInstance, truncate_to_fit
 from cytoglot.tasks.record_source import Draws, record_sources
 from cytoglot.tasks.task import Task
 
 _CHUNK = 1024  # examples that are tokenized and packed together
 _N_CHECKED, _GENES_CHECKED = 16, 32
+_FEW_WORDS = 50
+"""an answer of so many words is learned whole"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +52,13 @@ class ExampleSettings:
     """what the tokens of an answer weigh in the loss together; those of a label weigh 1 each"""
     loss_on: Literal["answers", "everything"] = "answers"
     """whether prompts are learned too, with `generation_weight` over their tokens"""
+    distinct_words: Literal["off", "words", "tokens"] = "off"
+    """answers of genes tell how many words they have, so that their loss can be over the words not yet written: of the
+    words alone, where each gene is one token; or of all tokens, where they spell a gene together"""
+    word_share: float = 1.0
+    """of an answer of more than 50 such words, the share that is in the loss, drawn for each example anew"""
     augment: AugmentSettings | None = None
-    """cells are seen in random views; None for the sentence itself"""
+    """cells that a prompt shows are seen in random views; None for the sentence itself"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +112,8 @@ class CorpusLoader:
         what shares mean across cells, cell groups and tables.
     replaced
         Task → one with other templates; by default those that the corpus's recipe names.
+    profile
+        Which condition's weights the words of a written cell are learned with; None for a model without a profile.
     sources
         Source → how often its cells are visited in an epoch: 2 for twice, 0.5 for every second cell, chosen by a hash
         of the seed, the epoch and the cell. 1 where it is not named.
@@ -135,6 +146,7 @@ class CorpusLoader:
         examples: ExampleSettings | None = None,
         tasks: Mapping[str, float] | None = None,
         replaced: Mapping[str, Task[Any, Any]] | None = None,
+        profile: CellProfile | None = None,
         sources: Mapping[str, float] | None = None,
         seed: int = 0,
         epochs: int | None = None,
@@ -157,7 +169,7 @@ class CorpusLoader:
             held_out=settings.held_out,
         )
         self._corpus, self._part, self._seed, self._epochs = corpus, part, seed, epochs
-        self._tokenizer, self._batches, self._examples = tokenizer, batches, settings
+        self._tokenizer, self._batches, self._examples, self._profile = tokenizer, batches, settings, profile
         self._reader_number, self._n_readers = rank * n_workers + worker, world * n_workers
         self._window_cells = window_cells
         reader = RecordReader(corpus, seed=seed, augment=settings.augment)
@@ -247,6 +259,7 @@ class CorpusLoader:
             **asdict(self._batches),
             **{name: value for name, value in asdict(self._examples).items() if name != "augment"},
             "augment": self._examples.augment and self._examples.augment.model_dump(),
+            "profile": self._profile and self._profile.fingerprint,
         }
 
     def _items(self) -> Iterator[tuple[list[Row], _Position]]:
@@ -296,15 +309,7 @@ class CorpusLoader:
                     continue
                 instance, (ids, n_prompt) = found
                 self.asked[instance.task.name] += 1
-                weight, learns_all = self._examples.generation_weight, self._examples.loss_on == "everything"
-                examples.append(
-                    TokenExample(
-                        ids,
-                        n_prompt,
-                        answer_weight=1.0 if instance.task.closed_answer else weight / max(len(ids) - n_prompt, 1),
-                        prompt_weight=weight / max(n_prompt, 1) if learns_all else 0.0,
-                    )
-                )
+                examples.append(self._weighted(instance, ids, n_prompt))
                 lengths.append(n if shape.bucket_examples is not None else len(ids))
             if shape.packed:
                 rows, waiting = pack(examples, shape.context, finish=is_last)
@@ -315,6 +320,37 @@ class CorpusLoader:
                 found_batches = bucket(lengths, batch_size=shape.batch_size, batch_tokens=shape.batch_tokens)
                 items, waiting = [[[examples[i]] for i in places] for places in found_batches], []
             yield from (items[i] for i in rng.permutation(len(items)))
+
+    def _weighted(self, instance: TaskInstance, ids: NDArray[np.int32], n_prompt: int) -> TokenExample:
+        """Return an example with what each token weighs in the loss, and which of them choose distinct words."""
+        settings, task, record = self._examples, instance.task, instance.record
+        weight = 1.0 if task.closed_answer else settings.generation_weight / max(len(ids) - n_prompt, 1)
+        learns_all = settings.loss_on == "everything"
+        n_words = n_distinct = condition = 0
+        word_weights = None
+        if settings.distinct_words != "off" and isinstance(task, GeneAnswer) and task.templates.style.is_ours:
+            n_words = n_distinct = len(task.answer_genes(record))
+            if settings.distinct_words == "tokens":
+                n_distinct = len(ids) - n_prompt
+            elif not self._tokenizer.are_genes(ids[n_prompt : n_prompt + n_words]):  # such as a gene set's other genes
+                n_words = n_distinct = 0
+            if self._profile is not None and task.writes_cells:
+                condition = self._profile.row(record.metadata)
+            n_kept = round(settings.word_share * n_words)
+            if settings.distinct_words == "words" and n_words > _FEW_WORDS and 0 < n_kept < n_words:
+                word_weights = np.zeros(n_words, np.float32)
+                kept = record_rng("words in the loss", record).permutation(n_words)[:n_kept]
+                word_weights[kept] = weight * n_words / n_kept
+        return TokenExample(
+            ids,
+            n_prompt,
+            answer_weight=weight,
+            prompt_weight=settings.generation_weight / max(n_prompt, 1) if learns_all else 0.0,
+            n_distinct=n_distinct,
+            n_words=n_words,
+            condition=condition,
+            word_weights=word_weights,
+        )
 
     def _encoded(self, instances: Sequence[TaskInstance]) -> list[tuple[tuple[NDArray[np.int32], int], int]]:
         prompts, completions = zip(*(instance.segments() for instance in instances), strict=True)

@@ -134,7 +134,8 @@ class TaskMixture:
         return self._instance(possible[_place(edges, draws("possible task"))][0], record, draws)
 
     def _instance(self, task: Task[Any, Any], record: Record, draws: Draws) -> TaskInstance:
-        told = record
+        # A view of a cell is noise that a reader has to see through; to learn to write it would be to learn the noise.
+        record = told = record.whole() if task.writes_cells else record
         if record.metadata and self._metadata_share < 1:
             varied = vary_metadata(record.metadata, task.required_metadata, draws, share=self._metadata_share)
             if len(varied) < len(record.metadata):

@@ -29,6 +29,14 @@ class TokenExample:
     answer_weight: float
     """of each token of the answer"""
     prompt_weight: float = 0.0
+    n_distinct: int = 0
+    """tokens at the start of the answer that choose words of which none is written twice"""
+    n_words: int = 0
+    """words that these tokens spell"""
+    condition: int = 0
+    """row of the profile that the words are learned with"""
+    word_weights: NDArray[np.float32] | None = None
+    """(n_distinct,) what each of these tokens weighs, where that is not `answer_weight`"""
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -46,6 +54,10 @@ class TokenBatch:
     """(b, t) place within the example"""
     segment_ids: NDArray[np.int32]
     """(b, t) number of the example within its row, from 1: a token may look at tokens of its own segment only"""
+    n_words: NDArray[np.int32]
+    """(b, t) words of the answer that a token belongs to, none of which is written twice; 0 for any other token"""
+    conditions: NDArray[np.int32]
+    """(b, t) row of the profile that those words are learned with"""
     n_examples: int
 
     @property
@@ -122,6 +134,7 @@ def lay_out(rows: Sequence[Row], width: int, *, pad_id: int = 0) -> TokenBatch:
     weights_bt = np.zeros((len(rows), width), np.float32)
     positions_bt = np.zeros((len(rows), width), np.int64)
     segments_bt = np.zeros((len(rows), width), np.int32)
+    n_words_bt, conditions_bt = np.zeros((2, len(rows), width), np.int32)
     for b, row in enumerate(rows):
         begin = 0
         for number, example in enumerate(row, start=1):
@@ -131,12 +144,19 @@ def lay_out(rows: Sequence[Row], width: int, *, pad_id: int = 0) -> TokenBatch:
             weights_bt[b, max(answer, begin + 1) : end] = example.answer_weight
             positions_bt[b, begin:end] = _COUNT[: end - begin] if end - begin <= len(_COUNT) else np.arange(end - begin)
             segments_bt[b, begin:end] = number
+            if example.n_distinct:
+                words = slice(answer, answer + example.n_distinct)
+                n_words_bt[b, words], conditions_bt[b, words] = example.n_words, example.condition
+                if example.word_weights is not None:
+                    weights_bt[b, words] = example.word_weights
             begin = end
     return TokenBatch(
         input_ids=ids_bt,
         weights=weights_bt,
         position_ids=positions_bt,
         segment_ids=segments_bt,
+        n_words=n_words_bt,
+        conditions=conditions_bt,
         n_examples=sum(map(len, rows)),
     )
 

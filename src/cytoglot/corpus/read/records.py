@@ -98,11 +98,9 @@ class BlockRecords:
         It has no `ortholog_genes` if it is told in the genes of another species than its own.
         """
         reader, cell_id = self._reader, self._cell_ids[row]
-        ids: NDArray[np.integer] = self._block.gene_ids[self._offsets[row] : self._offsets[row + 1]]
-        if reader.augment is not None:
-            ids = training_view(ids, draws.rng(cell_id), reader.augment)
-        if top_genes is not None:
-            ids = ids[:top_genes]
+        whole: NDArray[np.integer] = self._block.gene_ids[self._offsets[row] : self._offsets[row + 1]]
+        ids = whole if reader.augment is None else training_view(whole, draws.rng(cell_id), reader.augment)
+        ids, whole = ids[:top_genes], whole[:top_genes]
         metadata = self.metadata(row)
         orthologs: Genes | tuple[()] = ()
         # Some data sets give mouse cells in human symbols; what to call the other species of such a cell is unclear.
@@ -116,6 +114,7 @@ class BlockRecords:
             cell_id=cell_id,
             ortholog_genes=orthologs,
             variant=draws("variant"),
+            whole_genes=None if reader.augment is None else Genes(whole, reader.names),
         )
 
     def metadata(self, row: int) -> dict[str, str]:

@@ -99,6 +99,7 @@ class GeneTokenizer:
         self._flat, self._lengths = np.empty(0, np.int32), np.empty(0, np.int64)
         self._capitals: NDArray[np.integer] | None = None
         self._same_names = vocabulary.names
+        self._is_gene: NDArray[np.bool_] | None = None
         self.why_plain: str | None = None
         """why texts are tokenized as they are, or None"""
         # How does this tokenizer read a text that goes on after another one?
@@ -135,6 +136,15 @@ class GeneTokenizer:
             pairs.append((everything[begin:end], n_prompt))
             begin = end
         return pairs
+
+    def are_genes(self, ids: NDArray[np.int32]) -> bool:
+        """Return whether each of these ids is a whole gene of the vocabulary."""
+        if self._is_gene is None:
+            pieces = self._behind([f" {name}" for name in self._names]) if len(self._names) else []
+            whole = np.array([piece[0] for piece in pieces if len(piece) == 1], np.int64)
+            self._is_gene = np.zeros(int(whole.max(initial=-1)) + 2, np.bool_)
+            self._is_gene[whole] = True
+        return bool(self._is_gene[np.minimum(ids, len(self._is_gene) - 1)].all())
 
     def check(self, prompts: Sequence[Segments], completions: Sequence[Segments]) -> bool:
         """Compare the reading of segments with that of whole texts; if they differ, read whole texts from now on.

@@ -159,6 +159,11 @@ class AskedModel(ABC):
             raise InputError(f"expected a list of prompts, found one text of {len(prompts)} characters; pass [text]")
         if n_samples < 1:
             raise InputError(f"n_samples must be at least 1, found {n_samples}")
+        if isinstance(answer_format, DistinctWords) and answer_format.weights is not None:
+            raise InputError(
+                "this model writes cells with a profile, whose weights a server cannot add; generate with the model "
+                "itself (cytoglot generate), or train it with model.profile: false"
+            )
         keys = [str(place) for place in range(len(prompts))] if keys is None else keys
         if len(keys) != len(prompts):
             raise InputError(f"need one key for each prompt, found {len(prompts)} prompts and {len(keys)} keys")

@@ -31,7 +31,7 @@ from cytoglot.errors import InputError, ResourceError
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.generation.sampling import Sampling, TokenSampler
-from cytoglot.lm.model.tokenizer import encode_prompts
+from cytoglot.lm.model.tokenizer import encode_prompts, word_token_ids
 from cytoglot.lm.runtime.halve_on_oom import release_memory
 from cytoglot.lm.runtime.prefix_cache import expand, prefix_groups, read_prefix
 from cytoglot.progress import progress_bar
@@ -438,10 +438,23 @@ class _Writer:
         self.sampler = TokenSampler(sampling, names, tokens_s=constraint.tokens_s)
         self.tokens_s = constraint.tokens_s.to(lm.device)
         self.takes_all = len(self.tokens_s) == reading.logits_bv.shape[1]
+        self.tokens_w, self.weights_bw = self._word_weights(rows)
         # What each row of the state is in the batch as it was given; and what is known of those.
         self.places = list(range(len(rows)))
         self.answers: list[GeneratedAnswer | None] = [None] * len(rows)
         self.log_probs: list[list[float]] = [[] for _ in rows]
+
+    def _word_weights(self, rows: Sequence[_Row]) -> tuple[Tensor | None, Tensor | None]:
+        """Return the token of each word and what is added to its logit in each row; nothing where nothing is added."""
+        formats = [row.request.answer_format for row in rows]
+        weights = [one.weights if isinstance(one, DistinctWords) else None for one in formats]
+        first = next((one for one in formats if isinstance(one, DistinctWords) and one.weights is not None), None)
+        if first is None:
+            return None, None
+        tokens_w = torch.from_numpy(word_token_ids(self.lm.tokenizer, first.words)).to(self.lm.device)
+        plain_w = np.zeros(len(first.words), np.float32)
+        weights_bw = np.stack([plain_w if one is None else one.log_weights for one in weights])
+        return tokens_w, torch.from_numpy(weights_bw).to(self.lm.device)
 
     def write(self, *, with_log_probs: bool, observer: StepObserver | None = None) -> list[GeneratedAnswer]:
         """Return the answers in the order of the rows."""
@@ -449,6 +462,8 @@ class _Writer:
             observer.start(self.named, self.constraint)
         for _ in range(self.max_steps):
             logits_bv = self.reading.logits_bv
+            if self.tokens_w is not None and self.weights_bw is not None:
+                logits_bv = logits_bv.float().index_add(1, self.tokens_w, self.weights_bw)
             symbol_b, log_prob_b = self.sampler.draw(logits_bv, self.state, with_log_probs=with_log_probs)
             if observer is not None:
                 logits_bs = logits_bv if self.takes_all else logits_bv[:, self.tokens_s]
@@ -488,6 +503,7 @@ class _Writer:
         self.sampler.select(going_on)
         self.state.select(rows)
         self.reading.select(rows)
+        self.weights_bw = None if self.weights_bw is None else self.weights_bw[rows]
         return rows
 
     def _read(self, token_b: Tensor) -> None:

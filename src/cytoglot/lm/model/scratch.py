@@ -59,6 +59,9 @@ class ScratchSettings(Settings):
     pool_gain: float = Field(default=1.0, ge=0)
     """Size of the mean word vector as handed on by attention at the start; 0 leaves that attention layer random.
     Acts only when word vectors are given."""
+    word_output_scale: float = Field(default=0.1, gt=0)
+    """Output vectors of the words start this much smaller where a profile says already how frequent they are, so that
+    training begins at the profile's likelihood. Without effect where embedding and output layer are one."""
     pool_layer: int = Field(default=0, ge=0)
     """The layer whose attention starts as a mean over words."""
 
@@ -95,6 +98,7 @@ def scratch_model(
     words: Sequence[str] | None = None,
     word_vectors: NDArray[np.floating] | None = None,
     word_texts: Sequence[NDArray[np.integer]] | None = None,
+    has_profile: bool = False,
 ) -> LlamaForCausalLM:
     """Return an untrained Llama model for the tokenizer, in evaluation mode, float32, on the CPU.
 
@@ -112,6 +116,9 @@ def scratch_model(
         A sample of texts as arrays of indices into `words` (a few hundred). Averages over long texts are smaller
         than single vectors; from the sample, the pooling layer is scaled so that their differences arrive with a root
         mean square of `pool_gain`. Without it, texts of one word are assumed.
+
+    has_profile
+        The logits of the words will have a profile's weights added (see `word_output_scale`).
 
     Raises
     ------
@@ -135,6 +142,11 @@ def scratch_model(
                 model.get_input_embeddings().weight[token_ids] = embedding_wd
                 if settings.pool_gain > 0:
                     _start_as_pool(model, embedding_wd, texts, word_vectors.shape[1], settings)
+        if has_profile and not settings.tie_embeddings:
+            with torch.no_grad():
+                model.lm_head.weight[torch.from_numpy(word_token_ids(tokenizer, words or []))] *= (
+                    settings.word_output_scale
+                )
     return model.eval()
 
 

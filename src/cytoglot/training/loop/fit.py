@@ -27,6 +27,7 @@ from cytoglot.lm.model.language_model import LanguageModel, choose_device, own_p
 from cytoglot.lm.model.load import load_model
 from cytoglot.lm.model.lora import add_lora, merge_lora, save_adapter
 from cytoglot.manifest import Manifest
+from cytoglot.sentence.profile import PROFILE_FILE
 from cytoglot.training.loop.batches import ReadAhead
 from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, join_processes, wait_for_all
@@ -312,6 +313,9 @@ def finish(
             if split is not None:
                 save_split(split, run.folder)
             write_json(run.folder / TRAINING_FILE, told)
+            (run.folder / PROFILE_FILE).unlink(missing_ok=True)
+            if model.profile is not None:
+                model.profile.save(run.folder)
             model.spec.save(run.folder)  # from here on the folder holds a model
             write_model_card(run.folder)
             shutil.rmtree(run.work, ignore_errors=True)

@@ -17,10 +17,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cytoglot.lm.scoring.distinct_words import AnswerWords
+
 Batch = dict[str, Any]
 
 
-def loss_sum(model: torch.nn.Module, batch: Mapping[str, Any], *, inside: torch.nn.Module | None = None) -> Tensor:
+def loss_sum(
+    model: torch.nn.Module,
+    batch: Mapping[str, Any],
+    *,
+    inside: torch.nn.Module | None = None,
+    words: AnswerWords | None = None,
+) -> Tensor:
     """Return the sum of the weighted token losses of a batch, a scalar in nats, float32.
 
     Parameters
@@ -29,6 +37,9 @@ def loss_sum(model: torch.nn.Module, batch: Mapping[str, Any], *, inside: torch.
         A causal language model, or one in a wrapper whose `forward` has to be called, as for several processes.
     inside
         The model within the wrapper; the model itself by default.
+    words
+        What answers of distinct words are made of. Where the batch tells of such answers (`n_words`, `conditions`),
+        each of their words is predicted among those not yet written, as it is when they are sampled.
     """
     inside = inside or model
     if "position_ids" in batch and uses_flash(inside):
@@ -39,8 +50,16 @@ def loss_sum(model: torch.nn.Module, batch: Mapping[str, Any], *, inside: torch.
     inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
     logits_nv = logits_at(model, inputs, predicts_bt, inside=inside)
     ids_n, weights_n = ids_bt[:, 1:][predicts_bt[:, :-1]], weights_bt[:, 1:][predicts_bt[:, :-1]]
-    loss_n = functional.cross_entropy(logits_nv.float(), ids_n, reduction="none")
-    return (loss_n * weights_n).sum()
+    if words is None or "n_words" not in batch:
+        loss_n = functional.cross_entropy(logits_nv.float(), ids_n, reduction="none")
+        return (loss_n * weights_n).sum()
+    is_word_bt = (weights_bt > 0) & (batch["n_words"] > 0)
+    is_word_n = is_word_bt[:, 1:][predicts_bt[:, :-1]]
+    other_n = functional.cross_entropy(logits_nv[~is_word_n].float(), ids_n[~is_word_n], reduction="none")
+    word_n = words.losses(
+        logits_nv[is_word_n], is_word_bt, ids_bt, batch["n_words"], batch["conditions"], batch.get("segment_ids")
+    )
+    return (other_n * weights_n[~is_word_n]).sum() + (word_n * weights_n[is_word_n]).sum()
 
 
 def logits_at(
@@ -77,6 +96,10 @@ def uses_flash(model: torch.nn.Module) -> bool:
 
 def in_one_row(batch: Mapping[str, Any]) -> Batch:
     """Return packed rows as one row; what is padded becomes examples of one token without weight."""
+    if "segment_ids" in batch:  # examples of several rows have the same numbers
+        segments_bt = batch["segment_ids"]
+        first_b = torch.arange(len(segments_bt), device=segments_bt.device) * (int(segments_bt.max()) + 1)
+        batch = {**batch, "segment_ids": torch.where(segments_bt > 0, segments_bt + first_b[:, None], 0)}
     return {
         name: value.reshape(1, -1) if isinstance(value, Tensor) and value.ndim == 2 else value
         for name, value in batch.items()

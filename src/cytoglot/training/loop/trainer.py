@@ -32,6 +32,7 @@ from cytoglot.atomic import write_json
 from cytoglot.errors import InputError, NotFiniteError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.runtime.halve_on_oom import release_memory
+from cytoglot.lm.scoring.distinct_words import AnswerWords
 from cytoglot.training.loop.batches import BatchSource
 from cytoglot.training.loop.callbacks import History, WeightAverage
 from cytoglot.training.loop.distributed import from_first, is_first, n_processes, rank, sum_over_all, wait_for_all
@@ -68,6 +69,8 @@ class TrainingData:
     validation: Sequence[Batch] = ()
     """of all processes together"""
     held_out: HeldOutScores | None = None
+    words: AnswerWords | None = None
+    """what answers of distinct words are made of; None: their loss is over all tokens, like that of any text"""
 
 
 def n_averaged(batch: Batch) -> int:
@@ -189,11 +192,14 @@ class AnswerTrainer(OneLineFaults):
             # Gradients are exchanged once, with the last part.
             with self.accelerator.no_sync(model) if number < len(parts) - 1 else nullcontext():
                 with self.compute_loss_context_manager():
-                    loss = loss_sum(model, part, inside=self._lm.model) * scale
+                    loss = loss_sum(model, part, inside=self._lm.model, words=self._data.words) * scale
                 self._has_sent = number == len(parts) - 1 and self.accelerator.sync_gradients
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
+
+    def _validation_loss(self, parts: Sequence[Batch]) -> float:
+        return sum(float(loss_sum(self._lm.model, part, words=self._data.words)) for part in parts)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         parts = [batch]
@@ -261,7 +267,7 @@ class AnswerTrainer(OneLineFaults):
                 batch = self._prepare_inputs(batches[min(start + rank(), len(batches) - 1)])
                 self._has_sent = False
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    loss = self._in_parts(batch, lambda parts: sum(float(loss_sum(self._lm.model, p)) for p in parts))
+                    loss = self._in_parts(batch, self._validation_loss)
                 if start + rank() < len(batches):
                     total += torch.tensor([loss, n_averaged(batch)])
             loss, n_items = sum_over_all(total, self.args.device).tolist()

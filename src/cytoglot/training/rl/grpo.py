@@ -29,6 +29,7 @@ from cytoglot.lm.generation.sampling import Sampling
 from cytoglot.lm.model.language_model import LanguageModel, own_progress_only, set_threads
 from cytoglot.lm.model.load import load_model
 from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
+from cytoglot.tasks.task import tasks
 from cytoglot.training.cells import begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
 from cytoglot.training.loop.distributed import from_first, n_processes
@@ -74,7 +75,7 @@ def train_grpo(job: TrainJob) -> CellModel:
         fails, or says nothing of any answer; the base model or the source cannot be used; or the folder holds a run
         with other settings, or other files.
     """
-    _check_recipe(job.recipe)
+    _check_recipe(job.recipe, job.recipe.grpo)
     source = job.open()
     run = begin_run(job, source)
     finished = begin(run, overwrite=job.overwrite)
@@ -111,8 +112,17 @@ def train_grpo(job: TrainJob) -> CellModel:
 
         # What is asked, and what rewards may know of it.
         n_prompts = recipe.optim.steps // grpo.updates * grpo.prompts_per_step
-        types = () if base is None else base.spec.labels
-        prompts = source_of_corpus(cells, recipe, n_training=n_prompts, types=types, seed=seed)
+        types, profile = ((), None) if base is None else (base.spec.labels, base.profile)
+        needs_constraint = profile is not None and any(tasks[one].writes_cells for one in cells.shares)
+        if needs_constraint and grpo.constrained is False:
+            raise InputError(
+                f"{name} writes cells with profiles, which need answers under constraint; leave "
+                "grpo.constrained out, or train the base with model.profile: false"
+            )
+        grpo = grpo.model_copy(update={"constrained": bool(grpo.constrained or needs_constraint)})
+        recipe = recipe.model_copy(update={"grpo": grpo})
+        _check_recipe(recipe, grpo)
+        prompts = source_of_corpus(cells, recipe, n_training=n_prompts, types=types, profile=profile, seed=seed)
         plan = plan_prompts(prompts, lm, n=n_prompts, seed=seed)
         held_out = held_out_prompts(prompts, lm, n=grpo.held_out_prompts)
         max_tokens = _room(lm, [*plan, *held_out], grpo)
@@ -133,7 +143,7 @@ def train_grpo(job: TrainJob) -> CellModel:
             held_out,
             reward,
             context,
-            constrained=grpo.constrained,
+            constrained=bool(grpo.constrained),
             n_samples=grpo.held_out_samples,
             max_tokens=max_tokens,
             sampling=Sampling(temperature=grpo.temperature, top_p=grpo.top_p, seed=seed),
@@ -143,7 +153,7 @@ def train_grpo(job: TrainJob) -> CellModel:
         prepare_trackers(run)
         arguments = grpo_arguments(run, lm, reward, max_tokens=max_tokens)
         open_run(run, overwrite=job.overwrite)
-        watch = _fit(lm, plan, reward, watched, run, arguments)
+        watch = _fit(lm, plan, reward, watched, replace(run, recipe=recipe), arguments)
 
         def make_model(aligned: LanguageModel) -> CellModel:
             aligned.model.__dict__.pop("forward", None)  # what TRL has put on it
@@ -152,7 +162,7 @@ def train_grpo(job: TrainJob) -> CellModel:
                 spec = spec_of(cells, recipe, run.manifest)
             else:
                 spec = replace(base.spec, manifest=run.manifest.to_dict())
-            model = CellModel(lm=aligned, spec=spec, folder=run.folder)
+            model = CellModel(lm=aligned, spec=spec, folder=run.folder, profile=profile)
             found = cells.calibration_cells(seed)
             return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
 
@@ -172,9 +182,8 @@ def train_grpo(job: TrainJob) -> CellModel:
         )
 
 
-def _check_recipe(recipe: TrainRecipe) -> None:
+def _check_recipe(recipe: TrainRecipe, grpo: GrpoRecipe) -> None:
     """Refuse what cannot hold together before anything is read."""
-    grpo = recipe.grpo
     if not grpo.rewards:
         raise InputError("no reward is named: set grpo.rewards, such as {overlap: {weight: 1}}; see docs/grpo.md")
     if grpo.constrained and grpo.vllm != "off":
@@ -313,7 +322,7 @@ def _fit(
         plan,
         args=arguments,
         reward_terms=reward.terms,
-        constrained=grpo.constrained,
+        constrained=bool(grpo.constrained),
         kl=grpo.kl,
         terminator=TERMINATOR,
         optimizers=(optimizer, make_schedule(optimizer, recipe.optim)),

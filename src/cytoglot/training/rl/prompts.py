@@ -20,10 +20,10 @@ from cytoglot.data.schema import GROUP_FIELDS
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.metrics.uncertainty import resampling_unit
+from cytoglot.sentence.profile import CellProfile
 from cytoglot.tasks.instance import TaskInstance
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.record_source import record_sources
-from cytoglot.tasks.task import AnswerSpace
 from cytoglot.tasks.task import tasks as registered_tasks
 from cytoglot.training.cells import TrainingCells
 from cytoglot.training.recipe import TrainRecipe
@@ -79,12 +79,14 @@ class PromptSource:
     groups: Mapping[str, str] = field(default_factory=dict)
     """key of a validation record → its donor or batch"""
     unit: str = "prompt"
+    profile: CellProfile | None = None
+    """what the model writes cells with"""
     reference: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
     """cell type → sentences of training cells"""
 
     def asked(self, lm: LanguageModel, task: str, part: Part, n: int) -> Iterator[EvalPrompt]:
         """Yield up to `n` prompts of a task that fit the model's context with their true answer."""
-        answers, found, labels = ModelAnswers(lm, self.vocabulary), 0, self.labels.get(task, ())
+        answers, found, labels = ModelAnswers(lm, self.vocabulary, self.profile), 0, self.labels.get(task, ())
         for question in self.questions.get((task, part), ()):
             if found == n:
                 return
@@ -96,7 +98,7 @@ class PromptSource:
             answer_format: AnswerFormat = FreeText()
             if kind == "genes":
                 n_genes = len(fitted.truth.split())
-                answer_format = question.task.answer_format(AnswerSpace(vocabulary=self.vocabulary, n_genes=n_genes))
+                answer_format = answers.words(question.task, record, n_genes) or FreeText()
             elif kind == "label":
                 answer_format = OneOf(options=labels)
             yield EvalPrompt(
@@ -112,7 +114,13 @@ class PromptSource:
 
 
 def source_of_corpus(
-    cells: TrainingCells, recipe: TrainRecipe, *, n_training: int, types: tuple[str, ...] = (), seed: int
+    cells: TrainingCells,
+    recipe: TrainRecipe,
+    *,
+    n_training: int,
+    types: tuple[str, ...] = (),
+    profile: CellProfile | None = None,
+    seed: int,
 ) -> PromptSource:
     """Return what the mixture asks of a corpus.
 
@@ -120,6 +128,8 @@ def source_of_corpus(
     ----------
     types
         The types that a base model chooses from; () for those of the training cells.
+    profile
+        What the base model writes cells with.
     """
     corpus, top_genes = cells.corpus, recipe.sentence.top_genes
     questions: dict[tuple[str, Part], tuple[TaskInstance, ...]] = {}
@@ -160,6 +170,7 @@ def source_of_corpus(
         questions=questions,
         groups={} if values is None else {r.key: str(v) for r, v in zip(asked, values, strict=True)},
         unit="prompt" if values is None else unit,
+        profile=profile,
         reference={label: tuple(some[:_REFERENCE_CELLS]) for label, some in sorted(of_type.items())},
     )
 

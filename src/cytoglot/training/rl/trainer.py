@@ -31,7 +31,7 @@ from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.lm.constraint.answer_constraint import AnswerConstraint, AnswerState
 from cytoglot.lm.constraint.constrain import constrain
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.tokenizer import encode_prompts
+from cytoglot.lm.model.tokenizer import encode_prompts, word_token_ids
 from cytoglot.training.loop.run_folder import writing
 from cytoglot.training.loop.trainer import OneLineFaults, readable_checkpoint
 from cytoglot.training.rl.prompts import EvalPrompt
@@ -47,6 +47,7 @@ class FormatConstraints:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, terminator: str) -> None:
         self._tokenizer, self._terminator = tokenizer, terminator
         self._made: dict[object, AnswerConstraint] = {}
+        self._tokens: dict[tuple[str, ...], Tensor] = {}
 
     def of(self, answer_format: AnswerFormat) -> AnswerConstraint:
         """Return the constraint of a format; of `DistinctWords` with any number of words."""
@@ -57,6 +58,12 @@ class FormatConstraints:
                 answer_format = DistinctWords(words=words, min_words=1, max_words=len(words))
             self._made[key] = constrain(answer_format, self._tokenizer, terminator=self._terminator)
         return self._made[key]
+
+    def tokens_of(self, words: tuple[str, ...]) -> Tensor:
+        """Return the one token of each word; an InputError where some word is several."""
+        if words not in self._tokens:
+            self._tokens[words] = torch.from_numpy(word_token_ids(self._tokenizer, words))
+        return self._tokens[words]
 
     @staticmethod
     def key(answer_format: AnswerFormat) -> object:
@@ -89,6 +96,7 @@ class AnswerStates:
         self, constraints: FormatConstraints, formats: Sequence[AnswerFormat], *, budget: int, device: torch.device
     ) -> None:
         self._n_rows, self._device = len(formats), device
+        self._constraints, self._formats = constraints, formats
         members: dict[object, list[int]] = {}
         for row, one in enumerate(formats):
             members.setdefault(constraints.key(one), []).append(row)
@@ -111,6 +119,20 @@ class AnswerStates:
             rows_bv[:, shared.tokens_s] = shared.state.allowed()
             allowed_bv[shared.rows] = rows_bv
         return allowed_bv
+
+    def weights(self, n_vocabulary: int) -> Tensor | None:
+        """Return what the formats add to each token's logit, float32 (b, v); None where none adds anything."""
+        weighted = [
+            (row, one) for row, one in enumerate(self._formats) if isinstance(one, DistinctWords) and one.weights
+        ]
+        if not weighted:
+            return None
+        added_bv = torch.zeros((self._n_rows, n_vocabulary), device=self._device)
+        for row, one in weighted:
+            assert one.weights is not None
+            tokens_w = self._constraints.tokens_of(one.words).to(self._device)
+            added_bv[row, tokens_w] = torch.from_numpy(one.weights.log_weights).to(self._device)
+        return added_bv
 
     def advance(self, token_b: Tensor) -> None:
         """Take one more token for each row; rows whose answer is complete ignore it."""
@@ -135,6 +157,8 @@ class AnswerProcessor(LogitsProcessor):
         for token_b in input_ids[:, self._n_seen :].unbind(dim=1):
             self._states.advance(token_b)
         self._n_seen = input_ids.shape[1]
+        added_bv = self._states.weights(scores.shape[1])
+        scores = scores if added_bv is None else scores + added_bv
         return scores.masked_fill(~self._states.allowed(scores.shape[1]), -torch.inf)
 
 
@@ -375,9 +399,11 @@ class CellGrpoTrainer(OneLineFaults, GRPOTrainer):
         if self._keeps_some_logits:
             given["logits_to_keep"] = n_answer + 1
         with self.accelerator.autocast():
-            logits_btv = model(**given, use_cache=False).logits[:, -n_answer - 1 : -1] / self.temperature
-        written_bt = ids_bt[:, -n_answer:]
+            logits_btv = model(**given, use_cache=False).logits[:, -n_answer - 1 : -1]
+        written_bt, states = ids_bt[:, -n_answer:], self._states(rows)
+        added_bv = states.weights(logits_btv.shape[-1])  # a profile is divided by the temperature, as in the rollouts
+        logits_btv = (logits_btv if added_bv is None else logits_btv + added_bv[:, None]) / self.temperature
         with torch.no_grad():
-            allowed_btv = torch.stack(list(self._states(rows).replay(written_bt, logits_btv.shape[-1])), dim=1)
+            allowed_btv = torch.stack(list(states.replay(written_bt, logits_btv.shape[-1])), dim=1)
         log_p_bt, entropy_bt = masked_log_probs(logits_btv, written_bt, allowed_btv)
         return log_p_bt.masked_fill(~real_bt, 0.0), entropy_bt.masked_fill(~real_bt, 0.0)

@@ -25,7 +25,7 @@ from cytoglot.training.loop.loss import Batch
 if TYPE_CHECKING:
     import datasets
 
-ARRAYS = ("input_ids", "weights", "position_ids", "segment_ids")
+ARRAYS = ("input_ids", "weights", "position_ids", "segment_ids", "n_words", "conditions")
 
 
 def gene_tokenizer(tokenizer: PreTrainedTokenizerBase, vocabulary: GeneVocabulary) -> GeneTokenizer:
@@ -137,15 +137,17 @@ def readers_of(rank: int, world: int, *, n_readers: int, batch_size: int) -> ran
 def joined(batches: Sequence[Mapping[str, torch.Tensor]]) -> Batch:
     """Return the rows of several batches as one, with the numbers of its examples and of its tokens.
 
-    Rows that hold one example each come without segments and positions: the model knows them.
+    Rows that hold one example each come without segments and positions, which the model knows; and a batch without
+    answers of distinct words without what is told of these.
     """
     width = max(batch["input_ids"].shape[1] for batch in batches)
     arrays = {
         name: torch.cat([pad(batch[name], (0, width - batch[name].shape[1])) for batch in batches]) for name in ARRAYS
     }
     n_tokens = int((arrays["segment_ids"] > 0).sum())
-    if int(arrays["segment_ids"].max()) == 1:
-        arrays = {name: arrays[name] for name in ("input_ids", "weights")}
+    unneeded = [] if int(arrays["segment_ids"].max()) > 1 else ["position_ids", "segment_ids"]
+    unneeded += [] if int(arrays["n_words"].max()) > 0 else ["n_words", "conditions"]
+    arrays = {name: array for name, array in arrays.items() if name not in unneeded}
     return {**arrays, "n_examples": sum(int(batch["n_examples"]) for batch in batches), "n_tokens": n_tokens}
 
 

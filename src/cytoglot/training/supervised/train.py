@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -18,9 +19,12 @@ from cytoglot.cell_model.load import CellModel, check_same_genes
 from cytoglot.corpus.format.folder import Part
 from cytoglot.corpus.read.examples import available_tasks
 from cytoglot.corpus.read.loader import BatchSettings, ExampleSettings
+from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel, set_threads
 from cytoglot.lm.model.scratch import scratch_model
 from cytoglot.lm.model.tokenizer import build_tokenizer, padding_id
+from cytoglot.lm.scoring.distinct_words import AnswerWords
+from cytoglot.sentence.profile import CellProfile, fit_profile
 from cytoglot.tasks.task import tasks
 from cytoglot.training.cells import TrainingCells, begin_run, spec_of, training_cells
 from cytoglot.training.job import TrainJob
@@ -68,16 +72,36 @@ def train_supervised(job: TrainJob) -> CellModel:
             logger.info("%s", message)
         lm = start_model(run, lambda: new_model(cells, recipe, seed=seed))
         packed = can_pack(lm, recipe.optim, auto=cells.packed)
-        validation = held_out_of_corpus(cells.corpus, cells.shares, recipe, seed)
+        symbols, words, profile = tuple(cells.corpus.vocabulary.symbols), None, None
+        writes_genes = any(tasks[name].answer_kind == "genes" for name in cells.shares)
+        if recipe.optim.word_loss == "unwritten" and writes_genes:
+            words = AnswerWords.of(lm.tokenizer, symbols)
+            if has_profile(cells, recipe) and (words.token_ids_w is not None or recipe.model.profile):
+                if words.token_ids_w is None:
+                    raise InputError(
+                        "model.profile needs a tokenizer in which each gene is one token, and the base's spells genes "
+                        "in several; leave model.profile out"
+                    )
+                profile = fit_profile(
+                    cells.sample.sentences,
+                    cells.sample.metadata,
+                    fields=recipe.model.profile_fields,
+                    top_genes=recipe.sentence.top_genes,
+                )
+                words = AnswerWords.of(lm.tokenizer, symbols, log_weights_cw=profile.log_weights_cg)
+        learned = LearnedWords(words=words, profile=profile)
+        validation = held_out_of_corpus(cells.corpus, cells.shares, recipe, seed, profile=profile)
         data = TrainingData(
-            batches=training_batches(lm, cells, recipe, seed=seed, packed=packed),
-            validation=validation_batches(lm, cells, recipe, seed=seed, packed=packed),
+            batches=training_batches(lm, cells, recipe, learned, seed=seed, packed=packed),
+            validation=validation_batches(lm, cells, recipe, learned, seed=seed, packed=packed),
             held_out=None if recipe.optim.stop_on == "loss" else validation,
+            words=words,
         )
         lm, history = fit(run, lm, data, overwrite=job.overwrite)
 
         def make_model(lm: LanguageModel) -> CellModel:
-            model = CellModel(lm=lm, spec=spec_of(cells, recipe, run.manifest), folder=run.folder)
+            spec = spec_of(cells, recipe, run.manifest)
+            model = CellModel(lm=lm, spec=spec, folder=run.folder, profile=profile)
             found = cells.calibration_cells(seed)
             return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
 
@@ -93,20 +117,39 @@ def train_supervised(job: TrainJob) -> CellModel:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearnedWords:
+    """What answers of genes are learned over, and with."""
+
+    words: AnswerWords | None = None
+    """the genes as tokens; None: all tokens"""
+    profile: CellProfile | None = None
+
+
+def has_profile(cells: TrainingCells, recipe: TrainRecipe) -> bool:
+    """Return whether the recipe asks for a profile, or leaves it open and has cells written one by one."""
+    if recipe.model.profile is not None:
+        return recipe.model.profile
+    written = [name for name in cells.shares if tasks[name].writes_cells and tasks[name].answer_kind == "genes"]
+    return recipe.optim.word_loss == "unwritten" and bool(written)
+
+
 def training_batches(
-    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, *, seed: int, packed: bool
+    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, learned: LearnedWords, *, seed: int, packed: bool
 ) -> CorpusBatches:
     """Return this process's batches, for ever: random tasks and views of the training cells."""
     optim = recipe.optim
     n_readers = optim.readers or n_processes()
     mine = readers_of(rank(), n_processes(), n_readers=n_readers, batch_size=optim.batch_size)
-    read = partial(_reader, lm, cells, recipe, seed=seed, packed=packed, batch_size=optim.batch_size // len(mine))
+    read = partial(
+        _reader, lm, cells, recipe, learned, seed=seed, packed=packed, batch_size=optim.batch_size // len(mine)
+    )
     readers = [read("train", cells.weights, rank=number, world=n_readers) for number in mine]
     return CorpusBatches(readers, token_mean=optim.loss == "token_mean")
 
 
 def validation_batches(
-    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, *, seed: int, packed: bool
+    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, learned: LearnedWords, *, seed: int, packed: bool
 ) -> list[Batch]:
     """Return some examples of the validation part, as they are and in the terse wording, of what it can be asked."""
     askable = set(available_tasks(cells.corpus, "validation"))
@@ -115,7 +158,9 @@ def validation_batches(
     if not weights:
         return batches
     optim, n_examples, n_tokens = recipe.optim, 0, 0
-    reader = _reader(lm, cells, recipe, "validation", weights, seed=seed, packed=packed, batch_size=optim.batch_size)
+    reader = _reader(
+        lm, cells, recipe, learned, "validation", weights, seed=seed, packed=packed, batch_size=optim.batch_size
+    )
     for batch in CorpusBatches([reader], token_mean=optim.loss == "token_mean"):
         batches.append(batch)
         n_examples, n_tokens = n_examples + batch["n_examples"], n_tokens + batch["n_tokens"]
@@ -128,6 +173,7 @@ def _reader(
     lm: LanguageModel,
     cells: TrainingCells,
     recipe: TrainRecipe,
+    learned: LearnedWords,
     part: Part,
     weights: Mapping[str, float],
     *,
@@ -137,7 +183,7 @@ def _reader(
     rank: int = 0,
     world: int = 1,
 ) -> CorpusDataset:
-    training, optim = part == "train", recipe.optim
+    training, optim, words = part == "train", recipe.optim, learned.words
     return CorpusDataset(
         cells.corpus,
         part,
@@ -157,9 +203,12 @@ def _reader(
             metadata_share=cells.metadata_share,
             generation_weight=optim.generation_weight,
             loss_on=optim.loss_on,
+            distinct_words="off" if words is None else "tokens" if words.token_ids_w is None else "words",
+            word_share=optim.word_share if training else 1.0,
             augment=recipe.augment if training else None,
         ),
         tasks=weights,
+        profile=learned.profile,
         sources=cells.visits if training else None,
         seed=seed,
         epochs=None if training else 1,
@@ -186,7 +235,15 @@ def new_model(
         vectors = co_expression_vectors(expression_ng, rank=rank, seed=seed)
     chosen = np.random.default_rng([seed, 4]).permutation(len(sentences))[:1000]
     texts = [sentences.ids(int(i))[: recipe.sentence.top_genes] for i in chosen]
-    model = scratch_model(tokenizer, scratch, seed=seed, words=words, word_vectors=vectors, word_texts=texts)
+    model = scratch_model(
+        tokenizer,
+        scratch,
+        seed=seed,
+        words=words,
+        word_vectors=vectors,
+        word_texts=texts,
+        has_profile=has_profile(cells, recipe),
+    )
     return model, tokenizer
 
 

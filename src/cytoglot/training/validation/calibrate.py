@@ -1,4 +1,4 @@
-"""What is fitted on validation cells: temperature and threshold of the annotator, temperature of the generator.
+"""What is fitted on validation cells, temperature and threshold of the annotator, and checked: the generated cells.
 
 Axes: n cells, k labels.
 """
@@ -75,7 +75,7 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
     cells
         Validation cells; without any, or without labels, the model comes back as it is.
     generation
-        Fit the temperature of generated cells too, if the model writes any.
+        Compare generated cells with these, if the model writes any.
     """
     if cells is None or not model.spec.labels:
         return model
@@ -91,31 +91,37 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
         fitted[views] = calibrate(model.label_scores(sentences, views=views), truth)
         logger.info("%d views: validation loss %.4f at its best temperature", views, fitted[views].validation_loss)
     best = min(fitted, key=lambda views: fitted[views].validation_loss)
-    temperature = 1.0
+    before, diversity = model.spec.calibration, None
     if generation and "cell_generation" in model.spec.tasks:
-        temperature = generation_temperature(model, model.truncate(sentences), cells.labels[known], seed=seed)
-        logger.info("cells are generated at temperature %.2f", temperature)
-    calibration = replace(fitted[best], generation_temperature=temperature)
+        diversity = generation_diversity(model, model.truncate(sentences), cells.labels[known], seed=seed)
+    if diversity is not None and not _USUAL_DIVERSITY[0] <= diversity <= _USUAL_DIVERSITY[1]:
+        logger.warning(
+            "generated cells are %.2f times as diverse as real cells of their type: the model has not learned to write "
+            "cells; train it longer, or give cell_generation a larger share of the examples",
+            diversity,
+        )
+    calibration = replace(
+        fitted[best], generation_temperature=before.generation_temperature, generation_diversity=diversity
+    )
     return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
 
 
-_TEMPERATURES = (1.0, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2)
 _MAX_TYPES, _MAX_CELLS, _MIN_CELLS = 4, 10, 4
+_USUAL_DIVERSITY = 0.8, 1.25
 
 
-def generation_temperature(
+def generation_diversity(
     model: CellModel, sentences: CellSentences, labels: NDArray[np.object_], *, seed: int
-) -> float:
-    """Return the sampling temperature at which generated cells of a type are as diverse as these real ones.
+) -> float | None:
+    """Return how diverse generated cells are beside real ones of their types: 1 is the same.
 
-    A model that is unsure of the next gene writes cells that differ more than real cells do; a lower temperature
-    brings them together. Diversity is `pairwise_diversity`, a mean over up to four types with at least four cells,
-    compared at equal numbers and lengths; between two temperatures of a grid from 1 to 0.2 it is interpolated.
+    Diversity is `pairwise_diversity`, a mean over the four most frequent types with at least four of these cells, of at
+    most ten cells each, compared at equal numbers and lengths and at the model's own temperature.
 
     Returns
     -------
-    float
-        1 where no type has enough cells or the cells at temperature 1 are not too diverse; 0.2 at the least.
+    float or None
+        None where no type has enough cells, or real cells do not differ.
     """
     rng = np.random.default_rng([seed, 9])
     real: dict[str, list[NDArray[np.int64]]] = {}
@@ -123,20 +129,12 @@ def generation_temperature(
         rows = np.flatnonzero((labels == name) & (sentences.lengths > 0))
         if len(rows) >= _MIN_CELLS and len(real) < _MAX_TYPES:
             real[name] = [sentences.ids(int(i)).astype(np.int64) for i in rng.permutation(rows)[:_MAX_CELLS]]
-    if not real:
-        return 1.0
-    target = float(np.mean([pairwise_diversity(words) for words in real.values()]))
-    lengths_of = {name: np.array([len(words) for words in some]) for name, some in real.items()}
-    before: tuple[float, float] | None = None
-    for temperature in _TEMPERATURES:
-        written = (
-            model.generate_ids(name, lengths, temperature=temperature, seed=seed)
-            for name, lengths in lengths_of.items()
-        )
-        found = float(np.mean([pairwise_diversity(cells) for cells in written]))
-        if found <= target:
-            if before is None:
-                return temperature
-            return float(np.interp(target, [found, before[0]], [temperature, before[1]]))
-        before = (found, temperature)
-    return _TEMPERATURES[-1]
+    expected = float(np.mean([pairwise_diversity(words) for words in real.values()])) if real else 0.0
+    if expected == 0:
+        return None
+    temperature = model.spec.calibration.generation_temperature
+    written = (
+        model.generate_ids(name, np.array([len(words) for words in some]), temperature=temperature, seed=seed)
+        for name, some in real.items()
+    )
+    return float(np.mean([pairwise_diversity(cells) for cells in written])) / expected

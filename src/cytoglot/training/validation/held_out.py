@@ -24,6 +24,7 @@ from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.lm.scoring.score import score_answers
 from cytoglot.metrics.spec import Direction
 from cytoglot.metrics.spec import metrics as registered_metrics
+from cytoglot.sentence.profile import CellProfile
 from cytoglot.tasks.answers import LabelAnswer
 from cytoglot.tasks.instance import TaskInstance
 from cytoglot.tasks.task import Task
@@ -47,6 +48,8 @@ class HeldOutTasks:
     vocabulary: GeneVocabulary
     questions: Mapping[str, tuple[TaskInstance, ...]]
     """task → what is asked, in random order; tasks that nothing can be asked of are absent"""
+    profile: CellProfile | None = None
+    """what the model writes cells with"""
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """task with a closed answer → what it chooses from: the answers that occur in training, most frequent first"""
 
@@ -80,7 +83,7 @@ class HeldOutTasks:
         Records too long for the model's context lose genes from the end of their sentences, and are left out where
         nothing would be left to ask.
         """
-        answerer = ModelAnswers(lm, self.vocabulary)
+        answerer = ModelAnswers(lm, self.vocabulary, self.profile)
         found: dict[str, float] = {}
         scores: Mapping[str, float]
         for name in self.questions:
@@ -104,7 +107,14 @@ class HeldOutTasks:
         return self.questions[name][0].task
 
 
-def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: TrainRecipe, seed: int) -> HeldOutTasks:
+def held_out_of_corpus(
+    corpus: Corpus,
+    shares: Mapping[str, float],
+    recipe: TrainRecipe,
+    seed: int,
+    *,
+    profile: CellProfile | None = None,
+) -> HeldOutTasks:
     """Return what the tasks of `shares` ask of the validation part of a corpus: some records, the same for a seed."""
     watched = recipe.optim.stop_on.rpartition(".")[0]
     askable = set(available_tasks(corpus, "validation")) if corpus.shards("validation") else set()
@@ -123,7 +133,7 @@ def held_out_of_corpus(corpus: Corpus, shares: Mapping[str, float], recipe: Trai
         if isinstance(task, LabelAnswer):
             known = task.label_completions([value for value in corpus.count(task.field, "train") if value.strip()])
             labels[name] = tuple(dict.fromkeys(task.templates.bare(answer) for answer in known))
-    return HeldOutTasks(vocabulary=corpus.vocabulary, questions=questions, labels=labels)
+    return HeldOutTasks(vocabulary=corpus.vocabulary, questions=questions, labels=labels, profile=profile)
 
 
 def _label_scores(lm: LanguageModel, asked: EvalTask) -> dict[str, float]:
