@@ -77,7 +77,9 @@ def test_weights_are_in_both_and_the_right_condition_is_taken():
     form = DistinctWords(words=WORDS, min_words=2, max_words=2, weights=WordWeights(weights_cw[1]))
     (answers,) = sample_answers(lm, ["Write 2 genes:"], form, sampling=Sampling(seed=1), n_samples=8)
     texts = [one.text for one in answers]
-    assert nats(lm, words, texts, whole=False, condition=1) == pytest.approx([-one.log_prob for one in answers], abs=1e-4)
+    assert nats(lm, words, texts, whole=False, condition=1) == pytest.approx(
+        [-one.log_prob for one in answers], abs=1e-4
+    )
     plain = nats(lm, AnswerWords.of(lm.tokenizer, WORDS), texts, whole=False)
     assert nats(lm, words, texts, whole=False, condition=0) == pytest.approx(plain, abs=1e-5)
     assert nats(lm, words, texts, whole=False, condition=1) != pytest.approx(plain, abs=1e-2)
