@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 
 from cytoglot.answer_format import FreeText
 from cytoglot.applications.outputs import (
@@ -25,7 +24,7 @@ from cytoglot.applications.outputs import (
     result_of,
     sentences_fingerprint,
 )
-from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, as_cell_model
+from cytoglot.cell_model.load import MIN_OVERLAP, AnnotationMethod, CellModel, as_cell_model
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.schema import value_text
@@ -57,6 +56,8 @@ class LabelProbabilities:
 
     labels: tuple[str, ...]
     probability_nk: NDArray[np.float64]
+    how: Literal["score", "head", "hybrid"] | None = None
+    """by the likelihood of the labels, the sentence head, or both; None for other methods"""
 
     @property
     def best(self) -> NDArray[np.object_]:
@@ -82,19 +83,23 @@ def label_probabilities(
     sentences: CellSentences,
     *,
     labels: Sequence[str] | None = None,
+    method: AnnotationMethod = "auto",
     views: int | None = None,
     context: Mapping[str, str] | None = None,
     template: int | str | None = None,
 ) -> LabelProbabilities:
     """Return p(label | cell) over a closed set of labels, calibrated by the model's temperature.
 
-    Labels other than the model's own are scored as they are; the temperature was not fitted on them.
+    Labels other than the model's own are scored as they are; the temperature was not fitted on them. `method` is as in
+    `CellModel.label_log_probabilities`.
     """
     chosen = tuple(model.spec.labels if labels is None else labels)
     _check_labels(chosen, escape=True)
-    scores_nk = model.label_scores(sentences, labels=chosen, views=views, context=context, template=template)
-    log_probability_nk = log_softmax(scores_nk / model.spec.calibration.temperature, axis=1)
-    return LabelProbabilities(labels=chosen, probability_nk=np.exp(log_probability_nk))
+    how = model.annotation_method(method, labels=chosen)
+    log_p_nk = model.label_log_probabilities(
+        sentences, labels=chosen, method=how, views=views, context=context, template=template
+    )
+    return LabelProbabilities(labels=chosen, probability_nk=np.exp(log_p_nk), how=how)
 
 
 def annotate(
@@ -108,7 +113,7 @@ def annotate(
     top_k: int = 3,
     threshold: float | None = None,
     views: int | None = None,
-    method: Literal["score", "generate"] = "score",
+    method: AnnotationMethod | Literal["generate"] = "auto",
     min_overlap: float = MIN_OVERLAP,
     seed: int = 0,
     key_added: str = DEFAULT_KEY,
@@ -153,8 +158,10 @@ def annotate(
     views
         Augmented views to average; by default the model's number.
     method
-        "generate" lets the model write freely and reads the answer: no probabilities, and an answer outside of the
-        labels is `unassigned`.
+        "score": the likelihood that the language model gives each label. "head": a linear head on the ranks of all
+        genes. "hybrid": their average. "auto": what had the lower loss on validation cells, "score" for other labels
+        than the model's own. "generate" lets the model write freely and reads the answer: no probabilities, and an
+        answer outside of the labels is `unassigned`. The record says which it was.
     min_overlap
         Cells with fewer than this share of the model's genes, 0 to 1, are refused.
     seed
@@ -193,7 +200,8 @@ def annotate(
     cells = file.adata
     model = as_cell_model(model, labels=given, cells=cells, layer=file.layer, gene_options=file.genes, context=context)
     chosen = model.spec.labels if given is None else given
-    if method == "score":
+    how = method if method == "generate" else model.annotation_method(method, labels=chosen)
+    if how != "generate":
         _check_labels(chosen, escape=escape_labels)
         if cells.obs_names.name in chosen:
             raise InputError(
@@ -212,7 +220,9 @@ def annotate(
     sentences, overlap = model.sentences(cells, layer=file.layer, gene_options=file.genes, min_overlap=min_overlap)
     with_genes = np.flatnonzero(np.diff(sentences.offsets) > 0)
     own = chosen == model.spec.labels
-    cut = threshold if threshold is not None else (model.spec.calibration.threshold if own else 0.0)
+    fitted = model.spec.calibration
+    at = {"score": fitted, "hybrid": fitted.hybrid}.get(how)  # where temperature and threshold are
+    cut = threshold if threshold is not None else (at.threshold if own and at is not None else 0.0)
 
     def settings() -> dict[str, Any]:
         return {
@@ -224,24 +234,24 @@ def annotate(
             "context": dict(context or {}),
             "top_k": top_k,
             "views": views,
-            "method": method,
+            "method": how,
             "seed": seed,
             "threshold": cut,
         }
 
     def make(first: int, last: int) -> pa.Table:
         some = sentences[with_genes[first:last]]
-        if method == "generate":
+        if how == "generate":
             prompts = [prompt.text for prompt in model.cell_prompts(some, context=context)]
             answers = generate_answers(model.lm, prompts, FreeText(max_tokens=32), temperature=0.0, seed=seed)
             task, space = model.task("cell_type_annotation"), AnswerSpace(labels=chosen)
             parsed = [task.parse(first, space) for (first, *_) in answers]
             return pa.table({"best": [p.label or UNASSIGNED for p in parsed], "text": [p.text for p in parsed]})
-        probabilities = label_probabilities(model, some, labels=chosen, views=views, context=context)
+        probabilities = label_probabilities(model, some, labels=chosen, method=how, views=views, context=context)
         flat = pa.array(probabilities.probability_nk.reshape(-1), pa.float64())
         return pa.table({"probability": pa.FixedSizeListArray.from_arrays(flat, len(chosen))})
 
-    record: dict[str, Any] = {"key": key_added, "labels": list(chosen), "method": method, "overlap": str(overlap)}
+    record: dict[str, Any] = {"key": key_added, "labels": list(chosen), "method": how, "overlap": str(overlap)}
     record["cells_without_genes"] = len(sentences) - len(with_genes)
     with parts_of(output, settings, overwrite=overwrite) as parts:
         table = made_in_parts(make, len(with_genes), chunk_cells, parts)
@@ -249,7 +259,7 @@ def annotate(
         # Columns of an earlier call with another method must not stay.
         result.obs = result.obs.drop(columns=columns, errors="ignore")
         result.obsm.pop(probabilities_key, None)
-        if method == "generate":
+        if how == "generate":
             best = np.full(len(sentences), UNASSIGNED, dtype=object)
             best[with_genes] = table["best"].to_pylist()
             result.obs[columns[0]] = pd.Categorical(best, categories=_categories(chosen, best))
@@ -258,7 +268,7 @@ def annotate(
             flat = table["probability"].combine_chunks().flatten().to_numpy()
             probabilities = LabelProbabilities(labels=chosen, probability_nk=flat.reshape(-1, len(chosen)))
             best = _write_probabilities(result, probabilities, with_genes, threshold=cut, top_k=top_k, key=key_added)
-            record |= {"threshold": cut, "temperature": model.spec.calibration.temperature}
+            record |= {"threshold": cut, "temperature": 1.0 if at is None else at.temperature}
         mapping = map_labels(list(chosen))
         terms = [mapping.ids.get(label) or "unknown" for label in best]
         result.obs[f"{columns[0]}_ontology_term_id"] = pd.Categorical(terms)

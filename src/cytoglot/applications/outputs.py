@@ -141,7 +141,7 @@ def model_settings(model: CellModel, *tasks: str) -> dict[str, str]:
     """Return fingerprints of all of a model that decides what it says, and of the wordings of its prompts."""
     spec = model.spec
     known = [model_fingerprint(model.lm), spec.vocabulary.fingerprint, repr(replace(spec, manifest={}))]
-    known += [] if model.profile is None else [model.profile.fingerprint]
+    known += [part.fingerprint for part in (model.profile, model.head) if part is not None]
     wordings = [model.task(task).templates.fingerprint for task in tasks]
     return {"model": fingerprint_texts(known), "prompts": fingerprint_texts(wordings)}
 

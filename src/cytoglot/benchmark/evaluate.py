@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 logger = logging.getLogger(__name__)
+
+_ANNOTATION = "cell_type_annotation"
 
 
 class EvaluateSettings(Settings):
@@ -251,6 +254,20 @@ def _unknown_labels(truth: NDArray[np.object_], unknown: Sequence[str], known: S
     return f"{text}; other spellings are not the same label, it has {', '.join(pairs)}" if pairs else text
 
 
+def _control_recipe(recipe: TrainRecipe) -> TrainRecipe:
+    """Return the recipe of the control: shuffled labels, and as many examples of labels as the model learned from.
+
+    What the control must show is that labels can come from nowhere but the labels of training cells. Writing cells has
+    no part in that, so it is left out with the steps that it took.
+    """
+    changed: dict[str, Any] = {"control": "shuffled_labels", "report_to": (), "views": 1}
+    share = recipe.tasks.get(_ANNOTATION, 0.0) / sum(recipe.tasks.values())
+    if 0 < share < 1:
+        steps = math.ceil(share * recipe.optim.steps)
+        changed |= {"tasks": {_ANNOTATION: 1.0}, "optim": recipe.optim.model_copy(update={"steps": steps})}
+    return recipe.model_copy(update=changed)
+
+
 @dataclass(kw_only=True)
 class _Work:
     """One evaluation, step by step; each step writes its own file."""
@@ -263,6 +280,8 @@ class _Work:
     seed: int
     rows: list[ResultRow] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    ours: str = OURS
+    """the method of the model that `annotate` uses by default"""
     verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
@@ -281,7 +300,7 @@ class _Work:
         options: dict[str, Any] = {"groups": held.groups, "unit": held.unit, "seed": seed}
         self.rows += annotation_rows(self.truth, predictions, **options)
         others = [p for p in predictions if not p.method.startswith("cytoglot")]
-        for ours in predictions[:2] if self.settings.probe and len(predictions) > 1 else predictions[:1]:
+        for ours in (p for p in predictions if p.method.startswith("cytoglot")):
             self.rows += difference_rows(self.truth, ours, others, **options)
         self._write_predictions(folder, predictions)
         if self.settings.generation and len(held.train):
@@ -323,10 +342,19 @@ class _Work:
         return self.model.truncate(sentences[held.train]), self.model.truncate(sentences[held.test])
 
     def _predictions(self, control_folder: Path) -> list[Prediction]:
-        """Our own first, then the linear probe, the baselines and the control."""
-        held = self.held_out
+        """Our own, first as `annotate` answers by default; then the linear probe, the baselines and the control."""
+        held, model = self.held_out, self.model
+        sentences = self.sentences[held.test]
         with self._timed("annotation by scoring"):
-            predictions = [Prediction.of(OURS, label_probabilities(self.model, self.sentences[held.test]))]
+            scored = label_probabilities(model, sentences, method="score")
+        predictions = [Prediction.of(OURS, scored)]
+        if model.head is not None and model.spec.calibration.hybrid is not None:
+            mixed_nk = model.hybrid_log_probabilities(np.log(np.maximum(scored.probability_nk, 1e-300)), sentences)
+            for how, log_p_nk in {"hybrid": mixed_nk, "head": model.head.log_probabilities(sentences)}.items():
+                found = Prediction(method=f"{OURS} {how}", labels=scored.labels, probability_nk=np.exp(log_p_nk))
+                predictions.append(found)
+            if model.annotation_method() == "hybrid":
+                predictions.insert(0, predictions.pop(1))
         with self._timed("embedding"):
             self.embedding_nd = self.model.embeddings(self.sentences)
         if len(held.train) == 0:
@@ -394,7 +422,7 @@ class _Work:
             held.adata,
             label=str(self.model.spec.label_column),
             out=folder,
-            recipe=recipe.model_copy(update={"control": "shuffled_labels", "report_to": ()}),
+            recipe=_control_recipe(recipe),
             split=held.matched.split_of(held.adata.obs_names, held.split),
             gene_options=AS_NAMED,
             seed=self.seed,
@@ -406,7 +434,7 @@ class _Work:
 
     def _write_predictions(self, folder: Path, predictions: list[Prediction]) -> None:
         ours = predictions[0]
-        held = self.held_out
+        self.ours, held = ours.method, self.held_out
         table = pd.DataFrame({"cell_id": held.adata.obs_names[held.test].astype(str), "truth": self.truth})
         if held.groups is not None:
             table["unit"] = held.groups
@@ -449,7 +477,7 @@ class _Work:
             "messages": self.messages,
         }
         write_json(folder / "data_card.json", card)
-        results: dict[str, Any] = {"results": [asdict(row) for row in self.rows], "meta": {"method": OURS}}
+        results: dict[str, Any] = {"results": [asdict(row) for row in self.rows], "meta": {"method": self.ours}}
         if self.verdict is not None:
             results |= self.verdict.to_dict()
         write_json(folder / "results.json", results)

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 from cytoglot.answer_format import AnswerFormat, DistinctWords
 from cytoglot.cell_model.cell_prompt import CellPrompt
 from cytoglot.cell_model.file_cells import FileCells
+from cytoglot.cell_model.sentence_head import HEAD_FILE, SentenceHead
 from cytoglot.cell_model.spec import SPEC_FILE, SPLIT_FILE, Calibration, CellModelSpec
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.genes.vocabulary import GeneVocabulary
@@ -56,6 +58,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CellPooling = Literal["mean", "last", "sentence"]
+AnnotationMethod = Literal["auto", "score", "head", "hybrid"]
+"""how a cell gets its label: by what the model was calibrated to be best with, by the likelihood of each label, by the
+linear head on its sentence, or by the average of both"""
 
 MIN_OVERLAP = 0.3
 """A query that has fewer than this share of the model's genes is refused unless the caller lowers it."""
@@ -124,6 +129,8 @@ class CellModel:
     folder: Path | None = None
     profile: CellProfile | None = None
     """what cells are written with: the weights of the genes for each cell type; None for a pure language model"""
+    head: SentenceHead | None = None
+    """the linear head that the hybrid averages with the language model; None for a model without one"""
     templates_of_tasks: Mapping[str, Task[Any, Any]] = field(default_factory=dict)
     """task → the same in other wordings, such as those that a released checkpoint was trained with"""
 
@@ -508,6 +515,91 @@ class CellModel:
             total += score_answers(self.lm, [prompt.text for prompt in prompts], answers)
         return total / n_views
 
+    def label_log_probabilities(
+        self,
+        sentences: CellSentences,
+        *,
+        labels: Sequence[str] | None = None,
+        method: AnnotationMethod = "auto",
+        views: int | None = None,
+        context: Mapping[str, str] | None = None,
+        template: int | str | None = None,
+    ) -> NDArray[np.float64]:
+        """Return calibrated log p(label | cell) in nats, shape (n, k), normalized over the labels.
+
+        Parameters
+        ----------
+        sentences
+            Cells over the model's genes, whole, as `sentences` returns them.
+        labels, views, context, template
+            As in `label_scores`.
+        method
+            "score": the likelihood of each label; "head": the linear head on the sentence; "hybrid": their average;
+            "auto": as `annotation_method` says.
+
+        Raises
+        ------
+        InputError
+            The model has no head, or other labels than its own are asked for with one.
+        """
+        chosen, fitted = self.annotation_method(method, labels=labels), self.spec.calibration
+        if chosen == "head":
+            assert self.head is not None
+            return self.head.log_probabilities(sentences)
+        scores_nk = self.label_scores(sentences, labels=labels, views=views, context=context, template=template)
+        log_p_nk: NDArray[np.float64] = log_softmax(scores_nk / fitted.temperature, axis=1)
+        return log_p_nk if chosen == "score" else self.hybrid_log_probabilities(log_p_nk, sentences)
+
+    def hybrid_log_probabilities(self, scored_nk: NDArray[np.float64], sentences: CellSentences) -> NDArray[np.float64]:
+        """Return the hybrid's log p(label | cell) in nats, (n, k), from what scoring has found already.
+
+        Parameters
+        ----------
+        scored_nk
+            What `label_log_probabilities` returns for these cells with the method "score".
+        sentences
+            Cells over the model's genes, whole.
+
+        Raises
+        ------
+        InputError
+            The model has no head.
+        """
+        self.annotation_method("hybrid")
+        fitted = self.spec.calibration.hybrid
+        assert self.head is not None
+        assert fitted is not None
+        mixed_nk = (1 - fitted.head_weight) * scored_nk + fitted.head_weight * self.head.log_probabilities(sentences)
+        return np.asarray(log_softmax(mixed_nk / fitted.temperature, axis=1))
+
+    def annotation_method(
+        self, method: AnnotationMethod = "auto", *, labels: Sequence[str] | None = None
+    ) -> Literal["score", "head", "hybrid"]:
+        """Return how cells are annotated: what is asked for, or by default what had the lower loss on validation cells.
+
+        Parameters
+        ----------
+        method
+            As in `label_log_probabilities`.
+        labels
+            The labels to choose from; the head knows only the model's own.
+
+        Raises
+        ------
+        InputError
+            The model has no head, or other labels than its own are asked for with one.
+        """
+        own = labels is None or tuple(labels) == self.spec.labels
+        can_mix = own and self.head is not None and self.spec.calibration.hybrid is not None
+        if method == "auto":
+            return self.spec.calibration.method if can_mix else "score"
+        if method != "score" and not can_mix:
+            why = (
+                "of its own labels alone" if self.head is not None else "not of this model, which has no sentence head"
+            )
+            raise InputError(f"method {method!r} is {why}; pass method 'score'")
+        return method
+
     def write(
         self,
         cell_type: str | None,
@@ -776,7 +868,7 @@ def load_cell_model(
         )
     folder = found or Path(name_or_folder)
     spec, lm = CellModelSpec.load(folder), load_model(name_or_folder, device=device, dtype=dtype, revision=revision)
-    return CellModel(lm=lm, spec=spec, folder=folder, profile=_profile_of(folder, spec))
+    return _with_parts(lm, spec, folder)
 
 
 def as_cell_model(
@@ -815,7 +907,7 @@ def as_cell_model(
         folder = None if model.source is None else _spec_folder(model.source, model.revision)
         if folder is not None:
             spec = CellModelSpec.load(folder)
-            return CellModel(lm=model, spec=spec, folder=folder, profile=_profile_of(folder, spec))
+            return _with_parts(model, spec, folder)
     elif labels is None or _spec_folder(model, None) is not None:
         return load_cell_model(model, device=device)
     if labels is None or cells is None:
@@ -863,12 +955,15 @@ def _spec_folder(source: str | Path, revision: str | None) -> Path | None:
     if not is_hub_name(source) or "/" not in str(source):
         return None
     commit = commit_of(str(source), revision) or revision
-    found = [find_file(str(source), file, commit) for file in (SPEC_FILE, SPLIT_FILE, PROFILE_FILE)]
+    found = [find_file(str(source), file, commit) for file in (SPEC_FILE, SPLIT_FILE, PROFILE_FILE, HEAD_FILE)]
     return None if found[0] is None else found[0].parent
 
 
-def _profile_of(folder: Path, spec: CellModelSpec) -> CellProfile | None:
-    return CellProfile.load(folder, vocabulary_fingerprint=spec.vocabulary.fingerprint)
+def _with_parts(lm: LanguageModel, spec: CellModelSpec, folder: Path) -> CellModel:
+    """Return the cell model of a folder, with the parts beside the language model that the folder holds."""
+    profile = CellProfile.load(folder, vocabulary_fingerprint=spec.vocabulary.fingerprint)
+    head = SentenceHead.load(folder, n_labels=len(spec.labels), n_genes=len(spec.vocabulary))
+    return CellModel(lm=lm, spec=spec, folder=folder, profile=profile, head=head)
 
 
 def check_pooling(pooling: str) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,18 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class HybridCalibration:
+    """How the sentence head is averaged with the likelihoods of the language model, fitted on validation cells."""
+
+    head_weight: float
+    """of the head's log-probabilities, 0 to 1; those of the language model have the rest"""
+    temperature: float = 1.0
+    threshold: float = 0.0
+    validation_loss: float = 0.0
+    """as those of `Calibration`, of the average"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Calibration:
     """What was fitted on validation cells and never on test cells."""
 
@@ -43,6 +55,13 @@ class Calibration:
     n_validation: int = 0
     validation_loss: float = 0.0
     """negative log-likelihood of the true label at this temperature, nats per cell"""
+    hybrid: HybridCalibration | None = None
+    """the same of the average with the sentence head, where the model has one"""
+
+    @property
+    def method(self) -> Literal["score", "hybrid"]:
+        """How cells are annotated by default: the way with the lower validation loss."""
+        return "hybrid" if self.hybrid is not None and self.hybrid.validation_loss < self.validation_loss else "score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,10 +155,12 @@ class CellModelSpec:
         # JSON knows lists only.
         value |= {name: tuple(value[name]) for name in _TUPLES if value.get(name) is not None}
         value["words_per_label"] = {label: tuple(words) for label, words in value["words_per_label"].items()}
+        calibration = value.pop("calibration")
+        hybrid = calibration.pop("hybrid", None)
         return cls(
             vocabulary=vocabulary,
             ranking=RankSettings(**value.pop("ranking")),
-            calibration=Calibration(**value.pop("calibration")),
+            calibration=Calibration(**calibration, hybrid=None if hybrid is None else HybridCalibration(**hybrid)),
             augment=AugmentSettings(**value.pop("augment")),
             **value,
         )

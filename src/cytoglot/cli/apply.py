@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cytoglot.cell_model.load import CellModel
     from cytoglot.data.genes.options import GeneOptions
 
-Method = Literal["score", "generate"]
+Method = Literal["auto", "score", "head", "hybrid", "generate"]
 
 
 def annotate_command(
@@ -46,8 +46,13 @@ def annotate_command(
         int | None, typer.Option("--views", min=1, help="Augmented views averaged.", show_default="of the model")
     ] = None,
     method: Annotated[
-        Method, typer.Option("--method", help="Score every label exactly, or generate a free answer.")
-    ] = "score",
+        Method,
+        typer.Option(
+            "--method",
+            help="Likelihood of every label, linear head on the sentence, their average, or a free answer.",
+            show_default="lowest validation loss",
+        ),
+    ] = "auto",
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="Labels listed for each cell.")] = 3,
     escape_labels: Annotated[
         bool, typer.Option("--escape-labels", help='Name the column of the label "T/NK" T%2FNK.')

@@ -81,9 +81,11 @@ def _content(folder: Path) -> dict[str, Any]:
             ours, _, other = row["method"].partition(" - ")
             names = {"ours": ours, "other": other.replace("_", " "), "metric": _METRIC_NAMES.get(metric, metric)}
             differences.append({**row, **names})
+    per_class = _read(folder, "per_class.json") or []
+    default = annotation[0]["method"] if annotation else None  # what the model answers with where nothing else is asked
     verdicts = []  # in words, for accuracy, whether the model beats each other method
     for row in differences:
-        if row["ours"] == "cytoglot" and row["metric"] == "accuracy" and row["low"] is not None:
+        if row["ours"] == default and row["metric"] == "accuracy" and row["low"] is not None:
             worse_or_not = "worse than" if row["high"] < 0 else "not distinguishable from"
             verdict = "better than" if row["low"] > 0 else worse_or_not
             bounds = f"95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
@@ -101,7 +103,7 @@ def _content(folder: Path) -> dict[str, Any]:
         ],
         "generation_verdict": results.get("verdict"),
         "reconstruction_rows": [row for row in rows if row["task"] == "reconstruction"],
-        "per_class": [row for row in _read(folder, "per_class.json") or [] if row["method"] == "cytoglot"],
+        "per_class": [row for row in per_class if row["method"] == per_class[0]["method"]],
         # Of an evaluation on a corpus; nothing for others.
         "corpus": {name: results[name] for name in _CORPUS if "table" in results},
         "timings": _read(folder, "timings.json") or {},

@@ -52,6 +52,9 @@ class ModelRecipe(Settings):
     profile: bool | None = None
     """written cells start from the profile of their type: the genes' Plackett–Luce weights among its training cells.
     None: where cells are written and each gene is one token; false: a pure language model"""
+    sentence_head: bool = True
+    """fit a linear head on the ranks of all genes, which annotation averages with the language model (a hybrid) where
+    that lowers the validation loss"""
     profile_fields: tuple[str, ...] = ("cell_type",)
     """metadata that have a profile, together, the most important first; unseen combinations lose the last ones"""
 

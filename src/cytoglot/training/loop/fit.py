@@ -20,6 +20,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from cytoglot.atomic import write_json
 from cytoglot.cell_model.load import CellModel, load_cell_model
+from cytoglot.cell_model.sentence_head import HEAD_FILE
 from cytoglot.cell_model.spec import TRAINING_FILE, save_split
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
@@ -313,9 +314,10 @@ def finish(
             if split is not None:
                 save_split(split, run.folder)
             write_json(run.folder / TRAINING_FILE, told)
-            (run.folder / PROFILE_FILE).unlink(missing_ok=True)
-            if model.profile is not None:
-                model.profile.save(run.folder)
+            for file, part in ((PROFILE_FILE, model.profile), (HEAD_FILE, model.head)):
+                (run.folder / file).unlink(missing_ok=True)  # of an earlier run
+                if part is not None:
+                    part.save(run.folder)
             model.spec.save(run.folder)  # from here on the folder holds a model
             write_model_card(run.folder)
             shutil.rmtree(run.work, ignore_errors=True)

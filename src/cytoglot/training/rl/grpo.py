@@ -162,7 +162,9 @@ def train_grpo(job: TrainJob) -> CellModel:
                 spec = spec_of(cells, recipe, run.manifest)
             else:
                 spec = replace(base.spec, manifest=run.manifest.to_dict())
-            model = CellModel(lm=aligned, spec=spec, folder=run.folder, profile=profile)
+            model = CellModel(
+                lm=aligned, spec=spec, folder=run.folder, profile=profile, head=None if base is None else base.head
+            )
             found = cells.calibration_cells(seed)
             return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
 

@@ -37,6 +37,7 @@ from cytoglot.training.supervised.corpus_batches import CorpusBatches, CorpusDat
 from cytoglot.training.supervised.word_vectors import co_expression_vectors
 from cytoglot.training.validation.calibrate import calibrate_model
 from cytoglot.training.validation.held_out import held_out_of_corpus
+from cytoglot.training.validation.sentence_head import fit_sentence_head
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +102,11 @@ def train_supervised(job: TrainJob) -> CellModel:
 
         def make_model(lm: LanguageModel) -> CellModel:
             spec = spec_of(cells, recipe, run.manifest)
-            model = CellModel(lm=lm, spec=spec, folder=run.folder, profile=profile)
             found = cells.calibration_cells(seed)
+            head = None
+            if recipe.model.sentence_head and "cell_type_annotation" in cells.shares and found is not None:
+                head = fit_sentence_head(cells.sample, found, spec.labels)
+            model = CellModel(lm=lm, spec=spec, folder=run.folder, profile=profile, head=head)
             return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
 
         return finish(

@@ -14,7 +14,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from cytoglot.cell_model.load import CellModel
-from cytoglot.cell_model.spec import Calibration
+from cytoglot.cell_model.spec import Calibration, HybridCalibration
 from cytoglot.metrics.generation import pairwise_diversity
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.training.cells import CellSample
@@ -22,6 +22,7 @@ from cytoglot.training.cells import CellSample
 logger = logging.getLogger(__name__)
 
 KEPT_SHARE = 0.95  # the threshold keeps this share of the rightly annotated validation cells
+_HEAD_WEIGHTS = tuple(tenth / 10 for tenth in range(1, 10))
 _LEAST_TO_DIVIDE = 200  # validation cells; fewer fit everything together
 
 
@@ -64,6 +65,29 @@ def calibrate(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> C
     )
 
 
+def calibrate_hybrid(
+    scored_nk: NDArray[np.float64], head_nk: NDArray[np.float64], truth_n: NDArray[np.integer]
+) -> HybridCalibration:
+    """Choose the weight of the sentence head by the loss on validation cells, then temperature and threshold.
+
+    Parameters
+    ----------
+    scored_nk, head_nk
+        Log-probabilities of the language model, calibrated, and of the head, shape (n, k).
+    truth_n
+        As in `calibrate`.
+    """
+    mixed = {weight: calibrate((1 - weight) * scored_nk + weight * head_nk, truth_n) for weight in _HEAD_WEIGHTS}
+    weight = min(mixed, key=lambda one: mixed[one].validation_loss)
+    best = mixed[weight]
+    return HybridCalibration(
+        head_weight=weight,
+        temperature=best.temperature,
+        threshold=best.threshold,
+        validation_loss=best.validation_loss,
+    )
+
+
 def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: bool, seed: int) -> CellModel:
     """Choose between one view and the spec's number by the validation loss, then keep temperature and threshold.
 
@@ -86,11 +110,21 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
     place = {label: i for i, label in enumerate(model.spec.labels)}
     truth = np.array([place.get(label, -1) for label in cells.labels[known]], dtype=np.int64)
     sentences = cells.sentences[known]
-    fitted = {}
+    fitted, scores_of = {}, {}
     for views in sorted({1, model.spec.views}):
-        fitted[views] = calibrate(model.label_scores(sentences, views=views), truth)
+        scores_of[views] = model.label_scores(sentences, views=views)
+        fitted[views] = calibrate(scores_of[views], truth)
         logger.info("%d views: validation loss %.4f at its best temperature", views, fitted[views].validation_loss)
     best = min(fitted, key=lambda views: fitted[views].validation_loss)
+    hybrid = None
+    if model.head is not None:
+        scored_nk = log_softmax(scores_of[best] / fitted[best].temperature, axis=1)
+        hybrid = calibrate_hybrid(scored_nk, model.head.log_probabilities(sentences), truth)
+        logger.info(
+            "hybrid with a weight of %.1f on the sentence head: validation loss %.4f",
+            hybrid.head_weight,
+            hybrid.validation_loss,
+        )
     before, diversity = model.spec.calibration, None
     if generation and "cell_generation" in model.spec.tasks:
         diversity = generation_diversity(model, model.truncate(sentences), cells.labels[known], seed=seed)
@@ -101,7 +135,10 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
             diversity,
         )
     calibration = replace(
-        fitted[best], generation_temperature=before.generation_temperature, generation_diversity=diversity
+        fitted[best],
+        generation_temperature=before.generation_temperature,
+        generation_diversity=diversity,
+        hybrid=hybrid,
     )
     return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
 
