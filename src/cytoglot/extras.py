@@ -10,6 +10,7 @@ from cytoglot.errors import MissingExtraError
 #: extra → the modules it brings, as imported; `cytoglot doctor` reads this table.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "lm": ("torch", "transformers", "accelerate", "safetensors", "tokenizers"),
+    "base": ("gguf",),
     "train": ("peft", "trl", "datasets"),
     "report": ("scanpy", "matplotlib", "umap"),
     "dask": ("dask",),

@@ -15,7 +15,7 @@ from scipy import sparse
 
 from cytoglot.data import datasets as module
 from cytoglot.data.datasets import Dataset, datasets, find_dataset, known_datasets, load_dataset, resolve_source
-from cytoglot.data.download import cache_folder, fetch, unpack
+from cytoglot.download import cache_folder, fetch, unpack
 from cytoglot.errors import InputError, MissingExtraError, UnknownNameError
 
 

@@ -18,8 +18,8 @@ import pandas as pd
 
 from cytoglot import extras
 from cytoglot.atomic import atomic_path
-from cytoglot.data.download import cache_folder, fetch, unpack
 from cytoglot.data.readers.read import read
+from cytoglot.download import cache_folder, fetch, unpack
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.registry import Registry
 

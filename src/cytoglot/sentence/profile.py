@@ -18,8 +18,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cytoglot.answer_format import WordWeights
 from cytoglot.atomic import atomic_path
@@ -73,6 +71,8 @@ class CellProfile:
 
     def save(self, folder: str | Path) -> None:
         """Write `profile.safetensors` into a model folder, atomically."""
+        from safetensors.numpy import save_file
+
         facts = {"fields": self.fields, "conditions": self.conditions, "vocabulary": self.vocabulary_fingerprint}
         with atomic_path(Path(folder) / PROFILE_FILE) as path:
             save_file({_TENSOR: self.log_weights_cg}, path, metadata={"profile": json.dumps(facts)})
@@ -88,6 +88,8 @@ class CellProfile:
         ResourceError
             The file is damaged.
         """
+        from safetensors import SafetensorError, safe_open
+
         path = Path(folder) / PROFILE_FILE
         if not path.is_file():
             return None

@@ -406,3 +406,69 @@ def test_faulty_batches_are_refused() -> None:
         BatchSettings(context=10, batch_tokens=5)
     with pytest.raises(InputError, match="context and a batch of 1 or more"):
         BatchSettings(context=0, batch_size=1)
+
+
+def test_written_cells_are_the_cells_themselves_and_shown_ones_are_views(
+    small_corpus: Corpus, tokenizer: GeneTokenizer
+) -> None:
+    """With views that drop genes, no written cell lacks one, and most shown cells do."""
+    lengths = {}
+    for block in small_corpus.blocks("train"):
+        lengths |= dict(zip(block.cell_ids.to_pylist(), np.diff(block.offsets).tolist(), strict=True))
+    seen = {}
+    for name in ("unconditional_generation", "cell_type_annotation"):
+        settings = replace(
+            PLAIN, distinct_words="words", augment=AugmentSettings(unchanged_share=0, max_gene_dropout=0.9)
+        )
+        loader = CorpusLoader(
+            small_corpus, tokenizer=tokenizer, batches=padded(), examples=settings, tasks={name: 1.0}, epochs=1
+        )
+        batches = list(loader)
+        seen[name] = sorted(int(row.max()) for batch in batches for row in batch.n_words)
+        texts = [hf for batch in batches for hf in batch.input_ids.tolist()]
+        assert len(texts) == len(lengths)
+    assert seen["unconditional_generation"] == sorted(lengths.values())
+    assert set(seen["cell_type_annotation"]) == {0}, "a label is no answer of distinct words"
+
+
+def test_words_of_an_answer_are_marked_and_half_of_a_long_one_is_in_the_loss(
+    small_corpus: Corpus, tokenizer: GeneTokenizer, hf_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cytoglot.corpus.read import loader as module
+    from cytoglot.lm.model.tokenizer import word_token_ids
+
+    monkeypatch.setattr(module, "_FEW_WORDS", 10)
+    genes = set(word_token_ids(hf_tokenizer, small_corpus.vocabulary.symbols).tolist())
+    settings = replace(PLAIN, distinct_words="words", word_share=0.5)
+    tasks_asked = {"cell_generation": 1.0}
+
+    def read(epochs: int) -> list[TokenBatch]:
+        return list(
+            CorpusLoader(
+                small_corpus, tokenizer=tokenizer, batches=padded(), examples=settings, tasks=tasks_asked, epochs=epochs
+            )
+        )
+
+    n_long = 0
+    for batch in read(1):
+        for ids, weights, n_words in zip(batch.input_ids, batch.weights, batch.n_words, strict=True):
+            words = n_words > 0
+            n = int(n_words.max())
+            assert set(n_words[words].tolist()) == {n}
+            assert words.sum() == n
+            assert set(ids[words].tolist()) <= genes
+            assert len(set(ids[words].tolist())) == n
+            kept = weights[words] > 0
+            assert kept.sum() == (n if n <= 10 else round(n / 2))
+            n_long += n > 10
+            # The answer counts as much as if all of its words were in the loss.
+            assert weights.sum() == pytest.approx(settings.generation_weight, rel=1e-4)
+    assert n_long > 20
+    first, again = read(1), read(1)
+    assert all(np.array_equal(a.weights, b.weights) for a, b in zip(first, again, strict=True))
+    twice = read(2)
+    rows = {}
+    for batch in twice:
+        for ids, weights in zip(batch.input_ids, batch.weights, strict=True):
+            rows.setdefault(ids[ids > 0].tobytes(), []).append(tuple((weights > 0).tolist()))
+    assert sum(len(set(kept)) == 2 for kept in rows.values()) > 0.5 * len(rows), "other words in the next pass"

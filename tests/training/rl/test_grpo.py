@@ -60,6 +60,22 @@ def own_rewards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def free_model_folder(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model without a profile, which may write without a constraint."""
+    recipe = tiny_recipe.model_copy(
+        update={
+            "model": tiny_recipe.model.model_copy(update={"profile": False, "sentence_head": False}),
+            "optim": tiny_recipe.optim.model_copy(update={"word_loss": "all_tokens", "steps": 80}),
+        }
+    )
+    folder = tmp_path_factory.mktemp("free_model") / "model"
+    model = train(cells, label="cell_type", out=folder, recipe=recipe, seed=3, device="cpu")
+    assert model.profile is None
+    assert model.head is None
+    return folder
+
+
 def _recipe(base: Path | str, rewards: dict[str, Any] | None = None, **changes: Any) -> TrainRecipe:
     grpo = {
         "group_size": 6,
@@ -184,13 +200,13 @@ def _never(*args: Any, **kwargs: Any) -> None:
 def test_a_killed_run_ends_as_an_unbroken_one(
     lora: LoraRecipe | None,
     cells: AnnData,
-    tiny_model_folder: Path,
+    free_model_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To the last bit of every weight, killed between two checkpoints, with free answers and several updates."""
     recipe = _recipe(
-        tiny_model_folder,
+        free_model_folder,
         lora=lora,
         grpo={"constrained": False, "updates": 2},
         optim={"batch_size": 4, "evaluate_every": 4, "steps": 8},
@@ -296,7 +312,7 @@ def test_equal_rewards_change_nothing(cells: AnnData, tiny_model_folder: Path, t
 
 
 def test_empty_answers_are_rated_like_others(
-    cells: AnnData, tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells: AnnData, free_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model that ends at once: the text is empty, one token is learned from."""
 
@@ -304,7 +320,7 @@ def test_empty_answers_are_rated_like_others(
         return [[self.eos_token_ids[0]] for _ in prompt_ids], None
 
     monkeypatch.setattr(rollouts.CellGrpoTrainer, "_generate_single_turn", end_at_once)
-    recipe = _recipe(tiny_model_folder, {"validity": {}}, grpo={"constrained": False}, optim={"steps": 2})
+    recipe = _recipe(free_model_folder, {"validity": {}}, grpo={"constrained": False}, optim={"steps": 2})
     _run(cells, tmp_path / "m", recipe)
     history = _record(tmp_path / "m")["history"]
     assert [row["rewards/validity"] for row in history] == [0, 0]

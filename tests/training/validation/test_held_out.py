@@ -26,8 +26,8 @@ def made(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="module")
-def held_out(made: CellCorpus, tiny_recipe: TrainRecipe) -> HeldOutTasks:
-    return held_out_of_corpus(made.corpus, tiny_recipe.tasks, tiny_recipe, 3)
+def held_out(made: CellCorpus, tiny_recipe: TrainRecipe, tiny_model: CellModel) -> HeldOutTasks:
+    return held_out_of_corpus(made.corpus, tiny_recipe.tasks, tiny_recipe, 3, profile=tiny_model.profile)
 
 
 def test_a_trained_model_scores_high_and_twice_the_same(held_out: HeldOutTasks, tiny_model: CellModel) -> None:

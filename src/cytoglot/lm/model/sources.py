@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from cytoglot.errors import InputError
+from cytoglot.pretrained import PACKAGED_MODELS, packaged_folder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 INDEX = "model.safetensors.index.json"
@@ -60,6 +61,8 @@ def checked_source(name_or_folder: str | Path) -> str:
     if folder.is_dir():
         _check_folder(folder)
         return str(folder)
+    if str(name_or_folder) in PACKAGED_MODELS:
+        return str(packaged_folder(str(name_or_folder)))
     if not is_hub_name(name_or_folder):
         raise InputError(f"model folder {folder} does not exist; pass a folder that holds config.json, or a hub name")
     return str(name_or_folder)

@@ -130,6 +130,9 @@ class LearnedWords:
     profile: CellProfile | None = None
 
 
+ALL_TOKENS = LearnedWords()
+
+
 def has_profile(cells: TrainingCells, recipe: TrainRecipe) -> bool:
     """Return whether the recipe asks for a profile, or leaves it open and has cells written one by one."""
     if recipe.model.profile is not None:
@@ -139,7 +142,13 @@ def has_profile(cells: TrainingCells, recipe: TrainRecipe) -> bool:
 
 
 def training_batches(
-    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, learned: LearnedWords, *, seed: int, packed: bool
+    lm: LanguageModel,
+    cells: TrainingCells,
+    recipe: TrainRecipe,
+    learned: LearnedWords = ALL_TOKENS,
+    *,
+    seed: int,
+    packed: bool,
 ) -> CorpusBatches:
     """Return this process's batches, for ever: random tasks and views of the training cells."""
     optim = recipe.optim
@@ -153,7 +162,13 @@ def training_batches(
 
 
 def validation_batches(
-    lm: LanguageModel, cells: TrainingCells, recipe: TrainRecipe, learned: LearnedWords, *, seed: int, packed: bool
+    lm: LanguageModel,
+    cells: TrainingCells,
+    recipe: TrainRecipe,
+    learned: LearnedWords = ALL_TOKENS,
+    *,
+    seed: int,
+    packed: bool,
 ) -> list[Batch]:
     """Return some examples of the validation part, as they are and in the terse wording, of what it can be asked."""
     askable = set(available_tasks(cells.corpus, "validation"))
