@@ -77,6 +77,22 @@ def test_the_folder_holds_what_the_report_reads(evaluation: Evaluation, split: S
     assert not list(evaluation.folder.parent.glob(".*")), "the control leaves nothing after"
 
 
+def test_the_folder_says_whether_the_model_knows_more_than_the_type(
+    cells: AnnData, tiny_model: CellModel, tmp_path: Path
+) -> None:
+    settings = QUICK.model_copy(update={"generation": True, "max_generated": 5})
+    found = evaluate(cells, tiny_model, out=tmp_path / "out", settings=settings, device="cpu")
+    results, generation = _read(found, "results.json"), _read(found, "generation.json")
+    assert found.verdict is not None
+    assert {name: results[name] for name in ("knows_more_than_type", "verdict")} == found.verdict.to_dict()
+    nats = {row["method"]: row["value"] for row in results["results"] if row["metric"] == "nats_per_word"}
+    assert nats["cytoglot"] is not None, "ties are drawn at random for both, and the model gives probabilities"
+    assert nats["plackett_luce_draw"] is not None
+    assert len(generation["markers"]) == 3 * 4
+    held_out = [entry for entry in generation["per_type"] if entry["method"] == "held_out_cells"]
+    assert [entry["c2st_auc"] for entry in held_out] == [None] * 3
+
+
 def test_training_cells_are_refused(cells: AnnData, tiny_model: CellModel, split: Split) -> None:
     used = read(cells[~split.mask(cells.obs_names, "test")])
     with pytest.raises(

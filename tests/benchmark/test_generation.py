@@ -11,11 +11,15 @@ import pytest
 from anndata import AnnData
 
 from cytoglot.benchmark.generation import MIN_CELLS, GenerationEvaluation, evaluate_generation
+from cytoglot.benchmark.generation_summary import HELD_OUT, NATS_DIFFERENCE, PLACKETT_LUCE, REAL, verdict
+from cytoglot.benchmark.results import OURS, ResultRow
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import load_split
 from cytoglot.sentence.cell_sentence import CellSentences
 
-METHODS = {"cytoglot", "type_profile_draw", "type_profile_top", "real_training_cells"}
+METHODS = {OURS, PLACKETT_LUCE, "type_profile_draw", "type_profile_top", REAL}
+#: what would compare held-out cells with themselves
+OF_OTHERS = {"c2st_auc", "energy_distance", "coverage", "component_variance_ratio"}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +36,12 @@ def parts(cells: AnnData, model: CellModel) -> dict[str, Any]:
     sentences = model.truncate(model.sentences(cells)[0])
     labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
     train, test = (np.flatnonzero(split.mask(cells.obs_names, part)) for part in ("train", "test"))
+    random = replace(
+        model, spec=replace(model.spec, ranking=replace(model.spec.ranking, ties="random"), tie_rates=None)
+    )
+    with_random_ties = random.truncate(random.sentences(cells)[0])
     return {
+        "with_random_ties": (with_random_ties[train], with_random_ties[test]),
         "train": sentences[train],
         "train_labels": labels[train],
         "test": sentences[test],
@@ -51,8 +60,9 @@ def value(result: GenerationEvaluation) -> dict[tuple[str, str], float | None]:
 
 
 def test_overlap_never_stands_alone(result: GenerationEvaluation) -> None:
-    assert {row.method for row in result.rows} == METHODS
-    for method in METHODS:
+    difference = f"{PLACKETT_LUCE} - {OURS}"
+    assert {row.method for row in result.rows} == METHODS | {HELD_OUT, difference}
+    for method in METHODS | {HELD_OUT}:
         metrics = {row.metric for row in result.rows if row.method == method}
         assert {"mean_overlap", "pairwise_diversity", "diversity_ratio_to_real", "knn_type_agreement"} <= metrics
     assert {(row.n, row.unit) for row in result.rows} == {(3, "cell_type")}
@@ -69,6 +79,93 @@ def test_the_mean_profile_overlaps_most_and_has_no_diversity(value: dict[tuple[s
     assert value["type_profile_top", "diversity_ratio_to_real"] == pytest.approx(0)
     assert value["type_profile_top", "mean_overlap"] > value["real_training_cells", "mean_overlap"]
     assert 0.8 < value["real_training_cells", "diversity_ratio_to_real"] < 1.2
+
+
+def test_held_out_cells_are_not_compared_with_themselves(value: dict[tuple[str, str], float]) -> None:
+    assert all(value.get((HELD_OUT, metric)) is None for metric in OF_OTHERS)
+    assert all(value[method, metric] is not None for method in METHODS for metric in OF_OTHERS)
+    assert 0.3 < value[HELD_OUT, "mean_overlap"] < 1  # pairs of different cells
+    assert value[HELD_OUT, "coexpression_agreement"] is not None
+
+
+def test_real_cells_pass_for_real_and_the_profile_does_not(value: dict[tuple[str, str], float]) -> None:
+    assert value["type_profile_top", "c2st_auc"] == 1
+    assert abs(value[REAL, "c2st_auc"] - 0.5) < 0.3
+    assert value[REAL, "energy_distance"] < value["type_profile_top", "energy_distance"]
+    assert value[REAL, "coverage"] > value["type_profile_top", "coverage"]
+    assert value["type_profile_top", "component_variance_ratio"] == pytest.approx(0)
+    assert value["type_profile_top", "coexpression_agreement"] is None
+    assert value[REAL, "memorized_share"] == pytest.approx(0.5, abs=0.25)
+
+
+def test_nats_are_of_the_model_and_of_the_profile_and_their_difference_is_paired(
+    result: GenerationEvaluation, value: dict[tuple[str, str], float], model: CellModel, parts: dict[str, Any]
+) -> None:
+    methods = {row.method for row in result.rows if row.metric == "nats_per_word" and row.value is not None}
+    assert methods == {OURS, PLACKETT_LUCE}
+    gain = value[f"{PLACKETT_LUCE} - {OURS}", NATS_DIFFERENCE]
+    assert gain == pytest.approx(value[PLACKETT_LUCE, "nats_per_word"] - value[OURS, "nats_per_word"])
+    everything = evaluate_generation(model, **parts, max_cells=1000, seed=1)
+    test, labels = parts["with_random_ties"][1], parts["test_labels"]
+    nats = model.sentence_nats(test, list(labels))
+    expected = np.mean([nats[labels == name].mean() for name in sorted(set(labels))])
+    found = {(row.method, row.metric): row.value for row in everything.rows}
+    assert found[OURS, "nats_per_word"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_cells_of_random_ties_there_are_no_nats_and_no_answer(model: CellModel, parts: dict[str, Any]) -> None:
+    found = evaluate_generation(model, **parts | {"with_random_ties": None}, max_cells=5)
+    assert {row.value for row in found.rows if row.metric == "nats_per_word"} == {None}
+    assert NATS_DIFFERENCE not in {row.metric for row in found.rows}
+    assert found.verdict is not None
+    assert found.verdict.answer is None
+
+
+def test_markers_are_genes_of_their_type(result: GenerationEvaluation, parts: dict[str, Any]) -> None:
+    train, labels = parts["train"], parts["train_labels"]
+    assert len({entry["cell_type"] for entry in result.markers}) == 3
+    for entry in result.markers:
+        has = np.array([entry["gene"] in train.words(i) for i in range(len(train))])
+        name = entry["cell_type"]
+        elsewhere = np.mean([has[labels == other].mean() for other in set(labels) - {name}])
+        assert entry["other_types"] == pytest.approx(elsewhere)
+        assert has[labels == name].mean() > elsewhere
+        assert {0 <= entry[who] <= 1 for who in ("held_out", "generated")} == {True}
+
+
+def _verdict_rows(low: float | None, ours: float | None) -> list[ResultRow]:
+    def row(method: str, metric: str, value: float | None, low: float | None = None) -> ResultRow:
+        high = None if low is None else low + 0.2
+        where = {"task": "generation", "method": method, "metric": metric}
+        return ResultRow(**where, value=value, low=low, high=high, n=4, unit="cell_type")
+
+    gain = None if low is None else low + 0.1
+    return [
+        row(OURS, "c2st_auc", ours),
+        row(PLACKETT_LUCE, "c2st_auc", 0.8),
+        row(f"{PLACKETT_LUCE} - {OURS}", NATS_DIFFERENCE, gain, low),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("low", "ours", "answer", "start"),
+    [
+        (0.05, 0.7, True, "The model knows more of a cell than its type: a word of a held-out cell costs the model"),
+        (0.05, 0.9, False, "It is not shown that the model knows more"),
+        (-0.05, 0.7, False, "It is not shown that the model knows more"),
+        (-0.3, 0.7, False, "It is not shown that the model knows more of a cell than its type: a word of a held-out "
+         "cell costs the model 0.200 nats more"),
+        (None, 0.7, None, "It cannot be said whether the model knows more"),
+        (0.05, None, None, "It cannot be said whether the model knows more of a cell than its type: too few cells"),
+    ],
+)  # fmt: skip
+def test_the_verdict_needs_nats_by_interval_and_the_two_sample_test(
+    low: float | None, ours: float | None, answer: bool | None, start: str
+) -> None:
+    found = verdict(_verdict_rows(low, ours))
+    assert found.answer is answer
+    assert found.sentence.startswith(start)
+    assert found.to_dict() == {"knows_more_than_type": answer, "verdict": found.sentence}
 
 
 def test_the_model_writes_the_type_it_is_asked_for(value: dict[tuple[str, str], float]) -> None:
@@ -132,7 +229,7 @@ def test_real_cells_are_not_compared_with_copies_of_themselves(parts: dict[str, 
 
 def test_all_sets_of_a_type_are_of_one_size(result: GenerationEvaluation) -> None:
     assert {entry["n"] for entry in result.per_type} == {6}
-    assert len(result.per_type) == 3 * len(METHODS)
+    assert len(result.per_type) == 3 * (len(METHODS) + 1)
     assert {point["method"] for point in result.points} == {"held_out_cells", "cytoglot"}
     assert len(result.points) == 3 * 2 * 6
 
@@ -141,13 +238,13 @@ def test_a_type_of_few_cells_is_left_out(model: CellModel, parts: dict[str, Any]
     rare = parts["test_labels"][0]
     of_rare = np.flatnonzero(parts["test_labels"] == rare)
     keep = np.setdiff1d(np.arange(len(parts["test_labels"])), of_rare[MIN_CELLS - 1 :])
-    fewer = parts | {"test": parts["test"][keep], "test_labels": parts["test_labels"][keep]}
+    fewer = parts | {"test": parts["test"][keep], "test_labels": parts["test_labels"][keep], "with_random_ties": None}
     found = evaluate_generation(model, **fewer, max_cells=2, seed=1)
     assert rare not in {entry["cell_type"] for entry in found.per_type}
     assert {row.n for row in found.rows} == {2}
 
 
 def test_nothing_to_compare_gives_no_rows(model: CellModel, parts: dict[str, Any]) -> None:
-    few = parts | {"test": parts["test"][:3], "test_labels": parts["test_labels"][:3]}
+    few = parts | {"test": parts["test"][:3], "test_labels": parts["test_labels"][:3], "with_random_ties": None}
     found = evaluate_generation(model, **few)
-    assert (found.rows, found.per_type, found.points) == ([], [], [])
+    assert (found.rows, found.per_type, found.points, found.markers, found.verdict) == ([], [], [], [], None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable
@@ -65,7 +66,8 @@ def test_two_hundred_cells_to_a_report(command: Command, tiny_cli: list[str], ce
     assert drawn.n_obs == 8
     assert (drawn.X.data >= 0).all()
 
-    judged = command("evaluate", source, *work, "--label", "cell_type", "-o", evaluation).result["results"]
+    evaluated = command("evaluate", source, *work, "--label", "cell_type", "-o", evaluation).result
+    judged = evaluated["results"]
     assert {"task", "method", "metric", "value", "low", "high", "n", "unit"} == set(judged[0])
     value = {(row["method"], row["metric"]): row["value"] for row in judged}
     assert value["cytoglot", "accuracy"] == pytest.approx(accuracy, abs=0.05)
@@ -79,6 +81,8 @@ def test_two_hundred_cells_to_a_report(command: Command, tiny_cli: list[str], ce
     page = Path(shown["html"]).read_text(encoding="utf-8")
     assert not re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", page), "the page loads from a network"
     assert "logistic regression" in page
+    assert evaluated["knows_more_than_type"] in (True, False)
+    assert evaluated["verdict"] in html.unescape(page)
     assert not list(tmp_path.glob(".*")), "no hidden work is left"
 
 

@@ -15,6 +15,7 @@ RNG = np.random.default_rng(0)
 TRUTH, PREDICTED = RNG.choice(list("abc"), 50), RNG.choice(list("abc"), 50)
 PROBABILITIES = RNG.dirichlet(np.ones(3), 50)
 SENTENCES = [list(RNG.permutation(20)[:8]) for _ in range(6)]
+CELLS, OTHER_CELLS = ({"a": [RNG.permutation(20)[:8] for _ in range(9)]} for _ in range(2))
 ARGUMENTS = {
     "accuracy": (TRUTH, PREDICTED),
     "macro_f1": (TRUTH, PREDICTED),
@@ -34,6 +35,13 @@ ARGUMENTS = {
     "mean_overlap": (SENTENCES[:3], SENTENCES[3:]),
     "exact_match": ("CD4 T cell.", "cd4 T"),
     "token_f1": ("CD4 T cell.", "cd4 T"),
+    "c2st_auc": (CELLS, OTHER_CELLS, 20),
+    "energy_distance": (RNG.normal(size=(9, 2)), RNG.normal(size=(9, 2))),
+    "coverage": (RNG.normal(size=(9, 2)), RNG.normal(size=(9, 2))),
+    "memorized_share": (RNG.normal(size=(9, 2)), RNG.normal(size=(9, 2))),
+    "coexpression_agreement": (CELLS, OTHER_CELLS, 20),
+    "component_variance_ratio": (CELLS, OTHER_CELLS, CELLS, 20),
+    "nats_per_word": ([6.0, 4.0], [2, 4]),
     "knn_type_agreement": (RNG.normal(size=(50, 2)), TRUTH, RNG.normal(size=(50, 2)), PREDICTED),
 }
 
@@ -45,7 +53,8 @@ def test_a_metric_stays_in_its_range_and_its_additive_form_agrees(name: str) -> 
     assert spec.name == name
     assert spec.contains(value)
     assert not math.isnan(value)
-    assert spec.best in (spec.low, spec.high)
+    assert spec.contains(spec.best)
+    assert spec.best == spec.target if spec.target is not None else spec.best in (spec.low, spec.high)
     assert spec.reference
     if spec.statistic is not None:
         interval = bootstrap(spec.statistic(*ARGUMENTS[name]), n_resamples=50)

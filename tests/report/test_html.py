@@ -33,9 +33,13 @@ CONTENT: dict[str, Any] = {
             _row("annotation", "logistic_regression", "accuracy", 0.5),
             _row("annotation", "cytoglot - logistic_regression", "accuracy_difference", 0.375),
             _row("generation", "cytoglot", "mean_overlap", 0.25, unit="cell_type", n=2),
+            _row("generation", "cytoglot", "c2st_auc", 0.75, unit="cell_type", n=2),
+            _row("generation", "plackett_luce_draw - cytoglot", "nats_per_word_difference", 0.15625, n=2),
             _row("reconstruction", "cytoglot", "r2_expressed", 0.625, unit="cell"),
         ],
         "meta": {"method": "cytoglot"},
+        "knows_more_than_type": True,
+        "verdict": "The model knows more of a cell than its type: 3 < 4.",
     },
     "data_card.json": {
         "n_cells": 500,
@@ -78,6 +82,9 @@ CONTENT: dict[str, Any] = {
             {"cell_type": name, "method": method, "x": 0.1, "y": i}
             for i, name in enumerate(LABELS)
             for method in ("cytoglot", "held_out_cells")
+        ],
+        "markers": [
+            {"cell_type": name, "gene": "A&B", "held_out": 0.9, "generated": 0.8, "other_types": 0.1} for name in LABELS
         ],
     },
     "timings.json": {"embedding": 1.25},
@@ -172,6 +179,34 @@ def test_the_page_states_how_many_cells_and_what_was_resampled(page: str) -> Non
     assert "R² over expressed genes 0.625 (0.525 – 0.725)" in page
 
 
+def test_generated_cells_have_two_tables_a_verdict_and_markers(page: str) -> None:
+    assert "<b>The model knows more of a cell than its type: 3 &lt; 4.</b>" in page
+    single, together = page.split("Is each cell one of its type?")[1].split("Are the cells together like real ones?")
+    assert "overlap with held-out cells</th>" in single
+    assert "told from real (AUC)" not in single
+    assert "told from real (AUC)</th>" in together
+    assert "0.750<small>0.650 – 0.850</small>" in together
+    assert "nats per word difference" not in page, "the verdict has it"
+    assert "Markers: the genes that most tell" in together
+
+
+def test_names_of_methods_stay_in_sight_where_a_table_is_wider_than_the_page(page: str) -> None:
+    assert re.search(r"\.scroll td:first-child \{[^}]*position: sticky", page)
+
+
+def test_markers_are_drawn_narrow_enough_for_a_phone_and_once_in_the_legend() -> None:
+    rows = [
+        {"cell_type": name, "gene": f"GENE{i}", "held_out": 0.9, "generated": 0.5, "other_types": 0.0}
+        for name in LABELS
+        for i in range(4)
+    ]
+    svg = figures.markers(rows)
+    width = float(re.search(r'width="([\d.]+)pt"', svg)[1])
+    assert width <= 4.4 * 72, "at a page of 390 px a letter of 8 points then keeps 8 px or more"
+    assert svg.count("real cells of other types") == 1
+    assert all(f"GENE{i}" in svg for i in range(4))
+
+
 def test_an_undefined_value_is_a_dash_and_no_zero(page: str) -> None:
     assert "<td>–<small></small></td>" in page
     assert "None" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL)
@@ -240,6 +275,8 @@ EMPTY_MAP = pd.DataFrame(columns=["cell_id", "truth", "umap_x", "umap_y", "pca_u
         lambda: figures.reconstruction({name: [1.0] for name in NO_POINTS}),
         lambda: figures.generated_cells([]),
         lambda: figures.generated_cells([{"cell_type": "T", "method": "cytoglot", "x": 0.0, "y": 0.0}]),
+        lambda: figures.markers([]),
+        lambda: figures.markers(CONTENT["generation.json"]["markers"]),
         lambda: figures.method_bars([], "accuracy"),
         lambda: figures.method_bars([_row("annotation", "cytoglot", "accuracy", None)], "accuracy"),
         lambda: figures.method_bars([_row("annotation", "cytoglot", "accuracy", 1.0)], "accuracy"),

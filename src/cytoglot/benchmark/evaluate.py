@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from cytoglot.applications.forecast import forecast_cells
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.baselines import BASELINES
 from cytoglot.benchmark.generation import evaluate_generation
+from cytoglot.benchmark.generation_summary import Verdict
 from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
@@ -84,6 +85,8 @@ class Evaluation:
     """cells of each kind; see `data.splits.matching.MatchedCells`"""
     unknown_labels: list[str] = field(default_factory=list)
     """labels of judged cells that the model does not know"""
+    verdict: Verdict | None = None
+    """whether the model knows more of a cell than its type; None where generated cells were not compared"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +172,7 @@ def evaluate(
         messages=work.messages,
         cells=held_out.matched.counts,
         unknown_labels=work.unknown_labels,
+        verdict=work.verdict,
     )
 
 
@@ -278,6 +282,7 @@ class _Work:
     timings: dict[str, float] = field(default_factory=dict)
     ours: str = OURS
     """the method of the model that `annotate` uses by default"""
+    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         self.messages = list(self.held_out.matched.messages)
@@ -306,11 +311,18 @@ class _Work:
                     held.labels[held.train],
                     self.model.truncate(self.sentences[held.test]),
                     self.truth,
+                    with_random_ties=self._with_random_ties(),
                     max_cells=self.settings.max_generated,
                     seed=seed,
                 )
             self.rows += result.rows
-            write_json(folder / "generation.json", {"per_type": result.per_type, "generated_vs_real_2d": result.points})
+            self.verdict = result.verdict
+            content = {
+                "per_type": result.per_type,
+                "generated_vs_real_2d": result.points,
+                "markers": result.markers,
+            }
+            write_json(folder / "generation.json", content)
         with self._timed("reconstruction"):  # the model's own rank curve
             row, content = curve_on_cells(self.model, held.adata, self.sentences, held.test, seed=seed)
         self.rows.append(row)
@@ -320,6 +332,14 @@ class _Work:
                 table = two_maps(self.embedding_nd, held.adata, held.test, held.labels, seed=seed)
             table.to_parquet(folder / "embedding_2d.parquet", index=False)
         self._write_cards(folder)
+
+    def _with_random_ties(self) -> tuple[CellSentences, CellSentences]:
+        """Return training and test cells in which the genes of equal expression are in random order."""
+        spec, held = self.model.spec, self.held_out
+        ranking = replace(spec.ranking, ties="random", seed=self.seed)
+        model = replace(self.model, spec=replace(spec, ranking=ranking, tie_rates=None))
+        sentences, _ = model.sentences(held.adata, gene_options=AS_NAMED, min_overlap=0)
+        return self.model.truncate(sentences[held.train]), self.model.truncate(sentences[held.test])
 
     def _predictions(self, control_folder: Path) -> list[Prediction]:
         """Our own, first as `annotate` answers by default; then the linear probe, the baselines and the control."""
@@ -457,9 +477,10 @@ class _Work:
             "messages": self.messages,
         }
         write_json(folder / "data_card.json", card)
-        write_json(
-            folder / "results.json", {"results": [asdict(row) for row in self.rows], "meta": {"method": self.ours}}
-        )
+        results: dict[str, Any] = {"results": [asdict(row) for row in self.rows], "meta": {"method": self.ours}}
+        if self.verdict is not None:
+            results |= self.verdict.to_dict()
+        write_json(folder / "results.json", results)
         write_json(folder / "timings.json", {name: round(seconds, 3) for name, seconds in self.timings.items()})
         training = Path(str(self.model.folder)) / TRAINING_FILE
         if training.is_file():

@@ -229,6 +229,7 @@ def evaluate_command(
             "cells": result.cells,
             "unknown_labels": result.unknown_labels,
             "messages": result.messages,
+            **({} if result.verdict is None else result.verdict.to_dict()),
             "output": output,
         },
         as_json=json,

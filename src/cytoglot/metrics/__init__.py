@@ -1,5 +1,13 @@
 """Pure functions of arrays and strings."""
 
+from cytoglot.metrics.cell_sets import (
+    c2st_auc,
+    c2st_auc_by_type,
+    coverage,
+    energy_distance,
+    memorized_share,
+    nats_per_word,
+)
 from cytoglot.metrics.classification import (
     accuracy,
     accuracy_statistic,
@@ -19,6 +27,7 @@ from cytoglot.metrics.classification import (
     nll_statistic,
     per_class,
 )
+from cytoglot.metrics.coexpression import coexpression_agreement, component_variance_ratio
 from cytoglot.metrics.generation import (
     duplicate_share,
     gene_jaccard,
@@ -59,11 +68,17 @@ __all__ = [
     "bootstrap_function",
     "brier",
     "brier_statistic",
+    "c2st_auc",
+    "c2st_auc_by_type",
     "calibration_bins",
+    "coexpression_agreement",
+    "component_variance_ratio",
     "confusion",
+    "coverage",
     "duplicate_share",
     "ece",
     "ece_statistic",
+    "energy_distance",
     "exact_match",
     "gene_jaccard",
     "gene_overlap",
@@ -75,8 +90,10 @@ __all__ = [
     "match_tokens",
     "mcnemar",
     "mean_overlap",
+    "memorized_share",
     "metric",
     "metrics",
+    "nats_per_word",
     "nearest_labels",
     "nll",
     "nll_statistic",

@@ -28,6 +28,8 @@ class MetricSpec:
     """which end is better"""
     reference: str
     """where the definition comes from, and where we differ"""
+    target: float | None = None
+    """the value of a perfect result, where it is not an end of the range"""
     statistic: Callable[..., Any] | None = None
     """the same metric as an `AdditiveStatistic`, for bootstrap intervals; None if it has no such form"""
 
@@ -38,6 +40,8 @@ class MetricSpec:
     @property
     def best(self) -> float:
         """The value of a perfect result, which may be infinite."""
+        if self.target is not None:
+            return self.target
         return self.high if self.direction == "higher" else self.low
 
     def contains(self, value: float) -> bool:
@@ -46,7 +50,8 @@ class MetricSpec:
 
 
 metrics: Registry[MetricSpec] = Registry(
-    "metric", ("cytoglot.metrics.classification", "cytoglot.metrics.generation", "cytoglot.metrics.text")
+    "metric",
+    tuple(f"cytoglot.metrics.{name}" for name in ("classification", "generation", "cell_sets", "coexpression", "text")),
 )
 
 
@@ -58,6 +63,7 @@ def metric(
     reference: str,
     low: float = 0.0,
     high: float = 1.0,
+    target: float | None = None,
     statistic: Callable[..., Any] | None = None,
 ) -> Callable[[Function], Function]:
     """Return a decorator that registers a function under `name` and gives it back unchanged."""
@@ -70,6 +76,7 @@ def metric(
             low=low,
             high=high,
             direction=direction,
+            target=target,
             reference=reference,
             statistic=statistic,
         )

@@ -126,6 +126,33 @@ def generated_cells(points: list[dict[str, Any]]) -> str:
         return svg_text(figure)
 
 
+def markers(rows: list[dict[str, Any]]) -> str:
+    """Share of real (dots) and of generated cells (crosses) that show each marker gene, type by type."""
+    table = pd.DataFrame(rows, columns=["cell_type", "gene", "held_out", "generated", "other_types"])
+    types = list(dict.fromkeys(table["cell_type"]))
+    # A line for each gene and one for the name of its type; narrow, so that letters are of a size to read on a phone.
+    n_lines = len(table) + len(types)
+    with canvas(4.2, 0.9 + 0.19 * n_lines) as (figure, (ax,)):
+        y, ticks = 0, {}
+        for name in types:
+            ax.text(0, y, name, va="center", fontsize=9, color=INK, fontweight="bold")
+            for row in table[table["cell_type"] == name].itertuples():
+                y += 1
+                ticks[y] = row.gene
+                ax.plot([row.held_out, row.generated], [y, y], color=GRID, lw=2, zorder=1)
+                ax.plot(row.other_types, y, "|", color=MUTED, ms=7, label="real cells of other types")
+                ax.plot(row.held_out, y, "o", color=INK, ms=5, label="real cells of the type")
+                ax.plot(row.generated, y, "x", color=ACCENT, ms=6, mew=2, label="generated cells of the type")
+            y += 1
+        ax.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
+        ax.set(xlim=(-0.03, 1.03), ylim=(n_lines - 0.3, -0.8), xlabel="share of cells whose sentence has the gene")
+        handles, labels = ax.get_legend_handles_labels()
+        if handles:
+            shown = dict(zip(labels, handles, strict=True))
+            figure.legend(shown.values(), shown.keys(), loc="outside upper left", frameon=False, fontsize=8)
+        return svg_text(figure)
+
+
 def method_bars(rows: list[dict[str, Any]], metric: str) -> str:
     """One metric of every method with its 95 % interval, best on top."""
     shown = [row for row in rows if row["metric"] == metric and row["value"] is not None]

@@ -16,6 +16,9 @@ from cytoglot.report import figures
 
 PAGE = "report.html"
 _ROW_KEYS = frozenset({"task", "method", "metric", "value", "low", "high", "n", "unit"})
+_SINGLE_CELLS = ("mean_overlap", "knn_type_agreement", "validity", "duplicate_share", "pairwise_diversity",
+                 "diversity_ratio_to_real")  # fmt: skip
+"""measures of generated cells that draws from a mean profile do well in, and the diversity beside them"""
 _CORPUS = ("table", "not_shown", "messages", "meta")
 _METRIC_NAMES = {
     "macro_f1": "macro-F1",
@@ -27,6 +30,13 @@ _METRIC_NAMES = {
     "duplicate_share": "repeated genes",
     "pairwise_diversity": "diversity",
     "diversity_ratio_to_real": "diversity ÷ real",
+    "c2st_auc": "told from real (AUC)",
+    "energy_distance": "energy distance",
+    "coverage": "real cells covered",
+    "memorized_share": "nearer to training cells",
+    "coexpression_agreement": "co-expression r",
+    "component_variance_ratio": "main variation ÷ real",
+    "nats_per_word": "nats per word",
     "r2_expressed": "R² (expressed genes)",
     "token_f1": "token F1",
 }
@@ -80,12 +90,18 @@ def _content(folder: Path) -> dict[str, Any]:
             verdict = "better than" if row["low"] > 0 else worse_or_not
             bounds = f"95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
             verdicts.append(f"{verdict} {row['other']} ({100 * row['value']:+.1f} points, {bounds})")
+    generated = [row for row in rows if row["task"] == "generation" and not row["metric"].endswith("_difference")]
     return {
         "card": _read(folder, "data_card.json") or {},
         "annotation": _by_method([row for row in annotation if not row["metric"].endswith("_difference")]),
         "differences": differences,
         "verdicts": verdicts,
-        "generation": _by_method([row for row in rows if row["task"] == "generation"]),
+        # Of single cells, and of what only cells together show.
+        "generation": [
+            _by_method([row for row in generated if (row["metric"] in _SINGLE_CELLS) == single])
+            for single in (True, False)
+        ],
+        "generation_verdict": results.get("verdict"),
         "reconstruction_rows": [row for row in rows if row["task"] == "reconstruction"],
         "per_class": [row for row in per_class if row["method"] == per_class[0]["method"]],
         # Of an evaluation on a corpus; nothing for others.
@@ -111,8 +127,11 @@ def _figures(folder: Path) -> dict[str, str]:
         drawn["maps"] = figures.two_maps(pd.read_parquet(folder / "embedding_2d.parquet"))
     if (content := _read(folder, "reconstruction.json")) and content["points"]["observed"]:
         drawn["reconstruction"] = figures.reconstruction(content["points"])
-    if (content := _read(folder, "generation.json")) and content["generated_vs_real_2d"]:
+    content = _read(folder, "generation.json") or {}
+    if content.get("generated_vs_real_2d"):
         drawn["generation"] = figures.generated_cells(content["generated_vs_real_2d"])
+    if content.get("markers"):  # an evaluation of an earlier version has none
+        drawn["markers"] = figures.markers(content["markers"])
     return drawn
 
 
