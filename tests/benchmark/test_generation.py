@@ -33,15 +33,12 @@ def parts(cells: AnnData, model: CellModel) -> dict[str, Any]:
     """Sentences and labels of training and test cells."""
     split = load_split(model.folder)
     assert split is not None
-    sentences = model.truncate(model.sentences(cells)[0])
+    ranking = replace(model.spec.ranking, ties="random")
+    untied = replace(model, spec=replace(model.spec, ranking=ranking, tie_rates=None))
+    sentences = untied.truncate(untied.sentences(cells)[0])
     labels = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)
     train, test = (np.flatnonzero(split.mask(cells.obs_names, part)) for part in ("train", "test"))
-    random = replace(
-        model, spec=replace(model.spec, ranking=replace(model.spec.ranking, ties="random"), tie_rates=None)
-    )
-    with_random_ties = random.truncate(random.sentences(cells)[0])
     return {
-        "with_random_ties": (with_random_ties[train], with_random_ties[test]),
         "train": sentences[train],
         "train_labels": labels[train],
         "test": sentences[test],
@@ -106,19 +103,11 @@ def test_nats_are_of_the_model_and_of_the_profile_and_their_difference_is_paired
     gain = value[f"{PLACKETT_LUCE} - {OURS}", NATS_DIFFERENCE]
     assert gain == pytest.approx(value[PLACKETT_LUCE, "nats_per_word"] - value[OURS, "nats_per_word"])
     everything = evaluate_generation(model, **parts, max_cells=1000, seed=1)
-    test, labels = parts["with_random_ties"][1], parts["test_labels"]
+    test, labels = parts["test"], parts["test_labels"]
     nats = model.sentence_nats(test, list(labels))
     expected = np.mean([nats[labels == name].mean() for name in sorted(set(labels))])
     found = {(row.method, row.metric): row.value for row in everything.rows}
     assert found[OURS, "nats_per_word"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_without_cells_of_random_ties_there_are_no_nats_and_no_answer(model: CellModel, parts: dict[str, Any]) -> None:
-    found = evaluate_generation(model, **parts | {"with_random_ties": None}, max_cells=5)
-    assert {row.value for row in found.rows if row.metric == "nats_per_word"} == {None}
-    assert NATS_DIFFERENCE not in {row.metric for row in found.rows}
-    assert found.verdict is not None
-    assert found.verdict.answer is None
 
 
 def test_markers_are_genes_of_their_type(result: GenerationEvaluation, parts: dict[str, Any]) -> None:
@@ -238,13 +227,13 @@ def test_a_type_of_few_cells_is_left_out(model: CellModel, parts: dict[str, Any]
     rare = parts["test_labels"][0]
     of_rare = np.flatnonzero(parts["test_labels"] == rare)
     keep = np.setdiff1d(np.arange(len(parts["test_labels"])), of_rare[MIN_CELLS - 1 :])
-    fewer = parts | {"test": parts["test"][keep], "test_labels": parts["test_labels"][keep], "with_random_ties": None}
+    fewer = parts | {"test": parts["test"][keep], "test_labels": parts["test_labels"][keep]}
     found = evaluate_generation(model, **fewer, max_cells=2, seed=1)
     assert rare not in {entry["cell_type"] for entry in found.per_type}
     assert {row.n for row in found.rows} == {2}
 
 
 def test_nothing_to_compare_gives_no_rows(model: CellModel, parts: dict[str, Any]) -> None:
-    few = parts | {"test": parts["test"][:3], "test_labels": parts["test_labels"][:3], "with_random_ties": None}
+    few = parts | {"test": parts["test"][:3], "test_labels": parts["test_labels"][:3]}
     found = evaluate_generation(model, **few)
     assert (found.rows, found.per_type, found.points, found.markers, found.verdict) == ([], [], [], [], None)

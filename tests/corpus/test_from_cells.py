@@ -118,3 +118,31 @@ def test_what_cannot_be_used_is_refused(cells: AnnData, tmp_path: Path) -> None:
     options = CellOptions(metadata={"source": "here"})
     with pytest.raises(InputError, match=r"found \['source'\], which cells have of their own"):
         corpus_of_cells(read(bad), tmp_path / "m", label="cell_type", options=options)
+
+
+def test_ties_are_told_and_written_cells_have_them_in_a_new_order_each_time(cells: AnnData, tmp_path: Path) -> None:
+    from cytoglot.corpus.read.records import RecordReader
+    from cytoglot.sentence.augment import AugmentSettings
+
+    found = read(cells)
+    made = corpus_of_cells(found, tmp_path / "corpus", label="cell_type", seed=3)
+    block = next(iter(made.corpus.blocks("train")))
+    names, tied = made.corpus.vocabulary.symbols, block.tied
+    assert tied is not None
+    assert 0.2 < tied.mean() < 1
+    reader = RecordReader(made.corpus, seed=0, augment=AugmentSettings())
+    rows, orders = reader.open(block), set()
+    for row in range(5):
+        ids = block.ids(row)
+        counts = np.asarray(found[block.cell_ids.to_pylist()[row], [names[i] for i in ids]].X.todense()).ravel()
+        expected = np.append(False, counts[1:] == counts[:-1])
+        assert tied[block.offsets[row] : block.offsets[row + 1]].tolist() == expected.tolist()
+        for epoch in range(4):
+            written = rows.cell(row, rows.draws(row, epoch=epoch)).whole()
+            assert sorted(written.genes) == sorted(names[i] for i in ids)
+            value = dict(zip([names[i] for i in ids], counts.tolist(), strict=True))
+            assert [value[gene] for gene in written.genes] == counts.tolist(), "only equal genes change places"
+            orders.add(tuple(written.genes))
+    assert len(orders) > 15
+    assert made.tied is not None
+    assert len(made.tied) == len(made.sentences.gene_ids)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cytoglot.sentence.augment import AugmentSettings, answering_view, training_view
+from cytoglot.sentence.augment import AugmentSettings, answering_view, tie_order, training_view
 
 
 @given(st.integers(0, 60), st.integers(0, 1000))
@@ -40,3 +40,14 @@ def test_answering_views_depend_on_cell_and_number_alone() -> None:
     assert first.tolist() != answering_view(ids, cell_id="b", view=1, settings=settings).tolist()
     assert first.tolist() != answering_view(ids, cell_id="a", view=2, settings=settings).tolist()
     assert (answering_view(ids, cell_id="a", view=0, settings=settings) == ids).all()
+
+
+def test_ties_are_drawn_again_and_all_else_stays():
+    ids = np.array([7, 3, 9, 1, 4, 8, 2])
+    tied = np.array([False, True, False, True, True, False, False])
+    rng = np.random.default_rng(0)
+    seen = {tuple(ids[tie_order(tied, rng)].tolist()) for _ in range(300)}
+    assert {(frozenset(s[:2]), frozenset(s[2:5]), s[5:]) for s in seen} == {
+        (frozenset({7, 3}), frozenset({9, 1, 4}), (8, 2))
+    }
+    assert len(seen) == 2 * 6, "every order of the equal genes comes"

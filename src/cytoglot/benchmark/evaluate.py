@@ -305,13 +305,17 @@ class _Work:
         self._write_predictions(folder, predictions)
         if self.settings.generation and len(held.train):
             with self._timed("generation"):
+                # A cell has no order among genes of equal expression: a rule for ties is no biology, and a model that
+                # has learned it must not gain by it.
+                ranking = replace(self.model.spec.ranking, ties="random", seed=seed)
+                untied = replace(self.model, spec=replace(self.model.spec, ranking=ranking, tie_rates=None))
+                sentences, _ = untied.sentences(held.adata, gene_options=AS_NAMED, min_overlap=0)
                 result = evaluate_generation(
                     self.model,
-                    self.model.truncate(self.sentences[held.train]),
+                    self.model.truncate(sentences[held.train]),
                     held.labels[held.train],
-                    self.model.truncate(self.sentences[held.test]),
+                    self.model.truncate(sentences[held.test]),
                     self.truth,
-                    with_random_ties=self._with_random_ties(),
                     max_cells=self.settings.max_generated,
                     seed=seed,
                 )
@@ -332,14 +336,6 @@ class _Work:
                 table = two_maps(self.embedding_nd, held.adata, held.test, held.labels, seed=seed)
             table.to_parquet(folder / "embedding_2d.parquet", index=False)
         self._write_cards(folder)
-
-    def _with_random_ties(self) -> tuple[CellSentences, CellSentences]:
-        """Return training and test cells in which the genes of equal expression are in random order."""
-        spec, held = self.model.spec, self.held_out
-        ranking = replace(spec.ranking, ties="random", seed=self.seed)
-        model = replace(self.model, spec=replace(spec, ranking=ranking, tie_rates=None))
-        sentences, _ = model.sentences(held.adata, gene_options=AS_NAMED, min_overlap=0)
-        return self.model.truncate(sentences[held.train]), self.model.truncate(sentences[held.test])
 
     def _predictions(self, control_folder: Path) -> list[Prediction]:
         """Our own, first as `annotate` answers by default; then the linear probe, the baselines and the control."""

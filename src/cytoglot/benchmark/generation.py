@@ -84,7 +84,6 @@ def evaluate_generation(
     test: CellSentences,
     test_labels: NDArray[np.object_],
     *,
-    with_random_ties: tuple[CellSentences, CellSentences] | None = None,
     max_cells: int = 20,
     seed: int = 0,
 ) -> GenerationEvaluation:
@@ -100,12 +99,10 @@ def evaluate_generation(
     model
         The model that writes.
     train, test
-        Sentences of training and test cells, at the length that the model writes.
+        Sentences of training and test cells, at the length that the model writes, with the genes of equal expression in
+        random order.
     train_labels, test_labels
         Their cell types; None is none.
-    with_random_ties
-        The same training and test cells with the genes of equal expression in random order, for the nats of a word: a
-        rule for ties is no biology, and a model that has learned it must not gain by it. None: nats are left out.
     max_cells
         Cells of each type and method at most.
     seed
@@ -117,7 +114,7 @@ def evaluate_generation(
         return GenerationEvaluation(rows=[], per_type=[], points=[], markers=[], verdict=None)
     n_genes = len(model.spec.vocabulary)
     space = _Space(train, train_labels, n_genes, seed=seed)
-    nats = _nats(model, cells, with_random_ties, train_labels)
+    nats = _nats(model, cells, test)
     per_type = _per_type(cells, space, nats, n_genes, seed=seed)
     rows = mean_rows(per_type, seed) + pooled_rows(cells, n_genes, seed) + difference_rows(per_type, seed)
     methods = list(cells.sets)
@@ -144,7 +141,9 @@ def _cells(
     profile = TypeProfile.fit(train, train_labels)
     weights = fit_profile(train, {"cell_type": train_labels})
     methods = (HELD_OUT, REAL, OURS, PLACKETT_LUCE, "type_profile_draw", "type_profile_top")
-    found = GeneratedAndReal(names=[], sets={method: {} for method in methods}, training={}, others={}, test_rows={})
+    found = GeneratedAndReal(
+        names=[], sets={method: {} for method in methods}, training={}, others={}, test_rows={}, weights={}
+    )
     for name in sorted(set(test_labels) & set(model.spec.labels)):
         filled, held_out_filled = (
             (train_labels == name) & (train.lengths > 0),
@@ -162,7 +161,7 @@ def _cells(
         found.test_rows[name] = chosen
         found.training[name] = _words(train, np.flatnonzero(filled))
         found.others[name] = _words(train, others[len(held_out) :][:_MAX_TRAINING_CELLS])
-        weights_g = np.exp(weights.weights({"cell_type": name}).log_weights)
+        weights_g = found.weights[name] = np.exp(weights.weights({"cell_type": name}).log_weights)
         temperature = model.spec.calibration.generation_temperature
         found.sets[HELD_OUT][name] = held_out
         found.sets[REAL][name] = _words(train, others[: len(held_out)])
@@ -177,23 +176,14 @@ def _words(sentences: CellSentences, rows: NDArray[np.int64]) -> Words:
     return [sentences.ids(int(i)).astype(np.int64) for i in rows]
 
 
-def _nats(
-    model: CellModel,
-    cells: GeneratedAndReal,
-    with_random_ties: tuple[CellSentences, CellSentences] | None,
-    train_labels: NDArray[np.object_],
-) -> dict[str, dict[str, float]]:
+def _nats(model: CellModel, cells: GeneratedAndReal, test: CellSentences) -> dict[str, dict[str, float]]:
     """Return method → type → nats a word of the held-out cells given their type, for the methods that have a p."""
-    if with_random_ties is None:
-        return {}
-    train, test = with_random_ties
-    profile = fit_profile(train, {"cell_type": train_labels})
     found: dict[str, dict[str, float]] = {PLACKETT_LUCE: {}, OURS: {}}
     for name, rows in cells.test_rows.items():
-        weights_g = np.exp(profile.weights({"cell_type": name}).log_weights)
-        held_out = _words(test, rows)
+        held_out = cells.sets[HELD_OUT][name]
         words_n = [len(words) for words in held_out]
-        found[PLACKETT_LUCE][name] = nats_per_word([plackett_luce_nats(weights_g, w) for w in held_out], words_n)
+        profile_n = [plackett_luce_nats(cells.weights[name], words) for words in held_out]
+        found[PLACKETT_LUCE][name] = nats_per_word(profile_n, words_n)
         found[OURS][name] = float(model.sentence_nats(test[rows], [name] * len(rows)).mean())
     return found
 

@@ -48,6 +48,8 @@ class GeneratedAndReal:
     """training cells of the type that are in no set and no copy of a held-out cell"""
     test_rows: dict[str, NDArray[np.int64]]
     """places of the held-out cells among the test cells"""
+    weights: dict[str, NDArray[np.floating]]
+    """type → Plackett–Luce weights of the genes, (g,)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ class CellCorpus:
     """the training cells, ranked over the vocabulary; whole, since views drop genes before a sentence is truncated"""
     labels: NDArray[np.object_]
     """(n,) cell type of each training cell, None where unknown"""
+    tied: NDArray[np.bool_] | None
+    """whether each gene of these sentences is expressed as much as the one before it; None where that is unknown"""
     log_ng: csr_matrix | None
     """log10(1 + counts per 10,000 of the whole cell) of the training cells; None for cells that came ranked"""
     tie_rates: NDArray[np.float32] | None
@@ -131,7 +133,7 @@ def corpus_of_cells(
     # At least one cell; a smaller share is a part of a larger one, as both are cut from one order.
     order = np.random.default_rng([seed, 6]).permutation(np.flatnonzero(train_n))
     learned = np.sort(order[: max(1, round(options.train_share * len(order)))])
-    log_ng, tie_rates, curve = None, None, None
+    log_ng, tie_rates, curve, tied_w = None, None, None, None
     if rank is not None:
         sentences = rank(adata)
     else:
@@ -144,6 +146,7 @@ def corpus_of_cells(
         sentences = encode_matrix(
             counts_ng, vocabulary, cell_ids=adata.obs_names, settings=settings, tie_rates=tie_rates
         )
+        tied_w = ties_of(sentences, counts_ng)
         # Depth is the whole cell's, so genes outside of the sentence vocabulary still count towards it.
         matrix_ng = csr_matrix(adata.X)[learned]
         log_ng = log_normalize(matrix_ng, matrix_state_of(adata), target_sum=1e4, base=10.0)[:, columns]
@@ -161,6 +164,7 @@ def corpus_of_cells(
 
     def blocks(rows: NDArray[np.intp]) -> list[CellBlock]:
         chosen = sentences[rows]
+        tied = None if tied_w is None else tied_w[np.isin(sentences.cells(), rows)]
         return [make_block(
             cell_ids=chosen.cell_ids,
             offsets=chosen.offsets,
@@ -169,6 +173,7 @@ def corpus_of_cells(
             n_expressed=chosen.n_expressed,
             source=[UNLABELLED if labels[row] is None else LABELLED for row in rows],
             metadata={name: values[rows].tolist() for name, values in metadata.items()},
+            tied=tied,
         )] if len(rows) else []  # fmt: skip
 
     cells: dict[Part, list[CellBlock]] = {
@@ -182,6 +187,7 @@ def corpus_of_cells(
         corpus=corpus,
         split=split.with_content(adata.obs_names, content_of_cells(adata, sentences.vocabulary)),
         sentences=sentences[learned],
+        tied=None if tied_w is None else tied_w[np.isin(sentences.cells(), learned)],
         labels=labels[learned],
         log_ng=log_ng,
         tie_rates=tie_rates,
@@ -202,3 +208,22 @@ def choose_genes(train_cells: AnnData, options: CellOptions) -> list[str]:
     return sorted(
         select_hvg(train_cells, n_top=options.hvg, flavor=options.hvg_flavor, batch_key=options.hvg_batch_key)
     )
+
+
+def ties_of(sentences: CellSentences, matrix_ng: csr_matrix) -> NDArray[np.bool_]:
+    """Return, for each gene of each sentence, whether it is expressed as much as the gene before it, (w,).
+
+    Parameters
+    ----------
+    matrix_ng
+        What the sentences were ranked by, with sorted columns.
+    """
+    # Where each stored value stands in its sentence.
+    cells_w, genes_w = sentences.cells(), sentences.gene_ids.astype(np.int64)
+    order_w = np.lexsort((genes_w, cells_w))
+    stored = matrix_ng.data != 0
+    values_w = np.empty(len(genes_w), dtype=matrix_ng.dtype)
+    values_w[order_w] = matrix_ng.data[stored]
+    tied_w = np.zeros(len(genes_w), dtype=np.bool_)
+    tied_w[1:] = (values_w[1:] == values_w[:-1]) & (cells_w[1:] == cells_w[:-1])
+    return tied_w

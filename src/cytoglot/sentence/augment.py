@@ -41,6 +41,18 @@ def training_view(
     return view
 
 
+def tie_order(tied: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.intp]:
+    """Return places (w,) that put genes of equal expression in a new random order and leave all others.
+
+    Parameters
+    ----------
+    tied
+        (w,) whether each gene is expressed as much as the gene before it in its cell; of one cell, or of several one
+        after another.
+    """
+    return np.argsort(np.cumsum(~tied) + rng.random(len(tied)), kind="stable")
+
+
 def answering_view(
     gene_ids: NDArray[np.integer], *, cell_id: str, view: int, settings: AugmentSettings
 ) -> NDArray[np.integer]:

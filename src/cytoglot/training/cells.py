@@ -34,6 +34,7 @@ from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 from cytoglot.lm.model.fingerprint import folder_fingerprint
 from cytoglot.manifest import Manifest, fingerprint_texts
+from cytoglot.sentence.augment import tie_order
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.task import tasks
@@ -58,6 +59,8 @@ class CellSample:
     sentences: CellSentences
     metadata: Mapping[str, NDArray[np.object_]]
     """name → (n,) values, None where unknown; always with `cell_type`"""
+    tied: NDArray[np.bool_] | None = None
+    """(w,) whether each gene of the sentences is expressed as much as the one before it; None where that is unknown"""
     log_ng: csr_matrix | None = None
     """their expression, log10(1 + counts per 10,000), where it is known"""
 
@@ -65,6 +68,16 @@ class CellSample:
     def labels(self) -> NDArray[np.object_]:
         """(n,) cell type, None where unknown."""
         return self.metadata["cell_type"]
+
+    def with_random_ties(self, seed: int) -> CellSentences:
+        """Return the sentences with genes of equal expression in random order, as cells are learned to be written.
+
+        They are as they are where it is not known which genes are equal.
+        """
+        if self.tied is None:
+            return self.sentences
+        order = tie_order(self.tied, np.random.default_rng([seed, 14]))
+        return replace(self.sentences, gene_ids=self.sentences.gene_ids[order])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +241,7 @@ def _of_file(job: TrainJob, adata: AnnData, folder: Path, base: CellModel | None
             sentences=made.sentences,
             metadata={name: np.full(len(made.labels), value, dtype=object) for name, value in context.items()}
             | {"cell_type": made.labels},
+            tied=made.tied,
             log_ng=made.log_ng,
         ),
         metadata_share=1.0,
@@ -331,7 +345,7 @@ def sample_cells(corpus: Corpus, part: Part, *, n: int, seed: int) -> CellSample
         vocabulary=corpus.vocabulary,
         settings=corpus.description.settings,
     )
-    return CellSample(sentences=sentences, metadata=metadata)
+    return CellSample(sentences=sentences, metadata=metadata, tied=block.tied)
 
 
 def spec_of(cells: TrainingCells, recipe: TrainRecipe, manifest: Manifest) -> CellModelSpec:

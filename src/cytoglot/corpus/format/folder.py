@@ -357,7 +357,10 @@ def write_corpus(
     every = [block for blocks in cells.values() for block in blocks]
     columns = tuple(dict.fromkeys(name for block in every for name in block.metadata_columns))
     schema = shard_schema(
-        len(vocabulary), columns, relations=tuple(dict.fromkeys(n for b in every for n in b.relations))
+        len(vocabulary),
+        columns,
+        relations=tuple(dict.fromkeys(n for b in every for n in b.relations)),
+        has_ties=bool(every) and all(b.tied is not None for b in every),
     )
     shards, values = [], {column: Counter[str]() for column in columns}
     for part, blocks in cells.items():

@@ -2,7 +2,8 @@
 
 Columns: `cell_id`, `gene_ids` (ranked, highest first), `n_expressed`, `cell_group`, `source`, the metadata under their
 canonical names, and for each relation to other cells `relation:NAME`, a list of their ids with weights, the heaviest
-first. Related cells are of the same source and in the same shard. Any reader of Parquet reads a shard; the gene names
+first. Related cells are of the same source and in the same shard. `tied`, where it is known, says of each gene whether
+it is expressed as much as the gene before it. Any reader of Parquet reads a shard; the gene names
 are in the corpus's `vocabulary.json`.
 """
 
@@ -29,10 +30,13 @@ from cytoglot.sentence.parquet import METADATA_KEY
 
 FIXED_COLUMNS = ("cell_id", "gene_ids", "n_expressed", "cell_group", "source")
 """columns of every shard; all others are metadata, or relations"""
+TIED = "tied"
+"""the column of ties, where they are known"""
 RELATION = "relation:"
 """what the columns of relations begin with"""
 NO_GROUP = -1
 ROW_GROUP_CELLS = 8192
+_TIES = pa.list_(pa.field("element", pa.bool_(), nullable=False))
 _IDS = "gene_ids.list.element"
 _WORD = pa.dictionary(pa.int32(), pa.string())
 _RELATED = pa.list_(pa.struct([("cell_id", pa.string()), ("weight", pa.float32())]))
@@ -77,7 +81,15 @@ class CellBlock:
     @property
     def metadata_columns(self) -> tuple[str, ...]:
         """Names of the metadata columns."""
-        return tuple(name for name in self.table.column_names if name not in (*FIXED_COLUMNS, *self._relation_columns))
+        others = (*FIXED_COLUMNS, TIED, *self._relation_columns)
+        return tuple(name for name in self.table.column_names if name not in others)
+
+    @cached_property
+    def tied(self) -> NDArray[np.bool_] | None:
+        """(w,) whether each gene is expressed as much as the one before it in its cell; None where that is unknown."""
+        if TIED not in self.table.column_names:
+            return None
+        return _one_chunk(self.table[TIED]).flatten().to_numpy(zero_copy_only=False)
 
     @property
     def relations(self) -> tuple[str, ...]:
@@ -132,6 +144,7 @@ def make_block(
     n_expressed: NDArray[np.integer] | None = None,
     group: NDArray[np.integer] | None = None,
     relations: Mapping[str, Relation] | None = None,
+    tied: NDArray[np.bool_] | None = None,
 ) -> CellBlock:
     """Return a block from arrays.
 
@@ -149,9 +162,11 @@ def make_block(
         By default no cell is in a group.
     relations
         Name → the other cells that each cell is related to.
+    tied
+        As in `CellBlock`; None where it is unknown.
     """
     n = len(offsets) - 1
-    schema = shard_schema(n_genes, tuple(metadata), relations=tuple(relations or ()))
+    schema = shard_schema(n_genes, tuple(metadata), relations=tuple(relations or ()), has_ties=tied is not None)
     ids = pa.array(np.asarray(gene_ids, gene_id_dtype(n_genes)))
     lists = pa.ListArray.from_arrays(pa.array(np.asarray(offsets, np.int32)), ids, type=schema.field("gene_ids").type)
     expressed = np.diff(offsets) if n_expressed is None else n_expressed
@@ -165,6 +180,8 @@ def make_block(
         *(_dictionary(values) for values in metadata.values()),
         *(_lists(relation) for relation in (relations or {}).values()),
     ]
+    if tied is not None:
+        columns.append(pa.ListArray.from_arrays(pa.array(np.asarray(offsets, np.int32)), pa.array(tied), type=_TIES))
     return CellBlock(pa.Table.from_arrays(columns, schema=schema))
 
 
@@ -178,6 +195,7 @@ def shard_schema(
     metadata_columns: Sequence[str],
     *,
     relations: Sequence[str] = (),
+    has_ties: bool = False,
     header: Mapping[str, Any] | None = None,
 ) -> pa.Schema:
     """Return the Arrow schema of a shard; `header` goes into its metadata as JSON."""
@@ -185,6 +203,7 @@ def shard_schema(
     fields = [("cell_id", pa.string()), ("gene_ids", ids), ("n_expressed", pa.int32()), ("cell_group", pa.int32())]
     fields += [("source", _WORD), *((name, _WORD) for name in metadata_columns)]
     fields += [(RELATION + name, _RELATED) for name in relations]
+    fields += [(TIED, _TIES)] if has_ties else []
     text = None if header is None else {METADATA_KEY: json.dumps(dict(header), sort_keys=True)}
     return pa.schema(fields, metadata=text)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cytoglot.corpus.format.folder import Corpus, Part, ShardInfo
 from cytoglot.corpus.format.shard_file import CellBlock, ShardFile
 from cytoglot.data.relations import Relation
-from cytoglot.sentence.augment import AugmentSettings, training_view
+from cytoglot.sentence.augment import AugmentSettings, tie_order, training_view
 from cytoglot.tasks.record import CellRecord
 from cytoglot.tasks.record_source import CellsSource, Draws, TableSource, record_sources
 from cytoglot.tasks.segments import Genes
@@ -100,6 +100,11 @@ class BlockRecords:
         reader, cell_id = self._reader, self._cell_ids[row]
         whole: NDArray[np.integer] = self._block.gene_ids[self._offsets[row] : self._offsets[row + 1]]
         ids = whole if reader.augment is None else training_view(whole, draws.rng(cell_id), reader.augment)
+        if reader.augment is not None and self._block.tied is not None:
+            # What is learned to be written must not have an order where the cell has none, nor lose the same genes
+            # of equal expression each time to the cut.
+            tied = self._block.tied[self._offsets[row] : self._offsets[row + 1]]
+            whole = whole[tie_order(tied, draws.rng("ties"))]
         ids, whole = ids[:top_genes], whole[:top_genes]
         metadata = self.metadata(row)
         orthologs: Genes | tuple[()] = ()

@@ -84,7 +84,7 @@ def train_supervised(job: TrainJob) -> CellModel:
                         "in several; leave model.profile out"
                     )
                 profile = fit_profile(
-                    cells.sample.sentences,
+                    cells.sample.with_random_ties(seed),
                     cells.sample.metadata,
                     fields=recipe.model.profile_fields,
                     top_genes=recipe.sentence.top_genes,

@@ -127,7 +127,8 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
         )
     before, diversity = model.spec.calibration, None
     if generation and "cell_generation" in model.spec.tasks:
-        diversity = generation_diversity(model, model.truncate(sentences), cells.labels[known], seed=seed)
+        written = model.truncate(cells.with_random_ties(seed)[known])
+        diversity = generation_diversity(model, written, cells.labels[known], seed=seed)
     if diversity is not None and not _USUAL_DIVERSITY[0] <= diversity <= _USUAL_DIVERSITY[1]:
         logger.warning(
             "generated cells are %.2f times as diverse as real cells of their type: the model has not learned to write "
