@@ -222,6 +222,29 @@ def test_annotate_keeps_the_file_and_adds_to_it(
     np.testing.assert_array_equal(annotated.X.toarray(), cells.X.toarray())
 
 
+def test_annotate_writes_csv_with_a_label_for_each_cluster(
+    command: Command, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    clustered = cells.copy()
+    clustered.obs["leiden"] = cells.obs["cell_type"].cat.codes.astype(str).where(np.arange(240) >= 10, "unknown")
+    clustered.write_h5ad(tmp_path / "in.h5ad")
+    (tmp_path / "labels.txt").write_text("type A\ntype B\nT/NK\n")
+    arguments = ["annotate", tmp_path / "in.h5ad", "--model", tiny_model_folder, "-o", tmp_path / "o.csv"]
+    result = command(*arguments, "--labels", tmp_path / "labels.txt", "--by", "leiden", "--json").result
+    table = pd.read_csv(tmp_path / "o.csv", index_col=0)
+    assert list(table.index) == list(cells.obs_names)
+    np.testing.assert_allclose(table.filter(like="probability: ").sum(axis=1), 1, atol=1e-6)
+    assert "probability: T/NK" in table
+    leiden, majority = clustered.obs["leiden"], table["cytoglot_cell_type_majority"]
+    assert [row["cluster"] for row in result["clusters"]] == ["0", "1", "2"]
+    for row in result["clusters"]:
+        inside = (leiden == row["cluster"]).to_numpy()
+        assert row["cells"] == inside.sum()
+        assert set(majority[inside]) == {row["label"]}
+        assert (table["cytoglot_cell_type"][inside] == row["label"]).mean() == pytest.approx(row["share"])
+    assert "obs has no column 'louvain'" in command(*arguments, "--by", "louvain", "--overwrite").err
+
+
 def test_annotate_leaves_doubtful_cells_unassigned(
     command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
