@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,9 @@ from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 
 logger = logging.getLogger(__name__)
+
+#: of training, validation and test cells, unless a caller names others.
+FRACTIONS = (0.7, 0.1, 0.2)
 
 #: leave-one-group-out up to this many groups, group k-fold above.
 MAX_LEAVE_ONE_OUT = 10
@@ -32,7 +36,7 @@ def split_cells(
     *,
     by: str = "auto",
     label: str | None = None,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
 ) -> Split:
     """Split all cells of `obs` into training, validation and test cells.
@@ -49,7 +53,8 @@ def split_cells(
     label
         The column by which the parts should look alike. Cells without a label count as one more label.
     fractions
-        Of training, validation and test cells; sums to 1, validation and test may be 0.
+        Of training, validation and test cells; sums to 1, validation and test may be 0. Without test cells, fewer than
+        `MIN_GROUPS_FOR_GROUP_VALIDATION` groups give validation cells and no whole group.
     seed
         Another seed gives other cells; with few groups the evenest choice is often the same (use `folds` for more).
 
@@ -64,6 +69,9 @@ def split_cells(
     groups, warnings = _choose_groups(obs, by, strata)
     if groups is None:
         part = assign_cells(strata, fractions, seed)
+    elif not fractions[2]:
+        part, said = _split_rest(groups, strata, np.zeros(len(obs), dtype=bool), fractions, seed)
+        warnings += said
     else:
         part, said = _split_by_group(groups, strata, fractions, seed)
         warnings += said
@@ -125,6 +133,19 @@ def folds(
     return made
 
 
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuse what are no fractions of training, validation and test cells."""
+    if (
+        len(fractions) != len(PARTS)
+        or any(not 0 <= f <= 1 for f in fractions)
+        or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
+        or not fractions[0]
+    ):
+        raise InputError(
+            f"fractions must be three numbers from 0 to 1 that sum to 1, the first above 0; found {tuple(fractions)}"
+        )
+
+
 # Choosing what is kept whole
 
 
@@ -135,14 +156,7 @@ def _check(obs: pd.DataFrame, fractions: tuple[float, float, float]) -> None:
             f"cell ids must be unique, found {len(repeated)} repeated ones, first {str(repeated[0])!r}; "
             "call adata.obs_names_make_unique() first"
         )
-    if (
-        any(not 0 <= f <= 1 for f in fractions)
-        or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
-        or not fractions[0]
-    ):
-        raise InputError(
-            f"fractions must be three numbers from 0 to 1 that sum to 1, the first above 0; found {tuple(fractions)}"
-        )
+    check_fractions(fractions)
     n_parts = sum(f > 0 for f in fractions)
     if len(obs) < n_parts:
         raise InputError(f"{len(obs)} cells cannot be split into {n_parts} parts; pass more cells or fewer parts")
