@@ -61,15 +61,7 @@ def load_recipe(model: type[S], recipe: S | str | Path | None = None, overrides:
     if isinstance(recipe, Settings):
         values = recipe.model_dump(exclude_unset=True)
     elif path is not None:
-        if not Path(path).is_file():
-            raise InputError(f"recipe {path} does not exist; pass the path of a YAML file")
-        try:
-            found = yaml.load(read_text(path), _Loader)
-        except yaml.YAMLError as error:
-            raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(found, (dict, type(None))):
-            raise InputError(f"recipe {path} must hold a mapping of settings, found {type(found).__name__}")
-        values = found or {}
+        values = read_yaml(path, what="recipe")
     if isinstance(overrides, Mapping):
         _set_all(model, values, overrides)
     else:
@@ -85,6 +77,25 @@ def load_recipe(model: type[S], recipe: S | str | Path | None = None, overrides:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(model, error, path)) from error
+
+
+def read_yaml(path: str | Path, *, what: str) -> dict[Any, Any]:
+    """Return the mapping that a YAML file holds, empty for an empty file; `what` it is stands in messages.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no YAML or holds no mapping.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{what} {path} does not exist; pass the path of a YAML file")
+    try:
+        found = yaml.load(read_text(path), _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, (dict, type(None))):
+        raise InputError(f"{what} {path} must hold a mapping, found {type(found).__name__}")
+    return found or {}
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:

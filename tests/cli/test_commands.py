@@ -222,6 +222,31 @@ def test_annotate_keeps_the_file_and_adds_to_it(
     np.testing.assert_array_equal(annotated.X.toarray(), cells.X.toarray())
 
 
+def test_evaluate_takes_a_reference_and_a_label_map(
+    command: Command, cells: AnnData, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    test = json.loads((tiny_model_folder / "split.json").read_text())["test"]
+    other = cells[test].copy()
+    other.obs_names = [f"query {i}" for i in range(other.n_obs)]
+    other.obs["author"] = other.obs["cell_type"].astype(str).str.removeprefix("type ")
+    other.write_h5ad(tmp_path / "other.h5ad")
+    (tmp_path / "map.csv").write_text("author,model\nA,type A\nB,type B\nC,type C\n")
+    arguments = ["evaluate", tmp_path / "other.h5ad", "--model", tiny_model_folder, "--label", "author"]
+    for part in ("control", "generation", "probe", "maps"):
+        arguments += ["--set", f"{part}=false"]
+    arguments += ["--label-map", tmp_path / "map.csv"]
+    result = command(*arguments, "-o", tmp_path / "e", "--reference", cells_file, "--json").result
+    assert result["unknown_labels"] == []
+    assert {"cytoglot", "majority"} <= {row["method"] for row in result["results"] if row["metric"] == "accuracy"}
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    assert manifest["config"]["label_map"] == {"author": "model", "A": "type A", "B": "type B", "C": "type C"}
+    (tmp_path / "map.csv").write_text("A,typ A\n")
+    refusal = command(*arguments, "-o", tmp_path / "f").refusal
+    assert "gives 'A' the label 'typ A', which the model does not have; did you mean 'type A'" in refusal
+    refusal = command(*arguments, "-o", tmp_path / "f", "--reference", tmp_path / "none.h5ad").refusal
+    assert "none.h5ad is neither a file or folder" in refusal
+
+
 def test_annotate_writes_csv_with_a_label_for_each_cluster(
     command: Command, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

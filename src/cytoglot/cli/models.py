@@ -175,6 +175,18 @@ def evaluate_command(
     gene_column: opt.GeneColumn = None,
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", metavar="SOURCE", help="File of training, where SOURCE is another: baselines learn from it."
+        ),
+    ] = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--label-map", help="CSV or YAML: label of SOURCE, label of the model (none: leave the cells out)."
+        ),
+    ] = None,
     new_cells: Annotated[
         bool, typer.Option("--new-cells", help="Cells with names of training cells and other values are new cells.")
     ] = False,
@@ -200,7 +212,7 @@ def evaluate_command(
 
     set_threads(threads)
     if is_corpus(source):
-        _refuse_for_corpus(context, source, "dry_run", "new_cells", "min_overlap")
+        _refuse_for_corpus(context, source, "dry_run", "new_cells", "min_overlap", "reference", "label_map")
         asked = load_recipe(CorpusTaskSettings, None, settings or [])
         found = evaluate_corpus(source, model, out=output, settings=asked, seed=seed, device=device)
         shown = (
@@ -233,6 +245,8 @@ def evaluate_command(
         settings=chosen,
         layer=layer,
         gene_options=genes,
+        reference=reference,
+        label_map=label_map,
         new_cells=new_cells,
         min_overlap=min_overlap,
         seed=seed,
