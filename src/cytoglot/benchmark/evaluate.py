@@ -247,6 +247,8 @@ class _Work:
 
     def __post_init__(self) -> None:
         self.messages = list(self.held_out.messages)
+        if self.model.spec.calibration.warning is not None:
+            self.messages.append(self.model.spec.calibration.warning)
         self.truth = self.held_out.labels[self.held_out.test]
         self.unknown_labels = sorted(set(self.truth) - set(self.model.spec.labels))
         if self.unknown_labels:

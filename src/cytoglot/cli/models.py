@@ -116,6 +116,9 @@ def train_command(
             "temperature": calibration.temperature,
             "threshold": calibration.threshold,
             "validation_cells": calibration.n_validation,
+            "validation_accuracy": calibration.validation_accuracy,
+            "majority_accuracy": calibration.majority_accuracy,
+            "warning": calibration.warning,
         }
         show(result, as_json=json)
 
