@@ -192,6 +192,7 @@ def generate_command(
     Each cell has valid genes, none twice, and reconstructed expression. The same command resumes an interrupted run.
     With --expected, -n is the number of sampled sentences; take 64 or more.
     """
+    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",), overwrite=overwrite or dry_run)
     from cytoglot.applications.expected_expression import expected_expression
     from cytoglot.applications.forecast import forecast_generation
     from cytoglot.applications.generation import CHUNK_CELLS, generate
@@ -199,7 +200,6 @@ def generate_command(
     from cytoglot.cell_model.load import load_cell_model
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",), overwrite=overwrite or dry_run)
     set_threads(threads)
     metadata = opt.parse_context(context)
     cell_model = load_cell_model(model, device=device)

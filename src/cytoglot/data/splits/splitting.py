@@ -6,7 +6,6 @@ found by seeded greedy assignment; cell splits by a hash of the cell id within e
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -18,8 +17,6 @@ from cytoglot.data.schema import group_columns, group_values, labels, unlike_in_
 from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, count_labels, deal_cells, share_groups
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 #: of training, validation and test cells, unless a caller names others.
 FRACTIONS = (0.7, 0.1, 0.2)
@@ -39,7 +36,7 @@ def split_cells(
     fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
 ) -> Split:
-    """Split all cells of `obs` into training, validation and test cells.
+    """Split all cells of `obs` into training, validation and test cells; its `warnings` say what to know of it.
 
     Parameters
     ----------
@@ -76,10 +73,7 @@ def split_cells(
         part, said = _split_by_group(groups, strata, fractions, seed)
         warnings += said
     warnings += _label_warnings(strata, part)
-    split = _make_split(part, groups, seed=seed, fractions=fractions, warnings=warnings)
-    for warning in split.warnings:
-        logger.warning(warning)
-    return split
+    return _make_split(part, groups, seed=seed, fractions=fractions, warnings=warnings)
 
 
 def folds(
@@ -128,8 +122,6 @@ def folds(
         share = float(in_test.mean())
         fractions = ((1 - share) * (1 - validation), (1 - share) * validation, share)
         made.append(_make_split(part, groups, seed=seed + number, fractions=fractions, warnings=warnings + said))
-    for warning in dict.fromkeys(warning for split in made for warning in split.warnings):
-        logger.warning(warning)
     return made
 
 
@@ -194,8 +186,8 @@ def _choose_groups(obs: pd.DataFrame, by: str, strata: pd.Series) -> tuple[pd.Se
             return groups, warnings + _without_group(groups)
         warnings.append(f"column {column!r} was not used for the split: {reason}")
     warnings.append(
-        "split by cell: no donor, batch or study column has several usable groups, so test cells come from the same "
-        "donors as training cells and the scores are flattering"
+        "split by cell: no donor, batch or study column has several usable groups, so training, validation and test "
+        "cells share donors, and scores are higher than on cells of new donors"
     )
     return None, warnings
 
@@ -253,7 +245,7 @@ def _split_by_group(
     carved = assign_cells(strata[train], (1 - share, share, 0.0), seed)
     warning = (
         f"{len(table)} groups for three parts: validation cells are taken from the training groups, "
-        "so validation scores are flattering"
+        "so they score higher than cells of new groups would"
     )
     return carved.reindex(part.index).where(train, part).astype(object), [warning]
 
@@ -277,7 +269,7 @@ def _split_rest(
         return part, []
     warning = (
         f"{n_groups} training groups are too few to set whole ones aside: validation cells are taken from them, "
-        "so validation scores are flattering"
+        "so they score higher than cells of new groups would"
     )
     return part, [warning]
 

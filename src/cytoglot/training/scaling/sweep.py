@@ -196,6 +196,8 @@ def run_sweep(
     check_output_folder(folder, written_by="scale", mark="ladder.json")
     adata = read(resolve_source(settings.source))
     split = split_cells(adata.obs, by=settings.split_by, label=settings.label, seed=seed)
+    for warning in split.warnings:
+        logger.warning("%s", warning)
     held_out = choose_test_cells(adata, split, settings, seed=seed)
     write_json(folder / "ladder.json", {"recipe": settings.model_dump(mode="json"), "seed": seed})
     results = []
