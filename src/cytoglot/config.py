@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
@@ -34,10 +34,19 @@ class Settings(BaseModel):
 
 
 S = TypeVar("S", bound=Settings)
+Overrides = Mapping[str, Any] | str | Iterable[str]
 
 
-def load_recipe(model: type[S], path: str | Path | None = None, overrides: Iterable[str] = ()) -> S:
-    """Read a YAML recipe into `model`, then apply `a.b=value` overrides (values are parsed as YAML).
+def load_recipe(model: type[S], recipe: S | str | Path | None = None, overrides: Overrides = ()) -> S:
+    """Read a YAML recipe into `model`, then apply overrides.
+
+    Parameters
+    ----------
+    recipe
+        A YAML file, a recipe that was read already, or None for the defaults.
+    overrides
+        Texts `a.b=value`, a list of them or one on each line, with values as in YAML; or a mapping from such names to
+        values, in which a group of settings may be a mapping too: {"a": {"b": value}} leaves other settings of `a`.
 
     Raises
     ------
@@ -45,41 +54,69 @@ def load_recipe(model: type[S], path: str | Path | None = None, overrides: Itera
         The file is missing or not a YAML mapping, an override has no `=`, a key is unknown (the nearest known key is
         named) or a value does not fit its field.
     """
+    if isinstance(recipe, model) and not overrides:
+        return recipe
     values: dict[str, Any] = {}
-    if path is not None:
-        if not Path(path).is_file():
-            raise InputError(f"recipe {path} does not exist; pass the path of a YAML file")
-        try:
-            found = yaml.load(read_text(path), _Loader)
-        except yaml.YAMLError as error:
-            raise InputError(f"recipe {path} is not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(found, (dict, type(None))):
-            raise InputError(f"recipe {path} must hold a mapping of settings, found {type(found).__name__}")
-        values = found or {}
-    for override in overrides:
-        _apply(values, override)
+    path = None if isinstance(recipe, Settings) else recipe
+    if isinstance(recipe, Settings):
+        values = recipe.model_dump(exclude_unset=True)
+    elif path is not None:
+        values = read_yaml(path, what="recipe")
+    if isinstance(overrides, Mapping):
+        _set_all(model, values, overrides)
+    else:
+        for override in overrides.splitlines() if isinstance(overrides, str) else overrides:
+            key, separator, text = override.partition("=")
+            if not separator or not key:
+                raise InputError(f"override {override!r} must look like a.b=value")
+            try:
+                _set(values, key.strip(), yaml.load(text, _Loader))
+            except yaml.YAMLError as error:
+                raise InputError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from error
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(model, error, path)) from error
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key:
-        raise InputError(f"override {override!r} must look like a.b=value")
-    *parents, last = key.strip().split(".")
-    for parent in parents:
-        child = values.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise InputError(
-                f"override {override!r} goes into {parent!r}, which is a value and not a group of settings"
-            )
-        values = child
+def read_yaml(path: str | Path, *, what: str) -> dict[Any, Any]:
+    """Return the mapping that a YAML file holds, empty for an empty file; `what` it is stands in messages.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no YAML or holds no mapping.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{what} {path} does not exist; pass the path of a YAML file")
     try:
-        values[last] = yaml.load(text, _Loader)
+        found = yaml.load(read_text(path), _Loader)
     except yaml.YAMLError as error:
-        raise InputError(f"override {override!r} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"{what} {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, (dict, type(None))):
+        raise InputError(f"{what} {path} must hold a mapping, found {type(found).__name__}")
+    return found or {}
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if values.get(parent) is None:  # a recipe may switch a group off that an override sets
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise InputError(f"override of {key!r} goes into {parent!r}, which is a value and not a group of settings")
+    values[last] = value
+
+
+def _set_all(model: type[BaseModel], values: dict[str, Any], given: Mapping[str, Any], group: str = "") -> None:
+    for name, value in given.items():
+        key = f"{group}{name}"
+        # A mapping of tasks or rewards is a value and replaces the old one, as it does in a text.
+        if isinstance(value, Mapping) and value and _known_keys(model, tuple(key.split("."))):
+            _set_all(model, values, value, f"{key}.")
+        else:
+            _set(values, key, value)
 
 
 def _explain(model: type[BaseModel], error: ValidationError, path: str | Path | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
 import hashlib
 import io
@@ -60,6 +61,48 @@ def read_text(path: str | Path) -> str:
     """Return the whole of a text file, as `open_text` reads it."""
     with open_text(path) as file:
         return file.read()
+
+
+def read_pairs(path: str | Path, *, what: str, columns: tuple[str, str]) -> dict[str, str]:
+    """Return first column → second column of a text file with two columns, such as a TSV or CSV.
+
+    Columns are separated by tabs, else commas, else semicolons, as the first line has them. Empty lines are skipped.
+
+    Parameters
+    ----------
+    what, columns
+        What the file is, and what its columns hold, for messages.
+
+    Raises
+    ------
+    InputError
+        The file is missing, no text or empty, a line has not two columns or nothing in the first, or one text of the
+        first column is mapped to two of the second.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{what} {path} does not exist; pass a text file with two columns")
+    lines = read_text(path).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    delimiter = next((mark for mark in ("\t", ",", ";") if mark in first), "\t")
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = next(csv.reader([line], delimiter=delimiter))
+        where = f"{what} {path}, line {number}"
+        if len(row) != 2:
+            raise InputError(
+                f"{where}: expected two columns ({', '.join(columns)}) separated by a tab or a comma, found "
+                f"{len(row)}; write one pair per line"
+            )
+        old, new = (value.strip() for value in row)
+        if not old:
+            raise InputError(f"{where}: expected a name in the first column, found none; remove the line")
+        if pairs.setdefault(old, new) != new:
+            raise InputError(f"{where}: {old!r} is mapped to {pairs[old]!r} and to {new!r}; keep one of the lines")
+    if not pairs:
+        raise InputError(f"{what} {path} is empty; write one pair per line: {', '.join(columns)}")
+    return pairs
 
 
 def storable(text: str) -> str:

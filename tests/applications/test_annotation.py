@@ -16,7 +16,14 @@ from scipy.sparse import csr_matrix
 from scipy.special import softmax
 
 import cytoglot as cg
-from cytoglot.applications.annotation import KEY, UNASSIGNED, LabelProbabilities, annotate, label_probabilities
+from cytoglot.applications.annotation import (
+    KEY,
+    UNASSIGNED,
+    LabelProbabilities,
+    annotate,
+    label_probabilities,
+    majority_labels,
+)
 from cytoglot.applications.embedding import embed
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import Calibration, load_split
@@ -385,3 +392,96 @@ def test_a_plain_language_model_annotates_with_given_labels(
     assert list(some.uns["cytoglot"]["annotation"]["labels"]) == list(tiny_model.spec.labels)
     assert cg.generate(same, "type A", n=1).n_vars == len(tiny_model.spec.vocabulary)
     assert cg.gene_embeddings(tiny_model_folder).n_obs == len(tiny_model.spec.vocabulary)
+
+
+# One label per cluster, and CSV
+
+
+def _majority(labels: str, probability_nk: list[list[float]] | None = None) -> tuple[str, float]:
+    """Return the label and the share of one cluster; U is unassigned."""
+    names = np.array([UNASSIGNED if label == "U" else label for label in labels], dtype=object)
+    table = None if probability_nk is None else pd.DataFrame(probability_nk, columns=["A", "B"])
+    (row,) = majority_labels(names, pd.Series(["c"] * len(names), dtype=object), ("A", "B"), table).to_records()
+    assert row["cells"] == len(names)
+    return row["label"], row["share"]
+
+
+def test_the_label_of_a_cluster_is_that_of_most_cells() -> None:
+    assert _majority("AABBB") == ("B", 0.6)
+    assert _majority("ABUUU") == (UNASSIGNED, 0.6)
+    assert _majority("UU") == (UNASSIGNED, 1.0)
+
+
+def test_ties_of_a_cluster_go_by_probability_then_order_and_unassigned_loses() -> None:
+    assert _majority("AB", [[0.6, 0.4], [0.1, 0.9]]) == ("B", 0.5)
+    assert _majority("AB", [[0.6, 0.4], [0.4, 0.6]]) == ("A", 0.5)
+    assert _majority("BA") == ("A", 0.5)
+    assert _majority("BBUU", [[0.6, 0.4]] * 4) == ("B", 0.5)
+    assert _majority("ABBU", [[0.9, 0.1]] * 4) == ("B", 0.5), "probabilities decide between equals alone"
+    assert _majority("AUB", [[0.5, 0.5], [np.nan, np.nan], [0.1, 0.9]]) == ("B", 1 / 3)
+
+
+def test_clusters_get_their_majority_and_cells_keep_their_own(tiny_model: CellModel, cells: AnnData) -> None:
+    some = cells[:60].copy()
+    some.obs["cluster"] = some.obs["cell_type"].astype(object)
+    some.obs.iloc[:4, some.obs.columns.get_loc("cluster")] = [None, "unknown", "", np.nan]
+    plain = annotate(some, tiny_model, copy=True)
+    voted = annotate(some, tiny_model, by="cluster", copy=True)
+    pd.testing.assert_series_equal(voted.obs[KEY], plain.obs[KEY])
+    own, majority = voted.obs[KEY].astype(str), voted.obs[f"{KEY}_majority"].astype(str)
+    share = voted.obs[f"{KEY}_majority_share"]
+    assert list(majority[:4]) == list(own[:4])
+    assert share[:4].isna().all()
+    for name in cells.obs["cell_type"].unique():
+        inside = (voted.obs["cluster"] == name).to_numpy()
+        (label,) = set(majority[inside])
+        assert label == own[inside].value_counts().idxmax()
+        assert set(share[inside]) == {(own[inside] == label).mean()}
+    assert voted.uns["cytoglot"]["annotation"]["by"] == "cluster"
+    annotate(voted, tiny_model)
+    assert f"{KEY}_majority" not in voted.obs, "what another call wrote does not stay"
+
+
+def test_free_answers_have_a_majority_too(tiny_model: CellModel, cells: AnnData) -> None:
+    voted = annotate(cells[:12], tiny_model, method="generate", by="donor", copy=True)
+    assert set(voted.obs[f"{KEY}_majority"]) <= {*tiny_model.spec.labels, UNASSIGNED}
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        ("clusters", "obs has no column 'clusters'; .*did you mean 'cluster'"),
+        ("empty", "needs a column of clusters, 'empty' holds no value"),
+        ("barcode", "'barcode' holds 6 values, each of a single cell; pass another --by"),
+        (f"{KEY}_best", "is a column that this call writes"),
+    ],
+)
+def test_a_column_without_clusters_is_refused(column: str, message: str, tiny_model: CellModel, cells: AnnData) -> None:
+    some = cells[:6].copy()
+    some.obs["cluster"], some.obs["empty"], some.obs["barcode"] = "1", "unknown", some.obs_names
+    with pytest.raises(InputError, match=message):
+        annotate(some, tiny_model, by=column)
+
+
+def test_a_csv_holds_what_was_added(tiny_model: CellModel, cells: AnnData, tmp_path: Path) -> None:
+    some = cells[:20].copy()
+    some.X = csr_matrix(some.X.toarray() * (np.arange(20) != 3)[:, None])
+    labels = ["B cell", "T/NK, other"]
+    path = tmp_path / "labels.csv"
+    annotate(some, tiny_model, labels=labels, by="donor", escape_labels=True, output=path)
+    table = pd.read_csv(path, index_col="cell_id")
+    assert list(table.index) == list(some.obs_names)
+    columns = [KEY, f"{KEY}_best", f"{KEY}_confidence", f"{KEY}_top", f"{KEY}_ontology_term_id"]
+    columns += [f"{KEY}_majority", f"{KEY}_majority_share", *(f"probability: {label}" for label in labels)]
+    assert list(table) == columns
+    assert list(table[KEY]) == list(some.obs[KEY].astype(str))
+    np.testing.assert_array_equal(table.iloc[:, -2:].to_numpy(), some.obsm["cytoglot_probabilities"].to_numpy())
+    assert list(np.flatnonzero(table[f"{KEY}_confidence"].isna())) == [3]
+    written = path.read_bytes()
+    annotate(some, tiny_model, labels=labels, by="donor", escape_labels=True, output=path)
+    assert path.read_bytes() == written
+
+
+def test_another_ending_of_the_output_is_refused(tiny_model: CellModel, cells: AnnData, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"must end in \.h5ad or \.csv, found 'labels.tsv'"):
+        annotate(cells[:5].copy(), tiny_model, output=tmp_path / "labels.tsv")

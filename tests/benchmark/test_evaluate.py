@@ -15,7 +15,8 @@ import pytest
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from cytoglot.benchmark.evaluate import EvaluateSettings, Evaluation, evaluate, held_out_cells
+from cytoglot.benchmark.evaluate import EvaluateSettings, Evaluation, evaluate
+from cytoglot.benchmark.held_out import held_out_cells, with_reference
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import load_split
 from cytoglot.data.readers.read import read
@@ -236,7 +237,8 @@ def test_another_file_is_judged_without_baselines_and_told_of_unseen_types(
     assert found.messages == [
         "60 of 60 cells are not of the model's training file and are judged as new",
         "5 of 60 judged cells have labels that the model does not know and count as wrong: 'type nobody knew'",
-        "baselines and controls are not shown: the file holds no training cell of the model",
+        "baselines and controls are not shown: the file holds no training cell of the model; pass the file that it was "
+        "trained from as --reference (reference=)",
     ]
     assert (found.cells["new"], found.unknown_labels) == (60, ["type nobody knew"])
     annotation = [row for row in found.results if row.task == "annotation"]
@@ -247,6 +249,104 @@ def test_another_file_is_judged_without_baselines_and_told_of_unseen_types(
     rows = _read(found, "per_class.json")
     (recall,) = [r["recall"] for r in rows if (r["method"], r["label"]) == ("cytoglot", "type nobody knew")]
     assert recall == 0, "an unseen type counts as missed"
+
+
+# Another file, with the file of training beside it
+
+
+def _other_file(cells: AnnData, split: Split) -> AnnData:
+    """The test cells as a file of their own, with other names, other labels, fewer genes and one of its own."""
+    other = cells[split.mask(cells.obs_names, "test"), 3:].copy()
+    other.obs_names = [f"query {i}" for i in range(other.n_obs)]
+    other.obs["author"] = other.obs["cell_type"].astype(str).str.replace("type", "cluster")
+    other.obs = other.obs[["author"]]
+    other.var_names = [*other.var_names[:-1], "OWN"]
+    return other
+
+
+NAMES = {"cluster A": "type A", "cluster B": "type B", "cluster C": "type C"}
+
+
+def test_another_file_is_judged_beside_baselines_of_the_reference(
+    cells: AnnData, tiny_model: CellModel, split: Split, tmp_path: Path
+) -> None:
+    other = _other_file(cells, split)
+    found = evaluate(
+        other,
+        tiny_model,
+        label="author",
+        out=tmp_path / "out",
+        settings=EvaluateSettings(maps=False),
+        reference=cells,
+        label_map=NAMES,
+        device="cpu",
+    )
+    accuracy = {row.method: row for row in found.results if (row.task, row.metric) == ("annotation", "accuracy")}
+    assert {row.n for row in accuracy.values()} == {other.n_obs}
+    assert {"cytoglot linear probe", "majority", "logistic_regression", "control: shuffled labels"} <= set(accuracy)
+    # Markers are shared, so what is learned on the reference holds for the other file; shuffled labels teach nothing.
+    assert accuracy["logistic_regression"].value > 0.9
+    assert accuracy["cytoglot"].value > accuracy["control: shuffled labels"].value + 0.3
+    judged = pd.read_parquet(found.folder / "predictions.parquet")
+    assert list(judged["cell_id"]) == list(other.obs_names)
+    assert set(judged["truth"]) == set(NAMES.values())
+    card = _read(found, "data_card.json")
+    assert (card["n_train"], card["n_validation"], card["n_test"]) == (
+        len(split.train),
+        len(split.validation),
+        other.n_obs,
+    )
+    assert card["n_cells"] == other.n_obs
+    assert f"the baselines see the {cells.n_vars - 4} genes that both files have" in found.messages[-1]
+    alone = evaluate(
+        other, tiny_model, label="author", out=tmp_path / "alone", settings=QUICK, label_map=NAMES, device="cpu"
+    )
+    ours = pd.read_parquet(alone.folder / "predictions.parquet")["confidence: cytoglot"]
+    np.testing.assert_allclose(ours, judged["confidence: cytoglot"], atol=1e-6)
+
+
+def test_a_reference_must_hold_training_cells_of_the_same_kind(
+    cells: AnnData, tiny_model: CellModel, split: Split
+) -> None:
+    held = held_out_cells(read(_other_file(cells, split)), tiny_model, label="author", label_map=NAMES)
+    strangers = cells[split.mask(cells.obs_names, "test")].copy()
+    with pytest.raises(InputError, match=r"none of the \d+ cells of the reference is a training cell of the model"):
+        with_reference(held, read(strangers), tiny_model)
+    with pytest.raises(InputError, match="reference holds log1p values and the judged file counts values"):
+        with_reference(held, read(_changed(cells, "logarithms")), tiny_model)
+    with pytest.raises(InputError, match="obs has no column 'cell_type'"):
+        with_reference(held, read(AnnData(cells.X, obs=cells.obs[["donor"]], var=cells.var)), tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("label_map", "message"),
+    [
+        ({"cluster A": "typ A"}, "gives 'cluster A' the label 'typ A', which the model does not have; did you mean"),
+        (
+            {"type A": "cluster A", "type B": "cluster B"},
+            "no label of column 'author' is in the label map, which has 'type A', 'type B'; the column has 'cluster A'",
+        ),
+    ],
+)
+def test_a_label_map_that_does_not_fit_is_refused(
+    label_map: dict[str, str], message: str, cells: AnnData, tiny_model: CellModel, split: Split
+) -> None:
+    with pytest.raises(InputError, match=message):
+        held_out_cells(read(_other_file(cells, split)), tiny_model, label="author", label_map=label_map)
+
+
+def test_a_label_map_renames_leaves_out_and_keeps(cells: AnnData, tiny_model: CellModel, split: Split) -> None:
+    other = read(_other_file(cells, split))
+    names = {"label": "of the model", "cluster A": "type B", "cluster B": "", "cluster Z": "type A"}
+    held = held_out_cells(other, tiny_model, label="author", label_map=names)
+    author = other.obs["author"].to_numpy()
+    assert set(held.labels[author == "cluster A"]) == {"type B"}
+    assert set(held.labels[author == "cluster B"]) == {None}
+    assert set(held.labels[author == "cluster C"]) == {"cluster C"}
+    assert held.test.tolist() == np.flatnonzero(author != "cluster B").tolist()
+    assert held.messages[0] == "1 labels of the label map are not in column 'author': 'cluster Z'"
+    n_left_out = (author == "cluster B").sum()
+    assert held.messages[1] == f"{n_left_out} cells are left out, as the label map gives them no label"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_the_shares_of_an_overlap_by_hand() -> None:
     assert overlap.share_of_model == 0.75
     assert overlap.share_out_of_vocabulary == pytest.approx(0.7)
     assert str(overlap) == (
-        "3 of the model's 4 genes are in the query (75%); 70% of the query's 10 genes are outside of the vocabulary"
+        "3 of the model's 4 genes are in the query (75%); the model does not use the other 7 of the query's 10 genes"
     )
     assert VocabularyOverlap(n_model=0, n_query=0, n_shared=0).share_of_model == 0.0
 

@@ -222,6 +222,54 @@ def test_annotate_keeps_the_file_and_adds_to_it(
     np.testing.assert_array_equal(annotated.X.toarray(), cells.X.toarray())
 
 
+def test_evaluate_takes_a_reference_and_a_label_map(
+    command: Command, cells: AnnData, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    test = json.loads((tiny_model_folder / "split.json").read_text())["test"]
+    other = cells[test].copy()
+    other.obs_names = [f"query {i}" for i in range(other.n_obs)]
+    other.obs["author"] = other.obs["cell_type"].astype(str).str.removeprefix("type ")
+    other.write_h5ad(tmp_path / "other.h5ad")
+    (tmp_path / "map.csv").write_text("author,model\nA,type A\nB,type B\nC,type C\n")
+    arguments = ["evaluate", tmp_path / "other.h5ad", "--model", tiny_model_folder, "--label", "author"]
+    for part in ("control", "generation", "probe", "maps"):
+        arguments += ["--set", f"{part}=false"]
+    arguments += ["--label-map", tmp_path / "map.csv"]
+    result = command(*arguments, "-o", tmp_path / "e", "--reference", cells_file, "--json").result
+    assert result["unknown_labels"] == []
+    assert {"cytoglot", "majority"} <= {row["method"] for row in result["results"] if row["metric"] == "accuracy"}
+    manifest = json.loads((tmp_path / "e" / "manifest.json").read_text())
+    assert manifest["config"]["label_map"] == {"author": "model", "A": "type A", "B": "type B", "C": "type C"}
+    (tmp_path / "map.csv").write_text("A,typ A\n")
+    refusal = command(*arguments, "-o", tmp_path / "f").refusal
+    assert "gives 'A' the label 'typ A', which the model does not have; did you mean 'type A'" in refusal
+    refusal = command(*arguments, "-o", tmp_path / "f", "--reference", tmp_path / "none.h5ad").refusal
+    assert "none.h5ad is neither a file or folder" in refusal
+
+
+def test_annotate_writes_csv_with_a_label_for_each_cluster(
+    command: Command, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    clustered = cells.copy()
+    clustered.obs["leiden"] = cells.obs["cell_type"].cat.codes.astype(str).where(np.arange(240) >= 10, "unknown")
+    clustered.write_h5ad(tmp_path / "in.h5ad")
+    (tmp_path / "labels.txt").write_text("type A\ntype B\nT/NK\n")
+    arguments = ["annotate", tmp_path / "in.h5ad", "--model", tiny_model_folder, "-o", tmp_path / "o.csv"]
+    result = command(*arguments, "--labels", tmp_path / "labels.txt", "--by", "leiden", "--json").result
+    table = pd.read_csv(tmp_path / "o.csv", index_col=0)
+    assert list(table.index) == list(cells.obs_names)
+    np.testing.assert_allclose(table.filter(like="probability: ").sum(axis=1), 1, atol=1e-6)
+    assert "probability: T/NK" in table
+    leiden, majority = clustered.obs["leiden"], table["cytoglot_cell_type_majority"]
+    assert [row["cluster"] for row in result["clusters"]] == ["0", "1", "2"]
+    for row in result["clusters"]:
+        inside = (leiden == row["cluster"]).to_numpy()
+        assert row["cells"] == inside.sum()
+        assert set(majority[inside]) == {row["label"]}
+        assert (table["cytoglot_cell_type"][inside] == row["label"]).mean() == pytest.approx(row["share"])
+    assert "obs has no column 'louvain'" in command(*arguments, "--by", "louvain", "--overwrite").err
+
+
 def test_annotate_leaves_doubtful_cells_unassigned(
     command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -272,7 +320,8 @@ def test_a_query_with_half_of_the_genes_is_annotated_and_the_share_is_said(
             name, tmp_path / "half.h5ad", "--model", tiny_model_folder, "-o", tmp_path / f"{name}.h5ad", "--json"
         ).result
         assert re.match(
-            r"\d+ of the model's \d+ genes are in the query \(42%\); \d+% of the query's 60", result["overlap"]
+            r"\d+ of the model's \d+ genes are in the query \(42%\); the model does not use the other \d+ of the",
+            result["overlap"],
         )
 
 

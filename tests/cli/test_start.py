@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,38 @@ def test_a_missing_argument_is_said_before_torch_is_imported(arguments: list[str
     )
     assert message in found.stderr
     assert found.stdout.splitlines() == ["2", "set()"]
+
+
+_OUTPUTS = {
+    "annotate in.h5ad --model m -o": ".h5ad",
+    "embed in.h5ad --model m -o": ".h5ad",
+    "encode in.h5ad -o": ".parquet",
+    "decode in.parquet -o": ".h5ad",
+    "generate --model m -o": ".h5ad",
+    "gene-embeddings --model m -o": ".parquet",
+    "import-c2s in -o": ".parquet",
+    "corpus stats in -o": ".html",
+    "evaluate in.h5ad --model m -o": "results.json",
+    "reconstruct in.h5ad -o": "curves.json",
+    "report": "report.html",
+    "demo -o": "evaluation/report.html",
+}
+
+
+def test_an_output_that_exists_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    commands = []
+    for number, (line, name) in enumerate(_OUTPUTS.items()):
+        folder = tmp_path / str(number)
+        output = folder / f"out{name}" if name.startswith(".") else folder / name
+        output.parent.mkdir(parents=True)
+        output.write_text("{}")
+        commands.append([*line.split(), str(output if name.startswith(".") else folder)])
+    found = _run(
+        f"import sys\nfrom cytoglot.cli.main import run\nfor words in {commands!r}:\n"
+        "    print(run(words), {'torch', 'transformers'} & set(sys.modules))"
+    )
+    assert found.stdout.splitlines() == ["2 set()"] * len(commands), found.stderr
+    assert found.stderr.count("exists; pass --overwrite") == len(commands)
 
 
 def test_numba_takes_as_many_threads_as_openmp() -> None:

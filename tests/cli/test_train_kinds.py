@@ -53,6 +53,42 @@ def test_a_recipe_alone_says_everything(
     assert str(tmp_path) not in spec  # paths of this machine stay here
 
 
+def test_all_cells_can_be_taken(
+    command: Command, cells_file: Path, small: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = _recipe(tmp_path / "r.yaml", **small)
+    arguments = ["train", cells_file, "--label", "cell_type", "--recipe", recipe, "-o", tmp_path / "m"]
+    caplog.set_level("INFO", logger="cytoglot")
+    assert command(*arguments, "--no-test", "--split-by", "cell", "--json").result["validation_cells"] == 24
+    assert "216 cells for training, 24 for validation, 0 kept for test; split by cell" in caplog.messages
+    split = json.loads((tmp_path / "m" / "split.json").read_text())
+    assert (len(split["train"]), len(split["validation"]), split["test"]) == (216, 24, [])
+    # Another division is another run, the same in other words is the same one.
+    assert "fractions" in command(*arguments, "--fractions", "0.5,0.25,0.25", "--split-by", "cell").refusal
+    assert command(*arguments, "--fractions", "0.9,0.1,0", "--split-by", "cell").code == 0
+    refusal = command("evaluate", cells_file, "--model", tmp_path / "m", "-o", tmp_path / "e").refusal
+    assert "no cell to evaluate on" in refusal
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--fractions", "0.7,0.3"], "--fractions expects three numbers such as 0.7,0.1,0.2, found '0.7,0.3'"),
+        (["--fractions", "0.7,0.2,0.3"], "that sum to 1, the first above 0; found (0.7, 0.2, 0.3)"),
+        (["--fractions", "1,0,0", "--no-test"], "--no-test and --fractions say the same"),
+    ],
+)
+def test_fractions_that_are_none_are_refused(command: Command, given: list[str], message: str, tmp_path: Path) -> None:
+    refusal = command("train", "absent.h5ad", "--label", "cell_type", "-o", tmp_path / "m", *given).refusal
+    assert message in refusal
+
+
+def test_a_corpus_has_been_divided(command: Command, small_corpus: Corpus, tmp_path: Path) -> None:
+    refusal = command("train", small_corpus.folder, "-o", tmp_path / "m", "--no-test").refusal
+    assert "is a corpus" in refusal
+    assert "leave out --no-test" in refusal
+
+
 def test_pretraining_on_a_corpus(command: Command, small_corpus: Corpus, small: dict[str, Any], tmp_path: Path) -> None:
     small["model"].pop("word_vector_rank")
     small.pop("views")

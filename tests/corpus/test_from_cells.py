@@ -12,6 +12,7 @@ from scipy.sparse import csr_matrix
 from cytoglot.corpus.from_cells import LABELLED, UNLABELLED, CellCorpus, CellOptions, corpus_of_cells
 from cytoglot.corpus.read.examples import CorpusExamples, available_tasks
 from cytoglot.data.readers.read import read
+from cytoglot.data.splits.assignment import PARTS
 from cytoglot.errors import InputError
 from cytoglot.sentence.encode import encode
 
@@ -40,6 +41,15 @@ def test_cells_are_those_of_the_file(made: CellCorpus, cells: AnnData) -> None:
     assert sorted(seen) == sorted([*made.split.train, *made.split.validation])  # test cells are not in it
     assert made.corpus.labels("organism") == ("human",)
     assert made.sentences.cell_ids.tolist() == [str(n) for n in cells.obs_names if n in set(made.split.train)]
+
+
+def test_the_log_says_how_many_cells_are_kept(made: CellCorpus, cells: AnnData, tmp_path: Path) -> None:
+    n = [len(made.split.cells(part)) for part in PARTS]
+    assert f"{n[0]} cells for training, {n[1]} for validation, {n[2]} kept for test; split by donor" in made.messages
+    other = corpus_of_cells(
+        read(cells), tmp_path / "c", label="cell_type", split_by="cell", fractions=(0.5, 0.25, 0.25), seed=3
+    )
+    assert "120 cells for training, 60 for validation, 60 kept for test; split by cell" in other.messages
 
 
 def test_genes_rates_and_curve_are_those_of_training_cells(made: CellCorpus, cells: AnnData) -> None:

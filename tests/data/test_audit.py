@@ -77,6 +77,7 @@ def test_the_report_is_json_and_text():
     assert again["worst"] == report.worst
     assert again["findings"][0].keys() == {"level", "check", "message", "fix"}
     text = report.to_text()
+    assert text == str(report) == repr(report), "a notebook shows what the command line shows"
     assert text.startswith("AnnData: 60 cells x 8 genes\n")
     assert (
         "  note     outdated symbols: 1 of 8 symbols have new names by the list of the package: SEPT2 → SEPTIN2" in text

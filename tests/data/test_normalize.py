@@ -63,7 +63,7 @@ class TestState:
     def test_words_for_the_states(self, counts: sparse.csr_matrix) -> None:
         assert matrix_state(normalize_log(counts)).description == "log1p (base 10), likely target sum 10,000"
         chosen = matrix_state(normalize_log(counts, base=math.e)[:, :50])
-        assert chosen.description == "log1p (natural), target sum not to be told"
+        assert chosen.description == "log1p (natural), scaled to an unknown total"
         share = sparse.csr_matrix(counts / counts.sum(axis=1))
         assert matrix_state(share * 1e6).description == "non-negative values, each cell sums to 1,000,000"
         assert matrix_state(sparse.csr_matrix((3, 2))).description == "integer counts, all zero"

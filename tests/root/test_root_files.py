@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -92,6 +92,42 @@ def test_recipe_takes_yaml_and_overrides(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("name: y\ninner:\n  steps: 3\n")
     assert load_recipe(_Outer, recipe, ["inner.steps=5"]) == _Outer(name="y", inner=_Inner(steps=5))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["inner.steps=5", "table={c: 3}"],
+        "inner.steps=5\ntable={c: 3}",
+        {"inner.steps": 5, "table": {"c": 3}},
+        {"inner": {"steps": 5}, "table": {"c": 3}},
+    ],
+)
+def test_overrides_are_texts_a_text_or_a_mapping(overrides: Any, tmp_path: Path) -> None:
+    class Recipe(_Outer):
+        table: dict[str, int] = {}
+        inner: _Inner | None = None
+
+    (tmp_path / "r.yaml").write_text("inner: null\ntable: {a: 1, b: 2}\n")
+    expected = Recipe(inner=_Inner(steps=5), table={"c": 3})
+    assert load_recipe(Recipe, tmp_path / "r.yaml", overrides) == expected
+    read = load_recipe(Recipe, Recipe(name="z", table={"a": 1}), overrides)
+    assert read == expected.model_copy(update={"name": "z"})
+    assert read.model_fields_set == {"name", "inner", "table"}
+
+
+def test_a_group_in_a_mapping_leaves_its_other_settings() -> None:
+    class Pair(Settings):
+        first: int = 1
+        second: int = 1
+
+    class Recipe(Settings):
+        pair: Pair = Pair()
+
+    recipe = load_recipe(Recipe, Recipe(pair=Pair(first=2)), {"pair": {"second": 3}})
+    assert recipe.pair == Pair(first=2, second=3)
+    with pytest.raises(InputError, match=r"unknown key 'pair\.third', known: 'first', 'second'"):
+        load_recipe(Recipe, None, {"pair": {"third": 3}})
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,19 @@ def test_files_and_corpora_go_one_way(calls: Calls, small_corpus: Corpus, cells:
     assert [is_corpus_source(job.source) for job in (of_file, of_folder, of_corpus)] == [False, True, True]
 
 
+def test_fractions_and_overrides_reach_the_job(calls: Calls, cells: AnnData) -> None:
+    train(cells, label="cell_type", out="m", fractions=(0.8, 0.2, 0.0), overrides={"optim": {"steps": 5}})
+    train(cells, label="cell_type", out="m", recipe=_recipe(views=2), overrides="optim.steps=6")
+    (_, first), (_, second) = calls
+    assert first.fractions == (0.8, 0.2, 0.0)
+    assert (first.recipe.optim.steps, second.recipe.optim.steps, second.recipe.views) == (5, 6, 2)
+    split = Split(train=("a",), by="cell", seed=0, fractions=(1, 0, 0))
+    with pytest.raises(InputError, match="pass split or fractions, not both"):
+        train(cells, label="cell_type", out="m", split=split, fractions=(0.8, 0.2, 0.0))
+    with pytest.raises(InputError, match=r"three numbers from 0 to 1 that sum to 1.*found \(0.8, 0.1\)"):
+        train(cells, label="cell_type", out="m", fractions=(0.8, 0.1))  # type: ignore[arg-type]
+
+
 def test_reinforcement_learning_takes_either(
     calls: Calls, small_corpus: Corpus, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
 ) -> None:

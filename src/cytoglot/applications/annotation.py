@@ -17,6 +17,7 @@ from cytoglot.answer_format import FreeText
 from cytoglot.applications.outputs import (
     add_record,
     cells_to_change,
+    check_suffix,
     check_target,
     made_in_parts,
     model_settings,
@@ -27,6 +28,7 @@ from cytoglot.applications.outputs import (
 from cytoglot.cell_model.load import MIN_OVERLAP, AnnotationMethod, CellModel, as_cell_model
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.knowledge.ontology import map_labels
+from cytoglot.data.schema import labels as read_labels
 from cytoglot.data.schema import value_text
 from cytoglot.data.write import fill_h5ad
 from cytoglot.errors import InputError
@@ -44,8 +46,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_KEY = "cytoglot"
 KEY = f"{DEFAULT_KEY}_cell_type"
 """column of `obs` with the labels, unless `key_added` says otherwise"""
-_COLUMNS = ("", "_best", "_confidence", "_top", "_text", "_ontology_term_id")
+_COLUMNS = ("", "_best", "_confidence", "_top", "_text", "_ontology_term_id", "_majority", "_majority_share")
 UNASSIGNED = "unassigned"
+OUTPUTS = (".h5ad", ".csv")
 CHUNK_CELLS = 512
 """cells between two saved parts of a file"""
 
@@ -107,6 +110,7 @@ def annotate(
     model: CellModel | LanguageModel | str | Path,
     *,
     labels: Sequence[str | float] | None = None,
+    by: str | None = None,
     context: Mapping[str, str] | None = None,
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
@@ -135,6 +139,12 @@ def annotate(
     A cell without one gene of the model is `unassigned`, its probabilities and its confidence are NaN, and
     `cells_without_genes` of the record counts such cells.
 
+    With `by`, `obs["KEY_cell_type_majority"]` gives all cells of a cluster the label that most of them have in
+    `obs["KEY_cell_type"]`, and `obs["KEY_cell_type_majority_share"]` is the share of the cluster's cells that have it.
+    `unassigned` is counted as a label is, so a cluster of mostly unassigned cells is unassigned. Of labels with equally
+    many cells the one with the higher sum of probabilities in the cluster wins, then the first of the labels;
+    `unassigned` loses a tie. A cell without a cluster keeps its own label, and its share is NaN.
+
     Parameters
     ----------
     adata
@@ -144,6 +154,8 @@ def annotate(
         `labels`: it is asked about the genes of the cells, and its probabilities are not calibrated.
     labels
         The closed set, at least two texts or numbers (1 and 1.0 are the label "1"); by default the model's own.
+    by
+        Column of `obs` with clusters, such as "leiden", for one label per cluster beside the cells' own.
     context
         Metadata for the prompts, such as {"organism": "human", "tissue": "blood"}.
     layer
@@ -177,8 +189,10 @@ def annotate(
         such labels percent-encoded ("T%2FNK", `cytoglot.texts.as_key`); the record and all of `obs` keep the true
         ones. Without it such labels are refused.
     output
-        An h5ad to write the result to as well. It is made in parts of `chunk_cells` cells: the same call after a kill
-        goes on with the parts that are missing and ends with the same bytes.
+        A file to write the result to as well: `.h5ad` for all of the AnnData, or `.csv` for a row per cell with what
+        was added to `obs` and the probabilities, in columns such as "probability: B cell". It is made in parts of
+        `chunk_cells` cells: the same call after a kill goes on with the parts that are missing and ends with the same
+        bytes.
     overwrite
         Begin anew where an interrupted run of other settings has left parts.
     chunk_cells
@@ -191,10 +205,12 @@ def annotate(
     Raises
     ------
     InputError, VocabularyMismatchError
-        The matrix cannot be read, there are fewer than two labels or labels that cannot be columns, `key_added` makes
-        names that no file can hold or that are taken by data that cytoglot did not write, the genes are not those of
-        the model, or an interrupted run for `output` was given something else (the message says what).
+        The matrix cannot be read, there are fewer than two labels or labels that cannot be columns, `by` is no column
+        of clusters, `output` ends in neither `.h5ad` nor `.csv`, `key_added` makes names that no file can hold or that
+        are taken by data that cytoglot did not write, the genes are not those of the model, or an interrupted run for
+        `output` was given something else (the message says what).
     """
+    check_suffix(output, OUTPUTS)
     given = None if labels is None else _label_texts(labels)
     file = cells_to_change(adata, copy=copy, output=output, layer=layer, genes=gene_options)
     cells = file.adata
@@ -217,6 +233,7 @@ def annotate(
         writes={"obs": columns, "obsm": [probabilities_key]},
         copy=copy,
     )
+    clusters = None if by is None else _clusters(cells.obs, by, written=columns)
     sentences, overlap = model.sentences(cells, layer=file.layer, gene_options=file.genes, min_overlap=min_overlap)
     with_genes = np.flatnonzero(np.diff(sentences.offsets) > 0)
     own = chosen == model.spec.labels
@@ -260,8 +277,7 @@ def annotate(
         result.obs = result.obs.drop(columns=columns, errors="ignore")
         result.obsm.pop(probabilities_key, None)
         if how == "generate":
-            best = np.full(len(sentences), UNASSIGNED, dtype=object)
-            best[with_genes] = table["best"].to_pylist()
+            best = _spread(table["best"].to_pylist(), with_genes, len(sentences), UNASSIGNED)
             result.obs[columns[0]] = pd.Categorical(best, categories=_categories(chosen, best))
             result.obs[f"{columns[0]}_text"] = _spread(table["text"].to_pylist(), with_genes, len(sentences))
         else:
@@ -275,6 +291,18 @@ def annotate(
         if mapping.unmapped:
             logger.info("no Cell Ontology term for: %s", ", ".join(mapping.unmapped))
         record["labels_without_ontology_term"] = list(mapping.unmapped)
+        if clusters is not None:
+            of_cluster = majority_labels(best, clusters, chosen, result.obsm.get(probabilities_key))
+            majority = np.where(clusters.isna(), best, clusters.map(of_cluster["label"]).astype(object))
+            result.obs[f"{columns[0]}_majority"] = pd.Categorical(majority, categories=_categories(chosen, majority))
+            result.obs[f"{columns[0]}_majority_share"] = clusters.map(of_cluster["share"]).astype(float)
+            record["by"] = by
+            logger.info(
+                "majority label of %d clusters of %s: %d cells have another one of their own",
+                len(of_cluster),
+                by,
+                int((majority != best).sum()),
+            )
         add_record(result, name, record)
         n_unassigned = int((best == UNASSIGNED).sum())
         logger.info(
@@ -285,8 +313,75 @@ def annotate(
         )
         if parts is not None:
             with parts.whole() as path:
-                fill_h5ad(result, path)
+                if path.suffix == ".h5ad":
+                    fill_h5ad(result, path)
+                else:
+                    added = result.obs[[column for column in columns if column in result.obs]]
+                    if how != "generate":
+                        probability = result.obsm[probabilities_key].set_axis(
+                            [f"probability: {label}" for label in chosen], axis=1
+                        )
+                        added = pd.concat([added, probability], axis=1)
+                    added.to_csv(path, index_label="cell_id")
     return result if copy else None
+
+
+def majority_labels(
+    labels_n: NDArray[np.object_],
+    clusters: pd.Series,
+    order: Sequence[str],
+    probability_nk: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Return the most frequent label of each cluster with its share of the cells; a row per cluster, sorted by name.
+
+    Parameters
+    ----------
+    labels_n
+        Label of each cell, or `unassigned`, which is counted as a label is and loses ties.
+    clusters
+        Cluster of each cell; cells where it is missing are left out.
+    order
+        The labels: of those with equally many cells the one with the higher sum of probabilities wins, then the first.
+    probability_nk
+        Probability of each label of `order` in each cell; NaN counts as 0. Without it ties go by the order.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns "label", "share" and "cells".
+    """
+    names = [*order, *({UNASSIGNED} - set(order))]
+    in_cluster = clusters.notna().to_numpy()
+    cluster_n = clusters.to_numpy()[in_cluster]
+    counts_ck = pd.crosstab(cluster_n, labels_n[in_cluster]).reindex(columns=names, fill_value=0)
+    evidence_ck = np.zeros(counts_ck.shape)
+    if probability_nk is not None:
+        sums = pd.DataFrame(probability_nk.to_numpy()[in_cluster]).groupby(cluster_n).sum()  # sorted, as the counts are
+        evidence_ck[:, : len(order)] = sums.to_numpy()
+    counts = counts_ck.to_numpy()
+    is_most = counts == counts.max(axis=1, keepdims=True)
+    if len(names) > len(order):  # unassigned is the last, and wins only alone
+        is_most[:, -1] &= is_most.sum(axis=1) == 1
+    winner = np.where(is_most, evidence_ck, -1.0).argmax(axis=1)
+    n_cells = counts.sum(axis=1)
+    share = counts[np.arange(len(counts)), winner] / n_cells
+    return pd.DataFrame(
+        {"label": np.array(names, dtype=object)[winner], "share": share, "cells": n_cells}, index=counts_ck.index
+    )
+
+
+def _clusters(obs: pd.DataFrame, by: str, *, written: Sequence[str]) -> pd.Series:
+    """Return the cluster of each cell as text, None where it is missing; refuse a column that holds no clusters."""
+    if by in written:
+        raise InputError(
+            f"by={by!r} is a column that this call writes; pass a column of clusters, or another key_added"
+        )
+    clusters = read_labels(obs, by)
+    n_clusters = clusters.nunique()
+    if n_clusters == 0 or (n_clusters == clusters.notna().sum() and n_clusters > 1):
+        found = "no value" if n_clusters == 0 else f"{n_clusters} values, each of a single cell"
+        raise InputError(f"a majority vote needs a column of clusters, {by!r} holds {found}; pass another --by (by=)")
+    return clusters
 
 
 def _label_texts(labels: Sequence[Any]) -> tuple[str, ...]:

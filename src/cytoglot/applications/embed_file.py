@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cytoglot.applications.outputs import check_names, check_record, model_settings, parts_of
+from cytoglot.applications.outputs import check_names, check_record, check_suffix, model_settings, parts_of
 from cytoglot.applications.vector_files import KEY, SUFFIXES, embedding_record, vector_column, write_vectors
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, check_pooling
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
@@ -116,8 +116,7 @@ def embed_file(
     """
     started = time.perf_counter()
     path, out = Path(path), Path(out)
-    if out.suffix not in SUFFIXES:
-        raise InputError(f"the output must end in {' or '.join(SUFFIXES)}, found {out.name!r}")
+    check_suffix(out, SUFFIXES)
     if out.suffix == ".h5ad" and not takes_vectors(path):
         raise InputError(
             f"expected an h5ad of anndata 0.7 or later to copy, found {path}; write a .parquet file of the vectors, "

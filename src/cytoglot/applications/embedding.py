@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cytoglot.applications.embed_file import embed_file, takes_vectors
-from cytoglot.applications.outputs import add_record, cells_to_change, check_target, result_of
+from cytoglot.applications.outputs import add_record, cells_to_change, check_suffix, check_target, result_of
 from cytoglot.applications.vector_files import KEY, SUFFIXES, embedding_record, write_vectors
 from cytoglot.atomic import atomic_path
 from cytoglot.cell_model.load import MIN_OVERLAP, CellModel, CellPooling, as_cell_model
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.write import write_h5ad
-from cytoglot.errors import InputError
 from cytoglot.lm.embedding.embed import Precision
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.tasks.task import check_context
@@ -101,8 +100,7 @@ def embed(
     """
     check_context(context)
     suffix = None if output is None else Path(output).suffix
-    if suffix not in (None, *SUFFIXES):
-        raise InputError(f"the output must end in {' or '.join(SUFFIXES)}, found {str(output)!r}")
+    check_suffix(output, SUFFIXES)
     if isinstance(adata, (str, Path)) and output is not None and not copy:
         source = resolve_source(adata)
         if isinstance(source, Path) and (suffix == ".parquet" or takes_vectors(source)):

@@ -48,6 +48,12 @@ def cells_to_change(
     return whole_file(source, layer=layer, genes=genes)
 
 
+def check_suffix(output: str | Path | None, suffixes: Sequence[str]) -> None:
+    """Refuse an output of another ending than those that a verb writes."""
+    if output is not None and Path(output).suffix not in suffixes:
+        raise InputError(f"the output must end in {' or '.join(suffixes)}, found {Path(output).name!r}")
+
+
 def check_target(
     adata: AnnData,
     verb: str,

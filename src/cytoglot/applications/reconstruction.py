@@ -141,6 +141,8 @@ def reconstruct(
     with open_cells(source, layer=layer, **keywords) as stream:
         if split is None:
             split = split_cells(stream.obs, by=split_by, label=label, fractions=_FRACTIONS, seed=seed)
+            for warning in split.warnings:
+                logger.warning("%s", warning)
         passes = Passes(stream, split, seed=seed, chunk_cells=chunk_cells)
         fitted = passes.fit(kinds, passes.sentence_kinds(hvg=hvg, settings=settings))
         rows, points = passes.score(fitted)

@@ -10,7 +10,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from cytoglot.atomic import atomic_path, check_output_folder, write_json
 from cytoglot.benchmark.baselines import BASELINES
 from cytoglot.benchmark.generation import evaluate_generation
 from cytoglot.benchmark.generation_summary import Verdict
+from cytoglot.benchmark.held_out import HeldOut, held_out_cells, with_reference
 from cytoglot.benchmark.maps import two_maps
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.benchmark.reconstruction import curve_on_cells
@@ -35,18 +36,16 @@ from cytoglot.cell_model.spec import TRAINING_FILE, CellModelSpec, load_split
 from cytoglot.config import Settings
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.genes.options import AS_NAMED, DEFAULT_GENES, GeneOptions
+from cytoglot.data.label_map import read_label_map
 from cytoglot.data.readers.read import read
-from cytoglot.data.schema import GROUP_FIELDS, group_values, recognize_obs, unlike_in_spelling
-from cytoglot.data.schema import labels as read_labels
+from cytoglot.data.schema import unlike_in_spelling
 from cytoglot.data.splits.content import content_of_cells
 from cytoglot.data.splits.leakage import leakage_report
-from cytoglot.data.splits.matching import MatchedCells, match_cells
-from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.matching import match_cells
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel
 from cytoglot.manifest import Manifest
 from cytoglot.metrics.classification import calibration_bins, confusion, per_class
-from cytoglot.metrics.uncertainty import resampling_unit
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.run import train
@@ -89,22 +88,6 @@ class Evaluation:
     """whether the model knows more of a cell than its type; None where generated cells were not compared"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """The cells of one evaluation: training cells for the baselines, validation cells for their choices, test cells."""
-
-    adata: AnnData
-    labels: NDArray[np.object_]
-    train: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    test: NDArray[np.int64]
-    split: Split
-    matched: MatchedCells
-    unit: str
-    groups: NDArray[np.object_] | None
-    """resampling unit of each test cell"""
-
-
 def evaluate(
     source: AnnData | str | Path,
     model: CellModel | LanguageModel | str | Path,
@@ -114,6 +97,8 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
+    reference: AnnData | str | Path | None = None,
+    label_map: Mapping[str, str] | str | Path | None = None,
     new_cells: bool = False,
     min_overlap: float = MIN_OVERLAP,
     seed: int = 0,
@@ -141,6 +126,12 @@ def evaluate(
         Of the baselines, the control, generated cells and resampling.
     device
         Of the model, if it is loaded here.
+    reference
+        The file that the model was trained from, where `source` is another one: baselines and controls learn from its
+        training cells. Its labels are in the column that the model was trained on, its matrix and genes are found.
+    label_map
+        Label of `source` → label of the model, where they have other names, as a mapping or a file
+        (`read_label_map`); an empty label leaves the cells out, labels that it does not name stay.
     new_cells
         Cells that are named as cells of the split but hold other values are other cells.
     min_overlap
@@ -150,18 +141,32 @@ def evaluate(
     ------
     InputError
         There is no test cell with a label (every cell was used for training or validation), the model has no split,
-        cells are named as cells of the split and hold other values (unless `new_cells`), or `out` holds other things
-        than an evaluation.
+        cells are named as cells of the split and hold other values (unless `new_cells`), `reference` holds no training
+        cell of the model, `label_map` does not fit the file or the model, or `out` holds other things than an
+        evaluation.
     """
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()
+    other = resolve_source(reference) if isinstance(reference, (str, Path)) else reference
+    renamed = read_label_map(label_map) if isinstance(label_map, (str, Path)) else label_map
     model = as_cell_model(model, device=device)
     found = resolve_source(source) if isinstance(source, (str, Path)) else source
     adata = read(found, layer=layer, **gene_options.keywords)
     # First, since cells with other genes would seem to be cells with other values.
     sentences, overlap = model.sentences(adata, gene_options=AS_NAMED, min_overlap=min_overlap)
-    held_out = held_out_cells(adata, model, label=label, new_cells=new_cells)
-    work = _Work(model=model, held_out=held_out, settings=settings, sentences=sentences, overlap=overlap, seed=seed)
+    held_out = held_out_cells(adata, model, label=label, new_cells=new_cells, label_map=renamed)
+    if other is not None:
+        held_out = with_reference(held_out, read(other), model)
+        sentences, _ = model.sentences(held_out.adata, gene_options=AS_NAMED, min_overlap=min_overlap)
+    work = _Work(
+        model=model,
+        held_out=held_out,
+        settings=settings,
+        sentences=sentences,
+        overlap=overlap,
+        seed=seed,
+        label_map=renamed,
+    )
     folder = Path(out)
     with atomic_path(folder) as partial:
         partial.mkdir()
@@ -202,46 +207,6 @@ def forecast_evaluation(
     }
 
 
-def held_out_cells(adata: AnnData, model: CellModel, *, label: str | None, new_cells: bool = False) -> HeldOut:
-    """Sort the cells of a file by the split of the model; cells without a label are left out."""
-    column = label or model.spec.label_column
-    if column is None:
-        raise InputError("this model was not trained on a label column; pass --label")
-    if model.folder is None or (split := load_split(model.folder)) is None:
-        raise InputError("this model has no stored split, so training cells cannot be told from others")
-    series = read_labels(adata.obs, column)
-    labels = np.array([None if pd.isna(value) else str(value) for value in series], dtype=object)
-    content = content_of_cells(adata, model.spec.vocabulary)
-    matched = match_cells(split, adata.obs_names, content, new_cells=new_cells)
-    part = matched.part
-    known = np.array([value is not None for value in labels], dtype=bool)
-    test = np.flatnonzero(known & np.isin(part, ["test", ""]))
-    if len(test) == 0:
-        renamed = (
-            f" ({matched.counts['renamed']} of the file have other names now)" if matched.counts["renamed"] else ""
-        )
-        raise InputError(
-            f"no cell to evaluate on: {int(known.sum())} of {adata.n_obs} cells have a label, and all of these were "
-            f"used for training or validation{renamed}; pass held-out cells"
-        )
-    # Donors or batches where there are at least five among the test cells, else cells.
-    obs = adata.obs.iloc[test]
-    fields = recognize_obs(obs)
-    columns = {fields[name]: group_values(obs, fields[name]).to_numpy() for name in GROUP_FIELDS if name in fields}
-    unit, groups = resampling_unit(columns)
-    return HeldOut(
-        adata=adata,
-        labels=labels,
-        train=np.flatnonzero(known & (part == "train")),
-        validation=np.flatnonzero(known & (part == "validation")),
-        test=test,
-        split=split,
-        matched=matched,
-        unit=unit,
-        groups=groups,
-    )
-
-
 def _unknown_labels(truth: NDArray[np.object_], unknown: Sequence[str], known: Sequence[str]) -> str:
     """Say which labels the model cannot give, and which it knows in another spelling."""
     n = int(np.isin(truth, list(unknown)).sum())
@@ -278,6 +243,7 @@ class _Work:
     sentences: CellSentences
     overlap: VocabularyOverlap
     seed: int
+    label_map: Mapping[str, str] | None = None
     rows: list[ResultRow] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     ours: str = OURS
@@ -285,7 +251,9 @@ class _Work:
     verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
-        self.messages = list(self.held_out.matched.messages)
+        self.messages = list(self.held_out.messages)
+        if self.model.spec.calibration.warning is not None:
+            self.messages.append(self.model.spec.calibration.warning)
         self.truth = self.held_out.labels[self.held_out.test]
         self.unknown_labels = sorted(set(self.truth) - set(self.model.spec.labels))
         if self.unknown_labels:
@@ -354,7 +322,10 @@ class _Work:
         with self._timed("embedding"):
             self.embedding_nd = self.model.embeddings(self.sentences)
         if len(held.train) == 0:
-            self.messages.append("baselines and controls are not shown: the file holds no training cell of the model")
+            self.messages.append(
+                "baselines and controls are not shown: the file holds no training cell of the model; pass the file "
+                "that it was trained from as --reference (reference=)"
+            )
             return predictions
         if self.settings.probe:
             with self._timed("linear probe"):
@@ -370,13 +341,13 @@ class _Work:
         for name, baseline in BASELINES.items():
             with self._timed(name):
                 fitted = baseline(seed=self.seed).fit(
-                    held.adata[held.train],
+                    held.adata[held.train, held.genes],
                     held.labels[held.train],
-                    held.adata[held.validation] if len(held.validation) else None,
+                    held.adata[held.validation, held.genes] if len(held.validation) else None,
                     held.labels[held.validation],
                 )
                 logger.info("%s: chosen on validation cells: %s", name, dict(fitted.chosen) or "nothing")
-                probability_nk = fitted.predict_proba(held.adata[held.test])
+                probability_nk = fitted.predict_proba(held.adata[held.test, held.genes])
             predictions.append(Prediction(method=name, labels=fitted.labels, probability_nk=probability_nk))
         if self.settings.control:
             recipe = TrainRecipe.model_validate(self.model.spec.manifest["config"]["recipe"])
@@ -400,7 +371,7 @@ class _Work:
         base = recipe.model.base
         if base is None:
             return None
-        split, adata = load_split(base), self.held_out.adata
+        split, adata = load_split(base), self.held_out.reference
         if split is not None:
             content = content_of_cells(adata, CellModelSpec.load(base).vocabulary)
             known = match_cells(split, adata.obs_names, content, new_cells=split.content is not None)
@@ -415,11 +386,11 @@ class _Work:
     def _control(self, recipe: TrainRecipe, folder: Path) -> Prediction:
         held = self.held_out
         control = train(
-            held.adata,
-            label=str(self.model.spec.label_column),
+            held.reference,
+            label=held.label_column,
             out=folder,
             recipe=_control_recipe(recipe),
-            split=held.matched.split_of(held.adata.obs_names, held.split),
+            split=held.reference_matched.split_of(held.reference.obs_names, held.split),
             gene_options=AS_NAMED,
             seed=self.seed,
             device=str(self.model.lm.device),
@@ -456,7 +427,7 @@ class _Work:
     def _write_cards(self, folder: Path) -> None:
         held, spec = self.held_out, self.model.spec
         card = {
-            "n_cells": held.adata.n_obs,
+            "n_cells": len(held.matched.part),
             "n_genes": held.adata.n_vars,
             "matrix": dict(held.adata.uns["cytoglot"]["matrix"]),
             "n_train": len(held.train),
@@ -468,7 +439,7 @@ class _Work:
             "labels_unseen_in_training": self.unknown_labels,
             "cells": held.matched.counts,
             "vocabulary": str(self.overlap),
-            "leakage": leakage_report(held.adata.obs, held.split, held.adata.X, part=held.matched.part),
+            "leakage": leakage_report(held.adata.obs, held.split, held.adata.X, part=held.part),
             "calibration": asdict(spec.calibration),
             "messages": self.messages,
         }
@@ -483,7 +454,11 @@ class _Work:
             (folder / "training.json").write_bytes(training.read_bytes())
         manifest = Manifest(
             command="evaluate",
-            config={"settings": self.settings.model_dump(), "model": dict(spec.manifest)},
+            config={
+                "settings": self.settings.model_dump(),
+                "model": dict(spec.manifest),
+                "label_map": None if self.label_map is None else dict(self.label_map),
+            },
             seeds={"seed": self.seed},
             inputs={"vocabulary": spec.vocabulary.fingerprint},
         )

@@ -92,7 +92,7 @@ class VocabularyOverlap:
     def __str__(self) -> str:
         return (
             f"{self.n_shared} of the model's {self.n_model} genes are in the query ({self.share_of_model:.0%}); "
-            f"{self.share_out_of_vocabulary:.0%} of the query's {self.n_query} genes are outside of the vocabulary"
+            f"the model does not use the other {self.n_query - self.n_shared} of the query's {self.n_query} genes"
         )
 
 

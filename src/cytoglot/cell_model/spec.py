@@ -36,6 +36,7 @@ class HybridCalibration:
     temperature: float = 1.0
     threshold: float = 0.0
     validation_loss: float = 0.0
+    validation_accuracy: float | None = None
     """as those of `Calibration`, of the average"""
 
 
@@ -55,6 +56,11 @@ class Calibration:
     n_validation: int = 0
     validation_loss: float = 0.0
     """negative log-likelihood of the true label at this temperature, nats per cell"""
+    validation_accuracy: float | None = None
+    """share of the validation cells whose label has the highest likelihood; None where labels were no task, and in
+    models of earlier versions"""
+    majority_accuracy: float | None = None
+    """share of them that have the most frequent label of the training cells"""
     hybrid: HybridCalibration | None = None
     """the same of the average with the sentence head, where the model has one"""
 
@@ -62,6 +68,23 @@ class Calibration:
     def method(self) -> Literal["score", "hybrid"]:
         """How cells are annotated by default: the way with the lower validation loss."""
         return "hybrid" if self.hybrid is not None and self.hybrid.validation_loss < self.validation_loss else "score"
+
+    @property
+    def warning(self) -> str | None:
+        """What to know of a language model that is right no more often than one label for all cells; None of others."""
+        ours, majority = self.validation_accuracy, self.majority_accuracy
+        if (
+            ours is None or majority is None or not ours <= majority < 1
+        ):  # nothing is better than one label if all have it
+            return None
+        text = (
+            f"the language model finds the label of {ours:.0%} of {self.n_validation} validation cells, no more than "
+            f"the most frequent label of the training cells does ({majority:.0%}): it has not learned to tell cell "
+            "types; train it longer, with a higher learning rate or with all weights"
+        )
+        if self.hybrid is not None and self.method == "hybrid" and self.hybrid.validation_accuracy is not None:
+            text += f" (annotate averages it with the sentence head, and finds {self.hybrid.validation_accuracy:.0%})"
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,6 +60,8 @@ def answer_command(
 
     The same command resumes an interrupted run. Workers may run on one machine or many.
     """
+    # An output of the same prompts and settings is finished, and another one refused where it is made.
+    check_output(output, suffixes=(".parquet",), overwrite=True, inputs=[prompts])
     from cytoglot.applications.answering import ModelSource, answer_prompts, read_prompts
     from cytoglot.applications.forecast import forecast_answers
     from cytoglot.cell_model.load import is_model_folder
@@ -67,8 +69,6 @@ def answer_command(
     from cytoglot.lm.generation.answer_formats import read_answer_format
     from cytoglot.lm.model.language_model import set_threads
 
-    # An output of the same prompts and settings is finished, and another one refused where it is made.
-    check_output(output, suffixes=(".parquet",), overwrite=True, inputs=[prompts])
     set_threads(threads)
     options: dict[str, Any] = {
         "temperature": temperature,

@@ -26,7 +26,9 @@ Method = Literal["auto", "score", "head", "hybrid", "generate"]
 def annotate_command(
     source: opt.Source,
     model: opt.Model,
-    output: opt.H5ad,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="h5ad: the cells with labels; csv: labels and probabilities alone.")
+    ],
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -34,6 +36,10 @@ def annotate_command(
             help="File with one label per line. With it, MODEL may be any checkpoint.",
             show_default="of the model",
         ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", metavar="COLUMN", help="Clusters in obs: add the majority label of each."),
     ] = None,
     context: opt.Context = None,
     threshold: Annotated[
@@ -75,12 +81,7 @@ def annotate_command(
 
     The same command resumes an interrupted run.
     """
-    from cytoglot.applications.annotation import CHUNK_CELLS, KEY, UNASSIGNED, annotate
-    from cytoglot.applications.forecast import forecast_cells
-    from cytoglot.lm.model.language_model import set_threads
-
-    check_output(output, suffixes=(".h5ad",), overwrite=overwrite or dry_run, inputs=[source])
-    set_threads(threads)
+    check_output(output, suffixes=(".h5ad", ".csv"), overwrite=overwrite or dry_run, inputs=[source])
     given: tuple[str, ...] | None = None
     if labels is not None:
         if not labels.is_file():
@@ -88,6 +89,11 @@ def annotate_command(
         given = tuple(dict.fromkeys(line.strip() for line in read_text(labels).splitlines() if line.strip()))
         if len(given) < 2:
             raise InputError(f"--labels {labels} must hold at least two labels, one per line, found {len(given)}")
+    from cytoglot.applications.annotation import CHUNK_CELLS, KEY, UNASSIGNED, annotate
+    from cytoglot.applications.forecast import forecast_cells
+    from cytoglot.lm.model.language_model import set_threads
+
+    set_threads(threads)
     metadata = opt.parse_context(context)
     file = whole_file(source, layer=layer, genes=opt.gene_options(gene_column, gene_mapping, duplicates))
     cell_model = load_for_cells(
@@ -102,6 +108,7 @@ def annotate_command(
     )
     if dry_run:
         reading: dict[str, Any] = {"layer": file.layer, "gene_options": file.genes, "min_overlap": min_overlap}
+        reading["copies_cells"] = output.suffix == ".h5ad"
         forecast = forecast_cells(cell_model, file.adata, passes=views or cell_model.spec.views, **reading)
         show(forecast | {"output": output}, as_json=json)
         return
@@ -109,6 +116,7 @@ def annotate_command(
         file.adata,
         cell_model,
         labels=given,
+        by=by,
         context=metadata,
         layer=file.layer,
         gene_options=file.genes,
@@ -118,18 +126,31 @@ def annotate_command(
         method=method,
         min_overlap=min_overlap,
         seed=seed,
-        escape_labels=escape_labels,
+        escape_labels=escape_labels or output.suffix == ".csv",  # whose columns can have any name
         output=output,
         overwrite=overwrite,
         chunk_cells=chunk_cells or CHUNK_CELLS,
     )
-    counts, record = file.adata.obs[KEY].value_counts(), file.adata.uns["cytoglot"]["annotation"]
+    obs, record = file.adata.obs, file.adata.uns["cytoglot"]["annotation"]
+    counts, clusters = obs[KEY].value_counts(), None
+    if by is not None:
+        in_cluster = obs[obs[f"{KEY}_majority_share"].notna()].groupby(by, observed=True)
+        clusters = [
+            {
+                "cluster": str(name),
+                "cells": len(some),
+                "label": str(some[f"{KEY}_majority"].iloc[0]),
+                "share": float(some[f"{KEY}_majority_share"].iloc[0]),
+            }
+            for name, some in in_cluster
+        ]
     show(
         {
             "cells": file.adata.n_obs,
             "unassigned": int(counts.get(UNASSIGNED, 0)),
             "cells_without_genes": record["cells_without_genes"],
             "cell_types": [{"cell_type": str(name), "cells": int(n)} for name, n in counts.items() if n],
+            "clusters": clusters,
             "labels_without_ontology_term": record["labels_without_ontology_term"],
             "overlap": record["overlap"],
             "output": output,
@@ -171,6 +192,7 @@ def generate_command(
     Each cell has valid genes, none twice, and reconstructed expression. The same command resumes an interrupted run.
     With --expected, -n is the number of sampled sentences; take 64 or more.
     """
+    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",), overwrite=overwrite or dry_run)
     from cytoglot.applications.expected_expression import expected_expression
     from cytoglot.applications.forecast import forecast_generation
     from cytoglot.applications.generation import CHUNK_CELLS, generate
@@ -178,7 +200,6 @@ def generate_command(
     from cytoglot.cell_model.load import load_cell_model
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=(".csv", ".parquet") if expected else (".h5ad",), overwrite=overwrite or dry_run)
     set_threads(threads)
     metadata = opt.parse_context(context)
     cell_model = load_cell_model(model, device=device)

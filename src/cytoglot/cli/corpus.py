@@ -92,12 +92,12 @@ def stats_command(
     json: opt.Json = False,
 ) -> None:
     """Write an HTML page with the numbers of a corpus."""
+    check_output(output, suffixes=(".html", ".htm"), overwrite=overwrite)
     from cytoglot.corpus.format.folder import open_corpus
     from cytoglot.corpus.inspect.statistics import corpus_statistics
     from cytoglot.extras import require
     from cytoglot.report.corpus_page import write_corpus_page
 
-    check_output(output, suffixes=(".html", ".htm"), overwrite=overwrite)
     require("matplotlib", extra="report", purpose="the page about a corpus")  # before hours of counting, not after
     numbers = corpus_statistics(open_corpus(folder))
     page = write_corpus_page(numbers, output)

@@ -70,6 +70,7 @@ def encode_command(
 
     Files may be larger than memory. The same command resumes an interrupted run.
     """
+    check_output(output, suffixes=(".parquet",), overwrite=overwrite or dry_run, inputs=[source])
     from cytoglot.applications.forecast import forecast_encoding
     from cytoglot.data.datasets import resolve_source
     from cytoglot.data.genes.options import AS_NAMED
@@ -81,7 +82,6 @@ def encode_command(
     from cytoglot.sentence.encode_file import encode_file
     from cytoglot.sentence.parquet import write_sentences
 
-    check_output(output, suffixes=(".parquet",), overwrite=overwrite or dry_run, inputs=[source])
     if threads is not None:
         set_numba_threads(threads)
     found = resolve_source(source)
@@ -143,9 +143,9 @@ def decode_command(
     json: opt.Json = False,
 ) -> None:
     """Turn sentences back into expression."""
+    check_output(output, suffixes=(".h5ad",), overwrite=overwrite, inputs=[source])
     from cytoglot.applications.decoding import decode_file
 
-    check_output(output, suffixes=(".h5ad",), overwrite=overwrite, inputs=[source])
     summary = decode_file(source, output, model=model, curves=curves, curve=curve, repeated=repeated)
     show(asdict(summary), as_json=json)
 
@@ -172,12 +172,12 @@ def reconstruct_command(
 
     Rank curves are fitted on training cells and measured on held-out cells.
     """
+    check_folder(output, written_by="reconstruct", mark="curves.json", overwrite=overwrite or dry_run)
     from cytoglot.applications.forecast import forecast_encoding
     from cytoglot.applications.reconstruction import reconstruct
     from cytoglot.data.datasets import resolve_source
     from cytoglot.sentence.cell_sentence import RankSettings
 
-    check_folder(output, written_by="reconstruct", mark="curves.json", overwrite=overwrite or dry_run)
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
     if threads is not None:
         set_numba_threads(threads)
@@ -209,9 +209,9 @@ def import_c2s_command(
     json: opt.Json = False,
 ) -> None:
     """Convert a cell2sentence Arrow data set."""
+    check_output(output, suffixes=(".parquet",), overwrite=overwrite)
     from cytoglot.corpus.sources.import_c2s import import_c2s
 
-    check_output(output, suffixes=(".parquet",), overwrite=overwrite)
     show(asdict(import_c2s(folder, output)), as_json=json)
 
 

@@ -27,16 +27,6 @@ def run_demo(
     InputError
         `output` holds something else than a demo.
     """
-    from cytoglot.applications.annotation import annotate
-    from cytoglot.applications.embedding import embed
-    from cytoglot.applications.generation import generate
-    from cytoglot.benchmark.evaluate import evaluate
-    from cytoglot.data.audit import audit
-    from cytoglot.data.datasets import load_dataset
-    from cytoglot.data.write import write_h5ad
-    from cytoglot.report.html import write_report
-    from cytoglot.training.run import train
-
     started = time.perf_counter()
     if output.exists():
         ours = {"model", "evaluation", "annotated.h5ad", "generated.h5ad"}
@@ -50,6 +40,16 @@ def run_demo(
             refuse_existing(output / "evaluation" / "report.html", overwrite=False)
         else:
             shutil.rmtree(output)
+    from cytoglot.applications.annotation import annotate
+    from cytoglot.applications.embedding import embed
+    from cytoglot.applications.generation import generate
+    from cytoglot.benchmark.evaluate import evaluate
+    from cytoglot.data.audit import audit
+    from cytoglot.data.datasets import load_dataset
+    from cytoglot.data.write import write_h5ad
+    from cytoglot.report.html import write_report
+    from cytoglot.training.run import train
+
     adata = load_dataset(DATASET)
     logger.info("1/5 the file: %s", DATASET)
     logger.info("%s", audit(adata, label=LABEL).to_text())

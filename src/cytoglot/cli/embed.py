@@ -61,16 +61,16 @@ def embed_command(
 
     Files may be larger than memory. The same command resumes an interrupted run.
     """
+    check_output(output, suffixes=(".h5ad", ".parquet"), overwrite=overwrite or dry_run, inputs=[source])
     from cytoglot.applications.embed_file import CHUNK_CELLS, embed_file, takes_vectors
     from cytoglot.applications.embedding import embed
     from cytoglot.applications.forecast import forecast_cells
     from cytoglot.applications.outputs import record_name
-    from cytoglot.applications.vector_files import KEY, SUFFIXES
+    from cytoglot.applications.vector_files import KEY
     from cytoglot.data.datasets import resolve_source
     from cytoglot.data.whole_file import whole_file
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=SUFFIXES, overwrite=overwrite or dry_run, inputs=[source])
     set_threads(threads)
     metadata = opt.parse_context(context)
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)
@@ -156,13 +156,13 @@ def gene_embeddings_command(
 
     It is the input vector of the gene or, where cells are given, the mean of its hidden states over them.
     """
+    check_output(output, suffixes=(".h5ad", ".parquet"), overwrite=overwrite, inputs=[] if source is None else [source])
     from cytoglot.applications.gene_vectors import gene_embeddings, write_gene_table
     from cytoglot.cell_model.load import load_cell_model
     from cytoglot.data.datasets import resolve_source
     from cytoglot.data.write import write_h5ad
     from cytoglot.lm.model.language_model import set_threads
 
-    check_output(output, suffixes=(".h5ad", ".parquet"), overwrite=overwrite, inputs=[] if source is None else [source])
     set_threads(threads)
     metadata = opt.parse_context(context)
     genes = opt.gene_options(gene_column, gene_mapping, duplicates)

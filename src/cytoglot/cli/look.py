@@ -44,6 +44,7 @@ def info_command(
         "threshold": calibration.threshold,
         "temperature": calibration.temperature,
         "validation_cells": calibration.n_validation,
+        "warning": calibration.warning,
         "validation_scores": [{"score": name, "value": value} for name, value in scores.items()],
         "cells_of_split": None
         if split is None

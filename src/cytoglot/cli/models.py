@@ -29,6 +29,16 @@ def train_command(
         str | None, typer.Option("--label", help="Column of obs with the cell types; not for a corpus.")
     ] = None,
     split_by: Annotated[str, typer.Option("--split-by", help="auto, cell, or a column kept whole.")] = "auto",
+    fractions: Annotated[
+        str | None,
+        typer.Option(
+            "--fractions",
+            metavar="TRAIN,VAL,TEST",
+            help="Shares of the cells; they sum to 1.",
+            show_default="0.7,0.1,0.2",
+        ),
+    ] = None,
+    no_test: Annotated[bool, typer.Option("--no-test", help="Keep no test cells: as --fractions 0.9,0.1,0.")] = False,
     recipe: opt.Recipe = None,
     settings: opt.Settings = None,
     layer: opt.Layer = None,
@@ -47,6 +57,9 @@ def train_command(
     A recipe sets the kind (sft, pretrain or grpo), the model and its optimization; without one, a small model learns to
     label and write cells. The same command resumes an interrupted run. A finished model is loaded.
     """
+    if no_test and fractions is not None:
+        raise InputError("--no-test and --fractions say the same; pass --fractions TRAIN,VAL,0 alone")
+    shares = _fractions("0.9,0.1,0" if no_test else fractions)
     if recipe is None and not settings:  # what a recipe may say is checked with it, after seconds of imports
         if source is None:
             raise InputError(
@@ -57,6 +70,7 @@ def train_command(
         if label is None and not Path(source).is_dir():
             raise InputError("pass --label, the column of obs with the cell types (only a corpus needs none)")
     from cytoglot.config import load_recipe
+    from cytoglot.data.splits.splitting import FRACTIONS
     from cytoglot.lm.model.language_model import set_threads
     from cytoglot.training.cells import training_cells
     from cytoglot.training.job import TrainJob, is_corpus_source, settled
@@ -69,13 +83,14 @@ def train_command(
     chosen = load_recipe(TrainRecipe, named or recipe, settings or [])
     asked = source if source is not None else chosen.source
     if asked is not None and is_corpus_source(asked):
-        _refuse_for_corpus(context, asked, "split_by")
+        _refuse_for_corpus(context, asked, "split_by", "fractions", "no_test")
     asked_for = TrainJob(
         source=source,
         label=label,
         out=output,
         recipe=chosen,
         split_by=split_by,
+        fractions=shares or FRACTIONS,
         layer=layer,
         gene_options=opt.gene_options(gene_column, gene_mapping, duplicates),
         seed=seed,
@@ -101,6 +116,9 @@ def train_command(
             "temperature": calibration.temperature,
             "threshold": calibration.threshold,
             "validation_cells": calibration.n_validation,
+            "validation_accuracy": calibration.validation_accuracy,
+            "majority_accuracy": calibration.majority_accuracy,
+            "warning": calibration.warning,
         }
         show(result, as_json=json)
 
@@ -160,6 +178,18 @@ def evaluate_command(
     gene_column: opt.GeneColumn = None,
     gene_mapping: opt.GeneMapping = None,
     duplicates: opt.DuplicateGenes = "sum",
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", metavar="SOURCE", help="File of training, where SOURCE is another: baselines learn from it."
+        ),
+    ] = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--label-map", help="CSV or YAML: label of SOURCE, label of the model (none: leave the cells out)."
+        ),
+    ] = None,
     new_cells: Annotated[
         bool, typer.Option("--new-cells", help="Cells with names of training cells and other values are new cells.")
     ] = False,
@@ -185,7 +215,7 @@ def evaluate_command(
 
     set_threads(threads)
     if is_corpus(source):
-        _refuse_for_corpus(context, source, "dry_run", "new_cells", "min_overlap")
+        _refuse_for_corpus(context, source, "dry_run", "new_cells", "min_overlap", "reference", "label_map")
         asked = load_recipe(CorpusTaskSettings, None, settings or [])
         found = evaluate_corpus(source, model, out=output, settings=asked, seed=seed, device=device)
         shown = (
@@ -218,6 +248,8 @@ def evaluate_command(
         settings=chosen,
         layer=layer,
         gene_options=genes,
+        reference=reference,
+        label_map=label_map,
         new_cells=new_cells,
         min_overlap=min_overlap,
         seed=seed,
@@ -267,6 +299,20 @@ def doctor_command(json: opt.Json = False) -> None:
     from cytoglot.cli.doctor import examine
 
     show(examine(), as_json=json)
+
+
+def _fractions(text: str | None) -> tuple[float, float, float] | None:
+    """Read "0.7,0.1,0.2"."""
+    if text is None:
+        return None
+    from cytoglot.data.splits.splitting import check_fractions
+
+    try:
+        train, validation, test = map(float, text.split(","))
+    except ValueError:
+        raise InputError(f"--fractions expects three numbers such as 0.7,0.1,0.2, found {text!r}") from None
+    check_fractions((train, validation, test))
+    return train, validation, test
 
 
 def _one_model(argument: Path | None, option: Path | None) -> Path:

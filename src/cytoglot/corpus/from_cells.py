@@ -26,9 +26,10 @@ from cytoglot.data.qc import QcSettings, quality_control
 from cytoglot.data.readers.read import matrix_state_of
 from cytoglot.data.schema import GROUP_FIELDS, group_values, recognize_obs
 from cytoglot.data.schema import labels as read_labels
+from cytoglot.data.splits.assignment import PARTS
 from cytoglot.data.splits.content import content_of_cells
 from cytoglot.data.splits.split import Split
-from cytoglot.data.splits.splitting import split_cells
+from cytoglot.data.splits.splitting import FRACTIONS, split_cells
 from cytoglot.errors import InputError
 from cytoglot.sentence.cell_sentence import CellSentences, RankSettings, TieRule
 from cytoglot.sentence.encode import encode_matrix
@@ -90,6 +91,7 @@ def corpus_of_cells(
     options: CellOptions | None = None,
     split: Split | None = None,
     split_by: str = "auto",
+    fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
     rank: Callable[[AnnData], CellSentences] | None = None,
 ) -> CellCorpus:
@@ -101,8 +103,8 @@ def corpus_of_cells(
         What `cytoglot.data.readers.read.read` returns: one checked matrix in `X` with unique symbols.
     label
         Column of `obs` with the cell types; cells without a label have no `cell_type` in the corpus.
-    split, split_by
-        A split made elsewhere; by default one is made by `split_by` and `seed`.
+    split, split_by, fractions
+        A split made elsewhere; by default one is made by `split_by`, `fractions` and `seed`.
     rank
         Ranks the cells instead, such as over the genes of a trained model; then no gene is chosen and no curve fitted.
 
@@ -122,9 +124,13 @@ def corpus_of_cells(
     series = read_labels(adata.obs, label)
     if series.notna().sum() == 0:
         raise InputError(f"column {label!r} holds no label at all; pass another --label")
-    split = split or split_cells(adata.obs, by=split_by, label=label, seed=seed)
+    split = split or split_cells(adata.obs, by=split_by, label=label, fractions=fractions, seed=seed)
     messages += split.warnings
     part_n = split.part_of(adata.obs_names)
+    n_train, n_validation, n_test = (f"{int((part_n == part).sum()):,}" for part in PARTS)
+    messages.append(
+        f"{n_train} cells for training, {n_validation} for validation, {n_test} kept for test; split by {split.by}"
+    )
     train_n = part_n == "train"
     labels = series.where(series.notna(), None).to_numpy(dtype=object)
     if options.shuffle_labels:

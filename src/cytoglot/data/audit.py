@@ -43,9 +43,9 @@ _CHUNK_CELLS = 4096
 _LEVELS = ("error", "warning", "note", "ok")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AuditReport:
-    """The findings, in the order of the checks, and the numbers behind them."""
+    """The findings, in the order of the checks, and the numbers behind them; printed as `to_text` gives them."""
 
     source: str
     n_cells: int
@@ -58,6 +58,9 @@ class AuditReport:
     def worst(self) -> Literal["ok", "note", "warning", "error"]:
         """The gravest level among the findings."""
         return min((finding.level for finding in self.findings), key=_LEVELS.index, default="ok")
+
+    def __repr__(self) -> str:
+        return self.to_text()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -81,7 +84,7 @@ def audit(
     gene_options: GeneOptions = DEFAULT_GENES,
     tokens_per_gene: float = 4.0,
 ) -> AuditReport:
-    """Look at a data set as a model would, and report each finding with its fix.
+    """Look at a data set as a model would, and return each finding with its fix; the report prints as text.
 
     Checked are the matrix (which one `read` takes, and its state), gene names (namespace, species, duplicates,
     renamed symbols, spreadsheet dates), empty and odd cells, identical cells, the columns of `obs` (recognized fields,
@@ -191,7 +194,7 @@ def _audit_genes(var: pd.DataFrame, options: GeneOptions, facts: dict[str, Any])
     facts["species"] = species
     if species is None:
         fix = "state the organism in obs['organism'] if the model should know it"
-        findings.append(Finding("note", "species", f"not to be told from the gene names: {evidence}", fix))
+        findings.append(Finding("note", "species", f"the gene names do not tell it: {evidence}", fix))
     else:
         findings.append(Finding("ok", "species", f"{species}: {evidence}"))
     if genes.report.unknown_features:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -117,14 +116,10 @@ def _audit_groups(obs: pd.DataFrame, values: pd.Series, column: str, facts: dict
             )
             findings.append(Finding("warning", "donors per label", told, fix))
 
-    split_logger = logging.getLogger("cytoglot.data.splits.splitting")
-    before, split_logger.disabled = split_logger.disabled, True  # its warnings are findings here
     try:
         split = split_cells(obs, label=column)
     except InputError as error:
         return [*findings, Finding("error", "split", str(error), "mend this before training")]
-    finally:
-        split_logger.disabled = before
     facts["split"] = {"by": split.by, "warnings": list(split.warnings)}
     message = (
         f"auto goes by {split.by!r}: {len(split.train):,} training, {len(split.validation):,} validation and "

@@ -226,7 +226,11 @@ def _scale(matrix: Any) -> tuple[float | None, float | None, str]:
         near = [_whole_ratios(_linear(x, base)) for x in cells]
         n_ratios = sum(n for _, n in near)
         if n_ratios >= 20 and sum(n_whole for n_whole, _ in near) > 0.8 * n_ratios:
-            return base, None, "multiples of a unit in each cell" if base is None else "target sum not to be told"
+            return (
+                base,
+                None,
+                "multiples of a unit in each cell" if base is None else "scaled to an unknown total",
+            )
     return None, None, "neither counts nor log1p of normalized counts" if largest < 50 else ""
 
 

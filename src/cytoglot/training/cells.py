@@ -31,6 +31,7 @@ from cytoglot.data.schema import group_columns
 from cytoglot.data.splits.content import content_of_cells, fingerprint_cells
 from cytoglot.data.splits.matching import match_cells
 from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import FRACTIONS
 from cytoglot.errors import InputError
 from cytoglot.lm.model.fingerprint import folder_fingerprint
 from cytoglot.manifest import Manifest, fingerprint_texts
@@ -136,6 +137,7 @@ def begin_run(job: TrainJob, source: AnnData | Corpus) -> Run:
     else:
         kept = None if job.split is None else json.dumps(job.split.to_dict() | {"content": None})
         config |= {"label": job.label, "split": job.split_by if kept is None else fingerprint_texts([kept])}
+        config |= {} if job.fractions == FRACTIONS else {"fractions": list(job.fractions)}
         # What gene options did to the cells is in the inputs already.
         config |= job.gene_options.to_dict() if job.gene_options != DEFAULT_GENES else {}
         columns = [
@@ -198,7 +200,7 @@ def _of_file(job: TrainJob, adata: AnnData, folder: Path, base: CellModel | None
     messages: tuple[str, ...] = ()
     if base is not None:
         known = load_split(base.folder) if base.folder is not None else None
-        if split is None and job.split_by == "auto" and known is not None:
+        if split is None and (job.split_by, job.fractions) == ("auto", FRACTIONS) and known is not None:
             content = content_of_cells(adata, base.spec.vocabulary)
             matched = match_cells(known, adata.obs_names, content, new_cells=known.content is not None)
             if (matched.part != "").all():
@@ -225,6 +227,7 @@ def _of_file(job: TrainJob, adata: AnnData, folder: Path, base: CellModel | None
         options=options,
         split=split,
         split_by=job.split_by,
+        fractions=job.fractions,
         seed=job.seed,
         rank=rank,
     )

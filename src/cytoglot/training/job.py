@@ -14,6 +14,7 @@ from cytoglot.data.datasets import resolve_source
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.readers.read import read
 from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import FRACTIONS, check_fractions
 from cytoglot.errors import InputError
 from cytoglot.lm.model.sources import commit_of, is_hub_name
 from cytoglot.training.loop.run_folder import WORK
@@ -39,6 +40,7 @@ class TrainJob:
     push_to_hub: str | None = None
     split_by: str = "auto"
     split: Split | None = None
+    fractions: tuple[float, float, float] = FRACTIONS
     layer: str | None = None
     gene_options: GeneOptions = DEFAULT_GENES
     seed: int = 0
@@ -94,6 +96,7 @@ def settled(job: TrainJob, *, needs_folder: bool = True) -> TrainJob:
             "label": label is not None,
             "split_by": job.split_by != "auto",
             "split": job.split is not None,
+            "fractions": job.fractions != FRACTIONS,
             "layer": job.layer is not None,
             "gene_options": job.gene_options != DEFAULT_GENES,
         }
@@ -122,6 +125,9 @@ def settled(job: TrainJob, *, needs_folder: bool = True) -> TrainJob:
         raise InputError(
             "pass --label, the column of obs with the cell types, or set label in the recipe (a corpus needs none)"
         )
+    check_fractions(job.fractions)
+    if job.split is not None and job.fractions != FRACTIONS:
+        raise InputError("a split that was made elsewhere has fractions of its own; pass split or fractions, not both")
     if recipe.push_to_hub is not None:
         check_repository(recipe.push_to_hub)
     # What is settled by now is no setting of the model: other paths must not keep a run from being resumed, and a

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cytoglot.cell_model.load import CellModel
-from cytoglot.config import load_recipe
+from cytoglot.config import Overrides, load_recipe
 from cytoglot.corpus.format.folder import Corpus
 from cytoglot.data.genes.options import DEFAULT_GENES, GeneOptions
 from cytoglot.data.splits.split import Split
+from cytoglot.data.splits.splitting import FRACTIONS
 from cytoglot.training.job import TrainJob, settled
 from cytoglot.training.loop.distributed import is_first
 from cytoglot.training.recipe import TrainRecipe
@@ -26,9 +26,10 @@ def train(
     label: str | None = None,
     out: str | Path | None = None,
     recipe: TrainRecipe | str | Path | None = None,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     split_by: str = "auto",
     split: Split | None = None,
+    fractions: tuple[float, float, float] = FRACTIONS,
     layer: str | None = None,
     gene_options: GeneOptions = DEFAULT_GENES,
     seed: int = 0,
@@ -51,11 +52,13 @@ def train(
     out
         The model folder. A finished one is loaded and returned unless `overwrite`; an unfinished one is resumed.
     recipe, overrides
-        A `TrainRecipe`, or a YAML file, with `a.b=value` replacements.
-    split_by, split
+        A `TrainRecipe`, or a YAML file, with replacements: {"optim.steps": 800}, {"optim": {"steps": 800}}, the text
+        "optim.steps=800" (one a line), or a list of such texts.
+    split_by, split, fractions
         How cells are divided into training, validation and test cells (`cytoglot.data.splits.splitting.split_cells`),
-        or a division made elsewhere; for a file of cells only. Test cells are never read; validation cells end the
-        training and set temperature and threshold.
+        or a division made elsewhere; for a file of cells only. `fractions` are those of training, validation and test
+        cells, as close as whole groups allow; (0.9, 0.1, 0) keeps no test cells. Test cells are never read; validation
+        cells end the training and set temperature and threshold, and without any neither happens.
     layer, gene_options
         Which matrix of a file is read, and how its columns become genes.
     seed
@@ -75,9 +78,10 @@ def train(
         source=source,
         label=label,
         out=out,
-        recipe=recipe if isinstance(recipe, TrainRecipe) else load_recipe(TrainRecipe, recipe, overrides),
+        recipe=load_recipe(TrainRecipe, recipe, overrides),
         split_by=split_by,
         split=split,
+        fractions=fractions,
         layer=layer,
         gene_options=gene_options,
         seed=seed,

@@ -24,6 +24,7 @@ from cytoglot.data.readers.read import matrix_state_of, read
 from cytoglot.data.readers.stream import open_cells
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError, UnknownNameError
+from cytoglot.sentence.encode import encode
 
 
 @pytest.fixture
@@ -70,6 +71,35 @@ class TestFormats:
         again = read(h5ad(first, tmp_path / "b.h5ad"))
         assert (first.X != again.X).nnz == 0
         assert matrix_state_of(again).kind == "counts"
+
+    @pytest.mark.parametrize("suffix", ["", ".h5ad", ".zarr"])
+    def test_what_was_said_to_read_need_not_be_said_again(self, suffix: str, cells: AnnData, tmp_path: Path) -> None:
+        cells.var["feature_name"] = [f"SYM{i}" for i in range(cells.n_vars)]
+        cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+        assert read(cells).var_names[1] == "SYM1", "unless a column is named, symbols are found"
+        known = read(cells, gene_column="var_names", gene_mapping={cells.var_names[2]: "OTHER"})
+        source: AnnData | Path = known
+        if suffix:
+            path = tmp_path / f"known{suffix}"
+            source = h5ad(known, path) if suffix == ".h5ad" else zarr(known, path, version=3)
+        for again in (read(source), read(read(source))):
+            assert list(again.var_names) == list(known.var_names)
+            assert {cells.var_names[1], "OTHER"} <= set(again.var_names)
+        with open_cells(source) as stream:
+            assert stream.vocabulary.symbols == tuple(known.var_names)
+        assert encode(source).vocabulary.symbols == tuple(known.var_names)
+        assert read(source, gene_column="feature_name").var_names[1] == "SYM1", "what is said again holds"
+
+    @pytest.mark.parametrize("record", ["a text", {"annotation": {"key": "x"}}])
+    def test_a_record_of_another_verb_says_nothing_of_genes(
+        self, record: object, cells: AnnData, tmp_path: Path
+    ) -> None:
+        cells.var["feature_name"] = [f"SYM{i}" for i in range(cells.n_vars)]
+        cells.var_names = [f"ENSG{i:011d}" for i in range(cells.n_vars)]
+        cells.uns["cytoglot"] = record
+        cells.write_h5ad(tmp_path / "c.h5ad")
+        for source in (cells, tmp_path / "c.h5ad"):
+            assert read(source).var_names[1] == "SYM1"
 
     def test_symbols_come_from_feature_name_and_ids_are_kept(self, cells: AnnData, tmp_path: Path) -> None:
         cells.var["feature_name"] = [f"SYM{i}" for i in range(80)]

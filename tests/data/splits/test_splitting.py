@@ -56,6 +56,18 @@ def test_groups_are_shared_out_by_label_where_size_alone_would_not_do():
         assert {len(set(obs.loc[list(split.cells(p)), "donor"]) & {"d4", "d5"}) for p in ("train", "test")} == {1}
 
 
+def test_without_test_cells_few_groups_give_validation_cells_and_no_whole_group():
+    two = cells(n_donors=2)
+    split = split_cells(two, by="donor", label="cell_type", fractions=(0.9, 0.1, 0.0))
+    assert np.allclose(shares(split), [0.9, 0.1, 0.0], atol=0.01)
+    assert "validation cells are taken from them" in split.warnings[-1]
+    eight = cells(n_donors=8)
+    split = split_cells(eight, by="donor", label="cell_type", fractions=(0.9, 0.1, 0.0))
+    assert not set(eight.loc[list(split.train), "donor"]) & set(eight.loc[list(split.validation), "donor"])
+    assert split.validation
+    assert not split.test
+
+
 def test_another_seed_gives_another_split_and_the_same_seed_the_same():
     obs = cells(n_donors=12)
     splits = [split_cells(obs, label="cell_type", seed=seed) for seed in range(6)]
@@ -116,13 +128,12 @@ def test_auto_takes_donor_before_batch_before_study():
     assert split_cells(obs[["study"]]).by == "study"
 
 
-def test_auto_falls_back_to_cells_with_a_warning(caplog):
+def test_auto_falls_back_to_cells_with_a_warning():
     obs = cells(n_donors=1)
     split = split_cells(obs, label="cell_type")
     assert split.by == "cell"
     assert split.warnings[0] == "column 'donor' was not used for the split: it has 1 group"
     assert "split by cell: no donor, batch or study column has several usable groups" in split.warnings[1]
-    assert caplog.messages == list(split.warnings)
 
 
 def test_auto_does_not_take_a_column_in_which_no_label_occurs_twice():

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from anndata import AnnData
 
-from cytoglot.training.validation.calibrate import calibrate
+from cytoglot.benchmark.evaluate import EvaluateSettings, evaluate
+from cytoglot.cell_model.load import CellModel
+from cytoglot.cell_model.spec import Calibration, CellModelSpec, HybridCalibration
+from cytoglot.training.cells import CellSample
+from cytoglot.training.validation.calibrate import calibrate, calibrate_model
 
 _FIRST, _SECOND = slice(None, 2500), slice(2500, None)
 
@@ -60,3 +68,68 @@ def test_labels_unknown_to_the_model_take_no_part() -> None:
 def test_too_few_cells_leave_the_scores_alone() -> None:
     found = calibrate(np.zeros((1, 3)), np.array([0]))
     assert (found.temperature, found.threshold) == (1.0, 0.0)
+
+
+# No better than one label for all cells
+
+BELOW = Calibration(validation_accuracy=0.09, majority_accuracy=0.37, n_validation=40)
+
+
+@pytest.mark.parametrize(
+    ("ours", "majority", "warned"),
+    [(0.09, 0.37, True), (0.37, 0.37, True), (0.38, 0.37, False), (1.0, 1.0, False), (None, None, False)],
+)
+def test_a_model_at_or_below_the_majority_label_is_warned_about(
+    ours: float | None, majority: float | None, warned: bool
+) -> None:
+    calibration = Calibration(validation_accuracy=ours, majority_accuracy=majority, n_validation=40)
+    assert (calibration.warning is not None) == warned
+
+
+def test_the_warning_says_what_was_found_and_what_the_hybrid_finds() -> None:
+    assert BELOW.warning is not None
+    assert "finds the label of 9% of 40 validation cells, no more than the most frequent label" in BELOW.warning
+    assert "(37%)" in BELOW.warning
+    hybrid = HybridCalibration(head_weight=1.0, validation_loss=0.5, validation_accuracy=0.8)
+    better = replace(BELOW, validation_loss=2.0, hybrid=hybrid).warning
+    assert better == f"{BELOW.warning} (annotate averages it with the sentence head, and finds 80%)"
+    assert replace(BELOW, validation_loss=0.1, hybrid=hybrid).warning == BELOW.warning
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_accuracy_and_majority_are_those_of_the_cells(
+    turned: bool, tiny_model: CellModel, cells: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, labels = replace(tiny_model, head=None), tiny_model.spec.labels
+    sentences, _ = model.sentences(cells[:60])
+    truth = cells.obs["cell_type"].astype(str).to_numpy(dtype=object)[:60]
+    if turned:  # every type has the name of the next
+        truth = np.array([labels[(labels.index(name) + 1) % 3] for name in truth], dtype=object)
+    found = calibrate_model(
+        model, CellSample(sentences=sentences, metadata={"cell_type": truth}), generation=False, seed=0
+    ).spec.calibration
+    predicted = np.array(labels, dtype=object)[model.label_scores(sentences).argmax(axis=1)]
+    assert found.validation_accuracy == pytest.approx((predicted == truth).mean())
+    most_frequent = labels[int(np.argmax(model.spec.label_counts))]
+    assert found.majority_accuracy == pytest.approx((truth == most_frequent).mean())
+    assert ("has not learned to tell cell types" in caplog.text) == turned
+
+
+def test_card_and_evaluation_repeat_the_warning(
+    tiny_model: CellModel, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    from cytoglot.training.release.model_card import write_model_card
+
+    assert tiny_model.spec.calibration.validation_accuracy is not None
+    assert tiny_model.spec.calibration.warning is None
+    folder = shutil.copytree(tiny_model_folder, tmp_path / "model")
+    assert "**Warning:**" not in write_model_card(folder).read_text()
+    spec = replace(CellModelSpec.load(folder), calibration=BELOW)
+    spec.save(folder)
+    assert CellModelSpec.load(folder).calibration == BELOW
+    assert f"**Warning:** {BELOW.warning}." in write_model_card(folder).read_text()
+    settings = EvaluateSettings(control=False, generation=False, probe=False, maps=False)
+    found = evaluate(cells, replace(tiny_model, spec=spec), out=tmp_path / "e", settings=settings, device="cpu")
+    assert BELOW.warning in found.messages

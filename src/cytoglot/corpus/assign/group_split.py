@@ -218,12 +218,12 @@ def _warnings(
     if by_cell:
         warnings.append(
             f"split by cell, because no column tells several donors, batches or data sets apart: {', '.join(by_cell)}; "
-            "their test cells come from the donors that train, so scores on them are flattering"
+            "their test cells come from the training donors and score higher than cells of new donors would"
         )
     if validation_from_train:
         warnings.append(
             f"too few donors or batches for three parts in {', '.join(validation_from_train)}: their validation cells "
-            "are drawn from the training donors, so validation scores are flattering"
+            "are drawn from the training donors and score higher than cells of new donors would"
         )
     warnings += [
         f"source {source!r}: {n} cells without a {columns[source]} (missing, doublet or ambiguous) are training cells"

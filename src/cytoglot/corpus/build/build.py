@@ -19,7 +19,7 @@ import logging
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from cytoglot.atomic import atomic_path, check_output_folder, write_json, write_text
+from cytoglot.config import Overrides
 from cytoglot.corpus.build.count import BadSourcesError, Decisions, SpanMap, decide
 from cytoglot.corpus.build.knowledge import fit_curve_of_sample, write_knowledge
 from cytoglot.corpus.build.plan import BUILD_VERSION, PLAN, BuildPlan, differences, make_plan
@@ -100,7 +101,7 @@ def build_corpus(
     seed: int = 0,
     skip_bad: bool = False,
     overwrite: bool = False,
-    overrides: Iterable[str] = (),
+    overrides: Overrides = (),
     base: str | Path | None = None,
 ) -> BuildSummary:
     """Build a corpus, or finish building it.
@@ -120,7 +121,7 @@ def build_corpus(
     overwrite
         Replace a corpus of another recipe, seed or input, finished or not, and rebuild a finished one.
     overrides
-        `a.b=value`, for a recipe that is a path.
+        For a recipe that is a path: as `cytoglot.config.load_recipe` takes them.
     base
         Folder that paths in the recipe are relative to; by default that of the recipe's file, or the working folder.
 
@@ -166,7 +167,7 @@ def forecast_build(
     *,
     seed: int = 0,
     skip_bad: bool = False,
-    overrides: Iterable[str] = (),
+    overrides: Overrides = (),
     base: str | Path | None = None,
 ) -> dict[str, Any]:
     """Say what a build would read and write, from the headers of the sources; cells that caps leave out are included.

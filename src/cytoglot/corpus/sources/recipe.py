@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cytoglot.config import Settings, load_recipe
+from cytoglot.config import Overrides, Settings, load_recipe
 from cytoglot.data.schema import COMMON_NAMES, OBS_FIELDS
 from cytoglot.errors import InputError, nearest_names
 from cytoglot.sentence.cell_sentence import RankSettings, TieRule
@@ -246,7 +245,7 @@ class CorpusRecipe(Settings):
         return sources
 
 
-def load_corpus_recipe(path: str | Path, overrides: Iterable[str] = ()) -> CorpusRecipe:
+def load_corpus_recipe(path: str | Path, overrides: Overrides = ()) -> CorpusRecipe:
     """Read the recipe of a corpus, then apply `a.b=value` overrides.
 
     Raises

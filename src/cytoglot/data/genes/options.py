@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from cytoglot.errors import InputError
 from cytoglot.manifest import fingerprint_texts
-from cytoglot.texts import read_text
+from cytoglot.texts import read_pairs
 
 if TYPE_CHECKING:
     from cytoglot.data.genes.vocabulary import Duplicates
@@ -54,37 +52,13 @@ AS_NAMED = GeneOptions(column="var_names")
 
 
 def read_gene_mapping(path: str | Path) -> dict[str, str]:
-    """Return name in the file → name wanted, from a text file with two columns.
+    """Return name in the file → name wanted, from a text file with two columns (`texts.read_pairs`).
 
-    Columns are separated by tabs, else commas, else semicolons, as the first line has them. A header needs no mark: it
-    maps a name that no gene has. An empty second column drops the gene; empty lines are skipped.
+    A header needs no mark: it maps a name that no gene has. An empty second column drops the gene.
 
     Raises
     ------
     InputError
         The file is missing, no text or empty, a line has not two columns or no first name, or a name is mapped to two.
     """
-    if not Path(path).is_file():
-        raise InputError(f"gene mapping {path} does not exist; pass a text file with two columns")
-    lines = read_text(path).splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    delimiter = next((mark for mark in ("\t", ",", ";") if mark in first), "\t")
-    mapping: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        row = next(csv.reader([line], delimiter=delimiter))
-        where = f"gene mapping {path}, line {number}"
-        if len(row) != 2:
-            raise InputError(
-                f"{where}: expected two columns (name in the file, name wanted) separated by a tab or a comma, found "
-                f"{len(row)}; write one pair per line"
-            )
-        old, new = (value.strip() for value in row)
-        if not old:
-            raise InputError(f"{where}: expected a name in the first column, found none; remove the line")
-        if mapping.setdefault(old, new) != new:
-            raise InputError(f"{where}: {old!r} is mapped to {mapping[old]!r} and to {new!r}; keep one of the lines")
-    if not mapping:
-        raise InputError(f"gene mapping {path} is empty; write one pair per line: name in the file, name wanted")
-    return mapping
+    return read_pairs(path, what="gene mapping", columns=("name in the file", "name wanted"))

@@ -239,13 +239,14 @@ def _store_of_group(path: Path, group: Any, *, close: Callable[[], None]) -> Cel
     """An AnnData in a group of HDF5 or zarr, format 0.7 and later."""
     var, obs = anndata.io.read_elem(group["var"]), group["obs"]
     cells: ObsTable = GroupObs(obs) if is_by_columns(obs) else MemoryObs(anndata.io.read_elem(obs))
-    layers = group.get("layers", {})
-    found = [Candidate(source=f"layers[{n!r}]", matrix=_lazy(layers[n]), var=var) for n in layers]
+    layers, record = group.get("layers", {}), group.get("uns/cytoglot")
+    is_read = isinstance(record, _GROUPS) and "matrix" in record
+    found = [Candidate(source=f"layers[{n!r}]", matrix=_lazy(layers[n]), var=var, is_read=is_read) for n in layers]
     if "raw" in group and isinstance(group["raw"], _GROUPS) and "X" in group["raw"]:
         raw = group["raw"]
         found.append(Candidate(source="raw.X", matrix=_lazy(raw["X"]), var=anndata.io.read_elem(raw["var"])))
     if "X" in group and group["X"].attrs.get("encoding-type") != "null":
-        found.append(Candidate(source="X", matrix=_lazy(group["X"]), var=var))
+        found.append(Candidate(source="X", matrix=_lazy(group["X"]), var=var, is_read=is_read))
     for candidate in found:
         expected, shape = (cells.n_cells, len(candidate.var)), tuple(int(n) for n in candidate.matrix.shape)
         if shape != expected:

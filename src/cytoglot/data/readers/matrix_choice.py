@@ -8,7 +8,7 @@ fill a slot, a mask) comes after all that rank genes. A layer asked for by name 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ class Candidate:
     """`X`, `raw.X` or `layers['counts']`"""
     matrix: Any
     var: pd.DataFrame
+    is_read: bool = False
+    """whether `read` made `var`, whose index then holds the names of genes that were chosen there"""
 
     @property
     def option(self) -> str:
@@ -110,7 +112,9 @@ def select(
     chosen, verdict, message = choose(candidates, layer=layer, cell_names=cell_names, known=known)
     assert verdict.state is not None  # choose() returns usable ones only
     policy = "first" if genes.duplicates == "sum" and verdict.state.kind != "counts" else genes.duplicates
-    resolved = resolve_genes(chosen.var, gene_column=genes.column, mapping=genes.mapping, duplicates=policy)
+    # A second search could take another column than the one that the user named to `read`.
+    column = "var_names" if genes.column is None and chosen.is_read else genes.column
+    resolved = resolve_genes(chosen.var, gene_column=column, mapping=genes.mapping, duplicates=policy)
     if resolved.report.unknown_features:
         logger.warning("%s", resolved.report.feature_warning)
     message = "; ".join([message, *resolved.report.messages()])
@@ -129,11 +133,16 @@ def check_cell_names(obs: pd.DataFrame) -> None:
 
 def candidates_of(adata: AnnData) -> list[Candidate]:
     """Return all matrices of `adata`: layers, `raw.X`, `X`."""
-    found = [Candidate(source=f"layers[{name!r}]", matrix=m, var=adata.var) for name, m in adata.layers.items()]
+    record = adata.uns.get("cytoglot")
+    is_read = isinstance(record, Mapping) and "matrix" in record
+    found = [
+        Candidate(source=f"layers[{name!r}]", matrix=m, var=adata.var, is_read=is_read)
+        for name, m in adata.layers.items()
+    ]
     if adata.raw is not None:
         found.append(Candidate(source="raw.X", matrix=adata.raw.X, var=adata.raw.var))
     if adata.X is not None:
-        found.append(Candidate(source="X", matrix=adata.X, var=adata.var))
+        found.append(Candidate(source="X", matrix=adata.X, var=adata.var, is_read=is_read))
     return found
 
 

@@ -56,9 +56,10 @@ def read(
     `var` has the rows of the first columns; where another column became the name, the old index is `var["gene_ids"]`.
 
     `uns["cytoglot"]["matrix"]` says what was read: `source`, `state`, `message`, and `log_base` and `target_sum` where
-    known. X is CSR with the type of the file (8- and 16-bit integers become 32-bit where columns are summed), and every
-    value of it has been tested. With `backed=True` X stays on disk (h5ad and zarr alone), is tested on a sample of its
-    cells, and duplicated columns are refused, because they cannot be summed there; `open_cells` can.
+    known. Every verb that is given the result, or a file of it, takes its genes as they are named here, so that gene
+    options are said once. X is CSR with the type of the file (8- and 16-bit integers become 32-bit where columns are
+    summed), and every value of it has been tested. With `backed=True` X stays on disk (h5ad and zarr alone), is tested
+    on a sample of its cells, and duplicated columns are refused, because they cannot be summed there; `open_cells` can.
 
     Parameters
     ----------

@@ -6,8 +6,8 @@ found by seeded greedy assignment; cell splits by a hash of the cell id within e
 
 from __future__ import annotations
 
-import logging
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from cytoglot.data.splits.assignment import PARTS, assign_cells, assign_groups, 
 from cytoglot.data.splits.split import Split
 from cytoglot.errors import InputError
 
-logger = logging.getLogger(__name__)
+#: of training, validation and test cells, unless a caller names others.
+FRACTIONS = (0.7, 0.1, 0.2)
 
 #: leave-one-group-out up to this many groups, group k-fold above.
 MAX_LEAVE_ONE_OUT = 10
@@ -32,10 +33,10 @@ def split_cells(
     *,
     by: str = "auto",
     label: str | None = None,
-    fractions: tuple[float, float, float] = (0.7, 0.1, 0.2),
+    fractions: tuple[float, float, float] = FRACTIONS,
     seed: int = 0,
 ) -> Split:
-    """Split all cells of `obs` into training, validation and test cells.
+    """Split all cells of `obs` into training, validation and test cells; its `warnings` say what to know of it.
 
     Parameters
     ----------
@@ -49,7 +50,8 @@ def split_cells(
     label
         The column by which the parts should look alike. Cells without a label count as one more label.
     fractions
-        Of training, validation and test cells; sums to 1, validation and test may be 0.
+        Of training, validation and test cells; sums to 1, validation and test may be 0. Without test cells, fewer than
+        `MIN_GROUPS_FOR_GROUP_VALIDATION` groups give validation cells and no whole group.
     seed
         Another seed gives other cells; with few groups the evenest choice is often the same (use `folds` for more).
 
@@ -64,14 +66,14 @@ def split_cells(
     groups, warnings = _choose_groups(obs, by, strata)
     if groups is None:
         part = assign_cells(strata, fractions, seed)
+    elif not fractions[2]:
+        part, said = _split_rest(groups, strata, np.zeros(len(obs), dtype=bool), fractions, seed)
+        warnings += said
     else:
         part, said = _split_by_group(groups, strata, fractions, seed)
         warnings += said
     warnings += _label_warnings(strata, part)
-    split = _make_split(part, groups, seed=seed, fractions=fractions, warnings=warnings)
-    for warning in split.warnings:
-        logger.warning(warning)
-    return split
+    return _make_split(part, groups, seed=seed, fractions=fractions, warnings=warnings)
 
 
 def folds(
@@ -120,9 +122,20 @@ def folds(
         share = float(in_test.mean())
         fractions = ((1 - share) * (1 - validation), (1 - share) * validation, share)
         made.append(_make_split(part, groups, seed=seed + number, fractions=fractions, warnings=warnings + said))
-    for warning in dict.fromkeys(warning for split in made for warning in split.warnings):
-        logger.warning(warning)
     return made
+
+
+def check_fractions(fractions: Sequence[float]) -> None:
+    """Refuse what are no fractions of training, validation and test cells."""
+    if (
+        len(fractions) != len(PARTS)
+        or any(not 0 <= f <= 1 for f in fractions)
+        or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
+        or not fractions[0]
+    ):
+        raise InputError(
+            f"fractions must be three numbers from 0 to 1 that sum to 1, the first above 0; found {tuple(fractions)}"
+        )
 
 
 # Choosing what is kept whole
@@ -135,14 +148,7 @@ def _check(obs: pd.DataFrame, fractions: tuple[float, float, float]) -> None:
             f"cell ids must be unique, found {len(repeated)} repeated ones, first {str(repeated[0])!r}; "
             "call adata.obs_names_make_unique() first"
         )
-    if (
-        any(not 0 <= f <= 1 for f in fractions)
-        or not math.isclose(sum(fractions), 1.0, abs_tol=1e-6)
-        or not fractions[0]
-    ):
-        raise InputError(
-            f"fractions must be three numbers from 0 to 1 that sum to 1, the first above 0; found {tuple(fractions)}"
-        )
+    check_fractions(fractions)
     n_parts = sum(f > 0 for f in fractions)
     if len(obs) < n_parts:
         raise InputError(f"{len(obs)} cells cannot be split into {n_parts} parts; pass more cells or fewer parts")
@@ -180,8 +186,8 @@ def _choose_groups(obs: pd.DataFrame, by: str, strata: pd.Series) -> tuple[pd.Se
             return groups, warnings + _without_group(groups)
         warnings.append(f"column {column!r} was not used for the split: {reason}")
     warnings.append(
-        "split by cell: no donor, batch or study column has several usable groups, so test cells come from the same "
-        "donors as training cells and the scores are flattering"
+        "split by cell: no donor, batch or study column has several usable groups, so training, validation and test "
+        "cells share donors, and scores are higher than on cells of new donors"
     )
     return None, warnings
 
@@ -239,7 +245,7 @@ def _split_by_group(
     carved = assign_cells(strata[train], (1 - share, share, 0.0), seed)
     warning = (
         f"{len(table)} groups for three parts: validation cells are taken from the training groups, "
-        "so validation scores are flattering"
+        "so they score higher than cells of new groups would"
     )
     return carved.reindex(part.index).where(train, part).astype(object), [warning]
 
@@ -263,7 +269,7 @@ def _split_rest(
         return part, []
     warning = (
         f"{n_groups} training groups are too few to set whole ones aside: validation cells are taken from them, "
-        "so validation scores are flattering"
+        "so they score higher than cells of new groups would"
     )
     return part, [warning]
 

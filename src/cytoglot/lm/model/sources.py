@@ -6,9 +6,15 @@ Everything here looks at names and small files; weights are read elsewhere, and 
 from __future__ import annotations
 
 import json
+import logging
 import re
+import socket
+import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
 from huggingface_hub.errors import HTTPError
@@ -18,9 +24,14 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from cytoglot.errors import InputError
 from cytoglot.pretrained import PACKAGED_MODELS, packaged_folder
 
+logger = logging.getLogger(__name__)
+
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_REACH_SECONDS = 5.0
+_hub = {"is_unreachable": False}
+"""whether it was `look_for_hub` that told the client to be offline, and no user"""
 _MERGED_BESIDE = "; the folder above holds the weights with this adapter merged in: load that one"
 
 
@@ -38,6 +49,35 @@ class Adapter:
     def has_tokenizer(self) -> bool:
         """Whether a tokenizer lies beside the adapter."""
         return any((self.folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def look_for_hub() -> bool:
+    """Return whether the hub can be reached; where not, its client looks in its cache alone until the next call.
+
+    The client would ask for each file of a model six times, which takes a minute and a half to say that there is no
+    network. Where a proxy leads to the hub, or the client was told to be offline, nothing is looked for.
+    """
+    constants = huggingface_hub.constants
+    if constants.HF_HUB_OFFLINE and not _hub["is_unreachable"]:
+        return False
+    url = urlsplit(constants.ENDPOINT)
+    if url.scheme in getproxies() or "all" in getproxies():
+        return True
+    connected = threading.Event()
+
+    def connect() -> None:
+        address = (url.hostname or "", url.port or (80 if url.scheme == "http" else 443))
+        with suppress(OSError), socket.create_connection(address, timeout=_REACH_SECONDS):
+            connected.set()
+
+    # In a thread, since a search for the name can outlast any timeout of the connection.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(_REACH_SECONDS)
+    _hub["is_unreachable"] = constants.HF_HUB_OFFLINE = not connected.is_set()
+    if _hub["is_unreachable"]:
+        logger.warning("%s cannot be reached: only models in the cache can be loaded", constants.ENDPOINT)
+    return connected.is_set()
 
 
 def is_hub_name(name: str | Path) -> bool:
@@ -65,6 +105,7 @@ def checked_source(name_or_folder: str | Path) -> str:
         return str(packaged_folder(str(name_or_folder)))
     if not is_hub_name(name_or_folder):
         raise InputError(f"model folder {folder} does not exist; pass a folder that holds config.json, or a hub name")
+    look_for_hub()
     return str(name_or_folder)
 
 
@@ -76,6 +117,7 @@ def commit_of(source: str, revision: str | None = None) -> str | None:
     """
     if not is_hub_name(source):
         return None
+    look_for_hub()
     offline = huggingface_hub.constants.is_offline_mode()
     try:
         resolved = huggingface_hub.HfApi().resolve_revision(source, revision=revision, local_files_only=offline)

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from cytoglot.atomic import check_output_folder, write_json
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import TRAINING_FILE, load_split
-from cytoglot.config import Settings, load_recipe
+from cytoglot.config import Overrides, Settings, load_recipe
 from cytoglot.data.datasets import resolve_source
 from cytoglot.data.readers.read import read
 from cytoglot.data.schema import group_values
@@ -170,7 +170,7 @@ def run_sweep(
     recipe: ScaleRecipe | str | Path,
     *,
     out: str | Path | None = None,
-    overrides: tuple[str, ...] = (),
+    overrides: Overrides = (),
     device: str = "auto",
     threads: int | None = None,
     seed: int = 0,
@@ -189,13 +189,15 @@ def run_sweep(
     InputError
         The recipe or the source cannot be used, or the folder holds other things.
     """
-    settings = recipe if isinstance(recipe, ScaleRecipe) else load_recipe(ScaleRecipe, recipe, overrides)
+    settings = load_recipe(ScaleRecipe, recipe, overrides)
     if out is None and settings.output is None:
         raise InputError("expected a folder to write, found none; pass -o, or set output in the recipe")
     folder = Path(out if out is not None else str(settings.output))
     check_output_folder(folder, written_by="scale", mark="ladder.json")
     adata = read(resolve_source(settings.source))
     split = split_cells(adata.obs, by=settings.split_by, label=settings.label, seed=seed)
+    for warning in split.warnings:
+        logger.warning("%s", warning)
     held_out = choose_test_cells(adata, split, settings, seed=seed)
     write_json(folder / "ladder.json", {"recipe": settings.model_dump(mode="json"), "seed": seed})
     results = []

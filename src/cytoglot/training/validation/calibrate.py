@@ -85,7 +85,13 @@ def calibrate_hybrid(
         temperature=best.temperature,
         threshold=best.threshold,
         validation_loss=best.validation_loss,
+        validation_accuracy=_accuracy((1 - weight) * scored_nk + weight * head_nk, truth_n),
     )
+
+
+def _accuracy(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> float | None:
+    known = truth_n >= 0
+    return float((scores_nk.argmax(axis=1) == truth_n)[known].mean()) if known.any() else None
 
 
 def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: bool, seed: int) -> CellModel:
@@ -141,6 +147,15 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
         generation_diversity=diversity,
         hybrid=hybrid,
     )
+    if "cell_type_annotation" in model.spec.tasks:
+        majority_nk = np.tile(model.spec.label_counts, (len(truth), 1))
+        calibration = replace(
+            calibration,
+            validation_accuracy=_accuracy(scores_of[best], truth),
+            majority_accuracy=_accuracy(majority_nk, truth),
+        )
+        if calibration.warning is not None:
+            logger.warning("%s", calibration.warning)
     return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
 
 
