@@ -187,6 +187,14 @@ def annotate(
         The matrix cannot be read, there are fewer than two labels or labels that cannot be columns, `key_added` makes
         names that no file can hold or that are taken by data that cytoglot did not write, the genes are not those of
         the model, or an interrupted run for `output` was given something else (the message says what).
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> adata = cg.read("cells.h5ad")
+    >>> cg.annotate(adata, "model")
+    >>> adata.obs[["cytoglot_cell_type", "cytoglot_cell_type_confidence"]].shape
+    (240, 2)
     """
     given = None if labels is None else _label_texts(labels)
     file = cells_to_change(adata, copy=copy, output=output, layer=layer, genes=gene_options)

@@ -146,6 +146,15 @@ def evaluate(
         There is no test cell with a label (every cell was used for training or validation), the model has no split,
         cells are named as cells of the split and hold other values (unless `new_cells`), or `out` holds other things
         than an evaluation.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> from cytoglot.benchmark.evaluate import EvaluateSettings
+    >>> fast = EvaluateSettings(control=False, generation=False, probe=False, maps=False)  # the predictions alone
+    >>> evaluation = cg.evaluate("cells.h5ad", "model", label="cell_type", out="evaluation", settings=fast)
+    >>> [row.method for row in evaluation.results if row.metric == "accuracy"][:2]
+    ['cytoglot', 'majority']
     """
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()

@@ -348,6 +348,12 @@ def generated(
     ------
     InputError
         Real cells are missing, no type is in both, a column or a gene is missing, or the folder holds no map.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> real = cg.read("cells.h5ad")
+    >>> ax = cg.pl.generated(cg.generate("model", "type A", n=5, n_genes=20), real)
     """
     content = stored(generated, "generation.json")
     if content is not None:
