@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO ?= demo_output
+# The tested versions of this Python, where there is such a file.
+CONSTRAINTS := $(wildcard constraints-py$(shell $(PYTHON) -c 'import sys; print("%d%d" % sys.version_info[:2])').txt)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix -c ,$(CONSTRAINTS))
 export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow matrix lint bench docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/cytoglot demo -o $(DEMO) --overwrite
@@ -17,6 +20,9 @@ test: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m "slow and not gpu"
+
+matrix:
+	.ci/matrix
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check src tests benchmarks
@@ -35,10 +41,10 @@ docs: $(INSTALLED)
 	$(BIN)/python -m pytest tests/docs
 
 # torch first and by exact version, so that the CPU wheel is taken where the index has one.
-$(INSTALLED): pyproject.toml constraints-py311.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-py311.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints-py311.txt -e ".[dev]"
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[dev]"
 	@touch $@
 
 clean:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,41 @@ if TYPE_CHECKING:
     from cytoglot.training.recipe import TrainRecipe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+#: What an exception says where torch, or a package of the extras `lm` and `train`, is missing.
+_NEEDS_TORCH = re.compile(
+    r"No module named '(torch|transformers|accelerate|safetensors|tokenizers|peft|trl|grimp)\b|cytoglot\[(lm|train)\]"
+)
+
+
+def _skip_what_needs_torch(report: Any, excinfo: pytest.ExceptionInfo | None, where: Path) -> None:
+    """Turn a failure for want of torch into a skip; `make matrix` runs the other tests on a Python without torch."""
+    if not report.failed or excinfo is None:
+        return
+    error: BaseException | None = excinfo.value
+    while error is not None:
+        if _NEEDS_TORCH.search(str(error)):
+            report.outcome, report.longrepr = "skipped", (str(where), 0, "Skipped: needs torch")
+            return
+        error = error.__cause__ or error.__context__
+
+
+if importlib.util.find_spec("torch") is None:
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+        """A test file that imports torch."""
+        report = yield
+        _skip_what_needs_torch(report, report.call.excinfo, collector.path)
+        return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Generator[None, Any, Any]:
+        """A test, or a fixture of it, that comes to need torch."""
+        report = yield
+        _skip_what_needs_torch(report, call.excinfo, item.path)
+        return report
 
 
 @pytest.fixture(scope="session", autouse=True)

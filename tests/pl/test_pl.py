@@ -215,6 +215,17 @@ def test_markers_are_compared_at_the_length_of_the_generated_sentences() -> None
         cg.pl.generated(new, real, markers={"A": ["G9"]})
 
 
+def test_markers_of_one_generated_type_are_chosen_against_all_real_types() -> None:
+    """Every cell has the gene ALL; without the other type it would be as good a marker as the one of B."""
+    real = AnnData(
+        csr_matrix(np.array([[9, 5, 0], [8, 5, 0], [9, 0, 5], [8, 0, 5]], np.float32)),
+        obs=pd.DataFrame({"cell_type": list("AABB")}, index=list("abcd")),
+        var=pd.DataFrame(index=["ALL", "OF_A", "OF_B"]),
+    )
+    ax = cg.pl.generated(real[2:], real, n_markers=1)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["OF_B"]
+
+
 def test_a_rank_curve_is_drawn_at_the_lengths_of_the_cells(labeled: AnnData) -> None:
     from cytoglot.sentence.rank_curve import PolynomialCurve
 

@@ -209,6 +209,14 @@ def annotate(
         of clusters, `output` ends in neither `.h5ad` nor `.csv`, `key_added` makes names that no file can hold or that
         are taken by data that cytoglot did not write, the genes are not those of the model, or an interrupted run for
         `output` was given something else (the message says what).
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> adata = cg.read("cells.h5ad")
+    >>> cg.annotate(adata, "model")
+    >>> adata.obs[["cytoglot_cell_type", "cytoglot_cell_type_confidence"]].shape
+    (240, 2)
     """
     check_suffix(output, OUTPUTS)
     given = None if labels is None else _label_texts(labels)

@@ -196,6 +196,16 @@ def answer_prompts(
     InputError
         As `map_parts`; several workers without a `GeneratorSource`; log-likelihoods of free text, or of a generator
         that is no `AnswerScorer`.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> from cytoglot.answer_format import OneOf
+    >>> from cytoglot.applications.answering import Prompts
+    >>> prompts = Prompts(ids=("a", "b"), texts=("GENE8 GENE3. Its type is", "GENE5 GENE3. Its type is"))
+    >>> lm = cg.load_model("model")
+    >>> cg.answer_prompts(prompts, lm, "answers.parquet", answer_format=OneOf(["NK", "Monocyte"])).n_rows_written
+    2
     """
     if log_likelihood and isinstance(answer_format, FreeText):
         raise InputError("log_likelihood is for answers with a frame; that of free text is its log_prob")

@@ -97,6 +97,14 @@ def embed(
     InputError, VocabularyMismatchError
         The matrix cannot be read, the genes are not those of the model, there is no such layer or pooling, or
         `key_added` cannot be used or is taken by data that cytoglot did not write.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> adata = cg.read("cells.h5ad")
+    >>> cg.embed(adata, "model")
+    >>> adata.obsm["X_cytoglot"].shape
+    (240, 32)
     """
     check_context(context)
     suffix = None if output is None else Path(output).suffix

@@ -76,6 +76,13 @@ def expected_expression(
         The model has no such label.
     InputError
         A number is out of range, or the model has no rank curve.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> table = cg.expected_expression("model", "type A", n=2, n_genes=10)
+    >>> list(table.columns[:3])
+    ['gene', 'p_present', 'rank_mean']
     """
     model = as_cell_model(model)
     check_generation(model, cell_type, n, n_genes)

@@ -81,6 +81,12 @@ def gene_embeddings(
         An unknown kind, contextual vectors without cells, or cells that cannot be read.
     VocabularyMismatchError
         A gene is not one of the model's, or the cells lack the model's genes.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.gene_embeddings("model").shape
+    (119, 32)
     """
     if kind not in get_args(GeneVectorKind):
         raise InputError(f"kind must be static or contextual, found {kind!r}")

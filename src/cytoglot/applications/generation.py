@@ -82,6 +82,13 @@ def generate(
     InputError
         `n` or `n_genes` is not positive, or asks for more genes than the vocabulary has; or an interrupted run for
         `output` was given something else (the message says what).
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cells = cg.generate("model", "type A", n=3, n_genes=20)
+    >>> cells.n_obs, cells.obs["cell_type"].unique().tolist()
+    (3, ['type A'])
     """
     model = as_cell_model(model)
     check_generation(model, cell_type, n, n_genes)

@@ -134,6 +134,14 @@ def reconstruct(
         The source cannot be read, the split cannot be made, or one of its sides is empty.
     MissingExtraError
         scanpy (`hvg`) or matplotlib (`out`) is not installed.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> from cytoglot.data.synthetic import make_cells
+    >>> result = cg.reconstruct(make_cells(n_cells=80, n_genes=60, seed=0), kinds=["line", "isotonic"])
+    >>> sorted({row["curve"] for row in result.curves})
+    ['isotonic', 'line']
     """
     started = time.perf_counter()
     settings = RankSettings(ties=ties, seed=seed)

@@ -144,6 +144,15 @@ def evaluate(
         cells are named as cells of the split and hold other values (unless `new_cells`), `reference` holds no training
         cell of the model, `label_map` does not fit the file or the model, or `out` holds other things than an
         evaluation.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> from cytoglot.benchmark.evaluate import EvaluateSettings
+    >>> fast = EvaluateSettings(control=False, generation=False, probe=False, maps=False)  # the predictions alone
+    >>> evaluation = cg.evaluate("cells.h5ad", "model", label="cell_type", out="evaluation", settings=fast)
+    >>> [row.method for row in evaluation.results if row.metric == "accuracy"][:2]
+    ['cytoglot', 'majority']
     """
     check_output_folder(Path(out), written_by="evaluate", mark="results.json")
     settings = settings or EvaluateSettings()

@@ -122,6 +122,13 @@ class CellModel:
     """A language model with the genes, labels and calibration that make it one of cells.
 
     `cytoglot.load_cell_model` and `cytoglot.train` return it, and the verbs take it.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> model = cg.load_cell_model("model")
+    >>> model.labels[0], model.genes[:3]
+    ('type A', ('GENE0', 'GENE1', 'GENE10'))
     """
 
     lm: LanguageModel
@@ -262,6 +269,13 @@ class CellModel:
             The query has fewer than `min_overlap` of the model's genes.
         InputError
             As for `cytoglot.read`.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> sentences, overlap = cg.load_cell_model("model").sentences(cg.read("cells.h5ad"))
+        >>> len(sentences), overlap.share_of_model
+        (240, 1.0)
         """
         with self.open_sentences(adata, layer=layer, gene_options=gene_options, min_overlap=min_overlap) as stream:
             ranking = self.spec.ranking
@@ -503,6 +517,14 @@ class CellModel:
             Metadata for the prompts besides the model's own, such as {"tissue": "blood"}.
         template
             Number or name of the prompt template; None takes the default one.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> model = cg.load_cell_model("model")
+        >>> sentences, _ = model.sentences(cg.read("cells.h5ad")[:2])
+        >>> model.label_scores(sentences).shape
+        (2, 3)
         """
         annotation = self.task("cell_type_annotation")
         assert isinstance(annotation, LabelAnswer)
@@ -765,6 +787,15 @@ class CellModel:
         ----------
         prompts, answer_format, n_samples, seed
             As in `LanguageModel.generate`.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> model = cg.load_cell_model("model")
+        >>> prompts = ["Genes of a cell: GENE8 GENE3. Its type is"]
+        >>> answers = model.generate(prompts, "one_of: B cell | Monocyte", n_samples=3)
+        >>> len(answers), len(answers[0])
+        (1, 3)
         """
         return self.lm.generate(prompts, answer_format, n_samples=n_samples, seed=seed)
 
@@ -777,6 +808,13 @@ class CellModel:
         ----------
         prompts, answers, terminator
             As in `LanguageModel.log_likelihood`.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> model = cg.load_cell_model("model")
+        >>> model.log_likelihood(["Genes of a cell: GENE8 GENE3. Its type is"], model.labels).shape
+        (1, 3)
         """
         return self.lm.log_likelihood(prompts, answers, terminator=terminator)
 
@@ -794,6 +832,12 @@ class CellModel:
         ----------
         texts, layer, pooling, spans
             As in `LanguageModel.embed`.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> cg.load_cell_model("model").embed(["GENE8 GENE3", "GENE5"]).shape
+        (2, 32)
         """
         return self.lm.embed(texts, layer=layer, pooling=pooling, spans=spans)
 
@@ -824,6 +868,14 @@ class CellModel:
         pooling
             "mean" over all tokens of the prompt, "last" token, or "sentence": mean over the tokens of the genes alone
             (an empty cell has none, and gets the mean over its prompt).
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> model = cg.load_cell_model("model")
+        >>> sentences, _ = model.sentences(cg.read("cells.h5ad")[:2])
+        >>> model.embeddings(sentences).shape
+        (2, 32)
         """
         check_pooling(pooling)
         prompts = self.cell_prompts(sentences, context=context)
@@ -859,6 +911,13 @@ def load_cell_model(
     InputError
         The folder is missing, it or the repository holds no `cytoglot.json` (the message says how to use such a
         checkpoint), or its weights cannot be read.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> model = cg.load_cell_model("model")
+    >>> len(model.labels), len(model.genes)
+    (3, 119)
     """
     found = _spec_folder(name_or_folder, revision)
     if found is None and is_hub_name(name_or_folder) and "/" in str(name_or_folder):

@@ -132,7 +132,7 @@ def corpus_of_cells(
         f"{n_train} cells for training, {n_validation} for validation, {n_test} kept for test; split by {split.by}"
     )
     train_n = part_n == "train"
-    labels = series.where(series.notna(), None).to_numpy(dtype=object)
+    labels = series.where(series.notna(), None).to_numpy(dtype=object, copy=True)  # pandas 3 gives a read-only view
     if options.shuffle_labels:
         known = np.flatnonzero(train_n & series.notna().to_numpy())
         labels[known] = labels[np.random.default_rng([seed, 1]).permutation(known)]

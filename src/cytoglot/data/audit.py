@@ -110,6 +110,13 @@ def audit(
     ------
     InputError
         The file is missing or cannot be opened at all.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> report = cg.audit("pbmc68k_reduced", label="cell_type")
+    >>> print(report.to_text().splitlines()[0])
+    pbmc68k_reduced: 700 cells x 765 genes
     """
     with _open(source) as (name, obs, candidates):
         facts: dict[str, Any] = {}

@@ -115,6 +115,12 @@ def list() -> pd.DataFrame:
     """Return a table of all data sets that have a name: where each is, what it holds, its licence, what to cite.
 
     Data sets that can be downloaded come first, then the files of the folder `CYTOGLOT_DATA`.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.datasets.list().loc["pbmc68k_reduced", "where"]
+    'bundled with scanpy'
     """
     columns = ("name", "where", "description", "licence", "citation")
     rows = [[getattr(entry, column) for column in columns] for entry in known_datasets().values()]
@@ -141,6 +147,12 @@ def load_dataset(name: str) -> AnnData:
         A bundled data set needs scanpy, which is not installed.
     InputError
         A download failed or is damaged.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.load_dataset("pbmc68k_reduced").shape
+    (700, 765)
     """
     entry = find_dataset(name)
     path = entry.path()
@@ -158,6 +170,12 @@ def find_dataset(name: str) -> Dataset:
     ------
     UnknownNameError
         There is no such data set; the message lists the nearest names.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.datasets.find_dataset("pbmc3k").licence
+    '10x Genomics data: CC BY 4.0; labels of the scverse tutorials: BSD-3-Clause'
     """
     known = known_datasets()
     if name not in known:
@@ -166,7 +184,14 @@ def find_dataset(name: str) -> Dataset:
 
 
 def known_datasets() -> dict[str, Dataset]:
-    """Return every data set that can be named: those of the registry, then those of `CYTOGLOT_DATA`, sorted."""
+    """Return every data set that can be named: those of the registry, then those of `CYTOGLOT_DATA`, sorted.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> "pbmc68k_reduced" in cg.datasets.known_datasets()
+    True
+    """
     folder = data_folder()
     files = [] if folder is None else sorted(folder.glob("*.h5ad"))
     found = {name: datasets[name] for name in sorted(datasets)}
@@ -194,6 +219,12 @@ def resolve_source(source: str | Path) -> Path | AnnData:
     ------
     InputError
         There is no such file and no such data set.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.datasets.resolve_source("cells.h5ad").name
+    'cells.h5ad'
     """
     path = Path(source)
     if path.exists():
@@ -206,13 +237,28 @@ def resolve_source(source: str | Path) -> Path | AnnData:
 
 
 def data_folder() -> Path | None:
-    """Return the folder of local data sets: `CYTOGLOT_DATA`, else `../shared/data`; None where there is none."""
+    """Return the folder of local data sets: `CYTOGLOT_DATA`, else `../shared/data`; None where there is none.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> folder = cg.datasets.data_folder()
+    >>> folder is None or folder.is_dir()
+    True
+    """
     folder = Path(os.environ.get("CYTOGLOT_DATA") or Path("..") / "shared" / "data")
     return folder if folder.is_dir() else None
 
 
 def knowledge_table(name: str) -> Path | None:
-    """Return a table of `CYTOGLOT_DATA/knowledge`, or None where it is absent."""
+    """Return a table of `CYTOGLOT_DATA/knowledge`, or None where it is absent.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.datasets.knowledge_table("no such table") is None
+    True
+    """
     folder = data_folder()
     path = None if folder is None else folder / "knowledge" / name
     return path if path is not None and path.is_file() else None

@@ -22,13 +22,27 @@ Labels = NDArray[np.object_]
 
 
 def accuracy_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
-    """Return the accuracy in additive form."""
+    """Return the accuracy in additive form.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.accuracy_statistic(["B", "B", "T", "T"], ["B", "T", "T", "T"]).value
+    0.75
+    """
     truth_n, predicted_n = _label_pair(truth, predicted)
     return mean_statistic((truth_n == predicted_n).astype(np.float64))
 
 
 def macro_f1_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
-    """Return the macro-F1 in additive form; a resample without a label averages over the labels that it has."""
+    """Return the macro-F1 in additive form; a resample without a label averages over the labels that it has.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> round(metrics.macro_f1_statistic(["B", "B", "T", "T"], ["B", "T", "T", "T"]).value, 3)
+    0.733
+    """
 
     def mean_f1(sums: Floats) -> Floats:
         hits, truths, predictions = np.split(sums, 3, axis=-1)
@@ -38,7 +52,14 @@ def macro_f1_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatis
 
 
 def balanced_accuracy_statistic(truth: ArrayLike, predicted: ArrayLike) -> AdditiveStatistic:
-    """Return the balanced accuracy in additive form; a resample averages over the labels that it has."""
+    """Return the balanced accuracy in additive form; a resample averages over the labels that it has.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.balanced_accuracy_statistic(["B", "T", "T", "T"], ["T", "T", "T", "T"]).value
+    0.5
+    """
 
     def mean_recall(sums: Floats) -> Floats:
         hits, truths, _ = np.split(sums, 3, axis=-1)
@@ -55,7 +76,14 @@ def balanced_accuracy_statistic(truth: ArrayLike, predicted: ArrayLike) -> Addit
     statistic=accuracy_statistic,
 )
 def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the share of right labels; NaN without cells."""
+    """Return the share of right labels; NaN without cells.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.accuracy(["B", "B", "T", "T"], ["B", "T", "T", "T"])
+    0.75
+    """
     return accuracy_statistic(truth, predicted).value
 
 
@@ -67,7 +95,14 @@ def accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
     statistic=macro_f1_statistic,
 )
 def macro_f1(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the mean F1 over the labels of the truth, a label never predicted counting 0; NaN without cells."""
+    """Return the mean F1 over the labels of the truth, a label never predicted counting 0; NaN without cells.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> round(metrics.macro_f1(["B", "B", "T", "T"], ["B", "T", "T", "T"]), 3)
+    0.733
+    """
     return macro_f1_statistic(truth, predicted).value
 
 
@@ -79,7 +114,14 @@ def macro_f1(truth: ArrayLike, predicted: ArrayLike) -> float:
     statistic=balanced_accuracy_statistic,
 )
 def balanced_accuracy(truth: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the mean recall over the labels of the truth; NaN without cells."""
+    """Return the mean recall over the labels of the truth; NaN without cells.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.balanced_accuracy(["B", "T", "T", "T"], ["T", "T", "T", "T"])
+    0.5
+    """
     return balanced_accuracy_statistic(truth, predicted).value
 
 
@@ -97,7 +139,15 @@ class ClassScores:
 
 
 def per_class(truth: ArrayLike, predicted: ArrayLike) -> list[ClassScores]:
-    """Return the scores of each label of the truth, in alphabetical order."""
+    """Return the scores of each label of the truth, in alphabetical order.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> first = metrics.per_class(["B", "B", "T", "T"], ["B", "T", "T", "T"])[0]
+    >>> first.label, first.precision, first.recall
+    ('B', 1.0, 0.5)
+    """
     truth_n, predicted_n = _label_pair(truth, predicted)
     labels = np.unique(truth_n)
     hits_l, truths_l, predictions_l = np.split(_count_rows(truth_n, predicted_n).sum(axis=0), 3)
@@ -134,6 +184,13 @@ def confusion(truth: ArrayLike, predicted: ArrayLike, *, labels: Sequence[str] |
     ------
     ValueError
         A label is missing from `labels`.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.confusion(["B", "B", "T", "T"], ["B", "T", "T", "T"]).counts
+    array([[1, 1],
+           [0, 2]])
     """
     truth_n, predicted_n = _label_pair(truth, predicted)
     if labels is None:
@@ -169,6 +226,13 @@ def calibration_bins(
 
     Bins are closed on the right, the first one on the left too. Equal mass cuts at quantiles of the confidence, equal
     confidences staying together, so there may be fewer bins.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> bins = metrics.calibration_bins([0.25, 0.75, 0.75], [0, 1, 0], n_bins=2)
+    >>> [(found.confidence, found.accuracy) for found in bins]
+    [(0.25, 0.0), (0.75, 0.5)]
     """
     confidence_n, correct_n = _confidence_pair(confidence, correct)
     edges = _bin_edges(confidence_n, n_bins, scheme)
@@ -195,6 +259,12 @@ def ece_statistic(
 
     Noise makes this error larger, never smaller: a resample's error tends to exceed that of the data, so the interval
     may lie above the value when there are few cells.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.ece_statistic([0.75, 0.75], [0, 0]).value
+    0.75
     """
     confidence_n, correct_n = _confidence_pair(confidence, correct)
     edges = _bin_edges(confidence_n, n_bins, scheme)
@@ -223,6 +293,14 @@ def ece(confidence: ArrayLike, correct: ArrayLike, *, n_bins: int = 15) -> float
         Probability of the predicted label, shape (n,).
     correct
         Whether that label is right, shape (n,).
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.ece([0.75, 0.75, 0.75, 0.75], [1, 1, 1, 0])
+    0.0
+    >>> metrics.ece([0.75, 0.75], [0, 0])
+    0.75
     """
     return ece_statistic(confidence, correct, n_bins=n_bins).value
 
@@ -234,12 +312,26 @@ def ece(confidence: ArrayLike, correct: ArrayLike, *, n_bins: int = 15) -> float
     reference="Nguyen & O'Connor 2015: as ece with bins of equal mass, equal confidences kept together",
 )
 def adaptive_ece(confidence: ArrayLike, correct: ArrayLike, *, n_bins: int = 15) -> float:
-    """Return the expected calibration error over bins that hold equally many cells."""
+    """Return the expected calibration error over bins that hold equally many cells.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.adaptive_ece([0.75, 0.75], [0, 0])
+    0.75
+    """
     return ece_statistic(confidence, correct, n_bins=n_bins, scheme="equal_mass").value
 
 
 def brier_statistic(truth: ArrayLike, probabilities: ArrayLike, labels: Sequence[str]) -> AdditiveStatistic:
-    """Return the multiclass Brier score in additive form."""
+    """Return the multiclass Brier score in additive form.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.brier_statistic(["B", "T"], [[1.0, 0.0], [0.5, 0.5]], ["B", "T"]).value
+    0.25
+    """
     probabilities_nl, column_n = _probability_pair(truth, probabilities, labels)
     known = column_n >= 0
     error_n = (probabilities_nl**2).sum(axis=1) + 1.0
@@ -264,6 +356,12 @@ def brier(truth: ArrayLike, probabilities: ArrayLike, labels: Sequence[str]) -> 
         True labels, shape (n,). One that is not in `labels` counts as a further label of probability 0.
     probabilities
         Shape (n, l); rows sum to 1.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.brier(["B", "T"], [[1.0, 0.0], [0.5, 0.5]], ["B", "T"])
+    0.25
     """
     return brier_statistic(truth, probabilities, labels).value
 
@@ -271,7 +369,14 @@ def brier(truth: ArrayLike, probabilities: ArrayLike, labels: Sequence[str]) -> 
 def nll_statistic(
     truth: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], *, floor: float = 1e-12
 ) -> AdditiveStatistic:
-    """Return the negative log-likelihood in additive form."""
+    """Return the negative log-likelihood in additive form.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> round(metrics.nll_statistic(["B", "T"], [[1.0, 0.0], [0.5, 0.5]], ["B", "T"]).value, 3)
+    0.347
+    """
     probabilities_nl, column_n = _probability_pair(truth, probabilities, labels)
     right_n = np.where(column_n >= 0, probabilities_nl[np.arange(len(column_n)), column_n], 0.0)
     return mean_statistic(-np.log(np.maximum(right_n, floor)))
@@ -286,7 +391,14 @@ def nll_statistic(
     statistic=nll_statistic,
 )
 def nll(truth: ArrayLike, probabilities: ArrayLike, labels: Sequence[str], *, floor: float = 1e-12) -> float:
-    """Return the mean negative log-likelihood of the truth in nats; arguments as in `brier`."""
+    """Return the mean negative log-likelihood of the truth in nats; arguments as in `brier`.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> round(metrics.nll(["B", "T"], [[1.0, 0.0], [0.5, 0.5]], ["B", "T"]), 3)
+    0.347
+    """
     return nll_statistic(truth, probabilities, labels, floor=floor).value
 
 
@@ -316,6 +428,12 @@ def mcnemar(first_correct: ArrayLike, second_correct: ArrayLike, *, exact: bool 
         Whether each was right, shape (n,).
     exact
         Binomial test instead of χ² with continuity correction; by default below 25 discordant cells.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.mcnemar([True, True, True, False], [True, False, False, False]).p_value
+    0.5
     """
     first, second = np.asarray(first_correct, dtype=bool), np.asarray(second_correct, dtype=bool)
     if first.shape != second.shape:

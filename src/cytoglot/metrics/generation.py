@@ -34,6 +34,12 @@ def gene_overlap(generated: Sentence, reference: Sentence) -> float:
     """Return the share of the reference's genes that were generated, order and repeats ignored; NaN if it has none.
 
     Of an answer that was told the reference's number of genes it is the overlap at an oracle's length.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.gene_overlap(["LYZ", "CD74"], ["LYZ", "CD74", "AIF1", "FTL"])
+    0.5
     """
     wanted = set(reference)
     return len(wanted & set(generated)) / len(wanted) if wanted else math.nan
@@ -46,7 +52,14 @@ def gene_overlap(generated: Sentence, reference: Sentence) -> float:
     reference="|generated ∩ reference| / |generated| on sets",
 )
 def gene_precision(generated: Sentence, reference: Sentence) -> float:
-    """Return the share of the distinct generated genes that the reference holds; NaN if nothing was generated."""
+    """Return the share of the distinct generated genes that the reference holds; NaN if nothing was generated.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.gene_precision(["LYZ", "CD74", "NKG7", "GNLY"], ["LYZ"])
+    0.25
+    """
     return gene_overlap(reference, generated)
 
 
@@ -57,7 +70,14 @@ def gene_precision(generated: Sentence, reference: Sentence) -> float:
     reference="|generated ∩ reference| / |generated ∪ reference| on sets",
 )
 def gene_jaccard(generated: Sentence, reference: Sentence) -> float:
-    """Return the Jaccard index of the two sets of genes; NaN if both are empty."""
+    """Return the Jaccard index of the two sets of genes; NaN if both are empty.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.gene_jaccard(["LYZ", "CD74"], ["LYZ", "CD74", "AIF1", "FTL"])
+    0.5
+    """
     first, second = set(generated), set(reference)
     union = first | second
     return len(first & second) / len(union) if union else math.nan
@@ -83,6 +103,12 @@ def kendall_tau(
     -------
     float
         NaN where τ is undefined, such as the τ-b of a sentence without genes.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.kendall_tau(["LYZ", "CD74", "FTL"], ["FTL", "CD74", "LYZ"], {"LYZ", "CD74", "FTL"})
+    -1.0
     """
     known = vocabulary if isinstance(vocabulary, (set, frozenset, dict)) else frozenset(vocabulary)
     first, second = ([g for g in dict.fromkeys(sentence) if g in known] for sentence in (generated, reference))
@@ -100,7 +126,14 @@ def kendall_tau(
     reference="share of the written words that are genes of the vocabulary, repeats counted",
 )
 def validity(words: Sentence, vocabulary: Collection[Hashable]) -> float:
-    """Return the share of words that are genes; NaN if there are no words. Pass the vocabulary as a set for speed."""
+    """Return the share of words that are genes; NaN if there are no words. Pass the vocabulary as a set for speed.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.validity(["LYZ", "the", "CD74", "cell"], {"LYZ", "CD74", "FTL"})
+    0.5
+    """
     return sum(word in vocabulary for word in words) / len(words) if len(words) else math.nan
 
 
@@ -111,7 +144,14 @@ def validity(words: Sentence, vocabulary: Collection[Hashable]) -> float:
     reference="share of the written words that repeat an earlier one",
 )
 def duplicate_share(words: Sentence) -> float:
-    """Return the share of words that had been written before; NaN if there are no words."""
+    """Return the share of words that had been written before; NaN if there are no words.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.duplicate_share(["LYZ", "LYZ", "CD74", "FTL"])
+    0.25
+    """
     return 1 - len(set(words)) / len(words) if len(words) else math.nan
 
 
@@ -130,6 +170,12 @@ def pairwise_overlap(sentences: Sentences) -> float:
     -------
     float
         NaN with fewer than two non-empty sentences; empty ones are left out.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.pairwise_overlap([["LYZ", "CD74"], ["LYZ", "FTL"]])
+    0.5
     """
     filled = [sentence for sentence in sentences if len(sentence)]
     if len(filled) < 2:
@@ -145,7 +191,14 @@ def pairwise_overlap(sentences: Sentences) -> float:
     reference="1 − pairwise_overlap; compare with real cells of the type, more is not better without end",
 )
 def pairwise_diversity(sentences: Sentences) -> float:
-    """Return one minus the mean overlap of the pairs of a set; 0 if all are the same genes; NaN as there."""
+    """Return one minus the mean overlap of the pairs of a set; 0 if all are the same genes; NaN as there.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.pairwise_diversity([["LYZ", "CD74"], ["LYZ", "CD74"]])
+    0.0
+    """
     return 1 - pairwise_overlap(sentences)
 
 
@@ -160,6 +213,12 @@ def mean_overlap(generated: Sentences, real: Sentences) -> float:
 
     It has the scale of `pairwise_overlap`, so real against real is its ceiling for a sampler. Where generated sentences
     are given the lengths of real ones, as in the evaluation, it is the overlap at an oracle's length.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.mean_overlap([["LYZ", "CD74"]], [["LYZ", "FTL"], ["LYZ", "CD74"]])
+    0.75
     """
     generated, real = [s for s in generated if len(s)], [s for s in real if len(s)]
     return float(_dice(generated, real).mean()) if generated and real else math.nan
@@ -188,6 +247,12 @@ def nearest_labels(
     ------
     ValueError
         There are no references, or the numbers of vectors, labels and identities differ.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.nearest_labels([[0.0], [1.0], [9.0]], ["B", "B", "T"], [[8.0]], k=1).tolist()
+    ['T']
     """
     reference, labels_n = np.asarray(reference_nd, dtype=np.float64), np.asarray(labels, dtype=object)
     if not len(reference) or len(reference) != len(labels_n):
@@ -235,6 +300,12 @@ def knn_type_agreement(
 
     Its ceiling is real cells in the place of the generated ones: held-out cells, or the reference cells themselves
     with `identities`, without which each would find itself (see `nearest_labels`). NaN without generated cells.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.knn_type_agreement([[0.0], [9.0]], ["B", "T"], [[1.0], [2.0]], ["B", "T"], k=1)
+    0.5
     """
     wanted = np.asarray(wanted_types, dtype=object)
     if not len(wanted):

@@ -66,7 +66,14 @@ def metric(
     target: float | None = None,
     statistic: Callable[..., Any] | None = None,
 ) -> Callable[[Function], Function]:
-    """Return a decorator that registers a function under `name` and gives it back unchanged."""
+    """Return a decorator that registers a function under `name` and gives it back unchanged.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.metrics["accuracy"].direction  # what `accuracy` was registered with
+    'higher'
+    """
 
     def file(function: Function) -> Function:
         spec = MetricSpec(

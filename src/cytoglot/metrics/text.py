@@ -15,6 +15,12 @@ def exact_match(predicted: str, true: str) -> float:
     """Return 1.0 if both texts have the same words in the same order, else 0.0.
 
     Case, white space and the punctuation between words do not count; two texts without words match.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.exact_match("Naive B cell.", "naive b cell")
+    1.0
     """
     return float(words(predicted) == words(true))
 
@@ -25,6 +31,12 @@ def token_f1(predicted: str, true: str) -> float:
 
     A word counts as often as it occurs in both. Unlike the published script, articles stay. Without words in both texts
     the result is 1.0, without words in one of them 0.0.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.token_f1("naive B cell", "memory B cell of blood")
+    0.5
     """
     found, wanted = Counter(words(predicted)), Counter(words(true))
     if not found or not wanted:

@@ -44,6 +44,12 @@ def match_tokens(
     text_weights, reference_weights
         Weight of each token in the means, such as its inverse document frequency; 0 for a token that may be matched
         but does not count itself. By default all count alike.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.match_tokens([[1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]])
+    TokenMatch(precision=1.0, recall=0.5, f1=0.6666666666666666)
     """
     text, reference = _unit(text_td), _unit(reference_td)
     if not len(text) or not len(reference):

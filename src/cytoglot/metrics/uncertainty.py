@@ -82,6 +82,14 @@ def bootstrap(
     ------
     ValueError
         `groups` has another length than the cells or holds missing values, or `level` is not between 0 and 1.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> hits = metrics.accuracy_statistic(["B", "T"] * 50, ["B", "B"] * 50)
+    >>> found = metrics.bootstrap(hits, seed=0)
+    >>> found.value, found.low < 0.5 < found.high
+    (0.5, True)
     """
     sums_uk = statistic.rows_nk
     if groups is not None:
@@ -108,6 +116,14 @@ def bootstrap_difference(
     ------
     ValueError
         The two have different numbers of cells; otherwise as `bootstrap`.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> truth = ["B", "T"] * 50
+    >>> ours, other = metrics.accuracy_statistic(truth, truth), metrics.accuracy_statistic(truth, ["B"] * 100)
+    >>> metrics.bootstrap_difference(ours, other).value
+    0.5
     """
     if len(ours.rows_nk) != len(other.rows_nk):
         raise ValueError(
@@ -138,6 +154,14 @@ def bootstrap_function(
     ----------
     function
         Cell indices, with repeats, → value; NaN where it is undefined.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytoglot import metrics
+    >>> values = np.arange(5.0)
+    >>> metrics.bootstrap_function(lambda cells: float(np.median(values[cells])), 5).value
+    2.0
     """
     codes = _unit_codes(n, groups)
     n_units = int(codes.max()) + 1 if n else 0
@@ -176,6 +200,12 @@ def resampling_unit(
     -------
     tuple
         The name and values of the column, or `("cell", None)`.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.resampling_unit({"donor": ["a", "b", "a"]})
+    ('cell', None)
     """
     for name, values in columns.items():
         series = pd.Series(np.asarray(values, dtype=object))

@@ -329,8 +329,9 @@ def generated(
         "markers" or "map".
     markers
         Type → genes. By default, for each type, the `n_markers` genes whose share among its real cells is farthest
-        above the mean of the other types; of equal ones the first by gene order. They are chosen on the cells that are
-        drawn, which favors the real ones a little where a type has few; pass markers from elsewhere to avoid that.
+        above the mean of the other real types, also those that were not generated; of equal ones the first by gene
+        order. They are chosen on the cells that are drawn, which favors the real ones a little where a type has few;
+        pass markers from elsewhere to avoid that.
     n_markers
         Genes of each type.
     layer
@@ -348,6 +349,12 @@ def generated(
     ------
     InputError
         Real cells are missing, no type is in both, a column or a gene is missing, or the folder holds no map.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> real = cg.read("cells.h5ad")
+    >>> ax = cg.pl.generated(cg.generate("model", "type A", n=5, n_genes=20), real)
     """
     content = stored(generated, "generation.json")
     if content is not None:
@@ -359,13 +366,13 @@ def generated(
         return finish(ax, show=show, save=save, return_fig=return_fig)
     if real is None:
         raise InputError("pass real, the cells to compare the generated ones with")
-    words = _sentences_by_type(generated, real, groupby, layer)
+    words, others = _sentences_by_type(generated, real, groupby, layer)
     if kind == "map":
         ax = axes_for(ax, width=7.2, height=4.8)
         draw.generated_points(ax, _map(words))
         _legend_beside(ax)
     else:
-        rows = _marker_shares(words, markers, n_markers)
+        rows = _marker_shares(words, others, markers, n_markers)
         ax = axes_for(ax, width=6.4, height=1.0 + 0.2 * len(rows))
         _draw_markers(ax, rows)
     return finish(ax, show=show, save=save, return_fig=return_fig)
@@ -433,8 +440,11 @@ def _group_lines(
 
 def _sentences_by_type(
     generated: AnnData, real: AnnData, groupby: str, layer: str | None
-) -> dict[str, tuple[CellSentences, CellSentences]]:
-    """Return type → sentences of its generated and of its real cells, over the genes of the generated ones."""
+) -> tuple[dict[str, tuple[CellSentences, CellSentences]], list[CellSentences]]:
+    """Return type → sentences of its generated and of its real cells, over the genes of the generated ones.
+
+    Also those of the real types that were not generated, against which markers are chosen too.
+    """
     from cytoglot.data.schema import labels
     from cytoglot.sentence.encode import encode
 
@@ -455,11 +465,14 @@ def _sentences_by_type(
     for name in types:
         ours = new[new_types == name]
         found[name] = (ours, old[old_types == name].truncate(max(1, int(np.median(ours.lengths)))))
-    return found
+    usual = max(1, int(np.median(new.lengths)))
+    absent = sorted({name for name in old_types if isinstance(name, str)} - {*types})
+    return found, [old[old_types == name].truncate(usual) for name in absent]
 
 
 def _marker_shares(
     words: Mapping[str, tuple[CellSentences, CellSentences]],
+    other_types: Sequence[CellSentences],
     markers: Mapping[str, Sequence[str]] | None,
     n_markers: int,
 ) -> pd.DataFrame:
@@ -469,12 +482,14 @@ def _marker_shares(
         name: [np.bincount(side.gene_ids, minlength=len(symbols)) / len(side) for side in sides]
         for name, sides in words.items()
     }
+    of_other_types = [np.bincount(side.gene_ids, minlength=len(symbols)) / len(side) for side in other_types]
     place = {symbol: i for i, symbol in enumerate(symbols)}
     rows = []
     for name, (ours, theirs) in shares.items():
         if markers is None:
-            others = [real for other, (_, real) in shares.items() if other != name] or [np.zeros(len(symbols))]
-            chosen = [symbols[i] for i in np.argsort(np.mean(others, axis=0) - theirs, kind="stable")[:n_markers]]
+            others = [real for other, (_, real) in shares.items() if other != name] + of_other_types
+            usual = np.mean(others, axis=0) if others else np.zeros(len(symbols))
+            chosen = [symbols[i] for i in np.argsort(usual - theirs, kind="stable")[:n_markers]]
         else:
             chosen = list(markers.get(name, ()))
         for gene in chosen:

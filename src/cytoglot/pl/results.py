@@ -121,6 +121,12 @@ def calibration(
     ------
     InputError
         `truth` is missing, there is no such column, or the folder holds no evaluation.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> adata = cg.annotate(cg.read("cells.h5ad")[:50], "model", copy=True)
+    >>> ax = cg.pl.calibration(adata, "cell_type")
     """
     content = stored(data, "calibration.json")
     if content is not None:

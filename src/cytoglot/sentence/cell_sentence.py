@@ -55,7 +55,15 @@ class RankSettings:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CellSentences:
-    """Cell sentences of n cells; immutable. Slices, masks and index arrays give `CellSentences` again."""
+    """Cell sentences of n cells; immutable. Slices, masks and index arrays give `CellSentences` again.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> sentences = cg.encode(cg.load_dataset("pbmc68k_reduced"), top_genes=3)
+    >>> sentences[:2].text().to_pylist()
+    ['FTL CD74 AIF1', 'FTL LST1 S100A4']
+    """
 
     cell_ids: NDArray[np.object_]
     """(n,) names of the cells, str"""

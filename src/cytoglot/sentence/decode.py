@@ -62,6 +62,15 @@ def decode(
         Texts without a vocabulary, `CellSentences` with another one, or a wrong number of cell ids or of `n_expressed`.
     VocabularyMismatchError
         The curve has lines for the genes of another vocabulary.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> genes = cg.GeneVocabulary(("CD74", "LYZ", "NKG7"))
+    >>> cells = cg.decode(["LYZ CD74", "NKG7"], vocabulary=genes)
+    >>> cells.X.toarray()
+    array([[2., 1., 0.],
+           [0., 0., 1.]], dtype=float32)
     """
     import anndata
 

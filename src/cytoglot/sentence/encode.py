@@ -81,6 +81,13 @@ def encode(
         A value is NaN, infinite or below 0 (cell and gene are named), only a scaled matrix is there, or rates are bad.
     VocabularyMismatchError
         None of `genes` is among the genes of the cells.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> sentences = cg.encode(cg.load_dataset("pbmc68k_reduced"), top_genes=3)
+    >>> sentences.words(0)
+    ['FTL', 'CD74', 'AIF1']
     """
     started = time.perf_counter()
     settings = RankSettings(top_genes=top_genes, ties=ties, seed=seed)

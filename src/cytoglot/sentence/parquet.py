@@ -90,6 +90,12 @@ def write_sentences(sentences: CellSentences, path: str | Path, *, text: bool = 
         The Parquet file; an older one is replaced.
     text
         Write the sentences as text too.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> sentences = cg.encode(cg.load_dataset("pbmc68k_reduced"), top_genes=50)
+    >>> cg.write_sentences(sentences, "cells.parquet", text=True)
     """
     schema = header_of(sentences).schema(text=text)
     with atomic_path(path) as partial, open_writer(partial, schema) as writer:
@@ -139,6 +145,13 @@ def read_sentences(path: str | Path) -> CellSentences:
     ------
     InputError
         The file is missing, is no Parquet, or was not written by cytoglot.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> cg.write_sentences(cg.encode(cg.load_dataset("pbmc68k_reduced"), top_genes=3), "three.parquet")
+    >>> cg.read_sentences("three.parquet").words(0)
+    ['FTL', 'CD74', 'AIF1']
     """
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist; expected a Parquet file written by `cytoglot encode`")

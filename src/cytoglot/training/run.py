@@ -73,6 +73,14 @@ def train(
     InputError
         Neither recipe nor call names a source, a label (of a file) or a folder; an option does not fit the source; the
         source or the label column cannot be used; or `out` holds a run with other settings, or other files.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> few = ["optim.steps=5", "sentence.top_genes=20", "views=1"]  # far too few; the defaults are good ones
+    >>> model = cg.train("cells.h5ad", label="cell_type", out="trained", overrides=few)
+    >>> len(model.labels)
+    3
     """
     job = TrainJob(
         source=source,

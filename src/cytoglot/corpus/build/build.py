@@ -130,6 +130,13 @@ def build_corpus(
     InputError
         The recipe is wrong, a source cannot be read, the folder holds another corpus or other things, another process
         builds in it, or the disk is full. What was finished is kept, and nothing half-written is under a shard's name.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> recipe = cg.corpus.CorpusRecipe(sources=[{"path": "pbmc68k_reduced"}])
+    >>> cg.corpus.build_corpus(recipe, "corpus").cells
+    700
     """
     started, out = time.perf_counter(), Path(out)
     if not isinstance(recipe, CorpusRecipe):

@@ -240,6 +240,14 @@ def open_corpus(folder: str | Path) -> Corpus:
     ------
     InputError
         The folder is missing, unfinished or no corpus, its format is newer than this version, or a shard is missing.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> recipe = cg.corpus.CorpusRecipe(sources=[{"path": "pbmc68k_reduced"}])
+    >>> _ = cg.corpus.build_corpus(recipe, "opened", overwrite=True)
+    >>> len(cg.corpus.open_corpus("opened").vocabulary)
+    765
     """
     folder = Path(folder)
     if not is_corpus(folder):
@@ -352,6 +360,23 @@ def write_corpus(
     For tests and for cells that are sentences already; `cytoglot.corpus.build.build` is for files. The order of the
     cells is kept. `sources` default to the names in the blocks; `tables` are those of other units than gene sets and
     terms.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> from cytoglot.corpus.format.shard_file import make_block
+    >>> sentences = cg.encode(cg.load_dataset("pbmc68k_reduced"), top_genes=50)
+    >>> block = make_block(
+    ...     cell_ids=sentences.cell_ids,
+    ...     offsets=sentences.offsets,
+    ...     gene_ids=sentences.gene_ids,
+    ...     n_genes=len(sentences.vocabulary),
+    ...     source=["blood"] * len(sentences),
+    ...     metadata={},
+    ... )
+    >>> corpus = cg.corpus.write_corpus("written", {"train": [block]}, vocabulary=sentences.vocabulary)
+    >>> len(corpus.vocabulary)
+    765
     """
     folder = Path(folder)
     every = [block for blocks in cells.values() for block in blocks]

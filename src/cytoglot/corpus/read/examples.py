@@ -117,7 +117,20 @@ def sample_examples(
     top_genes: int | None = None,
     **mixture: Any,
 ) -> list[Example]:
-    """Return up to `n` random examples as `CorpusExamples.sample` does, without their records."""
+    """Return up to `n` random examples as `CorpusExamples.sample` does, without their records.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> recipe = cg.corpus.CorpusRecipe(sources=[{"path": "pbmc68k_reduced"}])
+    >>> _ = cg.corpus.build_corpus(recipe, "shown", overwrite=True)
+    >>> corpus = cg.corpus.open_corpus("shown")
+    >>> [example] = cg.corpus.sample_examples(corpus, task="cell_type_annotation", top_genes=4)
+    >>> example.prompt
+    '4 genes of a human cell: CD74 HLA-DRA CST3 LYZ. Cell type:'
+    >>> example.completion
+    ' Dendritic.'
+    """
     drawn = CorpusExamples(corpus, part, top_genes=top_genes, **mixture).sample(n, task, tasks=tasks, seed=seed)
     return [found.example for found in drawn]
 

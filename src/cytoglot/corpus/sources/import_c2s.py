@@ -118,6 +118,16 @@ def read_c2s(folder: str | Path, *, delimiter: str = " ") -> C2SCells:
     InputError
         The folder is missing or is no such data set, holds several splits, a file of it is damaged, a column is
         missing, or a word holds white space.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> import datasets
+    >>> columns = {"cell_name": ["a"], "cell_sentence": ["LYZ CD74"], "cell_type": ["Monocyte"]}
+    >>> datasets.Dataset.from_dict(columns).save_to_disk("c2s")
+    >>> cells = cg.corpus.read_c2s("c2s")
+    >>> cells.sentences.words(0), cells.obs["cell_type"].tolist()
+    (['LYZ', 'CD74'], ['Monocyte'])
     """
     folder = Path(folder)
     words = _WordTable()

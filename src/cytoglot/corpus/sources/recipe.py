@@ -252,5 +252,13 @@ def load_corpus_recipe(path: str | Path, overrides: Overrides = ()) -> CorpusRec
     ------
     InputError
         As for `load_recipe`; also two sources of one name, or a source that is neither a path nor Census.
+
+    Examples
+    --------
+    >>> from pathlib import Path
+    >>> import cytoglot as cg
+    >>> _ = Path("corpus.yaml").write_text("sources: [{path: pbmc68k_reduced}]")
+    >>> cg.corpus.load_corpus_recipe("corpus.yaml", ["cells.top_genes=100"]).cells.top_genes
+    100
     """
     return load_recipe(CorpusRecipe, path, overrides)

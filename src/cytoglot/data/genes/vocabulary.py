@@ -36,6 +36,13 @@ class GeneVocabulary:
     ------
     InputError
         A name is empty, holds white space (it would be two words of a cell sentence) or occurs twice.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> genes = cg.GeneVocabulary(("CD74", "LYZ", "NKG7"))
+    >>> genes.index_of(["LYZ", "no gene"])
+    array([ 1, -1], dtype=int32)
     """
 
     symbols: tuple[str, ...]

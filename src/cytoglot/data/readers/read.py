@@ -84,6 +84,13 @@ def read(
         gene are named); two cells have the same name; no column has a name.
     UnknownNameError
         There is no such layer or column of var.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> adata = cg.read(cg.datasets.get("pbmc68k_reduced"))
+    >>> adata.shape, adata.uns["cytoglot"]["matrix"]["state"]
+    ((700, 765), 'log1p')
     """
     started = time.perf_counter()
     with ExitStack() as stack:

@@ -39,6 +39,13 @@ class LanguageModel:
 
     It fills the sockets `TextGenerator`, `AnswerSampler` and `AnswerScorer`. Two are equal only if they are the same
     object.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> lm = cg.load_model("model")
+    >>> lm.embed(["GENE8 GENE3", "GENE5"]).shape
+    (2, 32)
     """
 
     model: PreTrainedModel
@@ -113,6 +120,15 @@ class LanguageModel:
         ------
         InputError
             The format cannot be read, or a prompt has no room for an answer in the model's context.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> lm = cg.load_model("model")
+        >>> prompts = ["Genes of a cell: GENE8 GENE3. Its type is"]
+        >>> answers = lm.generate(prompts, "one_of: B cell | Monocyte", n_samples=3)
+        >>> set(answers[0]) <= {"B cell", "Monocyte"}
+        True
         """
         from cytoglot.lm.generation.generate import generate_answers
 
@@ -145,6 +161,14 @@ class LanguageModel:
         keys
             Names of the noise of each prompt, so that a prompt has the same answers in whatever list it comes; None:
             its place in the list.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> lm = cg.load_model("model")
+        >>> [[answer]] = lm.sample(["Genes of a cell: GENE8 GENE3. Its type is"], "one_of: B cell | Monocyte")
+        >>> answer.text in {"B cell", "Monocyte"}, answer.log_prob < 0
+        (True, True)
         """
         from cytoglot.lm.generation.generate import sample_answers
         from cytoglot.lm.generation.sampling import Sampling
@@ -184,6 +208,13 @@ class LanguageModel:
         prior_prompts
             Prompts without content. The log of the mean probability that they give to an answer is subtracted, which
             takes out the model's taste for some answers :cite:p:`zhao2021calibrate`. None: nothing is subtracted.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> lm = cg.load_model("model")
+        >>> lm.log_likelihood(["Genes of a cell: GENE8 GENE3. Its type is"], ["B cell", "Monocyte"]).shape
+        (1, 2)
         """
         from cytoglot.lm.scoring.score import score_answers
 
@@ -217,6 +248,13 @@ class LanguageModel:
             "mean" over the tokens of a text, or its "last" token.
         spans
             For each text the characters (first, behind the last) to average over; None: the whole text.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> lm = cg.load_model("model")
+        >>> lm.embed(["GENE8 GENE3", "GENE5"], layer=1, pooling="last").shape
+        (2, 32)
         """
         from cytoglot.lm.embedding.embed import embed_texts
 
@@ -283,6 +321,13 @@ class LanguageModel:
         ----------
         folder
             Where to write; what lies there is replaced.
+
+        Examples
+        --------
+        >>> import cytoglot as cg
+        >>> cg.load_model("model").save("plain")
+        >>> cg.load_model("plain").source
+        'plain'
         """
         with atomic_path(folder) as path, own_progress_only():
             self.model.save_pretrained(path)

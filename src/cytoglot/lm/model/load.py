@@ -72,6 +72,13 @@ def load_model(
         adapter cannot be found, or the device is not there.
     ResourceError
         The weights are damaged.
+
+    Examples
+    --------
+    >>> import cytoglot as cg
+    >>> lm = cg.load_model("model")  # or "vandijklab/C2S-Pythia-410m-cell-type-prediction", from the hub
+    >>> type(lm).__name__
+    'LanguageModel'
     """
     target = choose_device(device)
     quantization = _quantization(quantize, target)
