@@ -6,6 +6,7 @@ The public verbs are loaded on first use, so that `import cytoglot` loads neithe
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,6 +38,12 @@ if TYPE_CHECKING:
     from cytoglot.training.run import train as train
 
 __version__ = "0.1.0"
+
+# Read by OpenMP and numba when they are loaded. Busy waiting makes two processes on two cores ten times slower; and
+# numba takes all cores unless told otherwise, and takes OpenMP, so torch, along.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if (_n_threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdecimal() and int(_n_threads):
+    os.environ.setdefault("NUMBA_NUM_THREADS", _n_threads)
 
 _HOME = {
     "CellModel": "cytoglot.cell_model.load",

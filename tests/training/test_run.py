@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,3 +220,22 @@ def test_a_published_cell_model_comes_back_as_one(cache: Path, tiny_model: CellM
     assert model.spec == tiny_model.spec
     assert model.lm.revision == "1" * 40
     assert cg.load_cell_model is load_cell_model
+
+
+def test_torch_keeps_its_threads(cells: AnnData, tiny_recipe: TrainRecipe, tmp_path: Path) -> None:
+    """numba, which ranks the cells, sets the threads of OpenMP, which are torch's too, to all cores."""
+    code = (
+        "import torch; torch.set_num_threads(1); import sys; import cytoglot as cg; "
+        "cg.train(sys.argv[1], label='cell_type', out=sys.argv[2], "
+        "overrides={'optim': {'steps': 1}, 'model': {'scratch': {'hidden_size': 16, 'n_heads': 2}, "
+        "'word_vector_rank': 4}}); print(torch.get_num_threads())"
+    )
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    without = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "cells.h5ad", tmp_path / "m"],
+        env=without, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == "1"

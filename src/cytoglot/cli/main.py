@@ -125,12 +125,7 @@ def _options(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0 on success, 2 on a user's mistake, 1 on a failure of the machine or of ours."""
-    # Busy waiting makes two processes on two cores ten times slower than one; see docs/results.md.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # numba takes all cores unless told otherwise when it is imported, and takes OpenMP, so torch, along.
-    if (n_threads := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]).isdecimal() and int(n_threads):
-        os.environ.setdefault("NUMBA_NUM_THREADS", n_threads)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(logging.ERROR)

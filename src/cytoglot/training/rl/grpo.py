@@ -81,7 +81,7 @@ def train_grpo(job: TrainJob) -> CellModel:
     finished = begin(run, overwrite=job.overwrite)
     if finished is not None:
         return finished
-    set_threads(job.threads)
+    n_threads = set_threads(job.threads)
 
     # The model that training starts from and, if it is one of ours, what it knows of cells.
     base: CellModel | None = None
@@ -100,6 +100,7 @@ def train_grpo(job: TrainJob) -> CellModel:
         recipe = recipe.model_copy(update={"sentence": shorter})
 
     with training_cells(replace(job, recipe=recipe), source, base=base) as cells:
+        set_threads(n_threads)  # numba, which ranks cells, may have changed it
         corpus = cells.corpus
         if base is not None and base.spec.vocabulary.fingerprint != corpus.vocabulary.fingerprint:
             raise InputError(

@@ -65,8 +65,9 @@ def train_supervised(job: TrainJob) -> CellModel:
     finished = begin(run, overwrite=job.overwrite)
     if finished is not None:
         return finished
-    set_threads(job.threads)
+    n_threads = set_threads(job.threads)
     with training_cells(job, source) as cells:
+        set_threads(n_threads)  # numba, which ranks cells, may have changed it
         if recipe.model.base is not None:
             check_same_genes(recipe.model.base, cells.corpus.vocabulary, min_share=recipe.model.min_known_genes)
         for message in cells.messages:
