@@ -224,7 +224,9 @@ def tiny_recipe() -> TrainRecipe:
             weight_average=0.8,
             evaluate_every=25,
             patience=None,
+            generation_weight=10.0,
         ),
+        tasks={"cell_type_annotation": 0.5, "cell_generation": 0.45, "unconditional_generation": 0.05},
         views=1,
     )
 

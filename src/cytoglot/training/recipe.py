@@ -188,7 +188,7 @@ DEFAULT_TASKS = {"cell_type_annotation": 0.7, "cell_generation": 0.25, "uncondit
 class OptimRecipe(Settings):
     """Optimizer, schedule and loss."""
 
-    steps: int = Field(default=600, gt=0)
+    steps: int = Field(default=500, gt=0)
     """optimizer steps"""
     batch_size: int = Field(default=32, gt=0)
     """rows of a batch and device: of one example each, or of several where they are packed"""
@@ -217,7 +217,7 @@ class OptimRecipe(Settings):
     loss: Literal["example_mean", "token_mean"] = "example_mean"
     """a step's loss is a mean over its examples, or over its learned tokens with the same weight for each, as
     published models have it; `generation_weight` is of the first alone"""
-    generation_weight: float = Field(default=2.0, ge=0)
+    generation_weight: float = Field(default=5.0, ge=0)
     """an example's mean loss per gene counts this much beside the summed loss of a label"""
     word_loss: Literal["unwritten", "all_tokens"] = "unwritten"
     """each gene of an answer is learned among the genes not yet written, as it is sampled; or among all tokens, as
