@@ -59,7 +59,8 @@ TASKS = {
     "cellbench": Task(file="cellbench_mixology_5batches.h5ad", by="batch", unit="batch"),
     "panc8": Task(file="pancreas_panc8_5tech_500.h5ad", by="tech", unit="tech"),
 }
-OURS = ("cytoglot", "cytoglot linear probe")
+DEFAULT = "cytoglot, chosen on validation"
+OURS = ("cytoglot", "cytoglot head", "cytoglot hybrid", DEFAULT, "cytoglot linear probe")
 CONTROL = "control: shuffled labels"
 
 
@@ -145,16 +146,24 @@ def one_fold(
         adata, label="cell_type", out=folder, recipe=recipe, split=split, seed=seed, device="cpu", overwrite=True
     )
     sentences, _ = model.sentences(adata)
-    table["cytoglot"] = label_probabilities(model, sentences[rows["test"]]).best
+    cells = sentences[rows["test"]]
+    scored = label_probabilities(model, cells, method="score")
+    table["cytoglot"] = table[DEFAULT] = scored.best
+    if model.head is not None:
+        names, scored_nk = np.array(model.labels, dtype=object), np.log(np.maximum(scored.probability_nk, 1e-300))
+        table["cytoglot head"] = names[model.head.log_probabilities(cells).argmax(axis=1)]
+        table["cytoglot hybrid"] = names[model.hybrid_log_probabilities(scored_nk, cells).argmax(axis=1)]
+        if model.annotation_method() == "hybrid":
+            table[DEFAULT] = table["cytoglot hybrid"]
     table["views"] = model.spec.views
     probe_labels, probe = linear_probe(model.embeddings(sentences), labels, **rows, seed=seed)
     table["cytoglot linear probe"] = np.array(probe_labels, dtype=object)[probe.argmax(axis=1)]
     for name, make in BASELINES.items():
-        cells = {part: adata[index] for part, index in rows.items()}
+        parts = {part: adata[index] for part, index in rows.items()}
         fitted = make(seed=seed).fit(
-            cells["train"], labels[rows["train"]], cells["validation"], labels[rows["validation"]]
+            parts["train"], labels[rows["train"]], parts["validation"], labels[rows["validation"]]
         )
-        best = fitted.predict_proba(cells["test"]).argmax(axis=1)
+        best = fitted.predict_proba(parts["test"]).argmax(axis=1)
         table[name] = np.array(fitted.labels, dtype=object)[best]
     if control:
         shuffled = recipe.model_copy(update={"control": "shuffled_labels"})
