@@ -325,7 +325,7 @@ def test_names_that_are_not_known(refuse: Callable[..., str], cells_file: Path, 
     line = refuse(*SOURCE_COMMANDS["embed"], "--device", "abacus", source=cells_file)
     assert "device must be auto, cpu, cuda, cuda:N or mps, found 'abacus'" in line
     line = refuse(*SOURCE_COMMANDS["annotate"], "--method", "guess", source=cells_file)
-    assert "'guess' is not one of 'score', 'generate'" in line
+    assert "'guess' is not one of 'auto', 'score', 'head', 'hybrid', 'generate'" in line
     line = refuse("decode", tmp_path / "x.txt", "--repeated", "last", "-o", "{out}.h5ad")
     assert "'last' is not one of 'mean', 'first'" in line
 

@@ -274,6 +274,7 @@ def test_annotate_leaves_doubtful_cells_unassigned(
     command: Command, cells_file: Path, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
     arguments = ["annotate", cells_file, "--model", tiny_model_folder, "-o", tmp_path / "o.h5ad", "--json"]
+    arguments += ["--method", "score"]
     n_unassigned = command(*arguments, "--threshold", "1").result["unassigned"]
     obs = anndata.read_h5ad(tmp_path / "o.h5ad").obs
     doubtful = obs["cytoglot_cell_type_confidence"] < 1

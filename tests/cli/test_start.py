@@ -13,7 +13,7 @@ import pytest
 def _run(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, **environment},
+        env={name: value for name, value in os.environ.items() if name != "NUMBA_NUM_THREADS"} | environment,
         capture_output=True,
         text=True,
         check=False,

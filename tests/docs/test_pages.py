@@ -17,7 +17,7 @@ from cytoglot.cli.main import app
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 #: A call within the text; "cytoglot linear probe" and "cytoglot - majority" are names of methods in result tables.
-_INLINE = re.compile(r"(?<!`)`(cytoglot (?!linear probe|- )[^`\n]+)`(?!`)")
+_INLINE = re.compile(r"(?<!`)`(cytoglot (?!linear probe|head`|hybrid`|- )[^`\n]+)`(?!`)")
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

@@ -17,6 +17,7 @@ from cytoglot.manifest import package_versions
 
 _NEEDED_FOR = {
     "lm": "train, annotate, embed, generate, evaluate",
+    "base": "the base model of `cytoglot data get smollm2-135m`",
     "train": "LoRA (peft) and GRPO (trl)",
     "report": "highly variable genes, plots, reports, the demo",
     "dask": "encoding dask arrays",

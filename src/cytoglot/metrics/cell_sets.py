@@ -79,6 +79,16 @@ def c2st_auc_by_type(
     -------
     dict
         NaN for a type with fewer than `n_folds` cells in either set; its cells are not used.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytoglot import metrics
+    >>> rng = np.random.default_rng(0)
+    >>> real = {"B": [rng.permutation(20)[:8] for _ in range(40)]}
+    >>> other = {"B": [20 + words for words in real["B"]]}
+    >>> metrics.c2st_auc_by_type(other, real, n_genes=40)
+    {'B': 1.0}
     """
     rng = np.random.default_rng(seed)
     cells: list[NDArray[np.integer]] = []
@@ -136,6 +146,16 @@ def c2st_auc(
     -------
     float
         NaN if no type has `n_folds` cells in both sets. Below 0.5 by chance.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytoglot import metrics
+    >>> rng = np.random.default_rng(0)
+    >>> real = {"B": [rng.permutation(20)[:8] for _ in range(40)]}
+    >>> more = {"B": [rng.permutation(20)[:8] for _ in range(40)]}
+    >>> bool(0.3 < metrics.c2st_auc(more, real, n_genes=20) < 0.7)
+    True
     """
     return _mean_of_known(c2st_auc_by_type(generated, real, n_genes, n_folds=n_folds, seed=seed).values())
 
@@ -164,6 +184,12 @@ def energy_distance(generated_nd: ArrayLike, real_nd: ArrayLike, *, unbiased: bo
     -------
     float
         NaN if a set is empty or, unbiased, has fewer than two vectors.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.energy_distance([[0.0], [1.0]], [[5.0], [6.0]])
+    8.0
     """
     ours, theirs = (np.asarray(each, dtype=np.float64) for each in (generated_nd, real_nd))
     if min(len(ours), len(theirs)) < (2 if unbiased else 1):
@@ -193,6 +219,12 @@ def coverage(generated_nd: ArrayLike, real_nd: ArrayLike, *, k: int = 5) -> floa
     -------
     float
         NaN without generated cells or with fewer than two real ones.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.coverage([[0.1]], [[0.0], [1.0], [9.0]], k=1)
+    0.6666666666666666
     """
     ours, theirs = (np.asarray(each, dtype=np.float64) for each in (generated_nd, real_nd))
     if not len(ours) or len(theirs) < 2:
@@ -248,6 +280,14 @@ def memorized_share(generated_nd: Any, training_nd: Any) -> float:
     -------
     float
         NaN without generated cells or with fewer than two training cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytoglot import metrics
+    >>> training = np.array([[0.0], [1.0], [3.0]])
+    >>> metrics.memorized_share(training, training)  # copies
+    1.0
     """
     own_n = nearest_distances(training_nd, training_nd, are_references=True)
     return share_below(nearest_distances(generated_nd, training_nd), own_n[~np.isnan(own_n)])
@@ -269,6 +309,12 @@ def nats_per_word(nats_n: ArrayLike, words_n: ArrayLike) -> float:
         −log p of each sentence, over all of its words.
     words_n
         Words of each sentence.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.nats_per_word([10.0, 40.0], [5, 10])
+    3.0
     """
     nats, words = np.asarray(nats_n, dtype=np.float64), np.asarray(words_n)
     return _mean_of_known(nats[words > 0] / words[words > 0])

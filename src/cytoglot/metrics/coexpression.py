@@ -109,6 +109,15 @@ def coexpression_agreement(generated: CellsByType, real: CellsByType, n_genes: i
     -------
     float
         NaN with fewer than three genes that vary in both.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytoglot import metrics
+    >>> rng = np.random.default_rng(0)
+    >>> real = {"B": [rng.permutation(20)[:8] for _ in range(40)]}
+    >>> round(metrics.coexpression_agreement(real, real, n_genes=20), 6)
+    1.0
     """
     shared = {name: real[name] for name in generated if name in real}
     genes = most_variable_genes(shared, n_genes, n_top=n_top)
@@ -177,6 +186,15 @@ def component_variance_ratio(
     -------
     float
         NaN without a type of two cells in both, or without variance of held-out cells.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cytoglot import metrics
+    >>> rng = np.random.default_rng(0)
+    >>> real = {"B": [rng.permutation(20)[:8] for _ in range(40)]}
+    >>> round(metrics.component_variance_ratio(real, real, real, n_genes=20), 6)
+    1.0
     """
     direction_g = first_within_type_component(training, n_genes)
     spread = np.array([spread_along(each, list(held_out), direction_g) for each in (generated, held_out)])
