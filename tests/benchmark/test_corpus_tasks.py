@@ -408,7 +408,7 @@ def test_a_trained_model_knows_more_than_one_answer(
     assert line.model > line.shuffled
     assert {row.task for row in result.rows} == set(tiny_model.spec.tasks)
     assert any("was not trained on this corpus" in message for message in result.messages)
-    assert any("the other 10 of the query's 130 genes" in message for message in result.messages)
+    assert any("the other 11 of the query's 130 genes" in message for message in result.messages)
 
 
 # --- faults -------------------------------------------------------------------------------------------------------
