@@ -635,7 +635,7 @@ class CellModel:
     ) -> list[str]:
         """Return one new cell sentence per length: every word a gene of the vocabulary, none twice.
 
-        The number of a cell, counted from `first`, is the key of its noise, so a cell does not depend on others.
+        The type and number of a cell, counted from `first`, are the key of its noise, so it does not depend on others.
 
         Parameters
         ----------
@@ -660,7 +660,8 @@ class CellModel:
             temperature=temperature,
             top_p=top_p,
             seed=seed,
-            keys=[str(first + i) for i in range(len(lengths))],
+            # Cell 3 of one type must not have the noise of cell 3 of another: together they would not be independent.
+            keys=[f"{cell_type or ''}\0{first + i}" for i in range(len(lengths))],
         )
         return [text for (text, *_) in answers]
 
