@@ -449,7 +449,7 @@ class _Work:
             "cells": held.matched.counts,
             "vocabulary": str(self.overlap),
             "leakage": leakage_report(held.adata.obs, held.split, held.adata.X, part=held.part),
-            "calibration": asdict(spec.calibration),
+            "calibration": asdict(spec.calibration) | {"in_use": asdict(spec.calibration.in_use)},
             "messages": self.messages,
         }
         write_json(folder / "data_card.json", card)

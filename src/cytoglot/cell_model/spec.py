@@ -70,6 +70,11 @@ class Calibration:
         return "hybrid" if self.hybrid is not None and self.hybrid.validation_loss < self.validation_loss else "score"
 
     @property
+    def in_use(self) -> Calibration | HybridCalibration:
+        """Temperature, threshold and validation loss of the way in which cells are annotated by default."""
+        return self.hybrid if self.hybrid is not None and self.method == "hybrid" else self
+
+    @property
     def warning(self) -> str | None:
         """What to know of a language model that is right no more often than one label for all cells; None of others."""
         ours, majority = self.validation_accuracy, self.majority_accuracy

@@ -73,7 +73,8 @@ def test_the_card_tells_the_facts_of_the_folder(folder: Path, tiny_model: CellMo
     assert "| cell_type_annotation | 50.0 % |" in text
     assert "`{num_genes} genes: {cell_sentence}. Cell type:`" in text
     assert "| optim.steps | 160 |" in text
-    assert f"temperature became {spec.calibration.temperature:.3g}" in text
+    fitted = spec.calibration.in_use
+    assert f"{fitted.validation_loss:.3f} nats per cell at a temperature of {fitted.temperature:.3g}" in text
     assert "the 40 highest genes of a cell" in text
     assert "not for diagnosis or any other clinical use" in text
     assert "nothing is claimed of how well it does" in text
