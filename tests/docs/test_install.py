@@ -60,7 +60,7 @@ def _pip(*arguments: str | Path, python: str | Path = sys.executable) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.slow
+@pytest.mark.index
 @pytest.mark.parametrize("extra", [name for name in EXTRAS if name not in ("all", "dev", "test")])
 def test_an_extra_resolves_to_no_older_release_than_the_tested_one(extra: str, tmp_path: Path) -> None:
     """pip prefers an ancient release of a package over an error where a newer one conflicts with something else.
