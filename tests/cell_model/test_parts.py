@@ -127,6 +127,11 @@ def test_the_head_knows_the_models_own_labels_alone(tiny_model: CellModel, witho
         without_parts.annotation_method("head")
 
 
+def test_a_method_that_there_is_not_is_refused(tiny_model: CellModel, cells: AnnData) -> None:
+    with pytest.raises(InputError, match="method must be one of auto, score, head, hybrid, found 'hybird'"):
+        cg.annotate(cells[:5], tiny_model, method="hybird", copy=True)
+
+
 def test_a_damaged_head_and_one_of_another_model_are_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model_folder, folder)

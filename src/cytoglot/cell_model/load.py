@@ -611,6 +611,8 @@ class CellModel:
         InputError
             The model has no head, or other labels than its own are asked for with one.
         """
+        if method not in get_args(AnnotationMethod):
+            raise InputError(f"method must be one of {', '.join(get_args(AnnotationMethod))}, found {method!r}")
         own = labels is None or tuple(labels) == self.spec.labels
         can_mix = own and self.head is not None and self.spec.calibration.hybrid is not None
         if method == "auto":
