@@ -59,8 +59,6 @@ class LabelProbabilities:
 
     labels: tuple[str, ...]
     probability_nk: NDArray[np.float64]
-    how: Literal["score", "head", "hybrid"] | None = None
-    """by the likelihood of the labels, the sentence head, or both; None for other methods"""
 
     @property
     def best(self) -> NDArray[np.object_]:
@@ -98,11 +96,10 @@ def label_probabilities(
     """
     chosen = tuple(model.spec.labels if labels is None else labels)
     _check_labels(chosen, escape=True)
-    how = model.annotation_method(method, labels=chosen)
     log_p_nk = model.label_log_probabilities(
-        sentences, labels=chosen, method=how, views=views, context=context, template=template
+        sentences, labels=chosen, method=method, views=views, context=context, template=template
     )
-    return LabelProbabilities(labels=chosen, probability_nk=np.exp(log_p_nk), how=how)
+    return LabelProbabilities(labels=chosen, probability_nk=np.exp(log_p_nk))
 
 
 def annotate(
