@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from cytoglot.applications.annotation import label_probabilities
 from cytoglot.atomic import atomic_path
-from cytoglot.benchmark.baselines import BASELINES
+from cytoglot.benchmark.classifiers import CLASSIFIERS
+from cytoglot.benchmark.evaluate import BASELINES
 from cytoglot.benchmark.probe import linear_probe
 from cytoglot.config import load_recipe
 from cytoglot.data.datasets import data_folder
@@ -158,9 +159,9 @@ def one_fold(
     table["views"] = model.spec.views
     probe_labels, probe = linear_probe(model.embeddings(sentences), labels, **rows, seed=seed)
     table["cytoglot linear probe"] = np.array(probe_labels, dtype=object)[probe.argmax(axis=1)]
-    for name, make in BASELINES.items():
+    for name in BASELINES:
         parts = {part: adata[index] for part, index in rows.items()}
-        fitted = make(seed=seed).fit(
+        fitted = CLASSIFIERS[name](seed=seed).fit(
             parts["train"], labels[rows["train"]], parts["validation"], labels[rows["validation"]]
         )
         best = fitted.predict_proba(parts["test"]).argmax(axis=1)

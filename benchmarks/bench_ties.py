@@ -24,7 +24,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.bench_annotation import TASKS, labels_and_rows, read_task
-from cytoglot.benchmark.baselines.type_profile import TypeProfile
+from cytoglot.benchmark.type_profile import TypeProfile
 from cytoglot.corpus.from_cells import CellOptions, choose_genes
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.data.splits.split import Split

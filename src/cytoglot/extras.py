@@ -13,6 +13,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "base": ("gguf",),
     "train": ("peft", "trl", "datasets"),
     "report": ("scanpy", "matplotlib", "umap"),
+    "bench": ("harmonypy",),
     "dask": ("dask",),
     "c2s": ("datasets",),
     "census": ("tiledbsoma", "cellxgene_census"),

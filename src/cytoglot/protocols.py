@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,15 @@ class CellEmbedder(Protocol):
 
     def embed(self, adata: AnnData) -> NDArray[np.float32]:
         """Return float32 of shape (n_cells, d) in the order of the cells; `adata` is not changed."""
+        ...
+
+
+@runtime_checkable
+class FittedCellEmbedder(CellEmbedder, Protocol):
+    """An embedder that learns from training cells, without labels, before it is asked."""
+
+    def fit(self, train: AnnData) -> Self:
+        """Learn from the training cells alone; `train` is not changed."""
         ...
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cytoglot.applications.annotation import label_probabilities
 from cytoglot.applications.forecast import forecast_cells
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
-from cytoglot.benchmark.baselines import BASELINES
+from cytoglot.benchmark.classifiers import CLASSIFIERS
 from cytoglot.benchmark.generation import evaluate_generation
 from cytoglot.benchmark.generation_summary import Verdict
 from cytoglot.benchmark.held_out import HeldOut, held_out_cells, with_reference
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ANNOTATION = "cell_type_annotation"
+BASELINES = ("majority", "logistic_regression", "nearest_neighbors")
+"""classifiers that every evaluation shows beside the model"""
 
 
 class EvaluateSettings(Settings):
@@ -347,9 +349,9 @@ class _Work:
                     seed=self.seed,
                 )
             predictions.append(Prediction(method=f"{OURS} linear probe", labels=labels, probability_nk=probability_nk))
-        for name, baseline in BASELINES.items():
+        for name in BASELINES:
             with self._timed(name):
-                fitted = baseline(seed=self.seed).fit(
+                fitted = CLASSIFIERS[name](seed=self.seed).fit(
                     held.adata[held.train, held.genes],
                     held.labels[held.train],
                     held.adata[held.validation, held.genes] if len(held.validation) else None,

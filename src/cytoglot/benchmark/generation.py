@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import TruncatedSVD
 
-from cytoglot.benchmark.baselines import TypeProfile
 from cytoglot.benchmark.generation_summary import (
     HELD_OUT,
     PLACKETT_LUCE,
@@ -32,6 +31,7 @@ from cytoglot.benchmark.generation_summary import (
     verdict,
 )
 from cytoglot.benchmark.results import OURS, ResultRow
+from cytoglot.benchmark.type_profile import TypeProfile
 from cytoglot.cell_model.load import CellModel
 from cytoglot.hashing import content_hashes
 from cytoglot.metrics.cell_sets import (

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_matrix
 from sklearn.base import BaseEstimator, clone
 from sklearn.model_selection import ParameterGrid
 from sklearn.pipeline import make_pipeline
 
-from cytoglot.data.normalize import log_normalize, matrix_state
-from cytoglot.errors import InputError, VocabularyMismatchError
+from cytoglot.benchmark.embedders.base import checked_vectors, fit_embedder
+from cytoglot.benchmark.embedders.expression import LogExpression
+from cytoglot.errors import InputError
 from cytoglot.metrics.classification import accuracy, macro_f1, nll
+from cytoglot.protocols import CellEmbedder
 from cytoglot.registry import Registry
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Candidates = tuple[Sequence[BaseEstimator], BaseEstimator, Mapping[str, Sequence
 nothing to choose on"""
 
 
-class Baseline(Protocol):
+class Classifier(Protocol):
     """A method to beat. Made with a seed, then fitted, then asked."""
 
     labels: tuple[str, ...]
@@ -44,7 +44,7 @@ class Baseline(Protocol):
     chosen: Mapping[str, Any]
     """what was chosen on the validation cells"""
 
-    def __init__(self, *, seed: int = 0) -> None: ...
+    def __init__(self, *, seed: int = 0, embedder: CellEmbedder | None = None) -> None: ...
 
     def fit(
         self,
@@ -64,17 +64,37 @@ class Baseline(Protocol):
         ...
 
 
-BASELINES: Registry[type[Baseline]] = Registry(
-    "baseline",
-    tuple(f"cytoglot.benchmark.baselines.{m}" for m in ("majority", "logistic_regression", "nearest_neighbors")),
+CLASSIFIERS: Registry[type[Classifier]] = Registry(
+    "classifier",
+    tuple(
+        f"cytoglot.benchmark.classifiers.{module}"
+        for module in (
+            "majority",
+            "logistic_regression",
+            "nearest_neighbors",
+            "linear_svm",
+            "nearest_centroid",
+            "mlp",
+            "celltypist",
+        )
+    ),
 )
 
 
-class PipelineBaseline:
-    """A scikit-learn pipeline on ln(1 + counts per 10,000) of the training genes; a baseline adds its `candidates`."""
+class PipelineClassifier:
+    """A scikit-learn pipeline on the expression of cells or on their embedding; a baseline adds its `candidates`.
 
-    def __init__(self, *, seed: int = 0) -> None:
-        self.seed = seed
+    Parameters
+    ----------
+    seed
+        Of every choice by chance.
+    embedder
+        What turns cells into what the classifier sees, fitted on the training cells where it can be; None:
+        ln(1 + counts per 10,000) of the training genes.
+    """
+
+    def __init__(self, *, seed: int = 0, embedder: CellEmbedder | None = None) -> None:
+        self.seed, self.embedder = seed, embedder
         self.labels: tuple[str, ...] = ()
         self.chosen: Mapping[str, Any] = {}
 
@@ -102,7 +122,10 @@ class PipelineBaseline:
         if not len(truth_n):
             raise InputError("a baseline needs labelled training cells, found none")
         self.labels = tuple(sorted(set(truth_n)))
-        self._genes, self._state = train.var_names, matrix_state(train.X)
+        if self.embedder is None:
+            self._expression = LogExpression().fit(train)
+        else:
+            self.embedder = fit_embedder(self.embedder, train)
         matrix_ng = self._matrix(train)
         fitted_on = np.arange(len(truth_n))
         if validation is not None and validation.n_obs:
@@ -157,18 +180,11 @@ class PipelineBaseline:
         for warning in told:
             logger.info("%s: %s", model, str(warning.message).partition("\n")[0])
 
-    def _matrix(self, adata: AnnData) -> csr_matrix:
-        """Return the cells in the order of the training genes, shape (n, g), float32."""
-        matrix_ng = log_normalize(adata.X, self._state, base=math.e)
-        if adata.var_names.equals(self._genes):
-            return matrix_ng
-        columns = adata.var_names.get_indexer(self._genes)
-        if (columns < 0).any():
-            raise VocabularyMismatchError(
-                f"{int((columns < 0).sum())} of the {len(self._genes)} genes of the training cells are not in these "
-                f"cells, such as {self._genes[columns < 0][0]!r}; read both with the same options"
-            )
-        return matrix_ng[:, columns]
+    def _matrix(self, adata: AnnData) -> Any:
+        """Return what the classifier sees of cells: log expression, or the vectors of the embedder."""
+        if self.embedder is None:
+            return self._expression.matrix(adata)
+        return checked_vectors(self.embedder.embed(adata), adata.n_obs, name=type(self.embedder).__name__)
 
 
 def checked_labels(adata: AnnData, labels: ArrayLike) -> Labels:

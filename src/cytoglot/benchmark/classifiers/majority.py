@@ -5,11 +5,11 @@ from __future__ import annotations
 from sklearn.dummy import DummyClassifier
 from sklearn.preprocessing import FunctionTransformer
 
-from cytoglot.benchmark.baselines.base import BASELINES, Candidates, PipelineBaseline
+from cytoglot.benchmark.classifiers.base import CLASSIFIERS, Candidates, PipelineClassifier
 
 
-@BASELINES.register("majority")
-class Majority(PipelineBaseline):
+@CLASSIFIERS.register("majority")
+class Majority(PipelineClassifier):
     """The label frequencies of the training cells for every cell; of equally frequent labels the first is predicted."""
 
     def candidates(self, n_cells: int, n_genes: int) -> Candidates:

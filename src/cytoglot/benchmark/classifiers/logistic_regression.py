@@ -5,16 +5,19 @@ from __future__ import annotations
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-from cytoglot.benchmark.baselines.base import BASELINES, Candidates, PipelineBaseline
+from cytoglot.benchmark.classifiers.base import CLASSIFIERS, Candidates, PipelineClassifier
 from cytoglot.errors import InputError
+from cytoglot.protocols import CellEmbedder
 
 
-@BASELINES.register("logistic_regression")
-class LogisticRegressionBaseline(PipelineBaseline):
-    """L2-penalized softmax regression on ln(1 + counts per 10,000) of all genes.
+@CLASSIFIERS.register("logistic_regression")
+class LogisticRegressionClassifier(PipelineClassifier):
+    """L2-penalized softmax regression on ln(1 + counts per 10,000) of all genes, or on an embedding.
 
     Parameters
     ----------
+    seed, embedder
+        See `PipelineClassifier`.
     strengths
         Values of C to try, each with genes as they are and with genes divided by their standard deviation among
         training cells (not centred, so the matrix stays sparse). Chosen by the mean of accuracy and macro-F1.
@@ -23,9 +26,14 @@ class LogisticRegressionBaseline(PipelineBaseline):
     """
 
     def __init__(
-        self, *, seed: int = 0, strengths: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0), max_iter: int = 200
+        self,
+        *,
+        seed: int = 0,
+        embedder: CellEmbedder | None = None,
+        strengths: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0),
+        max_iter: int = 200,
     ) -> None:
-        super().__init__(seed=seed)
+        super().__init__(seed=seed, embedder=embedder)
         self.strengths, self.max_iter = tuple(sorted(strengths)), max_iter
 
     def candidates(self, n_cells: int, n_genes: int) -> Candidates:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cytoglot.benchmark.baselines import TypeProfile
+from cytoglot.benchmark.type_profile import TypeProfile
 from cytoglot.data.genes.vocabulary import GeneVocabulary
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.metrics.generation import mean_overlap, pairwise_diversity

@@ -10,11 +10,11 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from cytoglot.benchmark.baselines import BASELINES, Baseline
-from cytoglot.benchmark.baselines.base import merit, validation_rows
-from cytoglot.benchmark.baselines.logistic_regression import LogisticRegressionBaseline
-from cytoglot.benchmark.baselines.majority import Majority
-from cytoglot.benchmark.baselines.nearest_neighbors import NearestNeighbors
+from cytoglot.benchmark.classifiers import CLASSIFIERS, Classifier
+from cytoglot.benchmark.classifiers.base import merit, validation_rows
+from cytoglot.benchmark.classifiers.logistic_regression import LogisticRegressionClassifier
+from cytoglot.benchmark.classifiers.majority import Majority
+from cytoglot.benchmark.classifiers.nearest_neighbors import NearestNeighbors
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import InputError, UnknownNameError, VocabularyMismatchError
 
@@ -24,12 +24,12 @@ TRAIN, VALIDATION, TEST = CELLS[:140], CELLS[140:180], CELLS[180:]
 TRAIN_LABELS, VALIDATION_LABELS, TEST_LABELS = LABELS[:140], LABELS[140:180], LABELS[180:]
 
 
-@pytest.fixture(params=list(BASELINES))
-def make(request: pytest.FixtureRequest) -> type[Baseline]:
-    return BASELINES[request.param]
+@pytest.fixture(params=list(CLASSIFIERS))
+def make(request: pytest.FixtureRequest) -> type[Classifier]:
+    return CLASSIFIERS[request.param]
 
 
-def fitted(make: type[Baseline], seed: int = 0) -> Baseline:
+def fitted(make: type[Classifier], seed: int = 0) -> Classifier:
     return make(seed=seed).fit(TRAIN, TRAIN_LABELS, VALIDATION, VALIDATION_LABELS)
 
 
@@ -38,7 +38,7 @@ def ln_cp10k(adata: AnnData) -> csr_matrix:
     return csr_matrix(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4).astype(np.float32))
 
 
-def test_probabilities_are_those_of_the_sorted_training_labels(make: type[Baseline]) -> None:
+def test_probabilities_are_those_of_the_sorted_training_labels(make: type[Classifier]) -> None:
     baseline = fitted(make)
     probabilities = baseline.predict_proba(TEST)
     assert baseline.labels == tuple(sorted(set(TRAIN_LABELS)))
@@ -48,7 +48,7 @@ def test_probabilities_are_those_of_the_sorted_training_labels(make: type[Baseli
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
 
 
-def test_the_order_of_cells_and_genes_does_not_matter_to_a_cell(make: type[Baseline]) -> None:
+def test_the_order_of_cells_and_genes_does_not_matter_to_a_cell(make: type[Classifier]) -> None:
     baseline = fitted(make)
     rng = np.random.default_rng(0)
     cells, genes = rng.permutation(TEST.n_obs), rng.permutation(TEST.n_vars)
@@ -56,7 +56,7 @@ def test_the_order_of_cells_and_genes_does_not_matter_to_a_cell(make: type[Basel
     np.testing.assert_allclose(shuffled, baseline.predict_proba(TEST)[cells], atol=1e-5)
 
 
-def test_input_is_untouched_and_the_same_seed_gives_the_same_answer(make: type[Baseline]) -> None:
+def test_input_is_untouched_and_the_same_seed_gives_the_same_answer(make: type[Classifier]) -> None:
     train, test = TRAIN.copy(), TEST.copy()
     first = make(seed=3).fit(train, TRAIN_LABELS).predict_proba(test)
     second = make(seed=3).fit(train, TRAIN_LABELS).predict_proba(test)
@@ -65,28 +65,28 @@ def test_input_is_untouched_and_the_same_seed_gives_the_same_answer(make: type[B
     assert (test.X != TEST.X).nnz == 0
 
 
-def test_log_values_give_what_counts_give(make: type[Baseline]) -> None:
+def test_log_values_give_what_counts_give(make: type[Classifier]) -> None:
     train, validation, test = (AnnData(ln_cp10k(part), var=part.var) for part in (TRAIN, VALIDATION, TEST))
     logs = make().fit(train, TRAIN_LABELS, validation, VALIDATION_LABELS)
     np.testing.assert_allclose(logs.predict_proba(test), fitted(make).predict_proba(TEST), atol=2e-3)
 
 
-def test_no_query_cells_give_no_rows(make: type[Baseline]) -> None:
+def test_no_query_cells_give_no_rows(make: type[Classifier]) -> None:
     assert fitted(make).predict_proba(TEST[:0]).shape == (0, 3)
 
 
-def test_an_empty_validation_set_is_as_good_as_none(make: type[Baseline]) -> None:
+def test_an_empty_validation_set_is_as_good_as_none(make: type[Classifier]) -> None:
     first = make().fit(TRAIN, TRAIN_LABELS).predict_proba(TEST)
     second = make().fit(TRAIN, TRAIN_LABELS, VALIDATION[:0], VALIDATION_LABELS[:0]).predict_proba(TEST)
     np.testing.assert_array_equal(first, second)
 
 
-def test_a_validation_label_that_training_never_saw_is_no_fault(make: type[Baseline]) -> None:
+def test_a_validation_label_that_training_never_saw_is_no_fault(make: type[Classifier]) -> None:
     baseline = make().fit(TRAIN, TRAIN_LABELS, VALIDATION, ["new type", *VALIDATION_LABELS[1:]])
     assert "new type" not in baseline.labels
 
 
-def test_labels_must_be_given_for_every_cell(make: type[Baseline]) -> None:
+def test_labels_must_be_given_for_every_cell(make: type[Classifier]) -> None:
     with pytest.raises(InputError, match=r"one label per cell, found 139 labels for 140 cells"):
         make().fit(TRAIN, TRAIN_LABELS[1:])
     with pytest.raises(InputError, match=r"1 of 140 cells have no label; leave them out"):
@@ -95,18 +95,18 @@ def test_labels_must_be_given_for_every_cell(make: type[Baseline]) -> None:
         make().fit(TRAIN, [float("nan"), *TRAIN_LABELS[1:]])
 
 
-@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbors])
-def test_query_cells_without_a_training_gene_are_refused(make: type[Baseline]) -> None:
+@pytest.mark.parametrize("make", [LogisticRegressionClassifier, NearestNeighbors])
+def test_query_cells_without_a_training_gene_are_refused(make: type[Classifier]) -> None:
     name = CELLS.var_names[-1]
     with pytest.raises(VocabularyMismatchError, match=f"1 of the 120 genes .* not in these cells, such as '{name}'"):
         fitted(make).predict_proba(TEST[:, :-1])
 
 
-@pytest.mark.parametrize("make", [LogisticRegressionBaseline, NearestNeighbors])
+@pytest.mark.parametrize("make", [LogisticRegressionClassifier, NearestNeighbors])
 def test_methods_that_look_at_genes_beat_the_majority_and_lose_to_chance_on_shuffled_labels(
-    make: type[Baseline],
+    make: type[Classifier],
 ) -> None:
-    def accuracy(baseline: Baseline) -> float:
+    def accuracy(baseline: Classifier) -> float:
         predicted = np.array(baseline.labels, dtype=object)[baseline.predict_proba(TEST).argmax(axis=1)]
         return float((predicted == TEST_LABELS).mean())
 
@@ -124,7 +124,7 @@ def test_majority_is_the_frequency_of_the_training_labels() -> None:
 
 
 def test_logistic_regression_is_that_of_scikit_learn_on_ln_cp10k() -> None:
-    ours = LogisticRegressionBaseline(strengths=(0.1,), max_iter=2000)
+    ours = LogisticRegressionClassifier(strengths=(0.1,), max_iter=2000)
     ours.fit(TRAIN, TRAIN_LABELS, VALIDATION, VALIDATION_LABELS)
     x, query = ln_cp10k(TRAIN), ln_cp10k(TEST)
     if ours.chosen["transform"].startswith("StandardScaler"):
@@ -139,7 +139,7 @@ def test_the_chosen_step_of_the_path_is_kept_as_it_was_fitted() -> None:
     # Labels without meaning, one of them rare: the strongest penalty always says the frequent one and is right.
     labels = np.where(np.random.default_rng(0).random(TRAIN.n_obs) < 0.3, "b", "a").astype(object)
     both, alone = (
-        LogisticRegressionBaseline(strengths=strengths).fit(TRAIN, labels, VALIDATION, ["a"] * VALIDATION.n_obs)
+        LogisticRegressionClassifier(strengths=strengths).fit(TRAIN, labels, VALIDATION, ["a"] * VALIDATION.n_obs)
         for strengths in ((0.0001, 10.0), (0.0001,))
     )
     assert both.chosen["C"] == 0.0001
@@ -186,8 +186,8 @@ def test_a_fifth_is_held_back_unless_a_label_would_be_lost() -> None:
 
 def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(InputError, match=r"needs at least two labels, found only 'a'"):
-        LogisticRegressionBaseline().fit(TRAIN[:4], ["a"] * 4)
+        LogisticRegressionClassifier().fit(TRAIN[:4], ["a"] * 4)
     with pytest.raises(InputError, match=r"at least 3 cells and 3 genes, found \(2, 120\)"):
         NearestNeighbors().fit(TRAIN[:2], ["a", "b"])
-    with pytest.raises(UnknownNameError, match=r"unknown baseline 'logistic'; did you mean 'logistic_regression'"):
-        BASELINES["logistic"]
+    with pytest.raises(UnknownNameError, match=r"unknown classifier 'logistic'; did you mean 'logistic_regression'"):
+        CLASSIFIERS["logistic"]
