@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cytoglot import __version__
-from cytoglot.cli import answer, apply, corpus, data, datasets, embed, look, models, scale
+from cytoglot.cli import answer, apply, corpus, data, datasets, embed, look, models, runner, scale
 from cytoglot.cli.command import Group, add_command
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError, ResourceError
 from cytoglot.extras import EXTRAS
@@ -71,6 +71,11 @@ _DATA: dict[str, tuple[Any, str]] = {
     "list": (datasets.list_command, "cytoglot data list"),
     "get": (datasets.get_command, "cytoglot data get pbmc3k"),
 }
+_RUNNER: dict[str, tuple[Any, str]] = {
+    "list": (runner.list_command, "cytoglot runner list"),
+    "build": (runner.build_command, "cytoglot runner build scvi-tools"),
+    "run": (runner.run_command, "cytoglot runner run scvi-tools pbmc.h5ad -o scvi.parquet"),
+}
 
 app = typer.Typer(
     name="cytoglot",
@@ -99,6 +104,15 @@ named_data = typer.Typer(
 for _name, (_function, _example) in _DATA.items():
     add_command(named_data, _name, _function, _example)
 app.add_typer(named_data, name="data", rich_help_panel="Data")
+runners = typer.Typer(
+    cls=Group,
+    help="Embed cells by models that need their own Python environment.",
+    epilog="Each command has an example: cytoglot runner COMMAND -h",
+    rich_markup_mode=None,
+)
+for _name, (_function, _example) in _RUNNER.items():
+    add_command(runners, _name, _function, _example)
+app.add_typer(runners, name="runner", rich_help_panel="Evaluation")
 for _panel, _commands in _COMMANDS.items():
     for _name, (_function, _example) in _commands.items():
         add_command(app, _name, _function, _example, panel=_panel)
