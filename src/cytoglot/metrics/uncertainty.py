@@ -91,13 +91,44 @@ def bootstrap(
     >>> found.value, found.low < 0.5 < found.high
     (0.5, True)
     """
-    sums_uk = statistic.rows_nk
-    if groups is not None:
-        codes = _unit_codes(len(sums_uk), groups)
-        sums_uk = np.zeros((int(codes.max(initial=-1)) + 1, statistic.rows_nk.shape[1]))
-        np.add.at(sums_uk, codes, statistic.rows_nk)
+    sums_uk = _sums_of_units(statistic, groups)
     values = [statistic.combine(weights_ru @ sums_uk) for weights_ru in _resamples(len(sums_uk), n_resamples, seed)]
     return _interval(statistic.value, values, n=len(statistic.rows_nk), n_units=len(sums_uk), unit=unit, level=level)
+
+
+def resampled_values(
+    statistic: AdditiveStatistic, *, groups: ArrayLike | None = None, n_resamples: int = 2000, seed: int = 0
+) -> Floats:
+    """Return the values of a statistic in the resamples of `bootstrap`, shape (r,); empty with fewer than two units.
+
+    Parameters
+    ----------
+    statistic, groups, n_resamples, seed
+        As in `bootstrap`.
+    """
+    sums_uk = _sums_of_units(statistic, groups)
+    values = [statistic.combine(weights_ru @ sums_uk) for weights_ru in _resamples(len(sums_uk), n_resamples, seed)]
+    return np.concatenate(values) if values else np.empty(0)
+
+
+def difference_statistic(ours: AdditiveStatistic, other: AdditiveStatistic) -> AdditiveStatistic:
+    """Return `ours - other` on the same cells as one statistic, so that both are resampled together.
+
+    Raises
+    ------
+    ValueError
+        The two have different numbers of cells.
+    """
+    if len(ours.rows_nk) != len(other.rows_nk):
+        raise ValueError(
+            f"a paired difference needs the same cells, found {len(ours.rows_nk)} and {len(other.rows_nk)}"
+        )
+    k = ours.rows_nk.shape[1]
+
+    def combine(sums: Floats) -> Floats:
+        return np.asarray(ours.combine(sums[..., :k]) - other.combine(sums[..., k:]))
+
+    return AdditiveStatistic(rows_nk=np.hstack([ours.rows_nk, other.rows_nk]), combine=combine)
 
 
 def bootstrap_difference(
@@ -125,16 +156,7 @@ def bootstrap_difference(
     >>> metrics.bootstrap_difference(ours, other).value
     0.5
     """
-    if len(ours.rows_nk) != len(other.rows_nk):
-        raise ValueError(
-            f"a paired difference needs the same cells, found {len(ours.rows_nk)} and {len(other.rows_nk)}"
-        )
-    k = ours.rows_nk.shape[1]
-
-    def combine(sums: Floats) -> Floats:
-        return np.asarray(ours.combine(sums[..., :k]) - other.combine(sums[..., k:]))
-
-    both = AdditiveStatistic(rows_nk=np.hstack([ours.rows_nk, other.rows_nk]), combine=combine)
+    both = difference_statistic(ours, other)
     return bootstrap(both, groups=groups, unit=unit, n_resamples=n_resamples, level=level, seed=seed)
 
 
@@ -212,6 +234,15 @@ def resampling_unit(
         if not series.isna().any() and series.nunique() >= min_groups:
             return name, series.to_numpy()
     return "cell", None
+
+
+def _sums_of_units(statistic: AdditiveStatistic, groups: ArrayLike | None) -> Floats:
+    if groups is None:
+        return statistic.rows_nk
+    codes = _unit_codes(len(statistic.rows_nk), groups)
+    sums_uk = np.zeros((int(codes.max(initial=-1)) + 1, statistic.rows_nk.shape[1]))
+    np.add.at(sums_uk, codes, statistic.rows_nk)
+    return sums_uk
 
 
 def _unit_codes(n: int, groups: ArrayLike | None) -> NDArray[np.int64]:
