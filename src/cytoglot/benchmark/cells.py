@@ -80,8 +80,15 @@ def find_source(source: str) -> Path:
 
 
 @lru_cache(maxsize=1)  # runs are in the order of data sets, so that each is read once
-def load_cells(settings_json: str) -> BenchmarkCells:
+def load_cells(settings_json: str, columns_kept: tuple[str, ...] = ()) -> BenchmarkCells:
     """Read the cells of `DataSettings`, given as JSON (which can be remembered by).
+
+    Parameters
+    ----------
+    settings_json
+        The settings.
+    columns_kept
+        Columns of obs that a method may read besides the batch, such as labels that another tool predicted.
 
     Raises
     ------
@@ -123,6 +130,11 @@ def load_cells(settings_json: str) -> BenchmarkCells:
     obs = pd.DataFrame(index=adata.obs_names.astype(str))
     if found["batch"] is not None:
         obs[BATCH] = found["batch"]
+    for kept in columns_kept:
+        if kept in (settings.label, settings.groups):
+            raise InputError(f"the column {kept!r} holds the truth of {settings.name}, so it is no prediction")
+        if kept in adata.obs:
+            obs[kept] = adata.obs[kept].to_numpy()
     plain = AnnData(csr_matrix(plain_matrix(adata.X)), obs=obs, var=pd.DataFrame(index=adata.var_names.astype(str)))
     for key, value in adata.obsm.items():
         plain.obsm[key] = np.asarray(value)

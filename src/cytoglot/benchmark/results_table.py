@@ -231,7 +231,7 @@ def _pooled(
             for model, part in parts.items():
                 if metric not in forms[model]:
                     continue
-                groups, unit = _unit(part, recipe)
+                groups, unit = resampled_unit(part)
                 interval = bootstrap(forms[model][metric], groups=groups, unit=unit, n_resamples=_N_RESAMPLES)
                 row = known[model][0] | {
                     "condition": condition,
@@ -259,7 +259,7 @@ def _pooled(
                 yield row
         for model, part in parts.items():
             if "known" in part and not part["in_training"].all():
-                groups, unit = _unit(part, recipe)
+                groups, unit = resampled_unit(part)
                 interval = _auroc(part, groups, unit)
                 yield known[model][0] | {
                     "condition": condition,
@@ -275,7 +275,7 @@ def _pooled(
                 }
 
 
-def _unit(part: pd.DataFrame, recipe: BenchmarkRecipe) -> tuple[NDArray[Any], str]:
+def resampled_unit(part: pd.DataFrame) -> tuple[NDArray[Any], str]:
     """Return what is resampled: groups where there are enough, else cells, each with all its repetitions."""
     groups = part["group"].to_numpy(dtype=object)
     if len(set(groups)) >= MIN_GROUPS:

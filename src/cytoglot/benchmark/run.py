@@ -166,6 +166,50 @@ def _of_kind(methods: Sequence[MethodSettings], protocol: Protocol) -> list[Meth
     return list(found.values())
 
 
+def columns_of(method: MethodSettings) -> tuple[str, ...]:
+    """Return the columns of obs that a method reads."""
+    return (method.options["column"],) if method.classifier == "given" else ()
+
+
+def forecast(recipe: BenchmarkRecipe, folder: str | Path) -> dict[str, Any]:
+    """Return how many runs there are, how many are missing, and how long these take by the pace of a quick method.
+
+    Of each data set and protocol the cheapest baseline is timed on its first split, and nothing is written. Slower
+    methods take longer: times of finished runs in the folder are used where there are any.
+
+    Raises
+    ------
+    InputError
+        As `run_benchmark`.
+    """
+    folder, runs, missing, seconds, disk = Path(folder), 0, 0, 0.0, 0.0
+    paces: dict[tuple[str, str], float] = {}
+    for job in _jobs(recipe, folder):
+        protocol = protocol_of(job.protocol, job.settings)
+        cells = load_cells(job.data.model_dump_json(), columns_of(job.method))
+        for seed in job.seeds:
+            try:
+                splits = protocol.splits(cells, seed)
+            except CytoglotError:
+                continue
+            names = [run_id(job, split, seed) for split in splits]
+            kept = [record for name in names if (record := read_run(folder, name)) is not None and not record["error"]]
+            runs, missing = runs + len(names), missing + len(names) - len(kept)
+            disk += cells.adata.n_obs * 40e-6
+            if len(kept) == len(names):
+                continue
+            pace = float(np.mean([record["cpu_seconds"] for record in kept])) if kept else None
+            key = (job.data.name, job.protocol)
+            if pace is None and key not in paces:
+                began = time.process_time()
+                quick = MethodSettings(name="quick", classifier="logistic_regression", embedder="pca")
+                quick = quick if protocol.judges == "labels" else quick.model_copy(update={"classifier": None})
+                protocol.run(cells, Maker(quick, cells), splits[0], seed)
+                paces[key] = time.process_time() - began
+            seconds += (pace if pace is not None else 3 * paces[key]) * (len(names) - len(kept))
+    return {"runs": runs, "missing": missing, "seconds": round(seconds, 1), "disk_mb": round(disk, 1)}
+
+
 def run_id(job: Job, split: str, seed: int) -> str:
     """Return the name of a run: the same for the same data, settings, split, seed and version of cytoglot."""
     data = job.data.model_dump(mode="json", exclude={"name", "source"})
@@ -191,7 +235,7 @@ def _work(job: Job) -> list[dict[str, Any]]:
             if kept is not None and kept["error"] is None:
                 told.append({"id": name, "what": "", "error": None, "cached": True})
                 continue
-            cells = load_cells(job.data.model_dump_json())
+            cells = load_cells(job.data.model_dump_json(), columns_of(job.method))
             maker = maker or Maker(job.method, cells)
             _reset_peak_memory()
             began, began_cpu = time.perf_counter(), time.process_time()
@@ -307,7 +351,7 @@ def reproduce(folder: str | Path, name: str) -> Reproduction:
     data, method = DataSettings.model_validate(record["data"]), MethodSettings.model_validate(record["method"])
     if data_fingerprint(data) != record["data_fingerprint"]:
         raise InputError(f"the file {data.source} has changed since run {name}; its numbers were of another file")
-    cells = load_cells(data.model_dump_json())
+    cells = load_cells(data.model_dump_json(), columns_of(method))
     protocol = protocol_of(record["protocol"], record["settings"])
     again = protocol.run(cells, Maker(method, cells), record["split"], record["seed"])
     before = read_cells(folder, name)

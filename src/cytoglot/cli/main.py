@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from cytoglot import __version__
-from cytoglot.cli import answer, apply, corpus, data, datasets, embed, look, models, runner, scale
+from cytoglot.cli import answer, apply, benchmark, corpus, data, datasets, embed, look, models, runner, scale
 from cytoglot.cli.command import Group, add_command
 from cytoglot.errors import CytoglotError, InputError, MissingExtraError, ResourceError
 from cytoglot.extras import EXTRAS
@@ -77,6 +77,12 @@ _RUNNER: dict[str, tuple[Any, str]] = {
     "run": (runner.run_command, "cytoglot runner run scvi-tools pbmc.h5ad -o scvi.parquet"),
 }
 
+_BENCHMARK: dict[str, tuple[Any, str]] = {
+    "run": (benchmark.run_command, "cytoglot benchmark run recipes/verdict.yaml -o verdict"),
+    "report": (benchmark.benchmark_report_command, "cytoglot benchmark report verdict"),
+    "reproduce": (benchmark.reproduce_command, "cytoglot benchmark reproduce 0123456789abcdef --folder verdict"),
+}
+
 app = typer.Typer(
     name="cytoglot",
     cls=Group,
@@ -113,6 +119,15 @@ runners = typer.Typer(
 for _name, (_function, _example) in _RUNNER.items():
     add_command(runners, _name, _function, _example)
 app.add_typer(runners, name="runner", rich_help_panel="Evaluation")
+comparisons = typer.Typer(
+    cls=Group,
+    help="Compare models with simple methods, with intervals and a ceiling.",
+    epilog="Each command has an example: cytoglot benchmark COMMAND -h",
+    rich_markup_mode=None,
+)
+for _name, (_function, _example) in _BENCHMARK.items():
+    add_command(comparisons, _name, _function, _example)
+app.add_typer(comparisons, name="benchmark", rich_help_panel="Evaluation")
 for _panel, _commands in _COMMANDS.items():
     for _name, (_function, _example) in _commands.items():
         add_command(app, _name, _function, _example, panel=_panel)

@@ -270,11 +270,16 @@ def evaluate_command(
 
 
 def report_command(
-    folder: Annotated[Path, typer.Argument(help="Folder that `cytoglot evaluate` wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of `cytoglot evaluate` or `cytoglot benchmark run`.")],
     overwrite: opt.Overwrite = False,
     json: opt.Json = False,
 ) -> None:
-    """Write an HTML page about an evaluation."""
+    """Write an HTML page about an evaluation or a comparison."""
+    if (folder / "recipe.json").is_file() and (folder / "runs").is_dir():
+        from cytoglot.cli.benchmark import report_of_benchmark
+
+        show(report_of_benchmark(folder), as_json=json)
+        return
     from cytoglot.report.html import PAGE, write_report
 
     refuse_existing(folder / PAGE, overwrite=overwrite)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
@@ -64,7 +64,7 @@ class Classifier(Protocol):
         ...
 
 
-CLASSIFIERS: Registry[type[Classifier]] = Registry(
+CLASSIFIERS: Registry[Callable[..., Classifier]] = Registry(
     "classifier",
     tuple(
         f"cytoglot.benchmark.classifiers.{module}"
@@ -76,6 +76,7 @@ CLASSIFIERS: Registry[type[Classifier]] = Registry(
             "nearest_centroid",
             "mlp",
             "celltypist",
+            "given",
         )
     ),
 )
