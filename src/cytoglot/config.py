@@ -33,6 +33,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def recipes() -> dict[str, Path]:
+    """Return name → file of the recipes: those packaged in a wheel, else those of the repository."""
+    home = Path(__file__).parent
+    folder = home / "recipes" if (home / "recipes").is_dir() else home.parents[1] / "recipes"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 S = TypeVar("S", bound=Settings)
 Overrides = Mapping[str, Any] | str | Iterable[str]
 

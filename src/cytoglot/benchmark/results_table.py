@@ -95,6 +95,12 @@ def read_plan(folder: Path) -> tuple[BenchmarkRecipe, list[str]]:
     return recipe, sorted(path.stem for path in (folder / RUNS).glob("*.json"))
 
 
+def skipped_of(folder: Path) -> list[str]:
+    """Return the protocols that do not fit a data set, with the reason."""
+    plan = folder / "plan.json"
+    return list(json.loads(plan.read_text(encoding="utf-8"))["skipped"]) if plan.is_file() else []
+
+
 def _by_task(folder: Path, records: list[dict[str, Any]], recipe: BenchmarkRecipe) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of each protocol and data set, in the order of the recipe."""
     order = {method.name: place for place, method in enumerate(recipe.methods)}

@@ -64,6 +64,8 @@ class BenchmarkSummary:
     cached: int
     """found in the folder, and not computed again"""
     errors: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    """protocols that do not fit a data set, with the reason"""
 
 
 def run_benchmark(recipe: BenchmarkRecipe, folder: str | Path, *, workers: int = 1) -> BenchmarkSummary:
@@ -98,16 +100,25 @@ def run_benchmark(recipe: BenchmarkRecipe, folder: str | Path, *, workers: int =
         n_runs = n_cached = 0
         errors: list[str] = []
         ids: list[str] = []
+        skipped: dict[str, None] = {}
         with running("local", workers) as pool:
             for found in pool.map(_work, jobs, description="benchmark", unit="job"):
-                n_runs += len(found)
+                n_runs += sum(run["id"] is not None for run in found)
                 n_cached += sum(run["cached"] for run in found)
                 errors += [f"{run['what']}: {run['error']}" for run in found if run["error"]]
-                ids += [run["id"] for run in found]
-        write_json(folder / "plan.json", {"runs": sorted(ids)})
+                skipped |= {run["skipped"]: None for run in found if run["skipped"]}
+                ids += [run["id"] for run in found if run["id"]]
+        write_json(folder / "plan.json", {"runs": sorted(ids), "skipped": list(skipped)})
     for error in errors:
         logger.warning("failed: %s", error)
-    return BenchmarkSummary(folder=folder, runs=n_runs, failed=len(errors), cached=n_cached, errors=tuple(errors))
+    return BenchmarkSummary(
+        folder=folder,
+        runs=n_runs,
+        failed=len(errors),
+        cached=n_cached,
+        errors=tuple(errors),
+        skipped=tuple(skipped),
+    )
 
 
 def _jobs(recipe: BenchmarkRecipe, folder: Path) -> list[Job]:
@@ -227,13 +238,14 @@ def _work(job: Job) -> list[dict[str, Any]]:
         try:
             splits = _remembered_splits(job, protocol, seed)
         except CytoglotError as error:
-            told.append(_keep_failure(job, "", seed, str(error)))
+            reason = f"{job.protocol}, {job.data.name}: {error}"
+            told.append({"id": None, "what": "", "error": None, "cached": False, "skipped": reason})
             continue
         for split in splits:
             name = run_id(job, split, seed)
             kept = read_run(job.folder, name)
             if kept is not None and kept["error"] is None:
-                told.append({"id": name, "what": "", "error": None, "cached": True})
+                told.append({"id": name, "what": "", "error": None, "cached": True, "skipped": ""})
                 continue
             cells = load_cells(job.data.model_dump_json(), columns_of(job.method))
             maker = maker or Maker(job.method, cells)
@@ -251,7 +263,7 @@ def _work(job: Job) -> list[dict[str, Any]]:
                 "memory_mb": round(_peak_memory_mb(), 1),
             }
             write_run(job, split, seed, outcome, cost | {"sees_all_cells": maker.sees_all_cells}, cells.warnings)
-            told.append({"id": name, "what": "", "error": None, "cached": False})
+            told.append({"id": name, "what": "", "error": None, "cached": False, "skipped": ""})
     return told
 
 
@@ -302,7 +314,7 @@ def _keep_failure(job: Job, split: str, seed: int, error: str) -> dict[str, Any]
     record = facts | nothing | {"values": {}, "notes": [], "error": error}
     write_json(job.folder / RUNS / f"{facts['id']}.json", record)
     what = f"{job.protocol}, {job.data.name}, {job.method.name}" + (f", split {split}" if split else "")
-    return {"id": facts["id"], "what": what, "error": error, "cached": False}
+    return {"id": facts["id"], "what": what, "error": error, "cached": False, "skipped": ""}
 
 
 def read_run(folder: Path, name: str) -> dict[str, Any] | None:

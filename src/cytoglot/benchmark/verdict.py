@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from cytoglot.atomic import write_json
-from cytoglot.benchmark.results_table import LOWER_IS_BETTER, read_plan, resampled_unit, statistics
+from cytoglot.benchmark.results_table import LOWER_IS_BETTER, read_plan, resampled_unit, skipped_of, statistics
 from cytoglot.benchmark.run import read_cells
 from cytoglot.metrics.classification import per_class as class_scores
 from cytoglot.metrics.uncertainty import resampled_values
@@ -33,6 +33,7 @@ def write_verdict(folder: str | Path, table: pd.DataFrame) -> list[str]:
     recipe, _ = read_plan(Path(folder))
     content = {
         "name": recipe.name,
+        "skipped": skipped_of(Path(folder)),
         "reference": recipe.reference,
         "margin": recipe.margin,
         "verdicts": found,

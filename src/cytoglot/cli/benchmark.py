@@ -58,8 +58,7 @@ def run_command(
     from cytoglot.benchmark.results_table import write_results
     from cytoglot.benchmark.run import forecast, run_benchmark
     from cytoglot.benchmark.verdict import write_verdict
-    from cytoglot.cli.look import recipes
-    from cytoglot.config import load_recipe
+    from cytoglot.config import load_recipe, recipes
     from cytoglot.report.verdict_page import write_verdict_page
 
     if (recipe is None) == (not data):

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-import cytoglot
 from cytoglot.cli import options as opt
 from cytoglot.cli.output import show
+from cytoglot.config import recipes
 from cytoglot.errors import InputError, UnknownNameError
 
 
@@ -56,13 +56,6 @@ def info_command(
     else:
         result["first_genes"] = ", ".join(symbols[:8])
     show(result, as_json=json)
-
-
-def recipes() -> dict[str, Path]:
-    """Return name → file of the recipes: those packaged in a wheel, else those of the repository."""
-    home = Path(cytoglot.__file__).parent
-    folder = home / "recipes" if (home / "recipes").is_dir() else home.parents[1] / "recipes"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def recipes_command(

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from cytoglot.cli import options as opt
-from cytoglot.cli.look import recipes
 from cytoglot.cli.output import check_folder, refuse_existing, show
+from cytoglot.config import recipes
 from cytoglot.errors import InputError
 
 ModelArgument = Annotated[Path | None, typer.Argument(metavar="MODEL", help="As --model.", show_default=False)]

@@ -157,11 +157,11 @@ def _pareto(table: pd.DataFrame) -> str:
     if len(found) < 2:
         return ""
     with canvas(7.2, 4.2) as (figure, (ax,)):
-        for name, row in found.iterrows():
+        for place, (name, row) in enumerate(found.sort_values("value").iterrows()):
             color = ACCENT if row["role"] == "model" else INK
             ax.plot(max(row["seconds"], 1e-2), row["value"], "o", color=color, ms=6)
-            ax.annotate(str(name), (max(row["seconds"], 1e-2), row["value"]), xytext=(6, 3), fontsize=8,
-                        textcoords="offset points", color=color)  # fmt: skip
+            ax.annotate(str(name), (max(row["seconds"], 1e-2), row["value"]), fontsize=8,
+                        xytext=(6, 4 if place % 2 else -11), textcoords="offset points", color=color)  # fmt: skip
         front = found.sort_values("seconds")
         front = front[front["value"] == front["value"].cummax()]
         ax.step(front["seconds"].clip(lower=1e-2), front["value"], where="post", color=GRID, lw=2, zorder=0)

@@ -77,6 +77,7 @@ CLASSIFIERS: Registry[Callable[..., Classifier]] = Registry(
             "mlp",
             "celltypist",
             "given",
+            "cell_model",
         )
     ),
 )
