@@ -108,7 +108,9 @@ def train_supervised(job: TrainJob) -> CellModel:
             if recipe.model.sentence_head and "cell_type_annotation" in cells.shares and found is not None:
                 head = fit_sentence_head(cells.sample, found, spec.labels)
             model = CellModel(lm=lm, spec=spec, folder=run.folder, profile=profile, head=head)
-            return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
+            return calibrate_model(
+                model, found, generation=cells.fits_generation, seed=seed, n_learned=history.n_tokens
+            )
 
         return finish(
             run,
