@@ -54,6 +54,9 @@ class Calibration:
     """diversity of cells generated at that temperature divided by that of real validation cells of their types; about 1
     for a model that has learned to write cells, None where it was not measured"""
     n_validation: int = 0
+    """validation cells that were scored and have a label of the training cells"""
+    n_not_scored: int = 0
+    """those left out because scoring all would have cost too much beside the training"""
     validation_loss: float = 0.0
     """negative log-likelihood of the true label at this temperature, nats per cell"""
     validation_accuracy: float | None = None

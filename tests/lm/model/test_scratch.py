@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from cytoglot.config import load_recipe
 from cytoglot.errors import InputError, UnknownNameError
 from cytoglot.lm.model.language_model import LanguageModel
-from cytoglot.lm.model.scratch import PRESETS, ScratchSettings, scratch_model, scratch_settings
+from cytoglot.lm.model.scratch import PRESETS, ScratchSettings, scratch_model, scratch_settings, start_at_frequencies
 from cytoglot.lm.model.tokenizer import build_tokenizer, encode_prompts, word_token_ids
 
 WORDS = [f"G{i}" for i in range(60)]
@@ -173,3 +173,30 @@ def test_faulty_vectors_are_named(tokenizer, vectors):
     with pytest.raises(InputError, match="found 1 of 60 that are several, such as 'unknown'"):
         make([*WORDS[:-1], "unknown"], vectors)
     assert np.isfinite(make(WORDS, np.zeros((60, 4))).get_input_embeddings().weight.detach().numpy()).all()
+
+
+def test_tokens_start_at_their_frequency_after_a_prompt_and_elsewhere_as_before(tokenizer, vectors, texts):
+    model = scratch_model(tokenizer, "small", seed=0, words=WORDS, word_vectors=vectors, word_texts=texts)
+    prompts = encode_prompts(tokenizer, [" ".join(WORDS[i] for i in text) + ". Type:" for text in texts])
+    first, second = (int(i) for i in word_token_ids(tokenizer, ["G3", "G7"]))
+    answers = np.array([first] * 60 + [second] * 20)
+
+    def probabilities():
+        with torch.no_grad():
+            logits = [model(torch.from_numpy(ids)[None]).logits[0] for ids in prompts]
+        ends = torch.stack([torch.softmax(one[-1], dim=-1) for one in logits]).mean(dim=0)
+        return ends, torch.cat([torch.softmax(one[1:-3], dim=-1)[:, [first, second]] for one in logits]).mean(dim=0)
+
+    _, before = probabilities()
+    start_at_frequencies(model, prompts, answers)
+    ends, within = probabilities()
+    assert ends[[first, second]].tolist() == pytest.approx([0.75, 0.25], abs=0.05)
+    assert within.tolist() == pytest.approx(before.tolist(), abs=0.02)
+
+
+def test_prompts_beyond_the_context_and_tied_vectors_leave_the_model_as_it_is(tokenizer):
+    for settings, length in (({"context_length": 8}, 9), ({"tie_embeddings": True}, 5)):
+        model = scratch_model(tokenizer, scratch_settings("tiny", settings), seed=0)
+        before = weights(model)
+        start_at_frequencies(model, [np.arange(length)], np.array([3]))
+        assert all(torch.equal(before[name], after) for name, after in weights(model).items())

@@ -12,6 +12,7 @@ from anndata import AnnData
 from cytoglot.benchmark.evaluate import EvaluateSettings, evaluate
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import Calibration, CellModelSpec, HybridCalibration
+from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.training.cells import CellSample
 from cytoglot.training.validation.calibrate import calibrate, calibrate_model
 
@@ -115,6 +116,36 @@ def test_accuracy_and_majority_are_those_of_the_cells(
     assert ("has not learned to tell cell types" in caplog.text) == turned
 
 
+@pytest.mark.parametrize(("n_learned", "n_scored"), [(None, 100), (0, 64), (10**7, 100)])
+def test_fewer_cells_are_scored_where_all_would_cost_too_much_beside_the_training(
+    n_learned: int | None, n_scored: int, tiny_model: CellModel, cells: AnnData, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    sample = _sample(tiny_model, cells[:100])
+    found = calibrate_model(tiny_model, sample, generation=False, seed=0, n_learned=n_learned).spec.calibration
+    assert (found.n_validation, found.n_not_scored) == (n_scored, 100 - n_scored)
+    assert (f"{n_scored} of 100 validation cells are scored" in caplog.text) == (n_scored < 100)
+
+
+def test_scoring_costs_a_quarter_of_the_training_at_most(tiny_model: CellModel, cells: AnnData) -> None:
+    sample, model = _sample(tiny_model, cells[:100]), replace(tiny_model, head=None)
+    prompts = model.cell_prompts(sample.sentences)
+    n_tokens = np.mean([len(ids) for ids in encode_prompts(model.lm.tokenizer, [prompt.text for prompt in prompts])])
+    # A learned token costs as much as three that are read.
+    for views, factor in ((1, 1), (2, 1 + 2)):
+        several = replace(model, spec=replace(model.spec, views=views))
+        n_learned = int(80 * n_tokens * factor / 0.25 / 3)
+        found = calibrate_model(several, sample, generation=False, seed=0, n_learned=n_learned).spec.calibration
+        assert found.n_validation == pytest.approx(80, abs=2)
+
+
+def _sample(model: CellModel, cells: AnnData) -> CellSample:
+    return CellSample(
+        sentences=model.sentences(cells)[0],
+        metadata={"cell_type": cells.obs["cell_type"].astype(str).to_numpy(dtype=object)},
+    )
+
+
 def test_card_and_evaluation_repeat_the_warning(
     tiny_model: CellModel, cells: AnnData, tiny_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +161,9 @@ def test_card_and_evaluation_repeat_the_warning(
     spec.save(folder)
     assert CellModelSpec.load(folder).calibration == BELOW
     assert f"**Warning:** {BELOW.warning}." in write_model_card(folder).read_text()
+    assert "not scored" not in (folder / "README.md").read_text()
+    replace(spec, calibration=replace(BELOW, n_not_scored=1176)).save(folder)
+    assert "On 40 validation cells (1,176 more were not scored" in write_model_card(folder).read_text()
     settings = EvaluateSettings(control=False, generation=False, probe=False, maps=False)
     found = evaluate(cells, replace(tiny_model, spec=spec), out=tmp_path / "e", settings=settings, device="cpu")
     assert BELOW.warning in found.messages

@@ -150,6 +150,48 @@ def scratch_model(
     return model.eval()
 
 
+_RARE = 0.01  # probability of all tokens together that follow no prompt of the sample
+_RIDGE = 0.01  # relative to the mean square of the hidden states
+
+
+def start_at_frequencies(
+    model: LlamaForCausalLM, prompts: Sequence[NDArray[np.integer]], next_tokens: NDArray[np.integer]
+) -> None:
+    """Change the output layer so that each token begins with its frequency after such prompts, elsewhere as before.
+
+    Without this the first steps learn only which tokens occur at all. The gradient is then the same for every prompt,
+    and so large that it undoes what the model starts with (see `_start_as_pool`): some runs need hundreds of steps to
+    find the differences between prompts again. Does nothing where embedding and output layer are one.
+
+    Parameters
+    ----------
+    prompts
+        Token ids of each, with their opening tokens; those beyond the context are left out.
+    next_tokens
+        The token that follows each.
+    """
+    limit = model.config.max_position_embeddings
+    fit = [i for i, ids in enumerate(prompts) if 2 <= len(ids) <= limit]
+    if model.config.tie_word_embeddings or not fit:
+        return
+    ends, before_dd = [], torch.zeros(model.config.hidden_size, model.config.hidden_size, dtype=torch.float64)
+    with torch.no_grad():
+        for i in fit:
+            ids_bt = torch.from_numpy(np.asarray(prompts[i], dtype=np.int64))[None]
+            hidden_td = model.model(input_ids=ids_bt, use_cache=False).last_hidden_state[0].double()
+            ends.append(hidden_td[-1])
+            before_dd += hidden_td[:-1].T @ hidden_td[:-1] / (len(hidden_td) - 1)
+        end_nd = torch.stack(ends)
+        # The direction that is 1 at the end of a prompt and 0 before it, by ridge regression.
+        gram_dd = (end_nd.T @ end_nd + before_dd) / len(fit)
+        gram_dd += _RIDGE * gram_dd.diagonal().mean() * torch.eye(len(gram_dd), dtype=torch.float64)
+        direction_d = torch.linalg.solve(gram_dd, end_nd.mean(dim=0))
+        n_vocabulary = len(model.lm_head.weight)
+        count_v = np.bincount(np.asarray(next_tokens)[fit], minlength=n_vocabulary)
+        log_p_v = np.log(np.maximum(count_v / len(fit), _RARE / n_vocabulary))
+        model.lm_head.weight += torch.outer(torch.from_numpy(log_p_v), direction_d).float()
+
+
 def llama_config(tokenizer: PreTrainedTokenizerBase, settings: ScratchSettings) -> LlamaConfig:
     """Return the configuration of the model that `scratch_model` makes."""
     return LlamaConfig(

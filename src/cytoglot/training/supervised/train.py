@@ -17,12 +17,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cytoglot.cell_model.load import CellModel, check_same_genes
 from cytoglot.corpus.format.folder import Part
-from cytoglot.corpus.read.examples import available_tasks
+from cytoglot.corpus.read.examples import available_tasks, sample_examples
 from cytoglot.corpus.read.loader import BatchSettings, ExampleSettings
 from cytoglot.errors import InputError
 from cytoglot.lm.model.language_model import LanguageModel, set_threads
-from cytoglot.lm.model.scratch import scratch_model
-from cytoglot.lm.model.tokenizer import build_tokenizer, padding_id
+from cytoglot.lm.model.scratch import scratch_model, start_at_frequencies
+from cytoglot.lm.model.tokenizer import build_tokenizer, encode_completions, encode_prompts, padding_id
 from cytoglot.lm.scoring.distinct_words import AnswerWords
 from cytoglot.sentence.profile import CellProfile, fit_profile
 from cytoglot.tasks.task import tasks
@@ -42,6 +42,8 @@ from cytoglot.training.validation.sentence_head import fit_sentence_head
 logger = logging.getLogger(__name__)
 
 _LONGEST = 1 << 15
+_PRIOR_EXAMPLES = 256
+"""questions for a cell's type, which tell a model from nothing how frequent the labels are"""
 _METADATA = {"cell_type", "organism", "tissue", "disease", "sex", "development_stage", "assay", "condition"}
 """metadata whose values are worth pieces of their own in a new tokenizer"""
 _MAX_DENSE = 60_000_000  # values of the dense matrix that the gene vectors are made from: 240 MB
@@ -108,7 +110,9 @@ def train_supervised(job: TrainJob) -> CellModel:
             if recipe.model.sentence_head and "cell_type_annotation" in cells.shares and found is not None:
                 head = fit_sentence_head(cells.sample, found, spec.labels)
             model = CellModel(lm=lm, spec=spec, folder=run.folder, profile=profile, head=head)
-            return calibrate_model(model, found, generation=cells.fits_generation, seed=seed)
+            return calibrate_model(
+                model, found, generation=cells.fits_generation, seed=seed, n_learned=history.n_tokens
+            )
 
         return finish(
             run,
@@ -254,7 +258,8 @@ def new_model(
         rank = min(recipe.model.word_vector_rank, scratch.hidden_size - 1, expression_ng.shape[0] - 1)
         vectors = co_expression_vectors(expression_ng, rank=rank, seed=seed)
     chosen = np.random.default_rng([seed, 4]).permutation(len(sentences))[:1000]
-    texts = [sentences.ids(int(i))[: recipe.sentence.top_genes] for i in chosen]
+    top_genes = recipe.sentence.top_genes
+    texts = [sentences.ids(int(i))[:top_genes] for i in chosen]
     model = scratch_model(
         tokenizer,
         scratch,
@@ -264,6 +269,13 @@ def new_model(
         word_texts=texts,
         has_profile=has_profile(cells, recipe),
     )
+    if "cell_type_annotation" in cells.shares:
+        asked = sample_examples(
+            cells.corpus, "train", _PRIOR_EXAMPLES, task="cell_type_annotation", seed=seed, top_genes=top_genes
+        )
+        prompts = encode_prompts(tokenizer, [one.prompt for one in asked])
+        answers = encode_completions(tokenizer, [one.completion for one in asked])
+        start_at_frequencies(model, prompts, np.array([ids[0] for ids in answers], dtype=np.int64))
     return model, tokenizer
 
 

@@ -15,6 +15,7 @@ from scipy.special import log_softmax
 
 from cytoglot.cell_model.load import CellModel
 from cytoglot.cell_model.spec import Calibration, HybridCalibration
+from cytoglot.lm.model.tokenizer import encode_prompts
 from cytoglot.metrics.generation import pairwise_diversity
 from cytoglot.sentence.cell_sentence import CellSentences
 from cytoglot.training.cells import CellSample
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 KEPT_SHARE = 0.95  # the threshold keeps this share of the rightly annotated validation cells
 _HEAD_WEIGHTS = tuple(tenth / 10 for tenth in range(1, 10))
 _LEAST_TO_DIVIDE = 200  # validation cells; fewer fit everything together
+_LEAST_SCORED, _SHARE_OF_TRAINING = 64, 0.25
+"""validation cells that are scored in any case, and how much of what training cost the scoring of more may cost"""
+_COST_OF_LEARNING = 3
+"""of a token, in forward passes: a backward pass costs two"""
 
 
 def calibrate(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> Calibration:
@@ -94,7 +99,9 @@ def _accuracy(scores_nk: NDArray[np.float64], truth_n: NDArray[np.integer]) -> f
     return float((scores_nk.argmax(axis=1) == truth_n)[known].mean()) if known.any() else None
 
 
-def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: bool, seed: int) -> CellModel:
+def calibrate_model(
+    model: CellModel, cells: CellSample | None, *, generation: bool, seed: int, n_learned: int | None = None
+) -> CellModel:
     """Choose between one view and the spec's number by the validation loss, then keep temperature and threshold.
 
     These cells have also ended the training, so with few donors the confidence on others is a little too high: dividing
@@ -106,6 +113,9 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
         Validation cells; without any, or without labels, the model comes back as it is.
     generation
         Compare generated cells with these, if the model writes any.
+    n_learned
+        Tokens that the model was trained on. Where scoring all cells would cost more than a quarter of that, fewer are
+        scored, at random, but 64 at least: a large base takes seconds for a cell. None scores all.
     """
     if cells is None or not model.spec.labels:
         return model
@@ -113,9 +123,17 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
     if len(known) == 0:
         return model
     known = np.random.default_rng([seed, 10]).permutation(known)  # halves are of all donors
+    scored = known if n_learned is None else known[: _affordable(model, cells.sentences[known], n_learned)]
+    if len(scored) < len(known):
+        logger.info(
+            "%d of %d validation cells are scored: more would cost over %.0f %% of what the training did",
+            len(scored),
+            len(known),
+            100 * _SHARE_OF_TRAINING,
+        )
     place = {label: i for i, label in enumerate(model.spec.labels)}
-    truth = np.array([place.get(label, -1) for label in cells.labels[known]], dtype=np.int64)
-    sentences = cells.sentences[known]
+    truth = np.array([place.get(label, -1) for label in cells.labels[scored]], dtype=np.int64)
+    sentences = cells.sentences[scored]
     fitted, scores_of = {}, {}
     for views in sorted({1, model.spec.views}):
         scores_of[views] = model.label_scores(sentences, views=views)
@@ -146,6 +164,7 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
         generation_temperature=before.generation_temperature,
         generation_diversity=diversity,
         hybrid=hybrid,
+        n_not_scored=len(known) - len(scored),
     )
     if "cell_type_annotation" in model.spec.tasks:
         majority_nk = np.tile(model.spec.label_counts, (len(truth), 1))
@@ -157,6 +176,14 @@ def calibrate_model(model: CellModel, cells: CellSample | None, *, generation: b
         if calibration.warning is not None:
             logger.warning("%s", calibration.warning)
     return replace(model, spec=replace(model.spec, views=best, calibration=calibration))
+
+
+def _affordable(model: CellModel, sentences: CellSentences, n_learned: int) -> int:
+    """Return how many cells can be scored; by tokens and not by the clock, so that a repeated run finds the same."""
+    prompts = model.cell_prompts(sentences[:_LEAST_SCORED])
+    n_tokens = sum(map(len, encode_prompts(model.lm.tokenizer, [prompt.text for prompt in prompts]))) / len(prompts)
+    n_views = sum({1, model.spec.views})
+    return max(_LEAST_SCORED, int(_SHARE_OF_TRAINING * _COST_OF_LEARNING * n_learned / (n_tokens * n_views)))
 
 
 _MAX_TYPES, _MAX_CELLS, _MIN_CELLS = 4, 10, 4
