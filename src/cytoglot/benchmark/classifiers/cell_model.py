@@ -111,7 +111,7 @@ class TrainedCellModel:
             seed=self.seed,
             device=self.device,
         )
-        self.labels = tuple(self._model.labels)
+        self.labels = tuple(sorted(self._model.labels))
         self.chosen = {"method": self._model.annotation_method() if self.method == "auto" else self.method}
         return self
 
@@ -122,5 +122,5 @@ class TrainedCellModel:
         if adata.n_obs == 0:
             return np.zeros((0, len(self.labels)))
         sentences, _ = self._model.sentences(adata)
-        found = label_probabilities(self._model, sentences, method=self.method).probability_nk
-        return np.asarray(found, dtype=np.float64)
+        found = label_probabilities(self._model, sentences, labels=self.labels, method=self.method)
+        return np.asarray(found.probability_nk, dtype=np.float64)

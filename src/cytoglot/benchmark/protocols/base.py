@@ -80,6 +80,8 @@ class Maker:
                 raise InputError(f"{self.method.name} sees all cells, so it cannot embed changed ones")
             return made
         vectors_nd = made.embed(self._cells.adata.copy())
+        if not sees_all_cells(made):
+            check_alone(vectors_nd, made.embed, self._cells.adata)
         names = self._cells.adata.obs_names
         self._fixed = Precomputed(names, vectors_nd, source=self.method.name, sees_all_cells=sees_all_cells(made))
         return self._fixed
