@@ -145,3 +145,35 @@ def reproduce_command(
     from cytoglot.benchmark.run import reproduce
 
     show(asdict(reproduce(folder, run_id)), as_json=json)
+
+
+def calibrate_command(
+    recipe: Annotated[str, typer.Argument(help="YAML file of a comparison.")],
+    output: opt.Folder = Path("calibration"),
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions.")] = 3,
+    settings: opt.Settings = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Processes.")] = 1,
+    json: opt.Json = False,
+) -> None:
+    """Measure which metric can judge on which data set, before any model is judged.
+
+    Where a second measurement of the same cells is no better than the simple baseline, neither can a model be told to
+    be. `benchmark run -o` into the same folder shows it on the page.
+    """
+    from cytoglot.benchmark.calibration import CALIBRATION_FILE, calibrate
+    from cytoglot.benchmark.recipe import BenchmarkRecipe
+    from cytoglot.config import load_recipe, recipes
+
+    named = None if Path(recipe).exists() else recipes().get(recipe)
+    chosen = load_recipe(BenchmarkRecipe, named or recipe, settings or ())
+    summary, rows = calibrate(chosen, output, seeds=tuple(range(seeds)), workers=workers)
+    show(
+        {
+            "runs": summary.runs,
+            "failed": summary.failed,
+            "cached": summary.cached,
+            "results": output / CALIBRATION_FILE,
+            "metrics": rows,
+        },
+        as_json=json,
+    )

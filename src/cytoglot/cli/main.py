@@ -80,6 +80,7 @@ _RUNNER: dict[str, tuple[Any, str]] = {
 _BENCHMARK: dict[str, tuple[Any, str]] = {
     "run": (benchmark.run_command, "cytoglot benchmark run recipes/verdict.yaml -o verdict"),
     "report": (benchmark.benchmark_report_command, "cytoglot benchmark report verdict"),
+    "calibrate": (benchmark.calibrate_command, "cytoglot benchmark calibrate recipes/verdict.yaml -o calibration"),
     "reproduce": (benchmark.reproduce_command, "cytoglot benchmark reproduce 0123456789abcdef --folder verdict"),
 }
 

@@ -47,6 +47,7 @@ def write_verdict_page(folder: str | Path) -> Path:
     if not (folder / "results.parquet").is_file() or not (folder / "verdict.json").is_file():
         raise InputError(f"{folder} has no results.parquet and verdict.json; run `cytoglot benchmark report {folder}`")
     table = pd.read_parquet(folder / "results.parquet")
+    calibration = folder / "calibration.json"
     facts = json.loads((folder / "verdict.json").read_text(encoding="utf-8"))
     loader = jinja2.PackageLoader("cytoglot.report", "templates")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -55,6 +56,7 @@ def write_verdict_page(folder: str | Path) -> Path:
     page = environment.get_template("verdict.html").render(
         facts=facts,
         sections=_sections(table, facts),
+        calibration=json.loads(calibration.read_text(encoding="utf-8")) if calibration.is_file() else None,
         failed=table[table["metric"] == "failed"].to_dict("records"),
         pareto=_pareto(table),
         n_runs=table[table["run_id"].notna()]["run_id"].nunique(),
