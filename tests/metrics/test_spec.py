@@ -14,6 +14,7 @@ from cytoglot.tasks import tasks
 RNG = np.random.default_rng(0)
 TRUTH, PREDICTED = RNG.choice(list("abc"), 50), RNG.choice(list("abc"), 50)
 PROBABILITIES = RNG.dirichlet(np.ones(3), 50)
+VECTORS = RNG.normal(size=(50, 3))
 SENTENCES = [list(RNG.permutation(20)[:8]) for _ in range(6)]
 CELLS, OTHER_CELLS = ({"a": [RNG.permutation(20)[:8] for _ in range(9)]} for _ in range(2))
 ARGUMENTS = {
@@ -42,6 +43,9 @@ ARGUMENTS = {
     "coexpression_agreement": (CELLS, OTHER_CELLS, 20),
     "component_variance_ratio": (CELLS, OTHER_CELLS, CELLS, 20),
     "nats_per_word": ([6.0, 4.0], [2, 4]),
+    **dict.fromkeys(("silhouette", "asw_label", "clisi", "graph_connectivity", "ilisi"), (VECTORS, TRUTH)),
+    **dict.fromkeys(("asw_batch", "bras", "isolated_labels", "kbet"), (VECTORS, TRUTH, PREDICTED)),
+    "foscttm": (VECTORS, RNG.normal(size=(50, 3))),
     "knn_type_agreement": (RNG.normal(size=(50, 2)), TRUTH, RNG.normal(size=(50, 2)), PREDICTED),
 }
 

@@ -71,8 +71,9 @@ class BenchmarkSummary:
 def run_benchmark(recipe: BenchmarkRecipe, folder: str | Path, *, workers: int = 1) -> BenchmarkSummary:
     """Run what is missing of a comparison, and write the runs; `results_table.write_results` makes the table of them.
 
-    A method that fails is a run with its error, and the others go on. Failed runs are tried again the next time. The
-    same call goes on where an interrupted one stopped.
+    A method that fails is a run with its error, and the others go on. Failed runs are tried again the next time, unless
+    the method refused the data or its settings, which it would again. The same call goes on where an interrupted one
+    stopped.
 
     Parameters
     ----------
@@ -247,6 +248,9 @@ def _work(job: Job) -> list[dict[str, Any]]:
             if kept is not None and kept["error"] is None:
                 told.append({"id": name, "what": "", "error": None, "cached": True, "skipped": ""})
                 continue
+            if kept is not None and kept.get("will_not_change"):
+                told.append(_told(job, split, seed, kept["error"], cached=True))
+                continue
             cells = load_cells(job.data.model_dump_json(), columns_of(job.method))
             maker = maker or Maker(job.method, cells)
             _reset_peak_memory()
@@ -255,7 +259,9 @@ def _work(job: Job) -> list[dict[str, Any]]:
                 outcome = protocol.run(cells, maker, split, seed)
             except Exception as error:  # noqa: BLE001 - whatever a method raises is a result of it
                 reason = str(error) if isinstance(error, CytoglotError) else f"{type(error).__name__}: {error}"
-                told.append(_keep_failure(job, split, seed, " ".join(reason.split())))
+                # The same data and settings are refused again; anything else may have been bad luck.
+                again = not isinstance(error, InputError)
+                told.append(_keep_failure(job, split, seed, " ".join(reason.split()), may_change=again))
                 continue
             cost = {
                 "seconds": round(time.perf_counter() - began, 3),
@@ -308,13 +314,17 @@ def write_run(
     write_json(job.folder / RUNS / f"{facts['id']}.json", record)
 
 
-def _keep_failure(job: Job, split: str, seed: int, error: str) -> dict[str, Any]:
+def _keep_failure(job: Job, split: str, seed: int, error: str, *, may_change: bool) -> dict[str, Any]:
     facts = _facts(job, split, seed)
     nothing = dict.fromkeys(("seconds", "cpu_seconds", "memory_mb", "sees_all_cells"))
-    record = facts | nothing | {"values": {}, "notes": [], "error": error}
+    record = facts | nothing | {"values": {}, "notes": [], "error": error, "will_not_change": not may_change}
     write_json(job.folder / RUNS / f"{facts['id']}.json", record)
-    what = f"{job.protocol}, {job.data.name}, {job.method.name}" + (f", split {split}" if split else "")
-    return {"id": facts["id"], "what": what, "error": error, "cached": False, "skipped": ""}
+    return _told(job, split, seed, error, cached=False)
+
+
+def _told(job: Job, split: str, seed: int, error: str, *, cached: bool) -> dict[str, Any]:
+    what = f"{job.protocol}, {job.data.name}, {job.method.name}, split {split}"
+    return {"id": run_id(job, split, seed), "what": what, "error": error, "cached": cached, "skipped": ""}
 
 
 def read_run(folder: Path, name: str) -> dict[str, Any] | None:

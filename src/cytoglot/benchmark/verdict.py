@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,16 @@ def write_verdict(folder: str | Path, table: pd.DataFrame) -> list[str]:
     table
         As `results_table.write_results` returns it.
     """
+    path, made_of = Path(folder) / VERDICT_FILE, Path(folder) / "results.json"
+    stamp = json.loads(made_of.read_text(encoding="utf-8"))["of"]
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if kept.get("of") == stamp:
+            return [one["sentence"] for one in kept["verdicts"]]
     found = verdicts(table)
     recipe, _ = read_plan(Path(folder))
     content = {
+        "of": stamp,
         "name": recipe.name,
         "skipped": skipped_of(Path(folder)),
         "reference": recipe.reference,
@@ -41,7 +49,7 @@ def write_verdict(folder: str | Path, table: pd.DataFrame) -> list[str]:
         "pairwise": pairwise(folder, table, margin=recipe.margin),
         "per_class": per_class(folder, table),
     }
-    write_json(Path(folder) / VERDICT_FILE, content)
+    write_json(path, content)
     return [one["sentence"] for one in found]
 
 

@@ -10,7 +10,10 @@ from typing import Any, Literal, TypeVar
 from cytoglot.registry import Registry
 
 Direction = Literal["higher", "lower"]
-Inputs = Literal["labels", "probabilities", "sentence", "sentence_pair", "sentences", "vectors", "text_pair"]
+Inputs = Literal[
+    "labels", "probabilities", "sentence", "sentence_pair", "sentences", "vectors", "text_pair", "embedding",
+    "paired_embeddings",
+]  # fmt: skip
 Function = TypeVar("Function", bound=Callable[..., float])
 
 
@@ -51,7 +54,19 @@ class MetricSpec:
 
 metrics: Registry[MetricSpec] = Registry(
     "metric",
-    tuple(f"cytoglot.metrics.{name}" for name in ("classification", "generation", "cell_sets", "coexpression", "text")),
+    tuple(
+        f"cytoglot.metrics.{name}"
+        for name in (
+            "classification",
+            "generation",
+            "cell_sets",
+            "coexpression",
+            "text",
+            "silhouette_width",
+            "integration",
+            "foscttm",
+        )
+    ),
 )
 
 

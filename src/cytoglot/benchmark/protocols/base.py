@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 PROTOCOLS: Registry[type[Protocol]] = Registry(
     "protocol",
     tuple(
-        f"cytoglot.benchmark.protocols.{module}" for module in ("annotation", "open_set", "label_fractions", "damage")
+        f"cytoglot.benchmark.protocols.{module}"
+        for module in ("annotation", "open_set", "label_fractions", "damage", "embedding", "bulk_matching")
     ),
 )
 _PROBED = 16
