@@ -30,7 +30,7 @@ class BulkMatching(Protocol):
         """Return the one split; an InputError with fewer than three profiles."""
         if len(self._profiles(cells, seed)) < 3:
             raise InputError(f"{cells.name} has fewer than 3 groups of {self.cells_per_profile} cells of one label")
-        return ["all"]
+        return ["whole"]
 
     def run(self, cells: BenchmarkCells, maker: Maker, split: str, seed: int) -> Outcome:
         """Embed one cell of each profile, and the profile of the other nine."""

@@ -24,7 +24,7 @@ class Embedding(Protocol):
 
     def splits(self, cells: BenchmarkCells, seed: int) -> list[str]:
         """Return the one split."""
-        return ["all"]
+        return ["whole"]
 
     def run(self, cells: BenchmarkCells, maker: Maker, split: str, seed: int) -> Outcome:
         """Embed the cells and return the scores, and those of the permuted vectors with "permuted" before the name."""
