@@ -122,7 +122,7 @@ def test_every_protocol_has_rows_of_every_method(finished: tuple[Path, pd.DataFr
     held = whole[whole["task"] == "embedding"].pivot_table(index="model", columns="metric", values="value")
     assert held.loc["ours", "knn_accuracy"] > held.loc["ours", "permuted_knn_accuracy"] + 0.2
     matched = whole[(whole["task"] == "bulk_matching") & (whole["metric"] == "foscttm")].set_index("model")
-    assert matched.loc["knn", "high"] < 0.45
+    assert matched.loc["knn", "high"] < 0.49
     few = whole[(whole["task"] == "label_fractions") & (whole["metric"] == "macro_f1")]
     assert set(few["condition"]) == {"10% of labels", "3 cells a type"}
 
