@@ -19,7 +19,7 @@ from cytoglot.benchmark.embedders.base import EMBEDDERS
 from cytoglot.benchmark.protocols import PROTOCOLS, Maker
 from cytoglot.benchmark.protocols.annotation import fold_rows
 from cytoglot.benchmark.recipe import BenchmarkRecipe, DataSettings, MethodSettings
-from cytoglot.benchmark.results_table import COLUMNS, write_results
+from cytoglot.benchmark.results_table import COLUMNS, statistics, write_results
 from cytoglot.benchmark.run import read_cells, reproduce, run_benchmark
 from cytoglot.benchmark.verdict import pairwise, strata, verdicts, write_verdict
 from cytoglot.cli.main import run as command
@@ -70,6 +70,8 @@ def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
         "open_set": {"folds": 3},
         "label_fractions": {"folds": 3, "fractions": [0.1], "per_type": [3]},
         "damage": {"folds": 3, "n_variable": 50},
+        "embedding": {},
+        "bulk_matching": {"cells_per_profile": 4},
     }
     summary = run_benchmark(recipe_of(source, protocols=protocols), folder)
     assert (summary.failed, summary.cached) == (0, 0)
@@ -117,6 +119,10 @@ def test_every_protocol_has_rows_of_every_method(finished: tuple[Path, pd.DataFr
     of = damaged.set_index("condition")["value"]
     assert of["log twice"] == pytest.approx(of["untouched"])  # ranks are the same
     assert of["10 % of the reads"] < of["untouched"]
+    held = whole[whole["task"] == "embedding"].pivot_table(index="model", columns="metric", values="value")
+    assert held.loc["ours", "knn_accuracy"] > held.loc["ours", "permuted_knn_accuracy"] + 0.2
+    matched = whole[(whole["task"] == "bulk_matching") & (whole["metric"] == "foscttm")].set_index("model")
+    assert matched.loc["knn", "high"] < 0.49
     few = whole[(whole["task"] == "label_fractions") & (whole["metric"] == "macro_f1")]
     assert set(few["condition"]) == {"10% of labels", "3 cells a type"}
 
@@ -374,6 +380,22 @@ def test_faults_of_a_recipe_are_named_before_anything_is_written(
     with pytest.raises(error, match=message):
         run_benchmark(recipe_of(source, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_rated_on_the_ontology_where_labels_have_terms() -> None:
+    cells = pd.DataFrame(
+        {
+            "truth": ["CD4 T", "B cell", "NK cell"],
+            "predicted": ["CD8 T", "B cell", "NK cell"],
+            "confidence": 1.0,
+            "brier": 0.0,
+            "in_training": True,
+        }
+    )
+    found = statistics(cells)
+    assert found["lcad"].value == 1
+    assert 0.8 < found["hierarchical_f1"].value < 1
+    assert "lcad" not in statistics(cells.assign(truth=["x", "y", "z"]))
 
 
 def test_two_methods_of_one_name_are_refused(source: Path) -> None:

@@ -30,7 +30,7 @@ def _pages(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str,
 
 
 _PAGES = list(_pages())
-_COMMANDS = [path for path in _PAGES if path not in [(), ("corpus",), ("data",), ("runner",)]]
+_COMMANDS = [path for path in _PAGES if path not in [(), ("corpus",), ("data",), ("runner",), ("benchmark",)]]
 
 
 @pytest.mark.parametrize("path", _PAGES, ids=" ".join)

@@ -7,14 +7,18 @@ import math
 import numpy as np
 import pytest
 
+from cytoglot.data.knowledge.ontology_graph import OntologyGraph
 from cytoglot.errors import UnknownNameError
-from cytoglot.metrics import MetricSpec, bootstrap, metrics
+from cytoglot.metrics import MetricSpec, bootstrap, metrics, term_vectors, type_distances
 from cytoglot.tasks import tasks
 
 RNG = np.random.default_rng(0)
 TRUTH, PREDICTED = RNG.choice(list("abc"), 50), RNG.choice(list("abc"), 50)
 PROBABILITIES = RNG.dirichlet(np.ones(3), 50)
 VECTORS = RNG.normal(size=(50, 3))
+TREE = OntologyGraph({"CD4 T": ["T"], "T": ["cell"], "B": ["cell"]})
+TERMS = (["CD4 T", "B", "T"], ["T", "B", "B"])
+PLACES, TYPES = RNG.normal(size=(80, 3)), np.repeat(list("abcd"), 20)
 SENTENCES = [list(RNG.permutation(20)[:8]) for _ in range(6)]
 CELLS, OTHER_CELLS = ({"a": [RNG.permutation(20)[:8] for _ in range(9)]} for _ in range(2))
 ARGUMENTS = {
@@ -45,6 +49,15 @@ ARGUMENTS = {
     "nats_per_word": ([6.0, 4.0], [2, 4]),
     **dict.fromkeys(("silhouette", "asw_label", "clisi", "graph_connectivity", "ilisi"), (VECTORS, TRUTH)),
     **dict.fromkeys(("asw_batch", "bras", "isolated_labels", "kbet"), (VECTORS, TRUTH, PREDICTED)),
+    **dict.fromkeys(("lcad", "hierarchical_f1"), (TERMS[0], TERMS[1], TREE)),
+    "scgraph": (PLACES, TYPES, type_distances(PLACES, TYPES)),
+    "scgraph_onto_rwr": (
+        PLACES,
+        TYPES,
+        term_vectors({"a": ["x"], "b": ["x"], "c": ["y"], "d": ["c"], "x": ["z"], "y": ["z"]}),
+    ),
+    "rogi": (VECTORS, TRUTH),
+    "attribute_learning_index": (VECTORS, TRUTH),
     "foscttm": (VECTORS, RNG.normal(size=(50, 3))),
     "knn_type_agreement": (RNG.normal(size=(50, 2)), TRUTH, RNG.normal(size=(50, 2)), PREDICTED),
 }

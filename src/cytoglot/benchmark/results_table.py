@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from sklearn.metrics import roc_auc_score
 from cytoglot.atomic import atomic_path, write_json
 from cytoglot.benchmark.recipe import BenchmarkRecipe
 from cytoglot.benchmark.run import RECIPE_FILE, RESULTS_FILE, RUNS, read_cells, read_run
+from cytoglot.data.knowledge.ontology import map_labels
+from cytoglot.data.knowledge.ontology_graph import package_ontology
 from cytoglot.errors import InputError
 from cytoglot.manifest import fingerprint_texts
 from cytoglot.metrics.classification import (
@@ -30,6 +33,7 @@ from cytoglot.metrics.classification import (
     mcnemar,
     mean_statistic,
 )
+from cytoglot.metrics.ontology import hierarchical_f1_statistic, lcad_statistic
 from cytoglot.metrics.uncertainty import (
     MIN_GROUPS,
     AdditiveStatistic,
@@ -47,6 +51,8 @@ COLUMNS = (
 )  # fmt: skip
 """of the table. A row of one split has the id of its run and no interval; a row of split "all" has an interval, over
 whole groups where there are enough, and what it is against: the best baseline on the same cells"""
+_MIN_MAPPED = 0.8
+"""least share of cells whose label has a term of the Cell Ontology, so that errors are rated on it"""
 LOWER_IS_BETTER = frozenset({"ece", "brier", "foscttm", "lcad"})
 HEADLINES = ("macro_f1", "accuracy", "auroc_novel", "foscttm", "avg_bio_kmeans", "scib_total")
 _N_RESAMPLES = 1000
@@ -187,6 +193,13 @@ def statistics(cells: pd.DataFrame) -> dict[str, AdditiveStatistic]:
         "ece": ece_statistic(cells["confidence"].to_numpy(dtype=np.float64), truth == predicted),
         "brier": mean_statistic(cells["brier"].to_numpy(dtype=np.float64)),
     }
+    terms = _terms(tuple(sorted({*map(str, truth), *map(str, predicted)})))
+    known_n = np.array([terms[str(label)] is not None for label in truth])
+    if known_n.mean() >= _MIN_MAPPED:
+        # How wrong the wrong are, by the ontology; cells whose label has no term are not rated.
+        true, guessed = ([terms[str(label)] for label in labels] for labels in (truth, predicted))
+        found["lcad"] = lcad_statistic(true, guessed, package_ontology())
+        found["hierarchical_f1"] = hierarchical_f1_statistic(true, guessed, package_ontology())
     if "known" in cells:  # an open set: what counts is whether the new type is noticed
         known = cells["known"].to_numpy(dtype=np.float64)
         rejected_n = known < (np.quantile(known[seen], 0.05) if seen.any() else np.nan)
@@ -199,6 +212,12 @@ def statistics(cells: pd.DataFrame) -> dict[str, AdditiveStatistic]:
             rows_nk[seen] = some.rows_nk
             found[f"{name}_shared"] = AdditiveStatistic(rows_nk=rows_nk, combine=some.combine)
     return found
+
+
+@lru_cache(maxsize=256)
+def _terms(labels: tuple[str, ...]) -> Mapping[str, str | None]:
+    """Return the Cell Ontology term of each label, None where there is none."""
+    return map_labels(labels).ids
 
 
 def _share(hit_n: NDArray[np.bool_], among_n: NDArray[np.bool_]) -> AdditiveStatistic:

@@ -20,6 +20,7 @@ _NEEDED_FOR = {
     "base": "the base model of `cytoglot data get smollm2-135m`",
     "train": "LoRA (peft) and GRPO (trl)",
     "report": "highly variable genes, plots, reports, the demo",
+    "bench": "Harmony in comparisons of methods",
     "dask": "encoding dask arrays",
     "c2s": "reading cell2sentence data sets through `datasets`",
     "census": "corpora of cells from CELLxGENE Census",

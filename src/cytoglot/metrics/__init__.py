@@ -20,6 +20,7 @@ from cytoglot.metrics.classification import (
     confusion,
     ece,
     ece_statistic,
+    holm,
     macro_f1,
     macro_f1_statistic,
     mcnemar,
@@ -29,6 +30,12 @@ from cytoglot.metrics.classification import (
 )
 from cytoglot.metrics.coexpression import coexpression_agreement, component_variance_ratio
 from cytoglot.metrics.foscttm import foscttm, foscttm_per_pair
+from cytoglot.metrics.gene_groups import (
+    AttributeLearning,
+    attribute_learning,
+    attribute_learning_index,
+    partition_agreement,
+)
 from cytoglot.metrics.generation import (
     duplicate_share,
     gene_jaccard,
@@ -54,6 +61,20 @@ from cytoglot.metrics.integration import (
     scib_total,
 )
 from cytoglot.metrics.neighbors import Neighbors, nearest_neighbors
+from cytoglot.metrics.onto_rwr import TermVectors, restart_walk, scgraph_onto_rwr, term_distances, term_vectors
+from cytoglot.metrics.ontology import (
+    HierarchicalScores,
+    OntologyErrors,
+    hierarchical_f1,
+    hierarchical_f1_statistic,
+    hierarchical_scores,
+    lca_steps,
+    lcad,
+    lcad_statistic,
+    ontology_errors,
+)
+from cytoglot.metrics.permutation import AgainstChance
+from cytoglot.metrics.roughness import rogi, rogi_against_chance
 from cytoglot.metrics.silhouette_width import (
     asw_batch,
     asw_label,
@@ -63,6 +84,16 @@ from cytoglot.metrics.silhouette_width import (
     silhouette_samples,
 )
 from cytoglot.metrics.spec import MetricSpec, metric, metrics
+from cytoglot.metrics.structure import (
+    StructureScores,
+    TypeDistances,
+    consensus_distances,
+    scgraph,
+    structure_against_chance,
+    structure_scores,
+    type_distances,
+    variable_genes,
+)
 from cytoglot.metrics.text import exact_match, token_f1
 from cytoglot.metrics.token_matching import TokenMatch, match_tokens
 from cytoglot.metrics.uncertainty import (
@@ -76,15 +107,24 @@ from cytoglot.metrics.uncertainty import (
 
 __all__ = [
     "AdditiveStatistic",
+    "AgainstChance",
+    "AttributeLearning",
+    "HierarchicalScores",
     "Interval",
     "MetricSpec",
     "Neighbors",
+    "OntologyErrors",
+    "StructureScores",
+    "TermVectors",
     "TokenMatch",
+    "TypeDistances",
     "accuracy",
     "accuracy_statistic",
     "adaptive_ece",
     "asw_batch",
     "asw_label",
+    "attribute_learning",
+    "attribute_learning_index",
     "balanced_accuracy",
     "balanced_accuracy_statistic",
     "bootstrap",
@@ -101,6 +141,7 @@ __all__ = [
     "coexpression_agreement",
     "component_variance_ratio",
     "confusion",
+    "consensus_distances",
     "coverage",
     "duplicate_share",
     "ece",
@@ -113,6 +154,10 @@ __all__ = [
     "gene_overlap",
     "gene_precision",
     "graph_connectivity",
+    "hierarchical_f1",
+    "hierarchical_f1_statistic",
+    "hierarchical_scores",
+    "holm",
     "ilisi",
     "integration_scores",
     "isolated_labels",
@@ -120,6 +165,9 @@ __all__ = [
     "kendall_tau",
     "knn_accuracy",
     "knn_type_agreement",
+    "lca_steps",
+    "lcad",
+    "lcad_statistic",
     "lisi",
     "macro_f1",
     "macro_f1_statistic",
@@ -134,13 +182,26 @@ __all__ = [
     "nearest_neighbors",
     "nll",
     "nll_statistic",
+    "ontology_errors",
     "pairwise_diversity",
     "pairwise_overlap",
+    "partition_agreement",
     "per_class",
     "resampling_unit",
+    "restart_walk",
+    "rogi",
+    "rogi_against_chance",
+    "scgraph",
+    "scgraph_onto_rwr",
     "scib_total",
     "silhouette",
     "silhouette_samples",
+    "structure_against_chance",
+    "structure_scores",
+    "term_distances",
+    "term_vectors",
     "token_f1",
+    "type_distances",
     "validity",
+    "variable_genes",
 ]

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cytoglot.metrics.arrays import Floats, embedding_array
-from cytoglot.metrics.kernels import count_nearer, exact_product
 from cytoglot.metrics.spec import metric
 
 _TILE = 4096
@@ -35,7 +34,16 @@ def foscttm_per_pair(x_nd: ArrayLike, y_nd: ArrayLike) -> tuple[Floats, Floats]:
     ------
     ValueError
         The two differ in shape, or hold NaN.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> of_x, of_y = metrics.foscttm_per_pair([[1, 0], [0, 1], [1, 1]], [[0, 1], [1, 0], [1, 1]])
+    >>> of_x.tolist()
+    [1.0, 1.0, 0.0]
     """
+    from cytoglot.metrics.kernels import count_nearer, exact_product
+
     x, y = _unit(embedding_array(x_nd)), _unit(embedding_array(y_nd))
     if x.shape != y.shape:
         raise ValueError(f"paired embeddings have one shape, found {x.shape} and {y.shape}")

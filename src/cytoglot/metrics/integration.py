@@ -19,7 +19,6 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from cytoglot.metrics.arrays import Floats, embedding_array, group_codes
-from cytoglot.metrics.kernels import inverse_simpson
 from cytoglot.metrics.neighbors import Neighbors, nearest_neighbors
 from cytoglot.metrics.silhouette_width import asw_batch, asw_label, bras, isolated_labels, silhouette_samples
 from cytoglot.metrics.spec import metric
@@ -41,7 +40,16 @@ def lisi(neighbors: Neighbors, groups: ArrayLike, *, perplexity: float | None = 
         Batch or label of each cell.
     perplexity
         By default a third of the neighbors, the cell itself counted.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> near = metrics.nearest_neighbors([[0.0], [1.0], [5.0], [6.0]], k=3)
+    >>> metrics.lisi(near, ["x", "y", "x", "y"], perplexity=2.9).round(1).tolist()
+    [1.7, 1.6, 1.6, 1.7]
     """
+    from cytoglot.metrics.kernels import inverse_simpson
+
     codes_n, n_groups = group_codes(groups, len(neighbors))
     found_n = np.empty(len(codes_n))
     wanted = (neighbors.k + 1) // 3 if perplexity is None else perplexity
@@ -66,6 +74,12 @@ def ilisi(embedding_nd: ArrayLike, batches: ArrayLike, *, neighbors: Neighbors |
         Batch of each cell.
     neighbors
         Of the embedding, if they are known.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.ilisi([[0.0], [1.0], [5.0], [6.0]], ["x", "y", "x", "y"]) < 1
+    True
     """
     known = _neighbors(embedding_nd, K_LISI, neighbors)
     n_groups = group_codes(batches, len(known))[1]
@@ -87,6 +101,12 @@ def clisi(embedding_nd: ArrayLike, labels: ArrayLike, *, neighbors: Neighbors | 
         As in `ilisi`.
     labels
         Label of each cell.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.clisi([[0.0], [1.0], [5.0], [6.0]], ["B", "B", "T", "T"]) > 0.5
+    True
     """
     known = _neighbors(embedding_nd, K_LISI, neighbors)
     n_groups = group_codes(labels, len(known))[1]
@@ -108,6 +128,13 @@ def graph_connectivity(embedding_nd: ArrayLike, labels: ArrayLike, *, neighbors:
         As in `ilisi`.
     labels
         Label of each cell.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> near = metrics.nearest_neighbors([[0.0], [1.0], [5.0], [6.0]], k=1)
+    >>> metrics.graph_connectivity([[0.0], [1.0], [5.0], [6.0]], ["B", "B", "T", "T"], neighbors=near)
+    1.0
     """
     graph = _neighbors(embedding_nd, K_GRAPH, neighbors).graph()
     codes_n, n_labels = group_codes(labels, graph.shape[0])
@@ -135,6 +162,12 @@ def kbet(embedding_nd: ArrayLike, labels: ArrayLike, batches: ArrayLike) -> floa
         Finite vectors, (n, d).
     labels, batches
         Of each cell. Labels with one batch or fewer than 10 cells are left out; NaN if none is left.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.kbet([[float(i)] for i in range(20)], ["B"] * 20, ["x"] * 10 + ["y"] * 10)
+    0.25
     """
     vectors_nd = embedding_array(embedding_nd)
     label_n, n_labels = group_codes(labels, len(vectors_nd))
@@ -166,6 +199,13 @@ def knn_accuracy(neighbors: Neighbors, labels: ArrayLike, *, k: int = 15, batche
         Votes.
     batches
         If given, only cells of other batches vote; cells without one among their neighbors count as wrong.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> near = metrics.nearest_neighbors([[0.0], [1.0], [5.0], [6.0]], k=1)
+    >>> metrics.knn_accuracy(near, ["B", "B", "T", "T"])
+    1.0
     """
     codes_n, n_labels = group_codes(labels, len(neighbors))
     may_vote_nk = np.ones_like(neighbors.indices_nk, dtype=bool)
@@ -195,6 +235,12 @@ def clustering_agreement(embedding_nd: ArrayLike, labels: ArrayLike, *, seed: in
         Label of each cell.
     seed
         Of the start.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> [round(each, 3) for each in metrics.clustering_agreement([[0.0], [1.0], [5.0], [6.0]], ["B", "B", "T", "T"])]
+    [1.0, 1.0]
     """
     vectors_nd = embedding_array(embedding_nd)
     codes_n, n_labels = group_codes(labels, len(vectors_nd))
@@ -222,6 +268,13 @@ def integration_scores(
         Of each cell.
     seed
         Of the clustering.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> found = metrics.integration_scores([[0.0], [1.0], [5.0], [6.0]], ["B", "B", "T", "T"], ["x", "y", "x", "y"])
+    >>> found["ari_kmeans"]
+    1.0
     """
     vectors_nd = embedding_array(embedding_nd)
     near = nearest_neighbors(vectors_nd, min(K_LISI, len(vectors_nd) - 1))
@@ -256,7 +309,16 @@ def integration_scores(
 
 
 def scib_total(scores: Mapping[str, float]) -> float:
-    """Return 0.4 · batch + 0.6 · bio of the scores of `integration_scores`; NaN if one of the two has no score."""
+    """Return 0.4 · batch + 0.6 · bio of the scores of `integration_scores`; NaN if one of the two has no score.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> parts = dict.fromkeys(("bras", "ilisi", "kbet", "graph_connectivity"), 0.5)
+    >>> parts |= dict.fromkeys(("isolated_labels", "nmi_kmeans", "ari_kmeans", "asw_label", "clisi"), 1.0)
+    >>> metrics.scib_total(parts)
+    0.8
+    """
     batch = [scores[name] for name in ("bras", "ilisi", "kbet", "graph_connectivity")]
     bio = [scores[name] for name in ("isolated_labels", "nmi_kmeans", "ari_kmeans", "asw_label", "clisi")]
     known = [[value for value in part if not math.isnan(value)] for part in (batch, bio)]

@@ -18,8 +18,6 @@ _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 _reordered = {**_options, "fastmath": {"reassoc", "contract", "nsz"}}
 _ENTROPY_TOLERANCE = 1e-5
 _MAX_BISECTIONS = 50
-_MAX_BANDWIDTH_BISECTIONS = 64
-_MIN_BANDWIDTH = 1e-3
 
 
 @numba.njit(**_options)
@@ -127,38 +125,6 @@ def inverse_simpson(codes_nk, distances_nk, n_groups, perplexity, lisi_n):
         for j in range(k):
             share_l[codes_nk[cell, j]] += weight_k[j] / total
         lisi_n[cell] = 1.0 / (share_l**2).sum()
-
-
-@numba.njit(**_options)
-def fuzzy_memberships(distances_nk, weights_nk):
-    """Fill UMAP's weight of the edge from each cell to each of its neighbors; the cell itself is not among them."""
-    n, k = distances_nk.shape
-    target = math.log2(k + 1)  # UMAP counts the cell itself
-    mean_of_all = distances_nk.sum() / (n * (k + 1))
-    for cell in range(n):
-        nearest = 0.0
-        for j in range(k):
-            if distances_nk[cell, j] > 0 and (nearest == 0 or distances_nk[cell, j] < nearest):
-                nearest = distances_nk[cell, j]
-        low, high, width = 0.0, np.inf, 1.0
-        for _ in range(_MAX_BANDWIDTH_BISECTIONS):
-            total = 0.0
-            for j in range(k):
-                beyond = distances_nk[cell, j] - nearest
-                total += math.exp(-beyond / width) if beyond > 0 else 1.0
-            if abs(total - target) < _ENTROPY_TOLERANCE:
-                break
-            if total > target:
-                high = width
-                width = (low + high) / 2
-            else:
-                low = width
-                width = width * 2 if high == np.inf else (low + high) / 2
-        mean = distances_nk[cell].sum() / (k + 1) if nearest > 0 else mean_of_all
-        width = max(width, _MIN_BANDWIDTH * mean)
-        for j in range(k):
-            beyond = distances_nk[cell, j] - nearest
-            weights_nk[cell, j] = math.exp(-beyond / width) if beyond > 0 and width > 0 else 1.0
 
 
 @numba.njit(parallel=True, **_options)

@@ -9,7 +9,6 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
 from cytoglot.metrics.arrays import Floats, embedding_array
-from cytoglot.metrics.kernels import choose_neighbors, fuzzy_memberships
 
 _TILE_VALUES = 1 << 23
 """inner products that are held at a time: 32 MB"""
@@ -73,6 +72,9 @@ def nearest_neighbors(embedding_nd: ArrayLike, k: int) -> Neighbors:
     >>> metrics.nearest_neighbors([[0.0], [1.0], [3.0]], k=1).indices_nk.ravel().tolist()
     [1, 0, 1]
     """
+    # Loaded here, so that a package that only names metrics does not wait for a compiler.
+    from cytoglot.metrics.kernels import choose_neighbors
+
     exact_nd = embedding_array(embedding_nd)
     n, n_dimensions = exact_nd.shape
     if not 1 <= k < n:
@@ -90,15 +92,3 @@ def nearest_neighbors(embedding_nd: ArrayLike, k: int) -> Neighbors:
         products_rn = rough_nd[rows] @ rough_nd.T
         choose_neighbors(products_rn, first, exact_nd, squared_n, error_n, indices_nk[rows], distances_nk[rows])
     return Neighbors(indices_nk=indices_nk, distances_nk=distances_nk)
-
-
-def connectivities(neighbors: Neighbors) -> csr_matrix:
-    """Return the symmetric weights of UMAP's fuzzy graph, in which the nearest neighbor has weight 1.
-
-    As `umap.umap_.fuzzy_simplicial_set` with its defaults (there, `n_neighbors` counts the cell itself), without its
-    single precision.
-    """
-    weights_nk = np.empty_like(neighbors.distances_nk)
-    fuzzy_memberships(neighbors.distances_nk, weights_nk)
-    graph = neighbors.graph(weights_nk)
-    return csr_matrix(graph + graph.T - graph.multiply(graph.T))

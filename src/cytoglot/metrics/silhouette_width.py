@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cytoglot.metrics.arrays import Codes, Floats, embedding_array, group_codes
-from cytoglot.metrics.kernels import add_group_distances
 from cytoglot.metrics.spec import metric
 
 Distance = Literal["euclidean", "cosine"]
@@ -46,6 +45,12 @@ def silhouette_samples(
     -------
     ndarray
         NaN for all cells if they have fewer than two labels.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.silhouette_samples([[0.0], [1.0], [5.0], [6.0]], ["B", "B", "T", "T"]).round(2).tolist()
+    [0.82, 0.78, 0.78, 0.82]
     """
     vectors_nd = embedding_array(embedding_nd)
     codes_n, n_labels = group_codes(labels, len(vectors_nd))
@@ -113,6 +118,12 @@ def asw_label(embedding_nd: ArrayLike, labels: ArrayLike, *, silhouette_n: Array
     -------
     float
         NaN with fewer than two labels.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> round(metrics.asw_label([[0.0], [1.0], [5.0], [6.0]], ["B", "B", "T", "T"]), 3)
+    0.899
     """
     known = silhouette_samples(embedding_nd, labels) if silhouette_n is None else np.asarray(silhouette_n)
     return _mean((known + 1) / 2)
@@ -149,6 +160,12 @@ def asw_batch(
     -------
     float
         NaN if no label is left.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> metrics.asw_batch([[0.0], [0.2], [0.1], [0.3]], ["B"] * 4, ["x", "y", "x", "y"]) > 0.5
+    True
     """
     vectors_nd = embedding_array(embedding_nd)
     label_n, n_labels = group_codes(labels, len(vectors_nd))
@@ -190,6 +207,12 @@ def bras(
     -------
     float
         NaN if no label has cells of two batches.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> round(metrics.bras([[1.0, 0], [0, 1.0], [1.0, 0], [0, 1.0]], ["B"] * 4, ["x", "y", "x", "y"]), 3)
+    0.0
     """
     return asw_batch(embedding_nd, labels, batches, distance=distance, between=between)
 
@@ -219,6 +242,12 @@ def isolated_labels(
     -------
     float
         NaN with fewer than two labels.
+
+    Examples
+    --------
+    >>> from cytoglot import metrics
+    >>> round(metrics.isolated_labels([[0.0], [1.0], [5.0], [6.0]], ["B", "B", "T", "T"], ["x", "y", "x", "x"]), 3)
+    0.899
     """
     known = silhouette_samples(embedding_nd, labels) if silhouette_n is None else np.asarray(silhouette_n)
     label_n, n_labels = group_codes(labels, len(known))
@@ -232,6 +261,8 @@ def isolated_labels(
 
 def _euclidean_sums(vectors_nd: Floats, codes_n: Codes, n_groups: int) -> Floats:
     """Return the sum of the distances of each cell to the cells of each group, (n, l)."""
+    from cytoglot.metrics.kernels import add_group_distances
+
     order = np.argsort(codes_n, kind="stable")
     sorted_nd, sorted_codes_n = (vectors_nd - vectors_nd.mean(axis=0))[order], codes_n[order]
     squared_n = np.square(sorted_nd).sum(axis=1)

@@ -12,7 +12,7 @@ from cytoglot.registry import Registry
 Direction = Literal["higher", "lower"]
 Inputs = Literal[
     "labels", "probabilities", "sentence", "sentence_pair", "sentences", "vectors", "text_pair", "embedding",
-    "paired_embeddings",
+    "paired_embeddings", "terms",
 ]  # fmt: skip
 Function = TypeVar("Function", bound=Callable[..., float])
 
@@ -65,6 +65,11 @@ metrics: Registry[MetricSpec] = Registry(
             "silhouette_width",
             "integration",
             "foscttm",
+            "ontology",
+            "structure",
+            "onto_rwr",
+            "roughness",
+            "gene_groups",
         )
     ),
 )

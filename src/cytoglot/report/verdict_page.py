@@ -30,10 +30,12 @@ _TASKS = {
 }  # fmt: skip
 _METRICS = {"macro_f1": "macro-F1", "auroc_novel": "AUROC", "ece": "ECE", "foscttm": "FOSCTTM", "brier": "Brier"}
 _LOWER = frozenset({"ece", "brier", "foscttm", "lcad"})
-_SHOWN = ("macro_f1", "macro_f1_shared", "accuracy", "accuracy_shared", "balanced_accuracy", "ece", "auroc_novel",
-          "novel_rejected", "accuracy_known", "foscttm", "knn_accuracy", "knn_accuracy_other_batch",
-          "avg_bio_kmeans", "asw_label", "bras", "ilisi", "kbet", "graph_connectivity", "scib_total",
-          "permuted_knn_accuracy", "permuted_avg_bio_kmeans")  # fmt: skip
+_SHOWN = (
+    "macro_f1", "macro_f1_shared", "accuracy", "accuracy_shared", "balanced_accuracy", "ece", "lcad", "hierarchical_f1",
+    "auroc_novel", "novel_rejected", "accuracy_known", "foscttm", "knn_accuracy", "knn_accuracy_other_batch",
+    "avg_bio_kmeans", "asw_label", "bras", "ilisi", "kbet", "graph_connectivity", "scgraph", "scib_total",
+    "permuted_knn_accuracy", "permuted_avg_bio_kmeans", "permuted_scgraph",
+)  # fmt: skip
 _HEADLINE = {"open_set": "auroc_novel", "damage": "accuracy", "bulk_matching": "foscttm", "embedding": "knn_accuracy"}
 
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cytoglot.benchmark.cells import BenchmarkCells
 from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol
+from cytoglot.data.normalize import log_normalize, matrix_state
 from cytoglot.metrics.integration import integration_scores
+from cytoglot.metrics.structure import TypeDistances, consensus_distances, scgraph
+
+_MIN_BATCH = 100
+"""cells of a batch whose types' distances are taken as real"""
 
 
 @PROTOCOLS.register("embedding")
@@ -33,5 +40,18 @@ class Embedding(Protocol):
         rows = np.sort(rng.permutation(len(vectors_nd))[: self.max_cells])
         labels, batches = cells.labels[rows], None if cells.batches is None else cells.batches[rows]
         scores = integration_scores(vectors_nd[rows], labels, batches, seed=seed)
-        permuted = integration_scores(vectors_nd[rng.permutation(rows)], labels, batches, seed=seed)
+        order = rng.permutation(rows)
+        permuted = integration_scores(vectors_nd[order], labels, batches, seed=seed)
+        reference = self._within_batches(cells, rows)
+        if reference is not None:
+            scores |= {"scgraph": scgraph(vectors_nd[rows], labels, reference)}
+            permuted |= {"scgraph": scgraph(vectors_nd[order], labels, reference)}
         return Outcome(values=scores | {f"permuted_{name}": value for name, value in permuted.items()})
+
+    def _within_batches(self, cells: BenchmarkCells, rows: NDArray[np.int64]) -> TypeDistances | None:
+        """Return the distances of types within batches; None where no batch has 100 cells."""
+        batches = np.full(len(rows), "all", dtype=object) if cells.batches is None else cells.batches[rows]
+        if np.unique(batches.astype(str), return_counts=True)[1].max() < _MIN_BATCH:
+            return None
+        log_ng = log_normalize(cells.adata.X[rows], matrix_state(cells.adata.X), base=math.e)
+        return consensus_distances(log_ng, cells.labels[rows], batches, min_batch_cells=_MIN_BATCH)
