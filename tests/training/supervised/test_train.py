@@ -20,9 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cytoglot.applications.annotation import label_probabilities
 from cytoglot.cell_model.load import CellModel, load_cell_model
 from cytoglot.cell_model.spec import SPEC_FILE, load_split
+from cytoglot.corpus.read.examples import sample_examples
 from cytoglot.errors import InputError
+from cytoglot.lm.model.tokenizer import encode_completions, encode_prompts
+from cytoglot.training.cells import training_cells
+from cytoglot.training.job import TrainJob, settled
 from cytoglot.training.recipe import TrainRecipe
 from cytoglot.training.run import train
+from cytoglot.training.supervised.train import new_model
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +46,29 @@ def _test_accuracy(model: CellModel, cells: AnnData) -> float:
 
 def test_a_trained_model_knows_the_types_of_held_out_donors(trained: CellModel, cells: AnnData) -> None:
     assert _test_accuracy(trained, cells) > 0.9
+
+
+def test_a_model_from_nothing_starts_with_the_labels_at_their_frequencies(
+    cells: AnnData, tiny_recipe: TrainRecipe
+) -> None:
+    named = cells.copy()  # labels of one first token, as in `cells`, would leave nothing to tell
+    names = dict(zip(sorted(set(named.obs["cell_type"])), ("Neuron", "Basal", "Platelet"), strict=False))
+    named.obs["cell_type"] = named.obs["cell_type"].map(names)
+    job = settled(TrainJob(source=named, label="cell_type", recipe=tiny_recipe), needs_folder=False)
+    with training_cells(job, job.open()) as found:
+        model, tokenizer = new_model(found, tiny_recipe, seed=3)
+        asked = sample_examples(found.corpus, "validation", 40, task="cell_type_annotation", top_genes=40)
+    answers = np.array([ids[0] for ids in encode_completions(tokenizer, [one.completion for one in asked])])
+    with torch.no_grad():
+        ends = [
+            model(torch.from_numpy(ids)[None]).logits[0, -1]
+            for ids in encode_prompts(tokenizer, [one.prompt for one in asked])
+        ]
+    loss = torch.nn.functional.cross_entropy(torch.stack(ends), torch.from_numpy(answers)).item()
+    frequencies = np.unique(answers, return_counts=True)[1] / len(answers)
+    entropy = -(frequencies * np.log(frequencies)).sum()
+    assert entropy > 0.5
+    assert loss < entropy + 0.3  # of all tokens alike: the logarithm of their number
 
 
 @pytest.mark.slow

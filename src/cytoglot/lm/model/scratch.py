@@ -159,9 +159,9 @@ def start_at_frequencies(
 ) -> None:
     """Change the output layer so that each token begins with its frequency after such prompts, elsewhere as before.
 
-    Without this the first steps learn only which tokens occur at all. The gradient is then the same for every prompt,
-    and so large that it undoes what the model starts with (see `_start_as_pool`): some runs need hundreds of steps to
-    find the differences between prompts again. Does nothing where embedding and output layer are one.
+    Without this the first steps learn only which tokens occur at all, the same for every prompt. Some runs then need
+    hundreds of steps to tell similar labels apart, probably because those steps undo what the model starts with (see
+    `_start_as_pool`). Does nothing where embedding and output layer are one.
 
     Parameters
     ----------
