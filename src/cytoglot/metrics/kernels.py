@@ -127,32 +127,42 @@ def inverse_simpson(codes_nk, distances_nk, n_groups, perplexity, lisi_n):
         lisi_n[cell] = 1.0 / (share_l**2).sum()
 
 
-@numba.njit(parallel=True, **_options)
+@numba.njit(**_options)
 def count_nearer(products_rc, row, column, x_nd, y_nd, match_n, tolerance, nearer_x_n, nearer_y_n):
     """Count, for cells of rows and of columns, the others that are more similar to them than their match.
 
-    `products_rc` are in single precision; where one is within `tolerance` of the match, it is computed anew in double.
-    Threads share out columns for the one count and rows for the other, so that no two add to the same number.
+    `products_rc` are in single precision. Two thresholds are compared in one pass without branches; where one lies
+    between them, it is looked for and computed anew in double precision. The match itself is not counted.
     """
     n_rows, n_columns = products_rc.shape
-    for r in numba.prange(n_rows):
-        count = 0
+    above_c, near_c = np.zeros(n_columns, np.int32), np.zeros(n_columns, np.int32)
+    high_c, low_c = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)
+    for c in range(n_columns):
+        high_c[c], low_c[c] = match_n[column + c] + tolerance, match_n[column + c] - tolerance
+    for r in range(n_rows):
+        match = match_n[row + r]
+        high, low = np.float32(match + tolerance), np.float32(match - tolerance)
+        above, near = np.int32(0), np.int32(0)
         for c in range(n_columns):
-            gap = products_rc[r, c] - match_n[row + r]
-            if gap > tolerance:
-                count += row + r != column + c
-            elif gap >= -tolerance and row + r != column + c:
-                count += exact_product(x_nd[row + r], y_nd[column + c]) > match_n[row + r]
-        nearer_x_n[row + r] += count
-    for c in numba.prange(n_columns):
-        count = 0
-        for r in range(n_rows):
-            gap = products_rc[r, c] - match_n[column + c]
-            if gap > tolerance:
-                count += row + r != column + c
-            elif gap >= -tolerance and row + r != column + c:
-                count += exact_product(x_nd[row + r], y_nd[column + c]) > match_n[column + c]
-        nearer_y_n[column + c] += count
+            product = products_rc[r, c]
+            above += np.int32(product > high)
+            near += np.int32(product >= low)
+            above_c[c] += np.int32(product > high_c[c])
+            near_c[c] += np.int32(product >= low_c[c])
+        nearer_x_n[row + r] += above
+        has_match = column <= row + r < column + n_columns
+        if near - above > has_match:
+            for c in range(n_columns):
+                if low <= products_rc[r, c] <= high and row + r != column + c:
+                    nearer_x_n[row + r] += exact_product(x_nd[row + r], y_nd[column + c]) > match
+    for c in range(n_columns):
+        nearer_y_n[column + c] += above_c[c]
+        has_match = row <= column + c < row + n_rows
+        if near_c[c] - above_c[c] > has_match:
+            match = match_n[column + c]
+            for r in range(n_rows):
+                if low_c[c] <= products_rc[r, c] <= high_c[c] and row + r != column + c:
+                    nearer_y_n[column + c] += exact_product(x_nd[row + r], y_nd[column + c]) > match
 
 
 @numba.njit(**_options)
