@@ -29,12 +29,50 @@ from cytoglot.metrics.classification import (
     per_class,
 )
 from cytoglot.metrics.coexpression import coexpression_agreement, component_variance_ratio
-from cytoglot.metrics.foscttm import foscttm, foscttm_per_pair
-from cytoglot.metrics.gene_groups import (
+from cytoglot.metrics.embedding.foscttm import foscttm, foscttm_per_pair
+from cytoglot.metrics.embedding.gene_groups import (
     AttributeLearning,
     attribute_learning,
     attribute_learning_index,
     partition_agreement,
+)
+from cytoglot.metrics.embedding.integration import (
+    clisi,
+    clustering_agreement,
+    graph_connectivity,
+    ilisi,
+    integration_scores,
+    kbet,
+    knn_accuracy,
+    lisi,
+    scib_total,
+)
+from cytoglot.metrics.embedding.neighbors import Neighbors, nearest_neighbors
+from cytoglot.metrics.embedding.onto_rwr import (
+    TermVectors,
+    restart_walk,
+    scgraph_onto_rwr,
+    term_distances,
+    term_vectors,
+)
+from cytoglot.metrics.embedding.roughness import rogi, rogi_against_chance
+from cytoglot.metrics.embedding.silhouette_width import (
+    asw_batch,
+    asw_label,
+    bras,
+    isolated_labels,
+    silhouette,
+    silhouette_samples,
+)
+from cytoglot.metrics.embedding.structure import (
+    StructureScores,
+    TypeDistances,
+    consensus_distances,
+    scgraph,
+    structure_against_chance,
+    structure_scores,
+    type_distances,
+    variable_genes,
 )
 from cytoglot.metrics.generation import (
     duplicate_share,
@@ -49,19 +87,6 @@ from cytoglot.metrics.generation import (
     pairwise_overlap,
     validity,
 )
-from cytoglot.metrics.integration import (
-    clisi,
-    clustering_agreement,
-    graph_connectivity,
-    ilisi,
-    integration_scores,
-    kbet,
-    knn_accuracy,
-    lisi,
-    scib_total,
-)
-from cytoglot.metrics.neighbors import Neighbors, nearest_neighbors
-from cytoglot.metrics.onto_rwr import TermVectors, restart_walk, scgraph_onto_rwr, term_distances, term_vectors
 from cytoglot.metrics.ontology import (
     HierarchicalScores,
     OntologyErrors,
@@ -74,26 +99,7 @@ from cytoglot.metrics.ontology import (
     ontology_errors,
 )
 from cytoglot.metrics.permutation import AgainstChance
-from cytoglot.metrics.roughness import rogi, rogi_against_chance
-from cytoglot.metrics.silhouette_width import (
-    asw_batch,
-    asw_label,
-    bras,
-    isolated_labels,
-    silhouette,
-    silhouette_samples,
-)
 from cytoglot.metrics.spec import MetricSpec, metric, metrics
-from cytoglot.metrics.structure import (
-    StructureScores,
-    TypeDistances,
-    consensus_distances,
-    scgraph,
-    structure_against_chance,
-    structure_scores,
-    type_distances,
-    variable_genes,
-)
 from cytoglot.metrics.text import exact_match, token_f1
 from cytoglot.metrics.token_matching import TokenMatch, match_tokens
 from cytoglot.metrics.uncertainty import (

@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from cytoglot.benchmark.cells import BenchmarkCells
 from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol
 from cytoglot.errors import InputError
-from cytoglot.metrics.foscttm import foscttm_per_pair
+from cytoglot.metrics.embedding.foscttm import foscttm_per_pair
 
 
 @PROTOCOLS.register("bulk_matching")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from cytoglot.benchmark.cells import BenchmarkCells
 from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol
 from cytoglot.data.normalize import log_normalize, matrix_state
-from cytoglot.metrics.integration import integration_scores
-from cytoglot.metrics.structure import TypeDistances, consensus_distances, scgraph
+from cytoglot.metrics.embedding.integration import integration_scores
+from cytoglot.metrics.embedding.structure import TypeDistances, consensus_distances, scgraph
 
 _MIN_BATCH = 100
 """cells of a batch whose types' distances are taken as real"""

@@ -19,8 +19,8 @@ from scipy.spatial.distance import cdist
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
+from cytoglot.metrics.embedding.structure import Diagonal, Score, TypeDistances, columns_to_one, scgraph
 from cytoglot.metrics.spec import metric
-from cytoglot.metrics.structure import Diagonal, Score, TypeDistances, columns_to_one, scgraph
 from cytoglot.metrics.uncertainty import Floats
 
 RESTART = 0.7

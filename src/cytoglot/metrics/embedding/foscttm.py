@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cytoglot.metrics.arrays import Floats, embedding_array
+from cytoglot.metrics.embedding.arrays import Floats, embedding_array
 from cytoglot.metrics.spec import metric
 
 _TILE = 4096
@@ -42,7 +42,7 @@ def foscttm_per_pair(x_nd: ArrayLike, y_nd: ArrayLike) -> tuple[Floats, Floats]:
     >>> of_x.tolist()
     [1.0, 1.0, 0.0]
     """
-    from cytoglot.metrics.kernels import count_nearer, exact_product
+    from cytoglot.metrics.embedding.kernels import count_nearer, exact_product
 
     x, y = _unit(x_nd), _unit(y_nd)
     if x.shape != y.shape:

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cytoglot.metrics.arrays import Codes, Floats, embedding_array, group_codes
+from cytoglot.metrics.embedding.arrays import Codes, Floats, embedding_array, group_codes
 from cytoglot.metrics.spec import metric
 
 Distance = Literal["euclidean", "cosine"]
@@ -261,7 +261,7 @@ def isolated_labels(
 
 def _euclidean_sums(vectors_nd: Floats, codes_n: Codes, n_groups: int) -> Floats:
     """Return the sum of the distances of each cell to the cells of each group, (n, l)."""
-    from cytoglot.metrics.kernels import add_group_distances
+    from cytoglot.metrics.embedding.kernels import add_group_distances
 
     order = np.argsort(codes_n, kind="stable")
     sorted_nd, sorted_codes_n = (vectors_nd - vectors_nd.mean(axis=0))[order], codes_n[order]

@@ -18,9 +18,9 @@ from scipy.stats import chi2
 from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from cytoglot.metrics.arrays import Floats, embedding_array, group_codes
-from cytoglot.metrics.neighbors import Neighbors, nearest_neighbors
-from cytoglot.metrics.silhouette_width import asw_batch, asw_label, bras, isolated_labels, silhouette_samples
+from cytoglot.metrics.embedding.arrays import Floats, embedding_array, group_codes
+from cytoglot.metrics.embedding.neighbors import Neighbors, nearest_neighbors
+from cytoglot.metrics.embedding.silhouette_width import asw_batch, asw_label, bras, isolated_labels, silhouette_samples
 from cytoglot.metrics.spec import metric
 
 K_GRAPH, K_KBET, K_LISI = 14, 49, 89
@@ -48,7 +48,7 @@ def lisi(neighbors: Neighbors, groups: ArrayLike, *, perplexity: float | None = 
     >>> metrics.lisi(near, ["x", "y", "x", "y"], perplexity=2.9).round(1).tolist()
     [1.7, 1.6, 1.6, 1.7]
     """
-    from cytoglot.metrics.kernels import inverse_simpson
+    from cytoglot.metrics.embedding.kernels import inverse_simpson
 
     codes_n, n_groups = group_codes(groups, len(neighbors))
     found_n = np.empty(len(codes_n))

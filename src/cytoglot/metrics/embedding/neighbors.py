@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
-from cytoglot.metrics.arrays import Floats, embedding_array
+from cytoglot.metrics.embedding.arrays import Floats, embedding_array
 
 _TILE_VALUES = 1 << 23
 """inner products that are held at a time: 32 MB"""
@@ -73,7 +73,7 @@ def nearest_neighbors(embedding_nd: ArrayLike, k: int) -> Neighbors:
     [1, 0, 1]
     """
     # Loaded here, so that a package that only names metrics does not wait for a compiler.
-    from cytoglot.metrics.kernels import choose_neighbors
+    from cytoglot.metrics.embedding.kernels import choose_neighbors
 
     exact_nd = embedding_array(embedding_nd)
     n, n_dimensions = exact_nd.shape

@@ -1,0 +1,1 @@
+"""Metrics of vectors: `neighbors` first, then `silhouette_width`, `integration`, `structure` and the others."""
