@@ -119,9 +119,11 @@ def test_a_cell_model_is_trained_once_for_all_ways_to_ask_it(tmp_path: Path) -> 
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     folders = sorted(tmp_path.iterdir())
     stamp = {path: path.stat().st_mtime_ns for path in folders[0].rglob("*.safetensors")}
-    CLASSIFIERS["cytoglot"](folder=tmp_path, settings=few, method="head", device="cpu").fit(
+    head = CLASSIFIERS["cytoglot"](folder=tmp_path, settings=few, method="hybrid", device="cpu").fit(
         TRAIN, LABELS[:160], TEST, LABELS[160:]
     )
+    best = np.array(head.labels, dtype=object)[head.predict_proba(TEST).argmax(axis=1)]
+    assert (best == LABELS[160:]).mean() > 0.6
     assert sorted(tmp_path.iterdir()) == folders
     assert {path: path.stat().st_mtime_ns for path in folders[0].rglob("*.safetensors")} == stamp
     CLASSIFIERS["cytoglot"](folder=tmp_path, settings=few, device="cpu", seed=1).fit(TRAIN, LABELS[:160])

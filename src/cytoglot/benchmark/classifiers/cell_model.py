@@ -122,5 +122,6 @@ class TrainedCellModel:
         if adata.n_obs == 0:
             return np.zeros((0, len(self.labels)))
         sentences, _ = self._model.sentences(adata)
-        found = label_probabilities(self._model, sentences, labels=self.labels, method=self.method)
-        return np.asarray(found.probability_nk, dtype=np.float64)
+        found = label_probabilities(self._model, sentences, method=self.method)
+        columns = [found.labels.index(label) for label in self.labels]
+        return np.asarray(found.probability_nk[:, columns], dtype=np.float64)
