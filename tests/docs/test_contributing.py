@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-#: What is copied of the tests beside those of the baselines: the contracts of tasks and metrics.
+#: What is copied of the tests beside those of classifiers and embedders: the contracts of tasks and metrics.
 _CONTRACTS = (
     "conftest.py",
     "corpus/conftest.py",
@@ -40,7 +40,8 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
     for part in _CONTRACTS:
         (tmp_path / "tests" / part).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / "tests" / part, tmp_path / "tests" / part)
-    shutil.copytree(REPOSITORY / "tests" / "benchmark" / "baselines", tmp_path / "tests" / "benchmark" / "baselines")
+    for kind in ("classifiers", "embedders"):
+        shutil.copytree(REPOSITORY / "tests" / "benchmark" / kind, tmp_path / "tests" / "benchmark" / kind)
     loose = []
     for language, title, text in _BLOCK.findall((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")):
         if title == "src/cytoglot/metrics/generation.py":
@@ -51,7 +52,8 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         elif language == "python":
             loose.append(text)
     package = tmp_path / "src" / "cytoglot"
-    _append(package / "benchmark" / "baselines" / "base.py", '"nearest_neighbors"', ', "naive_bayes"')
+    _append(package / "benchmark" / "classifiers" / "base.py", '"nearest_neighbors"', ', "naive_bayes"')
+    _append(package / "benchmark" / "embedders" / "base.py", '"random_vectors"', ', "few_components"')
     entry = '    "leading_overlap": (SENTENCES[0], SENTENCES[1]),\n'
     _append(tmp_path / "tests" / "metrics" / "test_spec.py", "ARGUMENTS = {\n", entry)
     (tmp_path / "loose.py").write_text("\n".join(re.sub(r"^from __future__.*\n", "", t) for t in loose))
@@ -60,7 +62,7 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         "assert load_recipe(TrainRecipe, 'recipe.yaml').tasks['leading_gene'] == 0.1"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    chosen = "leading_gene or treatment_response or neighbor_annotation or naive_bayes or leading_overlap"
+    chosen = "leading_gene or treatment_response or neighbor_annotation or naive_bayes or few_components or leading_overlap"
     for command in (["-c", recipe], ["loose.py"], ["-m", "pytest", "-q", "-p", "no:randomly", "tests", "-k", chosen]):
         done = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
@@ -68,5 +70,5 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
-    n_expected = 3 + 2 + 2 + 3 * 18 + 3 + 1 + 7
-    assert int(passed.group(1)) >= n_expected, "the new tasks, metric and baseline are in the contracts"
+    n_expected = 3 + 2 + 2 + 3 * 18 + 3 + 1 + 7 + 2
+    assert int(passed.group(1)) >= n_expected, "the new tasks, metric, classifier and embedder are in the contracts"
