@@ -62,7 +62,9 @@ def test_the_worked_examples_pass_the_contracts(tmp_path: Path) -> None:
         "assert load_recipe(TrainRecipe, 'recipe.yaml').tasks['leading_gene'] == 0.1"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "OMP_NUM_THREADS": "1"}
-    chosen = "leading_gene or treatment_response or neighbor_annotation or naive_bayes or few_components or leading_overlap"
+    chosen = (
+        "leading_gene or treatment_response or neighbor_annotation or naive_bayes or few_components or leading_overlap"
+    )
     for command in (["-c", recipe], ["loose.py"], ["-m", "pytest", "-q", "-p", "no:randomly", "tests", "-k", chosen]):
         done = subprocess.run(
             [sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
