@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
@@ -17,6 +18,23 @@ from cytoglot.errors import VocabularyMismatchError
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+def gene_columns(adata: AnnData, genes: pd.Index) -> NDArray[np.intp]:
+    """Return where in the cells each of the training genes is.
+
+    Raises
+    ------
+    VocabularyMismatchError
+        The cells lack one.
+    """
+    columns = adata.var_names.get_indexer(genes)
+    if (columns < 0).any():
+        raise VocabularyMismatchError(
+            f"{int((columns < 0).sum())} of the {len(genes)} genes of the training cells are not in these cells, such "
+            f"as {genes[columns < 0][0]!r}; read both with the same options"
+        )
+    return np.asarray(columns)
 
 
 class LogExpression:
@@ -43,13 +61,7 @@ class LogExpression:
         matrix_ng = log_normalize(adata.X, self._state, base=math.e)
         if adata.var_names.equals(self.genes):
             return matrix_ng
-        columns = adata.var_names.get_indexer(self.genes)
-        if (columns < 0).any():
-            raise VocabularyMismatchError(
-                f"{int((columns < 0).sum())} of the {len(self.genes)} genes of the training cells are not in these "
-                f"cells, such as {self.genes[columns < 0][0]!r}; read both with the same options"
-            )
-        return matrix_ng[:, columns]
+        return matrix_ng[:, gene_columns(adata, self.genes)]
 
 
 @EMBEDDERS.register("hvg")

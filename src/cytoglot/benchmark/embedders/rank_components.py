@@ -18,8 +18,8 @@ from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 
 from cytoglot.benchmark.embedders.base import EMBEDDERS
+from cytoglot.benchmark.embedders.expression import gene_columns
 from cytoglot.data.plain_matrix import plain_matrix
-from cytoglot.errors import VocabularyMismatchError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -86,12 +86,7 @@ class RankComponents:
         return np.concatenate(blocks)
 
     def _blocks(self, adata: AnnData) -> Iterator[NDArray[np.float32]]:
-        columns = adata.var_names.get_indexer(self._genes)
-        if (columns < 0).any():
-            raise VocabularyMismatchError(
-                f"{int((columns < 0).sum())} of the {len(self._genes)} genes of the training cells are not in these "
-                f"cells, such as {self._genes[columns < 0][0]!r}; read both with the same options"
-            )
+        columns = gene_columns(adata, self._genes)
         matrix_ng = csr_matrix(plain_matrix(adata.X))
         for start in range(0, adata.n_obs, _BLOCK):
             yield normal_scores(matrix_ng[start : start + _BLOCK][:, columns])
