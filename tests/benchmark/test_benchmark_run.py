@@ -26,6 +26,7 @@ from cytoglot.cli.main import run as command
 from cytoglot.config import load_recipe
 from cytoglot.data.synthetic import make_cells
 from cytoglot.errors import CytoglotError, InputError, UnknownNameError
+from cytoglot.metrics import holm
 from cytoglot.report.verdict_page import write_verdict_page
 
 LEARNED: dict[str, list[set[str]]] = {}
@@ -93,7 +94,9 @@ def test_the_table_is_tidy_and_its_values_are_those_of_scikit_learn(finished: tu
     assert values["macro_f1"] == pytest.approx(f1_score(cells["truth"], cells["predicted"], average="macro"))
     row = whole[whole["metric"] == "macro_f1"].iloc[0]
     assert row["low"] <= row["value"] <= row["high"]
-    assert (row["unit"], row["n_units"], row["n"]) == ("group", 6, 240)
+    assert (row["unit"], row["n_units"], row["n"]) == ("donor", 6, 240)
+    tested = table[(table["split"] == "all") & (table["task"] == "annotation") & table["mcnemar_p"].notna()]
+    np.testing.assert_allclose(tested["mcnemar_holm"], holm(tested["mcnemar_p"]))
     assert row["p_better"] + row["p_same"] + row["p_worse"] == pytest.approx(1)
 
 
@@ -443,3 +446,60 @@ def test_the_verdict_recipe_that_ships_can_be_read() -> None:
     assert (len(recipe.data), len(recipe.methods)) == (6, 12)
     for name, settings in recipe.protocols.items():
         PROTOCOLS[name].model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--label", "celltype"], "celltype"),
+        (["--label", "cell_type", "--groups", "donr"], "did you mean 'donor'"),
+        (["--label", "cell_type", "--embedding", "X_umap"], "it has X_given"),
+        (["--label", "cell_type", "--predictions", "gues"], "did you mean 'guess'"),
+        (["--label", "cell_type", "--models", "no/such folder"], "no/such folder"),
+    ],
+)
+def test_a_mistyped_name_is_refused_and_nothing_is_written(
+    options: list[str], message: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["benchmark", "run", "--data", str(source), *options, "-o", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_renamed_keeps_its_runs_and_has_its_new_name(source: Path, tmp_path: Path) -> None:
+    run_benchmark(recipe_of(source), tmp_path / "out")
+    old = recipe_of(source).model_dump(mode="json")
+    methods = [method | {"name": f"new {method['name']}"} for method in old["methods"]]
+    data = [one | {"name": "new toy"} for one in old["data"]]
+    found = run_benchmark(recipe_of(source, data=data, methods=methods, reference="new logistic"), tmp_path / "out")
+    assert found.cached == found.runs == 15
+    _, table = write_results(tmp_path / "out")
+    assert set(table["data_set"]) == {"new toy"}
+    assert set(table["model"]) == {method["name"] for method in methods}
+
+
+def test_a_table_of_an_interrupted_comparison_holds_no_run_of_other_settings(source: Path, tmp_path: Path) -> None:
+    run_benchmark(recipe_of(source), tmp_path / "out")
+    run_benchmark(recipe_of(source, protocols={"annotation": {"folds": 4}}), tmp_path / "out")
+    (tmp_path / "out" / "plan.json").unlink()  # as it is until the last run is done
+    _, table = write_results(tmp_path / "out")
+    assert set(table[table["split"] == "all"]["n"]) == {240}
+    assert len(table[table["model"] == "knn"]["run_id"].dropna().unique()) == 4
+
+
+def test_every_seed_has_random_vectors_of_its_own(source: Path) -> None:
+    cells = load_cells(DataSettings(name="toy", source=str(source)).model_dump_json())
+    made = maker(cells, embedder="random_vectors")
+    first, second = (made.fitted_embedder(cells.adata, seed).embed(cells.adata) for seed in (0, 1))
+    assert not np.allclose(first, second)
+
+
+def test_cells_without_counts_cannot_be_thinned(tmp_path: Path, source: Path) -> None:
+    cells = make_cells(n_cells=90, n_genes=60, n_types=2, seed=6)
+    cells.X = cells.X.astype(np.float32).log1p()
+    cells.write_h5ad(tmp_path / "log.h5ad")
+    data = [{"name": "log", "source": str(tmp_path / "log.h5ad")}]
+    found = run_benchmark(recipe_of(source, data=data, protocols={"damage": {}, "bulk_matching": {}}), tmp_path / "out")
+    assert found.runs == 0
+    assert len(found.skipped) == 2
+    assert all("need counts, found" in line for line in found.skipped)

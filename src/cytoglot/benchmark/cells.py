@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -19,12 +21,14 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from cytoglot.benchmark.embedders.base import BATCH
-from cytoglot.benchmark.recipe import DataSettings
+from cytoglot.benchmark.recipe import DataSettings, MethodSettings
 from cytoglot.data.datasets import resolve_source
+from cytoglot.data.normalize import matrix_state
 from cytoglot.data.plain_matrix import plain_matrix
+from cytoglot.data.readers.formats import store_for
 from cytoglot.data.readers.read import read
 from cytoglot.data.schema import labels as read_labels
-from cytoglot.errors import InputError
+from cytoglot.errors import InputError, nearest_names
 from cytoglot.manifest import fingerprint_file
 
 logger = logging.getLogger(__name__)
@@ -99,11 +103,11 @@ def load_cells(settings_json: str, columns_kept: tuple[str, ...] = ()) -> Benchm
     path = find_source(settings.source)
     adata = read(path)
     warnings = []
-    keep_n = read_labels(adata.obs, settings.label).notna().to_numpy()
-    for left_out, values in settings.leave_out.items():
-        if left_out not in adata.obs:
-            raise InputError(f"{settings.name}: leave_out names a column {left_out!r} that {path.name} does not have")
-        keep_n &= ~adata.obs[left_out].astype(str).isin(values).to_numpy()
+    keep_n = used_cells(settings, adata.obs)
+    if not keep_n.all():
+        logger.info(
+            "%s: %d of %d cells are left out (no label, or of leave_out)", settings.name, (~keep_n).sum(), len(keep_n)
+        )
     adata = adata[keep_n]
     labels = read_labels(adata.obs, settings.label).astype(str).to_numpy(dtype=object)
     if settings.max_cells is not None and adata.n_obs > settings.max_cells:
@@ -112,15 +116,15 @@ def load_cells(settings_json: str, columns_kept: tuple[str, ...] = ()) -> Benchm
         share = place / pd.Series(labels[shuffled]).map(pd.Series(labels).value_counts()).to_numpy()
         rows = np.sort(shuffled[np.argsort(share, kind="stable")[: settings.max_cells]])
         adata, labels = adata[rows], labels[rows]
-    if len(set(labels)) < 2:
-        raise InputError(f"{settings.name}: column {settings.label!r} has {len(set(labels))} labels; 2 are needed")
     columns: dict[str, str | None] = {"groups": settings.groups, "batch": settings.batch or settings.groups}
-    found: dict[str, Labels | None] = {}
+    found: dict[str, Labels | None] = dict.fromkeys(columns)
     for what, column in columns.items():
-        if column is not None and column not in adata.obs:
-            raise InputError(f"{settings.name}: there is no column {column!r} of {what} in {path.name}")
-        found[what] = None if column is None else adata.obs[column].astype(str).to_numpy(dtype=object)
-        if column == settings.label or (found[what] is not None and _same_partition(found[what], labels)):
+        if column is None:
+            continue
+        values_n = adata.obs[column].astype(str).to_numpy(dtype=object)
+        found[what] = values_n
+        # As many pairs as values and labels: each value goes with one label alone.
+        if len(set(zip(values_n, labels, strict=True))) == len(set(values_n)) == len(set(labels)):
             warnings.append(
                 f"{settings.name}: the column {column!r} says the same as the labels, so what differs between groups "
                 "and what differs between labels cannot be told apart"
@@ -150,6 +154,61 @@ def load_cells(settings_json: str, columns_kept: tuple[str, ...] = ()) -> Benchm
     )
 
 
+def used_cells(settings: DataSettings, obs: pd.DataFrame) -> NDArray[np.bool_]:
+    """Return which cells have a label and are not left out, after a look at every column that the settings name.
+
+    Raises
+    ------
+    InputError
+        A column is missing, or fewer than two labels remain.
+    """
+    series = read_labels(obs, settings.label)
+    for what, column in (
+        ("groups", settings.groups),
+        ("batch", settings.batch),
+        *(("leave_out", c) for c in settings.leave_out),
+    ):
+        if column is not None and column not in obs:
+            raise InputError(
+                f"{settings.name}: there is no column {column!r} of obs, which {what} names; "
+                f"{nearest_names(column, [str(name) for name in obs.columns])}"
+            )
+    keep_n = series.notna().to_numpy()
+    for column, values in settings.leave_out.items():
+        keep_n &= ~obs[column].astype(str).isin(values).to_numpy()
+    n_labels = series[keep_n].nunique()
+    if n_labels < 2:
+        raise InputError(f"{settings.name}: column {settings.label!r} has {n_labels} labels; at least 2 are needed")
+    return np.asarray(keep_n)
+
+
+def check_source(settings: DataSettings, methods: Sequence[MethodSettings]) -> None:
+    """Look at the table of cells of a file alone, so that a mistyped column is refused before anything is run.
+
+    Raises
+    ------
+    InputError
+        As `used_cells`; also for a column of predictions or a matrix of obsm that a method names and the file lacks.
+    """
+    path = find_source(settings.source)
+    with store_for(path) as store:
+        obs = store.obs
+    used_cells(settings, obs)
+    obsm: list[str] = []
+    if path.suffix == ".h5ad":
+        with h5py.File(path) as file:
+            obsm = sorted(file.get("obsm", ()))
+    for method in methods:
+        column, key = method.options.get("column"), method.embedder_options.get("key")
+        if method.classifier == "given" and column not in obs:
+            raise InputError(
+                f"{settings.name}: there is no column {column!r} of predicted labels; "
+                f"{nearest_names(str(column), [str(name) for name in obs.columns])}"
+            )
+        if method.embedder == "obsm" and key not in obsm and path.suffix == ".h5ad":
+            raise InputError(f"{settings.name}: there is no obsm[{key!r}]; it has {', '.join(obsm) or 'none'}")
+
+
 def data_fingerprint(settings: DataSettings) -> str:
     """Return the fingerprint of the file that the settings name."""
     return fingerprint_file(find_source(settings.source))
@@ -165,13 +224,8 @@ def halves_of_reads(adata: AnnData, *, seed: int) -> tuple[AnnData, AnnData]:
     InputError
         The matrix holds no counts, so that there are no reads to share out.
     """
+    check_counts(adata, what="halves of the reads")
     matrix_ng = csr_matrix(adata.X, copy=True)
-    if (
-        matrix_ng.nnz
-        and float(matrix_ng.data.max()) < 20
-        and not np.array_equal(matrix_ng.data, matrix_ng.data.round())
-    ):
-        raise InputError("halves of the reads need counts; these cells hold other values")
     counts = np.rint(matrix_ng.data).astype(np.int64)
     first = np.random.default_rng([seed, 7]).binomial(counts, 0.5)
     halves = []
@@ -183,6 +237,19 @@ def halves_of_reads(adata: AnnData, *, seed: int) -> tuple[AnnData, AnnData]:
     return halves[0], halves[1]
 
 
+def check_counts(adata: AnnData, *, what: str) -> None:
+    """Refuse cells that hold no counts: whole numbers, or expected counts, whose sums differ from cell to cell.
+
+    Raises
+    ------
+    InputError
+        The values are logs, signed, or scaled to one sum.
+    """
+    state = matrix_state(adata.X)
+    if state.kind not in ("counts", "nonnegative") or state.target_sum is not None:
+        raise InputError(f"{what} need counts, found {state.description}; pass a file with counts")
+
+
 def fewer_reads(adata: AnnData, share: float, *, seed: int) -> AnnData:
     """Return the cells with each read kept with probability `share`; counts that are not whole are rounded first."""
     thinned: Any = csr_matrix(adata.X, copy=True)
@@ -190,8 +257,3 @@ def fewer_reads(adata: AnnData, share: float, *, seed: int) -> AnnData:
     thinned.data = np.random.default_rng([seed, 8]).binomial(counts, share).astype(np.float32)
     thinned.eliminate_zeros()
     return AnnData(thinned, obs=adata.obs.copy(), var=adata.var.copy())
-
-
-def _same_partition(first: Labels | None, second: Labels) -> bool:
-    pairs = set(zip(first if first is not None else (), second, strict=True))
-    return len(pairs) == len(set(first if first is not None else ())) == len(set(second))

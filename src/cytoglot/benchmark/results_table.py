@@ -20,7 +20,7 @@ from sklearn.metrics import roc_auc_score
 
 from cytoglot.atomic import atomic_path, write_json
 from cytoglot.benchmark.recipe import BenchmarkRecipe
-from cytoglot.benchmark.run import RECIPE_FILE, RESULTS_FILE, RUNS, read_cells, read_run
+from cytoglot.benchmark.run import PLAN_FILE, RECIPE_FILE, RESULTS_FILE, RUNS, protocol_of, read_cells, read_run
 from cytoglot.data.knowledge.ontology import map_labels
 from cytoglot.data.knowledge.ontology_graph import package_ontology
 from cytoglot.errors import InputError
@@ -29,6 +29,7 @@ from cytoglot.metrics.classification import (
     accuracy_statistic,
     balanced_accuracy_statistic,
     ece_statistic,
+    holm,
     macro_f1_statistic,
     mcnemar,
     mean_statistic,
@@ -47,16 +48,16 @@ from cytoglot.metrics.uncertainty import (
 COLUMNS = (
     "model", "role", "task", "condition", "data_set", "split", "seed", "metric", "value", "low", "high", "n", "unit",
     "n_units", "scaled", "against", "difference", "difference_low", "difference_high", "p_better", "p_same", "p_worse",
-    "mcnemar_p", "sees_all_cells", "seconds", "cpu_seconds", "memory_mb", "contamination", "run_id", "error",
+    "mcnemar_p", "mcnemar_holm", "sees_all_cells", "seconds", "cpu_seconds", "memory_mb", "contamination", "run_id",
+    "error",
 )  # fmt: skip
 """of the table. A row of one split has the id of its run and no interval; a row of split "all" has an interval, over
 whole groups where there are enough, and what it is against: the best baseline on the same cells"""
-_FORMAT = 2
+_FORMAT = 3
 """counted up when the table gains or changes a number, so that it is made anew"""
 _MIN_MAPPED = 0.8
 """least share of cells whose label has a term of the Cell Ontology, so that errors are rated on it"""
 LOWER_IS_BETTER = frozenset({"ece", "brier", "foscttm", "lcad"})
-HEADLINES = ("macro_f1", "accuracy", "auroc_novel", "foscttm", "avg_bio_kmeans", "scib_total")
 _N_RESAMPLES = 1000
 
 
@@ -69,11 +70,9 @@ def write_results(folder: str | Path) -> tuple[Path, pd.DataFrame]:
         The folder holds no runs of `cytoglot benchmark run`.
     """
     folder = Path(folder)
-    recipe, names = read_plan(folder)
-    records = [record for name in names if (record := read_run(folder, name)) is not None]
-    stamp = fingerprint_texts(
-        [json.dumps([_FORMAT, recipe.model_dump(mode="json"), [[r["id"], r["error"], r["seconds"]] for r in records]])]
-    )
+    recipe, records = read_plan(folder)
+    made = [[r["id"], r["data"]["name"], r["method"]["name"], r["error"], r["seconds"]] for r in records]
+    stamp = fingerprint_texts([json.dumps([_FORMAT, recipe.model_dump(mode="json"), made])])
     path, made_of = folder / RESULTS_FILE, folder / "results.json"
     if path.is_file() and made_of.is_file() and json.loads(made_of.read_text(encoding="utf-8"))["of"] == stamp:
         return path, pd.read_parquet(path)
@@ -85,8 +84,8 @@ def write_results(folder: str | Path) -> tuple[Path, pd.DataFrame]:
     return path, table
 
 
-def read_plan(folder: Path) -> tuple[BenchmarkRecipe, list[str]]:
-    """Return the recipe of a folder of results and the ids of its runs.
+def read_plan(folder: Path) -> tuple[BenchmarkRecipe, list[dict[str, Any]]]:
+    """Return the recipe of a folder of results and the records of its runs, under the names of the recipe.
 
     Raises
     ------
@@ -96,16 +95,35 @@ def read_plan(folder: Path) -> tuple[BenchmarkRecipe, list[str]]:
     if not (folder / RECIPE_FILE).is_file() or not (folder / RUNS).is_dir():
         raise InputError(f"{folder} holds no runs; pass the folder that `cytoglot benchmark run -o` wrote")
     recipe = BenchmarkRecipe.model_validate_json((folder / RECIPE_FILE).read_text(encoding="utf-8"))
-    plan = folder / "plan.json"
+    plan, methods = folder / PLAN_FILE, {method.name: method for method in recipe.methods}
+    records = []
     if plan.is_file():
-        return recipe, json.loads(plan.read_text(encoding="utf-8"))["runs"]
-    # of a comparison that was interrupted
-    return recipe, sorted(path.stem for path in (folder / RUNS).glob("*.json"))
+        for entry in json.loads(plan.read_text(encoding="utf-8"))["runs"]:
+            if (record := read_run(folder, entry["id"])) is not None:
+                record["data"]["name"], record["method"]["name"] = entry["data"], entry["method"]
+                record["method"]["contamination"] = methods[entry["method"]].contamination
+                records.append(record)
+        return recipe, records
+    # Of a comparison that was interrupted: the runs that are as the recipe says, as the folder may hold others.
+    data = {one.name: one.model_dump(mode="json") for one in recipe.data}
+    for path in sorted((folder / RUNS).glob("*.json")):
+        record = read_run(folder, path.stem)
+        if record is None or record["protocol"] not in recipe.protocols or record["seed"] not in recipe.seeds:
+            continue
+        settings = protocol_of(record["protocol"], recipe.protocols[record["protocol"]]).model_dump(mode="json")
+        method = methods.get(record["method"]["name"])
+        same_method = method is not None and all(
+            record["method"][key] == value
+            for key, value in method.model_dump(mode="json", exclude={"classifier", "options"}).items()
+        )
+        if same_method and record["settings"] == settings and data.get(record["data"]["name"]) == record["data"]:
+            records.append(record)
+    return recipe, records
 
 
 def skipped_of(folder: Path) -> list[str]:
     """Return the protocols that do not fit a data set, with the reason."""
-    plan = folder / "plan.json"
+    plan = folder / PLAN_FILE
     return list(json.loads(plan.read_text(encoding="utf-8"))["skipped"]) if plan.is_file() else []
 
 
@@ -114,7 +132,6 @@ def _by_task(folder: Path, records: list[dict[str, Any]], recipe: BenchmarkRecip
     order = {method.name: place for place, method in enumerate(recipe.methods)}
     for task in recipe.protocols:
         for data in recipe.data:
-            # By content, not by name: a data set or method may have been renamed since a run was made.
             found = [r for r in records if r["protocol"] == task and r["data"]["name"] == data.name]
             by_model: dict[str, list[dict[str, Any]]] = {}
             for record in sorted(found, key=lambda r: order.get(r["method"]["name"], len(order))):
@@ -160,7 +177,13 @@ def _rows(
         )
         tables[model] = facts | cost, pd.concat(judged, ignore_index=True) if judged else None
         rows += _means_of_values(facts | cost, whole)
-    rows += _pooled(tables, recipe)
+    # Donors, batches: what the recipe calls the groups that are resampled.
+    group_unit = next(data.groups for data in recipe.data if data.name == data_set) or "group"
+    pooled = list(_pooled(tables, recipe, group_unit))
+    tested = [row for row in pooled if "mcnemar_p" in row]
+    for row, p in zip(tested, holm([row["mcnemar_p"] for row in tested]), strict=True):
+        row["mcnemar_holm"] = float(p)
+    rows += pooled
     return rows
 
 
@@ -204,7 +227,10 @@ def statistics(cells: pd.DataFrame) -> dict[str, AdditiveStatistic]:
         found["hierarchical_f1"] = hierarchical_f1_statistic(true, guessed, package_ontology())
     if "known" in cells:  # an open set: what counts is whether the new type is noticed
         known = cells["known"].to_numpy(dtype=np.float64)
-        rejected_n = known < (np.quantile(known[seen], 0.05) if seen.any() else np.nan)
+        # Of each left-out type by itself: the scores of another fit have another scale.
+        split = cells["split"].to_numpy(dtype=object) if "split" in cells else np.full(len(cells), "", dtype=object)
+        limit_of = {name: np.quantile(known[seen & (split == name)], 0.05) for name in set(split[seen])}
+        rejected_n = known < np.array([limit_of.get(name, np.nan) for name in split], dtype=np.float64)
         return {"accuracy_known": _share(truth == predicted, seen), "novel_rejected": _share(rejected_n, ~seen)}
     if not seen.all() and seen.any():
         # Labels that training lacks cannot be right; without them it is the method that is judged, not the split.
@@ -233,7 +259,7 @@ def _share(hit_n: NDArray[np.bool_], among_n: NDArray[np.bool_]) -> AdditiveStat
 
 
 def _pooled(
-    tables: dict[str, tuple[dict[str, Any], pd.DataFrame | None]], recipe: BenchmarkRecipe
+    tables: dict[str, tuple[dict[str, Any], pd.DataFrame | None]], recipe: BenchmarkRecipe, group_unit: str
 ) -> Iterator[dict[str, Any]]:
     """Yield rows over all splits: intervals, the scale, and differences to the best baseline on the same cells."""
     known = {model: (facts, cells) for model, (facts, cells) in tables.items() if cells is not None}
@@ -258,7 +284,7 @@ def _pooled(
             for model, part in parts.items():
                 if metric not in forms[model]:
                     continue
-                groups, unit = resampled_unit(part)
+                groups, unit = resampled_unit(part, unit=group_unit)
                 interval = bootstrap(forms[model][metric], groups=groups, unit=unit, n_resamples=_N_RESAMPLES)
                 row = known[model][0] | {
                     "condition": condition,
@@ -286,7 +312,7 @@ def _pooled(
                 yield row
         for model, part in parts.items():
             if "known" in part and not part["in_training"].all():
-                groups, unit = resampled_unit(part)
+                groups, unit = resampled_unit(part, unit=group_unit)
                 interval = _auroc(part, groups, unit)
                 yield known[model][0] | {
                     "condition": condition,
@@ -302,11 +328,11 @@ def _pooled(
                 }
 
 
-def resampled_unit(part: pd.DataFrame) -> tuple[NDArray[Any], str]:
+def resampled_unit(part: pd.DataFrame, *, unit: str = "group") -> tuple[NDArray[Any], str]:
     """Return what is resampled: groups where there are enough, else cells, each with all its repetitions."""
     groups = part["group"].to_numpy(dtype=object)
     if len(set(groups)) >= MIN_GROUPS:
-        return groups, "group"
+        return groups, unit
     return part["cell"].to_numpy(dtype=object), "cell"
 
 

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from cytoglot import __version__
 from cytoglot.atomic import atomic_path, check_output_folder, write_json
-from cytoglot.benchmark.cells import data_fingerprint, load_cells
+from cytoglot.benchmark.cells import check_source, data_fingerprint, load_cells
 from cytoglot.benchmark.classifiers.base import CLASSIFIERS
 from cytoglot.benchmark.embedders.base import EMBEDDERS
 from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol
@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 RECIPE_FILE = "recipe.json"
 RESULTS_FILE = "results.parquet"
 RUNS = "runs"
+PLAN_FILE = "plan.json"
+"""the ids of the runs of the recipe, with the names that it gives to data set and method: a run that is there already
+may have been made under other names"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,14 +96,17 @@ def run_benchmark(recipe: BenchmarkRecipe, folder: str | Path, *, workers: int =
     folder = Path(folder)
     check_output_folder(folder, written_by="benchmark run", mark=RECIPE_FILE)
     jobs = _jobs(recipe, folder)
-    (folder / RUNS).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     with locked(folder) as is_ours:
         if not is_ours:
             raise InputError(f"another process is writing {folder}; wait for it, or pass another folder")
         write_json(folder / RECIPE_FILE, recipe.model_dump(mode="json"))
+        (folder / RUNS).mkdir(exist_ok=True)
+        # The plan of an earlier recipe would say what the table of this one is made of.
+        (folder / PLAN_FILE).unlink(missing_ok=True)
         n_runs = n_cached = 0
         errors: list[str] = []
-        ids: list[str] = []
+        planned: list[dict[str, Any]] = []
         skipped: dict[str, None] = {}
         with running("local", workers) as pool:
             for found in pool.map(_work, jobs, description="benchmark", unit="job"):
@@ -108,8 +114,9 @@ def run_benchmark(recipe: BenchmarkRecipe, folder: str | Path, *, workers: int =
                 n_cached += sum(run["cached"] for run in found)
                 errors += [f"{run['what']}: {run['error']}" for run in found if run["error"]]
                 skipped |= {run["skipped"]: None for run in found if run["skipped"]}
-                ids += [run["id"] for run in found if run["id"]]
-        write_json(folder / "plan.json", {"runs": sorted(ids), "skipped": list(skipped)})
+                planned += [{key: run[key] for key in ("id", "data", "method")} for run in found if run["id"]]
+        planned.sort(key=lambda run: str(run["id"]))
+        write_json(folder / PLAN_FILE, {"runs": planned, "skipped": list(skipped)})
     for error in errors:
         logger.warning("failed: %s", error)
     return BenchmarkSummary(
@@ -132,6 +139,8 @@ def _jobs(recipe: BenchmarkRecipe, folder: Path) -> list[Job]:
             CLASSIFIERS[method.classifier]
         if method.embedder is not None:
             EMBEDDERS[method.embedder]
+    for data in recipe.data:
+        check_source(data, recipe.methods)
     kinds = {name: protocol_of(name, settings) for name, settings in recipe.protocols.items()}
     fingerprints = {data.name: data_fingerprint(data) for data in recipe.data}
     jobs = []
@@ -236,20 +245,17 @@ def _work(job: Job) -> list[dict[str, Any]]:
     maker: Maker | None = None
     told = []
     for seed in job.seeds:
-        try:
-            splits = _remembered_splits(job, protocol, seed)
-        except CytoglotError as error:
-            reason = f"{job.protocol}, {job.data.name}: {error}"
-            told.append({"id": None, "what": "", "error": None, "cached": False, "skipped": reason})
-            continue
+        splits, reason = _remembered_splits(job, protocol, seed)
+        if reason:
+            told.append(_told(job, "", seed, skipped=f"{job.protocol}, {job.data.name}: {reason}"))
         for split in splits:
             name = run_id(job, split, seed)
             kept = read_run(job.folder, name)
             if kept is not None and kept["error"] is None:
-                told.append({"id": name, "what": "", "error": None, "cached": True, "skipped": ""})
+                told.append(_told(job, split, seed, cached=True))
                 continue
             if kept is not None and kept.get("will_not_change"):
-                told.append(_told(job, split, seed, kept["error"], cached=True))
+                told.append(_told(job, split, seed, error=kept["error"], cached=True))
                 continue
             cells = load_cells(job.data.model_dump_json(), columns_of(job.method))
             maker = maker or Maker(job.method, cells)
@@ -261,7 +267,9 @@ def _work(job: Job) -> list[dict[str, Any]]:
                 reason = str(error) if isinstance(error, CytoglotError) else f"{type(error).__name__}: {error}"
                 # The same data and settings are refused again; anything else may have been bad luck.
                 again = not isinstance(error, InputError)
-                told.append(_keep_failure(job, split, seed, " ".join(reason.split()), may_change=again))
+                reason = " ".join(reason.split())
+                _keep_failure(job, split, seed, reason, may_change=again)
+                told.append(_told(job, split, seed, error=reason))
                 continue
             cost = {
                 "seconds": round(time.perf_counter() - began, 3),
@@ -269,21 +277,28 @@ def _work(job: Job) -> list[dict[str, Any]]:
                 "memory_mb": round(_peak_memory_mb(), 1),
             }
             write_run(job, split, seed, outcome, cost | {"sees_all_cells": maker.sees_all_cells}, cells.warnings)
-            told.append({"id": name, "what": "", "error": None, "cached": False, "skipped": ""})
+            told.append(_told(job, split, seed))
     return told
 
 
-def _remembered_splits(job: Job, protocol: Protocol, seed: int) -> list[str]:
-    """Return the names of the splits; they are kept, so that a finished comparison need not read its data again."""
+def _remembered_splits(job: Job, protocol: Protocol, seed: int) -> tuple[list[str], str]:
+    """Return the names of the splits, or none and why the protocol does not fit the data set.
+
+    They are kept, so that a finished comparison need not read its data again.
+    """
     data = job.data.model_dump(mode="json", exclude={"name", "source"})
     facts = [job.data_fingerprint, data, job.protocol, job.settings, seed, __version__]
     path = job.folder / "splits" / f"{fingerprint_texts([json.dumps(facts, sort_keys=True, default=str)])}.json"
     if path.is_file():
         found: list[str] = json.loads(path.read_text(encoding="utf-8"))
-        return found
-    splits = protocol.splits(load_cells(job.data.model_dump_json()), seed)
+        return found, ""
+    cells = load_cells(job.data.model_dump_json(), columns_of(job.method))
+    try:
+        splits = protocol.splits(cells, seed)
+    except InputError as error:
+        return [], str(error)
     write_json(path, splits)
-    return splits
+    return splits, ""
 
 
 def _facts(job: Job, split: str, seed: int) -> dict[str, Any]:
@@ -314,17 +329,26 @@ def write_run(
     write_json(job.folder / RUNS / f"{facts['id']}.json", record)
 
 
-def _keep_failure(job: Job, split: str, seed: int, error: str, *, may_change: bool) -> dict[str, Any]:
+def _keep_failure(job: Job, split: str, seed: int, error: str, *, may_change: bool) -> None:
     facts = _facts(job, split, seed)
     nothing = dict.fromkeys(("seconds", "cpu_seconds", "memory_mb", "sees_all_cells"))
     record = facts | nothing | {"values": {}, "notes": [], "error": error, "will_not_change": not may_change}
     write_json(job.folder / RUNS / f"{facts['id']}.json", record)
-    return _told(job, split, seed, error, cached=False)
 
 
-def _told(job: Job, split: str, seed: int, error: str, *, cached: bool) -> dict[str, Any]:
-    what = f"{job.protocol}, {job.data.name}, {job.method.name}, split {split}"
-    return {"id": run_id(job, split, seed), "what": what, "error": error, "cached": cached, "skipped": ""}
+def _told(
+    job: Job, split: str, seed: int, *, error: str | None = None, cached: bool = False, skipped: str = ""
+) -> dict[str, Any]:
+    """Return what a worker says of one run, or of a protocol that does not fit the data set."""
+    return {
+        "id": None if skipped else run_id(job, split, seed),
+        "data": job.data.name,
+        "method": job.method.name,
+        "what": f"{job.protocol}, {job.data.name}, {job.method.name}, split {split}",
+        "error": error,
+        "cached": cached,
+        "skipped": skipped,
+    }
 
 
 def read_run(folder: Path, name: str) -> dict[str, Any] | None:

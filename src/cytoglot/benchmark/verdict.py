@@ -15,8 +15,14 @@ from cytoglot.metrics.classification import per_class as class_scores
 from cytoglot.metrics.uncertainty import resampled_values
 
 VERDICT_FILE = "verdict.json"
-_HEADLINES = {"annotation": "macro_f1", "leave_group_out": "macro_f1", "label_fractions": "macro_f1",
-              "damage": "accuracy", "bulk_matching": "foscttm", "embedding": "knn_accuracy"}  # fmt: skip
+_HEADLINES = {
+    "open_set": "auroc_novel",
+    "damage": "accuracy",
+    "bulk_matching": "foscttm",
+    "embedding": "knn_accuracy",
+}
+"""protocol → the metric that sums it up; macro-F1 for the others"""
+_BEST_OF = {"model": "the best simple method", "baseline": "the best other simple method"}
 _SOLVED, _RESISTANT = 0.95, 0.7
 
 
@@ -46,6 +52,8 @@ def write_verdict(folder: str | Path, table: pd.DataFrame) -> list[str]:
         "margin": recipe.margin,
         "verdicts": found,
         "strata": strata(table),
+        "headlines": {str(task): headline(str(task)) for task in dict.fromkeys(table["task"])},
+        "lower_is_better": sorted(LOWER_IS_BETTER),
         "pairwise": pairwise(folder, table, margin=recipe.margin),
         "per_class": per_class(folder, table),
     }
@@ -92,21 +100,22 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
                     "result": "better" if low > 0 else "worse" if high < 0 else "not distinguishable",
                 }
             )
+        role = str(roles[model])
         contamination = str(whole[whole["model"] == model]["contamination"].iloc[0])
-        found.append({"model": model, "sentence": _sentence(model, comparisons, contamination),
+        found.append({"model": model, "sentence": _sentence(model, comparisons, contamination, best=_BEST_OF[role]),
                       "comparisons": comparisons, "contamination": contamination})  # fmt: skip
     return found
 
 
-def _sentence(model: str, comparisons: list[dict[str, Any]], contamination: str) -> str:
+def _sentence(model: str, comparisons: list[dict[str, Any]], contamination: str, *, best: str) -> str:
     if not comparisons:
         return f"{model}: no comparison with a baseline could be made."
     main = [c for c in comparisons if c["task"] in ("annotation", "leave_group_out")] or comparisons
     parts: list[str] = []
-    for result, words in (
-        ("better", "better than the best simple method on"),
-        ("not distinguishable", "not distinguishable from it on"),
-        ("worse", "worse on"),
+    for result, first, later in (
+        ("better", f"better than {best} on", ""),
+        ("not distinguishable", f"not distinguishable from {best} on", "not distinguishable from it on"),
+        ("worse", f"worse than {best} on", "worse on"),
     ):
         some = [c for c in main if c["result"] == result]
         if some:
@@ -115,16 +124,11 @@ def _sentence(model: str, comparisons: list[dict[str, Any]], contamination: str)
                 f"{c['n_units']} {c['unit']}s)"
                 for c in some
             )
-            first = "not distinguishable from the best simple method on" if not parts else words
-            parts.append(f"{first if result == 'not distinguishable' else _first(words, first=not parts)} {shown}")
+            parts.append(f"{later if parts else first} {shown}")
     text = f"{model}: " + "; ".join(parts) + "."
     if contamination == "unknown" and any(c["result"] == "better" for c in main):
         text += " Its training data are not known, and may hold these cells: this is no win."
     return text
-
-
-def _first(words: str, *, first: bool) -> str:
-    return words.replace("worse on", "worse than the best simple method on") if first else words
 
 
 def _task(comparison: dict[str, Any]) -> str:

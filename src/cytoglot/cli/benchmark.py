@@ -54,6 +54,7 @@ def run_command(
     Of a recipe, or of --data FILE: folds, and donors left out where --groups names them. The same command goes on where
     an interrupted one stopped.
     """
+    from cytoglot.benchmark.embedders import EMBEDDERS
     from cytoglot.benchmark.recipe import BenchmarkRecipe
     from cytoglot.benchmark.results_table import write_results
     from cytoglot.benchmark.run import forecast, run_benchmark
@@ -98,6 +99,8 @@ def run_command(
     if dry_run:
         show(forecast(chosen, output) | {"dry_run": True}, as_json=json)
         return
+    for one in models or []:  # a folder that is no model is a mistake of the command, not a result
+        EMBEDDERS["language_model"](model=one)
     summary = run_benchmark(chosen, output, workers=workers)
     path, table = write_results(output)
     sentences = write_verdict(output, table)
@@ -108,10 +111,13 @@ def run_command(
         "cached": summary.cached,
         "results": path,
         "page": page,
+        "not_asked": list(summary.skipped),
         "verdict": sentences,
     }
     if json:
         result["errors"] = list(summary.errors)
+    else:  # a sentence on each line
+        result |= {key: [{key: line} for line in result[key]] or None for key in ("not_asked", "verdict")}
     show(result, as_json=json)
 
 

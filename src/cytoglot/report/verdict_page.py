@@ -29,14 +29,12 @@ _TASKS = {
     "bulk_matching": ("A cell and its bulk profile", "Share of profiles nearer than the cell's own; lower is better."),
 }  # fmt: skip
 _METRICS = {"macro_f1": "macro-F1", "auroc_novel": "AUROC", "ece": "ECE", "foscttm": "FOSCTTM", "brier": "Brier"}
-_LOWER = frozenset({"ece", "brier", "foscttm", "lcad"})
 _SHOWN = (
     "macro_f1", "macro_f1_shared", "accuracy", "accuracy_shared", "balanced_accuracy", "ece", "lcad", "hierarchical_f1",
     "auroc_novel", "novel_rejected", "accuracy_known", "foscttm", "knn_accuracy", "knn_accuracy_other_batch",
     "avg_bio_kmeans", "asw_label", "bras", "ilisi", "kbet", "graph_connectivity", "scgraph", "scib_total",
     "permuted_knn_accuracy", "permuted_avg_bio_kmeans", "permuted_scgraph",
 )  # fmt: skip
-_HEADLINE = {"open_set": "auroc_novel", "damage": "accuracy", "bulk_matching": "foscttm", "embedding": "knn_accuracy"}
 
 
 def write_verdict_page(folder: str | Path) -> Path:
@@ -80,7 +78,7 @@ def _sections(table: pd.DataFrame, facts: dict[str, Any]) -> list[dict[str, Any]
         whole = part[part["split"] == "all"]
         if not len(whole):
             continue
-        headline = _HEADLINE.get(str(task), "macro_f1")
+        headline = facts["headlines"][str(task)]
         conditions = list(dict.fromkeys(whole["condition"]))
         shown = [m for m in _SHOWN if m in set(whole["metric"])] or list(dict.fromkeys(whole["metric"]))
         methods = list(dict.fromkeys(whole["model"]))
@@ -100,7 +98,9 @@ def _sections(table: pd.DataFrame, facts: dict[str, Any]) -> list[dict[str, Any]
                 "n": int(first["n"].max()) if len(first) else 0,
                 "unit": str(first["unit"].iloc[0]) if len(first) else "",
                 "n_units": first["n_units"].max() if len(first) else None,
-                "figure": _differences(first) if len(conditions) == 1 and first["difference"].notna().any() else "",
+                "figure": _differences(first, lower_is_better=headline in facts["lower_is_better"])
+                if len(conditions) == 1 and first["difference"].notna().any()
+                else "",
                 "headline": headline,
                 "columns": columns,
                 "several": len(conditions) > 1,
@@ -121,10 +121,10 @@ def _sections(table: pd.DataFrame, facts: dict[str, Any]) -> list[dict[str, Any]
     return found
 
 
-def _differences(rows: pd.DataFrame) -> str:
+def _differences(rows: pd.DataFrame, *, lower_is_better: bool) -> str:
     """Draw each method's difference to the best baseline with its interval, and the ceiling."""
     metric = rows["metric"].iloc[0]
-    sign, values = (-1 if metric in _LOWER else 1), rows.set_index("model")["value"]
+    sign, values = (-1 if lower_is_better else 1), rows.set_index("model")["value"]
     baselines = [m for m in rows[rows["role"] == "baseline"]["model"] if not math.isnan(values[m])]
     best = max(baselines, key=lambda m: sign * values[m], default=None)
     kept = rows[(rows["role"] != "replicate") & rows["difference"].notna() & (rows["model"] != best)]

@@ -180,7 +180,7 @@ class PipelineClassifier:
             warnings.simplefilter("always")  # such as a solver that was stopped before its end: no error here
             model.fit(x_nd, truth_n.astype(str))
         for warning in told:
-            logger.info("%s: %s", model, str(warning.message).partition("\n")[0])
+            logger.debug("%s: %s", model, str(warning.message).partition("\n")[0])
 
     def _matrix(self, adata: AnnData) -> Any:
         """Return what the classifier sees of cells: log expression, or the vectors of the embedder."""

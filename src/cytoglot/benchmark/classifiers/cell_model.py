@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from cytoglot import __version__
 from cytoglot.benchmark.classifiers.base import CLASSIFIERS, Probabilities, checked_labels
 from cytoglot.download import cache_folder
 from cytoglot.errors import InputError
@@ -92,7 +93,14 @@ class TrainedCellModel:
         cells.obs = pd.DataFrame({"label": labels_n.astype(str)}, index=cells.obs_names)
         named = recipes().get(self.recipe) if self.recipe is not None else None
         recipe = load_recipe(TrainRecipe, named or self.recipe, self.settings)
-        facts = (recipe.model_dump_json(), str(self.seed), str(train.n_obs), *map(str, labels_n), *cells.var_names)
+        facts = (
+            __version__,
+            recipe.model_dump_json(),
+            str(self.seed),
+            str(train.n_obs),
+            *map(str, labels_n),
+            *cells.var_names,
+        )
         name = fingerprint_bytes([cell_hashes(cells.X).tobytes(), *(fact.encode() for fact in facts)])
         names = cells.obs_names.astype(str)
         split = Split(

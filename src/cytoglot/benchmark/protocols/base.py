@@ -53,7 +53,8 @@ class Maker:
 
     def __init__(self, method: MethodSettings, cells: BenchmarkCells) -> None:
         self.method, self._cells = method, cells
-        self._fixed: CellEmbedder | None = None
+        self._fixed: dict[int, CellEmbedder] = {}
+        """seed → vectors that are the same in every fold"""
         self.sees_all_cells = False
         """whether the method, as far as it was used, saw the test cells while it learned"""
 
@@ -70,8 +71,8 @@ class Maker:
         name = self.method.embedder
         if name is None:
             return None
-        if self._fixed is not None and not new_cells:
-            return self._fixed
+        if seed in self._fixed and not new_cells:
+            return self._fixed[seed]
         made = EMBEDDERS[name](seed=seed, **self.method.embedder_options)
         self.sees_all_cells = sees_all_cells(made)
         if needs_fit(made):
@@ -84,8 +85,9 @@ class Maker:
         if not sees_all_cells(made):
             check_alone(vectors_nd, made.embed, self._cells.adata)
         names = self._cells.adata.obs_names
-        self._fixed = Precomputed(names, vectors_nd, source=self.method.name, sees_all_cells=sees_all_cells(made))
-        return self._fixed
+        found = Precomputed(names, vectors_nd, source=self.method.name, sees_all_cells=sees_all_cells(made))
+        self._fixed[seed] = found
+        return found
 
     def classifier(self, seed: int, *, new_cells: bool = False) -> Classifier:
         """Return the classifier, not fitted; parameters as in `embedder`."""
@@ -129,7 +131,7 @@ def predict(classifier: Classifier, test: AnnData) -> Probabilities:
     """
     found = classifier.predict_proba(test)
     if len(found) > 1 and not sees_all_cells(getattr(classifier, "embedder", None) or classifier):  # type: ignore[arg-type]
-        check_alone(found, lambda some: classifier.predict_proba(some), test)
+        check_alone(found, classifier.predict_proba, test)
     return found
 
 

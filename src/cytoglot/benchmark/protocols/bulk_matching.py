@@ -9,7 +9,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from cytoglot.benchmark.cells import BenchmarkCells
+from cytoglot.benchmark.cells import BenchmarkCells, check_counts
 from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol
 from cytoglot.errors import InputError
 from cytoglot.metrics.embedding.foscttm import foscttm_per_pair
@@ -27,7 +27,8 @@ class BulkMatching(Protocol):
     cells_per_profile: int = 10
 
     def splits(self, cells: BenchmarkCells, seed: int) -> list[str]:
-        """Return the one split; an InputError with fewer than three profiles."""
+        """Return the one split; an InputError with fewer than three profiles or without counts."""
+        check_counts(cells.adata, what="bulk profiles")
         if len(self._profiles(cells, seed)) < 3:
             raise InputError(f"{cells.name} has fewer than 3 groups of {self.cells_per_profile} cells of one label")
         return ["whole"]
@@ -43,6 +44,7 @@ class BulkMatching(Protocol):
         bulk = AnnData(sums.astype(np.float32), obs=pd.DataFrame(index=names), var=cells.adata.var.copy())
         others = np.setdiff1d(np.arange(cells.adata.n_obs), np.concatenate([single, rest]))
         train = others if len(others) >= 50 else np.arange(cells.adata.n_obs)
+        notes = () if train is others else ("the embedder learned from the matched cells too: hardly any are left",)
         embedder = maker.fitted_embedder(cells.take(train), seed, new_cells=True)
         x_nd, y_nd = embedder.embed(cells.take(single)), embedder.embed(bulk)
         x_nd, y_nd = (part - part.mean(axis=0) for part in (x_nd, y_nd))
@@ -55,7 +57,7 @@ class BulkMatching(Protocol):
                 "condition": "",
             }
         )
-        return Outcome(cells=table)
+        return Outcome(cells=table, notes=notes)
 
     def _profiles(self, cells: BenchmarkCells, seed: int) -> list[np.ndarray]:
         """Return the rows of the cells of each profile."""

@@ -7,9 +7,9 @@ import pandas as pd
 from anndata import AnnData
 from scipy.sparse import csr_matrix
 
-from cytoglot.benchmark.cells import BenchmarkCells, fewer_reads
+from cytoglot.benchmark.cells import BenchmarkCells, check_counts, fewer_reads
 from cytoglot.benchmark.protocols.annotation import fold_rows
-from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol, judged_cells
+from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol, judged_cells, predict
 from cytoglot.data.hvg import select_hvg
 
 
@@ -27,7 +27,8 @@ class Damage(Protocol):
     n_variable: int = 500
 
     def splits(self, cells: BenchmarkCells, seed: int) -> list[str]:
-        """Return the numbers of the folds used."""
+        """Return the numbers of the folds used; an InputError where the cells hold no counts."""
+        check_counts(cells.adata, what="damaged cells")
         return [str(number) for number in range(min(self.n_folds_used, self.folds))]
 
     def run(self, cells: BenchmarkCells, maker: Maker, split: str, seed: int) -> Outcome:
@@ -43,7 +44,7 @@ class Damage(Protocol):
                 judged_cells(
                     cells,
                     test,
-                    method.predict_proba(damaged),
+                    predict(method, damaged),
                     method.labels,
                     training_labels=cells.labels[train],
                     condition=condition,
