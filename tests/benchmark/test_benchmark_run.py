@@ -291,7 +291,7 @@ def test_the_verdict_says_better_only_where_the_interval_leaves_out_zero() -> No
     base = dict.fromkeys(COLUMNS)
     rows = [
         base | {"model": model, "role": role, "task": "annotation", "condition": "", "data_set": "toy", "split": "all",
-                "metric": "macro_f1", "value": value, "n": 100, "unit": "group", "n_units": 8, "against": "base",
+                "metric": "macro_f1", "value": value, "n": 100, "unit": "donor", "n_units": 8, "against": "base",
                 "difference": d, "difference_low": low, "difference_high": high, "contamination": seen}
         for model, role, value, d, low, high, seen in (
             ("base", "baseline", 0.8, 0.01, -0.01, 0.03, "none"),
@@ -305,7 +305,7 @@ def test_the_verdict_says_better_only_where_the_interval_leaves_out_zero() -> No
     assert said["good"].startswith("good: better than the best simple method on toy (folds of cells, +10.0 points")
     assert said["even"].startswith("even: not distinguishable from the best simple method on toy")
     assert said["bad"].startswith("bad: worse than the best simple method on toy")
-    assert "8 groups" in said["good"]
+    assert "8 groups by donor" in said["good"]
     assert "this is no win" in said["seen"]
     assert "base" not in said  # with models there, baselines are not judged
     assert strata(pd.DataFrame(rows)) == [

@@ -121,7 +121,7 @@ def _sentence(model: str, comparisons: list[dict[str, Any]], contamination: str,
         if some:
             shown = ", ".join(
                 f"{c['data_set']} ({_task(c)}, {100 * c['difference']:+.1f} points against {c['against']}, "
-                f"{c['n_units']} {c['unit']}s)"
+                + (f"{c['n_units']} cells)" if c["unit"] == "cell" else f"{c['n_units']} groups by {c['unit']})")
                 for c in some
             )
             parts.append(f"{later if parts else first} {shown}")

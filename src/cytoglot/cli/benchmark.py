@@ -30,7 +30,7 @@ def run_command(
         str | None, typer.Argument(help="YAML file of a comparison.", show_default="of --data alone")
     ] = None,
     output: opt.Folder = Path("benchmark"),
-    data: Annotated[list[str] | None, typer.Option("--data", help="A file of your own cells.")] = None,
+    data: Annotated[list[str] | None, typer.Option("--data", help="A file of your own cells; may be repeated.")] = None,
     label: Annotated[str, typer.Option("--label", help="Column of obs with the true labels.")] = "cell_type",
     groups: Annotated[str | None, typer.Option("--groups", help="Column of obs with donors or batches.")] = None,
     models: Annotated[

@@ -63,6 +63,8 @@ class LeaveGroupOut(Annotation):
         """Return the numbers of the folds; an InputError without groups."""
         if cells.groups is None:
             raise InputError(f"{cells.name} names no column of groups, so no group can be left out")
+        if len(set(cells.groups)) < 2:
+            raise InputError(f"column {cells.unit!r} has one group alone; to leave one out takes two")
         return super().splits(cells, seed)
 
 

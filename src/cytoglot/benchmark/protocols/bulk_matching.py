@@ -43,9 +43,7 @@ class BulkMatching(Protocol):
         names = [f"profile {number}" for number in range(len(members))]
         bulk = AnnData(sums.astype(np.float32), obs=pd.DataFrame(index=names), var=cells.adata.var.copy())
         others = np.setdiff1d(np.arange(cells.adata.n_obs), np.concatenate([single, rest]))
-        train = others if len(others) >= 50 else np.arange(cells.adata.n_obs)
-        notes = () if train is others else ("the embedder learned from the matched cells too: hardly any are left",)
-        embedder = maker.fitted_embedder(cells.take(train), seed, new_cells=True)
+        embedder = maker.fitted_embedder(cells.take(others), seed, new_cells=True)
         x_nd, y_nd = embedder.embed(cells.take(single)), embedder.embed(bulk)
         x_nd, y_nd = (part - part.mean(axis=0) for part in (x_nd, y_nd))
         of_cell, of_profile = foscttm_per_pair(x_nd, y_nd)
@@ -57,15 +55,17 @@ class BulkMatching(Protocol):
                 "condition": "",
             }
         )
-        return Outcome(cells=table, notes=notes)
+        return Outcome(cells=table)
 
     def _profiles(self, cells: BenchmarkCells, seed: int) -> list[np.ndarray]:
-        """Return the rows of the cells of each profile."""
+        """Return the rows of the cells of each profile: at most half of the cells, as the embedder needs the others."""
         kinds = pd.Series(cells.labels)
         for column in (cells.groups, cells.batches):
             kinds = kinds if column is None else kinds + "\n" + pd.Series(column)
-        shuffled = np.random.default_rng([seed, 6]).permutation(len(kinds))
+        rng = np.random.default_rng([seed, 6])
+        shuffled = rng.permutation(len(kinds))
         size, found = self.cells_per_profile, []
         for _, rows in pd.Series(shuffled).groupby(kinds.to_numpy()[shuffled]):
             found += [rows.to_numpy()[i : i + size] for i in range(0, len(rows) - size + 1, size)]
-        return found
+        n_kept = min(len(found), len(kinds) // (2 * size))
+        return [found[place] for place in np.sort(rng.choice(len(found), n_kept, replace=False))]
