@@ -307,6 +307,9 @@ def test_the_verdict_says_better_only_where_the_interval_leaves_out_zero() -> No
     assert said["bad"].startswith("bad: worse than the best simple method on toy")
     assert "8 groups by donor" in said["good"]
     assert "this is no win" in said["seen"]
+    failed = base | {"model": "lost", "role": "model", "task": "annotation", "data_set": "toy", "metric": "failed"}
+    again = {one["model"]: one["sentence"] for one in verdicts(pd.DataFrame([*rows, failed]))}
+    assert again["lost"] == "lost: no comparison with a simple method could be made; see what failed."
     assert "base" not in said  # with models there, baselines are not judged
     assert strata(pd.DataFrame(rows)) == [
         {"task": "annotation", "data_set": "toy", "condition": "", "best": 0.8, "stratum": "open"}
@@ -374,6 +377,12 @@ def test_a_label_that_training_lacks_is_told_apart(tmp_path: Path) -> None:
         ({"protocols": {"annotation": {"fold": 3}}}, InputError, "its settings are folds, by"),
         ({"methods": [{"name": "x", "classifier": "forest"}]}, UnknownNameError, "unknown classifier 'forest'"),
         ({"methods": []}, InputError, "a benchmark needs methods"),
+        (
+            {"methods": [{"name": "x", "classifier": "linear_svm", "options": {"n_component": 3}}]},
+            InputError,
+            "method 'x' has no option 'n_component'; did you mean 'n_components'",
+        ),
+        ({"methods": [{"name": "x", "embedder": "gene_table"}]}, InputError, "method 'x' needs the option 'path'"),
         ({"data": [{"name": "a", "source": "nowhere.h5ad"}]}, InputError, "CYTOGLOT_DATA names the folder"),
     ],
 )

@@ -7,12 +7,13 @@ the settings of method and protocol, split, seed and the version of cytoglot.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import platform
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from cytoglot.benchmark.embedders.base import EMBEDDERS
 from cytoglot.benchmark.protocols.base import PROTOCOLS, Maker, Outcome, Protocol
 from cytoglot.benchmark.recipe import BenchmarkRecipe, DataSettings, MethodSettings
 from cytoglot.engines import running
-from cytoglot.errors import CytoglotError, InputError
+from cytoglot.errors import CytoglotError, InputError, nearest_names
 from cytoglot.manifest import fingerprint_texts, package_versions
 from cytoglot.resume import locked
 
@@ -136,9 +137,9 @@ def _jobs(recipe: BenchmarkRecipe, folder: Path) -> list[Job]:
             raise InputError(f"a benchmark needs {what}; the recipe has none")
     for method in recipe.methods:
         if method.classifier is not None:
-            CLASSIFIERS[method.classifier]
+            _check_options(method.name, CLASSIFIERS[method.classifier], method.options)
         if method.embedder is not None:
-            EMBEDDERS[method.embedder]
+            _check_options(method.name, EMBEDDERS[method.embedder], method.embedder_options)
     for data in recipe.data:
         check_source(data, recipe.methods)
     kinds = {name: protocol_of(name, settings) for name, settings in recipe.protocols.items()}
@@ -160,6 +161,20 @@ def _jobs(recipe: BenchmarkRecipe, folder: Path) -> list[Job]:
                     )
                 )
     return jobs
+
+
+def _check_options(name: str, make: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Raise an `InputError` where a method has no such option, or needs one that is not given."""
+    known = inspect.signature(make).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return  # it takes what it is given, and says itself what it cannot use
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        others = [parameter for parameter in known if parameter not in ("seed", "embedder")]
+        raise InputError(f"method {name!r} has no option {unknown[0]!r}; {nearest_names(unknown[0], others)}")
+    lacking = [p.name for p in known.values() if p.default is p.empty and p.name not in options]
+    if lacking:
+        raise InputError(f"method {name!r} needs the option {lacking[0]!r}")
 
 
 def protocol_of(name: str, settings: dict[str, Any]) -> Protocol:

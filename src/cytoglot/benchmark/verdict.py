@@ -73,7 +73,8 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
     training data are unknown may have seen the test cells: it is said, and it never counts as better.
     """
     whole = table[(table["split"] == "all") & table["against"].notna()]
-    roles = whole.drop_duplicates("model").set_index("model")["role"]
+    facts = table.drop_duplicates("model").set_index("model")  # also of a model that failed everywhere
+    roles = facts["role"]
     judged = [name for name, role in roles.items() if role == "model"]
     judged = judged or [name for name, role in roles.items() if role == "baseline"]
     found = []
@@ -101,7 +102,7 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
                 }
             )
         role = str(roles[model])
-        contamination = str(whole[whole["model"] == model]["contamination"].iloc[0])
+        contamination = str(facts.loc[model, "contamination"])
         found.append({"model": model, "sentence": _sentence(model, comparisons, contamination, best=_BEST_OF[role]),
                       "comparisons": comparisons, "contamination": contamination})  # fmt: skip
     return found
@@ -109,7 +110,7 @@ def verdicts(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _sentence(model: str, comparisons: list[dict[str, Any]], contamination: str, *, best: str) -> str:
     if not comparisons:
-        return f"{model}: no comparison with a baseline could be made."
+        return f"{model}: no comparison with a simple method could be made; see what failed."
     main = [c for c in comparisons if c["task"] in ("annotation", "leave_group_out")] or comparisons
     parts: list[str] = []
     for result, first, later in (

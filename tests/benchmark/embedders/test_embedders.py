@@ -26,7 +26,8 @@ CELLS.obsm["X_other"] = np.arange(320, dtype=np.float64).reshape(160, 2)
 TRAIN, TEST = CELLS[:100].copy(), CELLS[100:].copy()
 
 
-@pytest.fixture(params=list(EMBEDDERS))
+# A runner is a process: tests/benchmark/runners/test_run.py.
+@pytest.fixture(params=[name for name in EMBEDDERS if name != "runner"])
 def embedder(request: pytest.FixtureRequest, tmp_path: Path, tiny_model_folder: Path) -> CellEmbedder:
     """An embedder of every registered kind, fitted."""
     options: dict[str, dict[str, object]] = {

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from anndata import AnnData
 
+from cytoglot.benchmark.embedders import EMBEDDERS
 from cytoglot.benchmark.runners import RunnerEmbedder, find_runner
 from cytoglot.errors import InputError, ResourceError, UnknownNameError
 from cytoglot.protocols import CellEmbedder
@@ -125,3 +126,12 @@ def test_an_unknown_option_or_one_of_another_type_is_refused(embedder: Callable[
         runner.with_options({"n_genes": "many"})
     with pytest.raises(InputError, match=r"must look like a\.b=value"):
         runner.with_options(["n_genes"])
+
+
+def test_a_recipe_names_a_runner_like_any_embedder(write_runner: Write, counts: AnnData, tmp_path: Path) -> None:
+    counts.obs["batch"] = counts.obs["plate"]
+    made = EMBEDDERS["runner"](name="first-counts", runners=[write_runner()], options={"n_genes": 2})
+    assert isinstance(made, CellEmbedder)
+    np.testing.assert_array_equal(made.embed(counts), counts.X.toarray()[:, :2])
+    with pytest.raises(UnknownNameError, match="first-count"):
+        EMBEDDERS["runner"](name="first-count", runners=[tmp_path / "runners"])

@@ -31,6 +31,7 @@ EMBEDDERS: Registry[Callable[..., CellEmbedder]] = Registry(
             "gene_vectors",
             "language_model",
             "precomputed",
+            "runner",
         )
     ),
 )
