@@ -93,42 +93,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-corpora = typer.Typer(
-    cls=Group,
-    help="Build, show and check a training corpus of many files.",
-    epilog="Each command has an example: cytoglot corpus COMMAND -h",
-    rich_markup_mode=None,
-)
-for _name, (_function, _example) in _CORPUS.items():
-    add_command(corpora, _name, _function, _example)
-app.add_typer(corpora, name="corpus", rich_help_panel="Corpus")
-named_data = typer.Typer(
-    cls=Group,
-    help="List data sets by name, and download one.",
-    epilog="Each command has an example: cytoglot data COMMAND -h",
-    rich_markup_mode=None,
-)
-for _name, (_function, _example) in _DATA.items():
-    add_command(named_data, _name, _function, _example)
-app.add_typer(named_data, name="data", rich_help_panel="Data")
-runners = typer.Typer(
-    cls=Group,
-    help="Embed cells by models that need their own Python environment.",
-    epilog="Each command has an example: cytoglot runner COMMAND -h",
-    rich_markup_mode=None,
-)
-for _name, (_function, _example) in _RUNNER.items():
-    add_command(runners, _name, _function, _example)
-app.add_typer(runners, name="runner", rich_help_panel="Evaluation")
-comparisons = typer.Typer(
-    cls=Group,
-    help="Compare models with simple methods, with intervals and a ceiling.",
-    epilog="Each command has an example: cytoglot benchmark COMMAND -h",
-    rich_markup_mode=None,
-)
-for _name, (_function, _example) in _BENCHMARK.items():
-    add_command(comparisons, _name, _function, _example)
-app.add_typer(comparisons, name="benchmark", rich_help_panel="Evaluation")
+for _group, (_heading, _help, _commands_of) in {
+    "corpus": ("Corpus", "Build, show and check a training corpus of many files.", _CORPUS),
+    "data": ("Data", "List data sets by name, and download one.", _DATA),
+    "runner": ("Evaluation", "Embed cells by models that need their own Python environment.", _RUNNER),
+    "benchmark": ("Evaluation", "Compare models with simple methods, with intervals and a ceiling.", _BENCHMARK),
+}.items():
+    _typer = typer.Typer(
+        cls=Group,
+        help=_help,
+        epilog=f"Each command has an example: cytoglot {_group} COMMAND -h",
+        rich_markup_mode=None,
+    )
+    for _name, (_function, _example) in _commands_of.items():
+        add_command(_typer, _name, _function, _example)
+    app.add_typer(_typer, name=_group, rich_help_panel=_heading)
 for _panel, _commands in _COMMANDS.items():
     for _name, (_function, _example) in _commands.items():
         add_command(app, _name, _function, _example, panel=_panel)
