@@ -17,7 +17,7 @@ _options = {"cache": True, "nogil": True, "error_model": "numpy"}
 # The order of a sum may change, so that sums are vectorized; NaN and infinity keep their meaning.
 _reordered = {**_options, "fastmath": {"reassoc", "contract", "nsz"}}
 _ENTROPY_TOLERANCE = 1e-5
-_MAX_BISECTIONS = 50
+_MAX_STEPS = 50
 
 
 @numba.njit(**_options)
@@ -98,29 +98,36 @@ def add_group_distances(products_rc, rows, columns, squared_n, codes_n, is_diago
 def inverse_simpson(codes_nk, distances_nk, n_groups, perplexity, lisi_n):
     """Fill the inverse Simpson index of the groups of each cell's neighbors, weighted to the perplexity.
 
-    Weights are exp(−β·distance), with β by bisection, of which the steps are those of the published code.
+    Weights are exp(−β·distance). β is found by Newton's method on the entropy, whose derivative is −β times the
+    variance of the distances, within the bounds of a bisection; the published code bisects to the same tolerance.
     """
     n, k = codes_nk.shape
     weight_k, share_l = np.empty(k), np.empty(n_groups)
+    wanted = math.log(perplexity)
     for cell in range(n):
-        beta, low, high = 1.0, 0.0, np.inf
         nearest = distances_nk[cell].min()
-        for step in range(_MAX_BISECTIONS + 1):
-            total, product = 0.0, 0.0
+        mean = distances_nk[cell].mean() - nearest
+        beta, low, high = (1.0 / mean if mean > 0 else 1.0), 0.0, np.inf
+        for step in range(_MAX_STEPS + 1):
+            total, first, second = 0.0, 0.0, 0.0
             for j in range(k):
                 distance = distances_nk[cell, j] - nearest  # a common factor of the weights, which cannot underflow
                 weight_k[j] = math.exp(-beta * distance)
                 total += weight_k[j]
-                product += weight_k[j] * distance
-            excess = math.log(total) + beta * product / total - math.log(perplexity)
-            if abs(excess) < _ENTROPY_TOLERANCE or step == _MAX_BISECTIONS:
+                first += weight_k[j] * distance
+                second += weight_k[j] * distance * distance
+            first /= total
+            excess = math.log(total) + beta * first - wanted
+            if abs(excess) < _ENTROPY_TOLERANCE or step == _MAX_STEPS:
                 break
             if excess > 0:
                 low = beta
-                beta = beta * 2 if high == np.inf else (beta + high) / 2
             else:
                 high = beta
-                beta = (beta + low) / 2
+            slope = beta * (second / total - first * first)
+            beta = beta + excess / slope if slope > 0 else np.inf
+            if not low < beta < high:
+                beta = 2 * low if high == np.inf else (low + high) / 2
         share_l[:] = 0.0
         for j in range(k):
             share_l[codes_nk[cell, j]] += weight_k[j] / total
